@@ -1,0 +1,119 @@
+"""What the engine says back: one EngineFrame a step, and the client protocol that carries it.
+
+A request meets exactly one of ``Refused`` or ``Accepted``; after ``Accepted`` come outputs, and each
+of its n choices ends in exactly one ChoiceOutput with a ``finish_reason``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.engine.plan import LogprobArrays
+from server.engine.request import EngineRequest, FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """``code`` is a name in server.errors.ErrorCode. The whole submitted list is refused."""
+
+    request_ids: tuple[str, ...]
+    code: str
+    message: str
+    retry_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    request_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOutput:
+    """Sent when a request's prompt is first scheduled and, with arrays, as its logprobs arrive.
+
+    ``logprobs`` describe prompt tokens ``first_position`` onwards (position 0 has none).
+    """
+
+    request_id: str
+    num_cached_tokens: int
+    first_position: int = 1
+    logprobs: LogprobArrays | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceOutput:
+    """New tokens of one choice. ``stop_token_id`` is the id that ended it, where one did.
+
+    ``error_code`` and ``error_message`` are set when ``finish_reason`` is error.
+    """
+
+    request_id: str
+    choice: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: LogprobArrays | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One step's figures. Gauges (running, waiting, blocks) go by shared memory instead."""
+
+    step_id: int
+    num_rows: int
+    num_prompt_tokens: int
+    num_decode_tokens: int
+    num_preemptions: int
+    prefix_queried_tokens: int
+    prefix_hit_tokens: int
+    step_seconds: float
+    forward_seconds: float
+    sample_seconds: float
+    queue_seconds: tuple[float, ...] = ()  # waits of the requests first scheduled in this step
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFrame:
+    """Everything that happened since the last frame."""
+
+    accepted: tuple[Accepted, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    prompts: tuple[PromptOutput, ...] = ()
+    choices: tuple[ChoiceOutput, ...] = ()
+    stats: StepStats | None = None
+
+
+Event = PromptOutput | ChoiceOutput
+
+
+class EngineClient(Protocol):
+    """The engine as the API sees it: across a process boundary, or in this process."""
+
+    async def submit(self, requests: Sequence[EngineRequest]) -> None:
+        """Returns once every request is accepted.
+
+        Raises:
+            QuireError: the list was refused whole (queue full, too large, draining), or the
+                engine is not there.
+        """
+        ...
+
+    def events(self, request_id: str) -> AsyncIterator[Event]:
+        """The accepted request's events, ending after the last choice's finish.
+
+        Raises:
+            QuireError: the engine died or restarted under the request.
+        """
+        ...
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Ends the requests and frees what they hold within one step. Idempotent."""
+        ...
+
+    def finish(self, request_id: str, choice: int) -> None:
+        """Ends one choice that met a stop string. No abort: no further event comes for it."""
+        ...

@@ -1,0 +1,125 @@
+"""StepPlan and StepResult: all that passes between the scheduler and an executor.
+
+Plain data that encodes with msgspec, so that several ranks can be sent the same bytes. A running
+sequence has a stable *row*: the runner keeps that row's tokens, penalty counts and bias between
+steps, so a plan never carries a decode token. ``admitted`` carries everything that rebuilds a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.engine.request import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedRow:
+    """A sequence that takes a row in this step: new, forked, or resumed after preemption.
+
+    ``token_ids`` are all that are known: the prompt, then what was generated so far.
+    ``num_computed_tokens`` of them already have their keys and values in the blocks of
+    ``block_tables`` (one tuple of block ids a group). ``choice`` is the sequence's index among its
+    request's n; the random key is derived from (seed, choice).
+    """
+
+    row: int
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    sampling: SamplingParams
+    choice: int
+    adapter_slot: int
+    block_tables: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """One row's work in this step: its next ``num_scheduled_tokens`` tokens.
+
+    ``new_block_ids`` extend the row's tables, one tuple a group (for a row admitted in the same
+    plan they are already in its ``block_tables`` and these are empty). ``samples`` says that the
+    chunk reaches the last known token, so that its logits choose a new one. ``num_prompt_logits``
+    positions, the first of the chunk onwards, report the log-probability of the prompt token that
+    follows each. ``min_tokens_pending`` forbids the end-of-sequence and stop ids for this token.
+    """
+
+    row: int
+    num_scheduled_tokens: int
+    new_block_ids: tuple[tuple[int, ...], ...] = ()
+    draft_token_ids: tuple[int, ...] = ()
+    samples: bool = False
+    num_prompt_logits: int = 0
+    min_tokens_pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Order of effects: released, row_moves, block_copies, admitted, then the forward over rows.
+
+    ``block_copies`` are (source, destination) block ids. ``row_moves`` are (from, to) rows.
+    """
+
+    step_id: int
+    rows: tuple[PlannedRow, ...] = ()
+    admitted: tuple[AdmittedRow, ...] = ()
+    released: tuple[int, ...] = ()
+    row_moves: tuple[tuple[int, int], ...] = ()
+    block_copies: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_scheduled_tokens for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobArrays:
+    """Log-probabilities of raw float32 logits, as packed little-endian arrays.
+
+    Both arrays have shape [num_positions, width]. Column 0 is the token itself, columns 1.. the
+    most likely tokens in falling order (an equal pair in rising id). ``token_ids`` is int32,
+    ``logprobs`` float32 in nats.
+    """
+
+    num_positions: int
+    width: int
+    token_ids: bytes
+    logprobs: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What one planned row gave: 0..k+1 tokens, and what was asked about them."""
+
+    row: int
+    token_ids: tuple[int, ...] = ()
+    non_finite: bool = False
+    logprobs: LogprobArrays | None = None
+    prompt_logprobs: LogprobArrays | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    step_id: int
+    rows: tuple[RowResult, ...]  # in the order of StepPlan.rows
+    forward_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    peak_activation_bytes: int = 0
+
+
+class ForwardHandle(Protocol):
+    """A forward pass that may still be running. Opaque to the engine."""
+
+
+class PendingResult(Protocol):
+    def result(self) -> StepResult:
+        """Waits for the step. Raises whatever the step raised."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs plans in order. ``masks`` are grammar bitmasks by row, or None."""
+
+    def forward(self, plan: StepPlan) -> ForwardHandle: ...
+
+    def sample(self, handle: ForwardHandle, masks: dict[int, bytes] | None) -> PendingResult: ...

@@ -1,0 +1,79 @@
+"""What crosses from the API to the engine: one immutable request.
+
+Plain standard-library dataclasses, encoded as they are by server.ipc. Everything in them was
+validated at the edge; the engine re-checks only what it alone can know (capacity, queue bounds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen. Validated by server.api; every number here is finite and in range.
+
+    ``logprobs`` and ``prompt_logprobs`` are the number of top alternatives reported beside each
+    chosen token (0 reports the token alone); None reports nothing. ``seed`` is always set: drawn
+    at the edge where the client gave none.
+    """
+
+    seed: int  # 0 <= seed < 2**63
+    max_tokens: int = 16  # 0 scores the prompt and generates nothing
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = -1  # -1 keeps all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0  # over generated tokens
+    frequency_penalty: float = 0.0  # over generated tokens
+    repetition_penalty: float = 1.0  # over prompt and generated tokens
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One prompt and its n choices.
+
+    ``request_id`` is made by the server and unique for its life. A lower ``priority`` is served
+    first. ``timeout_s`` bounds the wait in the queue, in seconds; None takes the engine's own.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    n: int = 1
+    priority: int = 0
+    tenant: str = ""
+    adapter_id: str = ""
+    adapter_version: int = 0
+    cache_salt: str = ""
+    timeout_s: float | None = None
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # EOS, a stop token id, or a stop string (decided by server.output)
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """The engine's own limits, in the units that its names say. Frozen for the server's life."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_logit_rows: int  # rows x vocabulary of logits that may exist at once
+    max_queued_requests: int
+    max_queued_tokens: int
+    queue_timeout_s: float
+    prefix_caching: bool = True
+    max_preemptions: int = 8  # of one sequence; after that it is protected
+    eos_token_ids: tuple[int, ...] = field(default=())

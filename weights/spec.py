@@ -1,0 +1,130 @@
+"""ModelSpec: every architectural fact of a checkpoint, in one frozen dataclass.
+
+A family (weights/families) turns a Hugging Face ``config.json`` into a ModelSpec; the inventory, the
+planner, the loader and the model are all driven by it, so no fact is written down twice. Nothing
+here imports torch. All sizes are counts of elements unless a name says bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class NormKind(StrEnum):
+    RMS = "rms"
+    LAYER = "layer"
+
+
+class Activation(StrEnum):
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"
+    GELU_ERF = "gelu_erf"
+    RELU = "relu"
+
+
+class PositionKind(StrEnum):
+    LEARNED = "learned"
+    ROTARY = "rotary"
+
+
+class RopeScaling(StrEnum):
+    """How rotary frequencies are stretched beyond the trained context."""
+
+    NONE = "none"
+    LINEAR = "linear"
+    DYNAMIC = "dynamic"
+    LLAMA3 = "llama3"
+    YARN = "yarn"
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary embedding (Su et al. 2021, arXiv 2104.09864) and its scaling.
+
+    ``original_max_positions`` is the context that the model was trained with before scaling. The
+    frequency arithmetic for each kind is in kernels.rotary; a scaling that depends on length
+    (dynamic) is fixed for the server's life from max_model_len.
+    """
+
+    theta: float = 10000.0
+    dim: int = 0  # rotated channels per head; the rest pass through unchanged
+    interleaved: bool = False  # False: pairs are (i, i + dim/2), as Hugging Face Llama
+    scaling: RopeScaling = RopeScaling.NONE
+    factor: float = 1.0
+    original_max_positions: int = 0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
+    truncate: bool = True  # yarn: round the correction range to whole channels
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    num_query_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float  # multiplies q.k before the softmax
+    qkv_bias: bool = False
+    output_bias: bool = False
+
+    @property
+    def query_size(self) -> int:
+        """Channels of all query heads together."""
+        return self.num_query_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Channels of all key heads together (the value heads have as many)."""
+        return self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class MlpSpec:
+    intermediate_size: int
+    activation: Activation
+    gated: bool  # True: down(act(gate(x)) * up(x)); False: down(act(up(x)))
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NormSpec:
+    kind: NormKind
+    epsilon: float
+
+    @property
+    def has_bias(self) -> bool:
+        return self.kind is NormKind.LAYER
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One decoder-only transformer with pre-normalised blocks.
+
+    ``learned_position_offset`` is added to a position before the table of learned positions is
+    read. ``parameter_dtype`` is the checkpoint's own dtype as a canonical format name
+    (weights.formats). ``eos_token_ids`` are config.json's; generation_config.json may add to them.
+    """
+
+    family: str
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    attention: AttentionSpec
+    mlp: MlpSpec
+    norm: NormSpec
+    position: PositionKind
+    max_positions: int
+    tied_unembedding: bool
+    parameter_dtype: str
+    rope: RopeSpec = field(default_factory=RopeSpec)
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Elements that one token keeps in one layer's KV cache: K and V of every kv head."""
+        return 2 * self.attention.kv_size
