@@ -1,0 +1,216 @@
+"""The one list of what the runner allocates: names, shapes, formats and memory kinds.
+
+The runner makes its persistent buffers from this list by name and the planner adds the same list
+up, so neither can know of bytes that the other does not. Intermediates are listed by phase of a
+step: only one phase is alive at a time, so the plan is the largest phase and not their sum.
+
+Nothing here imports torch: the same arithmetic serves a plan made before any weight is read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
+from server.memory.intermediates import AttentionShape, Phase, attention_workspace_bytes, phases
+from weights.formats import tensor_bytes
+from weights.inventory import inventory
+from weights.spec import ModelSpec, PositionKind
+
+ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "bool": 1, "u8": 1}
+
+
+class MemoryKind(StrEnum):
+    """What memory is for. On every device the bytes of all kinds add up to its total."""
+
+    WEIGHTS = "weights"
+    KV_CACHE = "kv_cache"
+    ACTIVATIONS = "activations"
+    IO = "io"
+    GRAPHS = "graphs"
+    WORKSPACE = "workspace"
+    ALLOCATOR_SLACK = "allocator_slack"
+    RUNTIME = "runtime"
+    OTHER_PROCESSES = "other_processes"
+    UNACCOUNTED = "unaccounted"
+    FREE = "free"
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A tensor that lives as long as the runner. ``format`` is a key of ELEMENT_BYTES."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    kind: MemoryKind
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ELEMENT_BYTES[self.format]
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """The sizes that decide what a runner allocates. Tokens, rows and blocks; no bytes.
+
+    ``format`` is that of weights, activations and KV cache. ``max_logit_rows`` bounds the rows x
+    vocabulary of logits that exist at once; ``max_logprobs`` the alternatives reported per token.
+    """
+
+    format: str
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_logit_rows: int
+    max_logprobs: int
+
+    @property
+    def max_blocks_per_row(self) -> int:
+        return math.ceil(self.max_model_len / self.block_size)
+
+    @property
+    def logit_rows(self) -> int:
+        """The most rows of logits that a step can meet at once."""
+        return min(self.max_logit_rows, self.max_num_batched_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Everything a runner of ``model`` under ``config`` will hold.
+
+    ``buffers`` are persistent; ``phases`` are the largest step's intermediates, one phase alive at
+    a time; ``weights`` maps a component of the inventory to its bytes (tied tables once).
+    """
+
+    model: ModelSpec
+    config: RunnerConfig
+    buffers: tuple[Buffer, ...]
+    phases: tuple[Phase, ...]
+    weights: dict[str, int]
+
+    def buffer(self, name: str) -> Buffer:
+        """The persistent buffer of that name. Raises KeyError for a name that is not listed."""
+        for buffer in self.buffers:
+            if buffer.name == name:
+                return buffer
+        raise KeyError(f"the layout lists no buffer named {name!r}")
+
+    @property
+    def peak_phase(self) -> Phase:
+        """The phase of a step in which most bytes of intermediates are alive."""
+        return max(self.phases, key=lambda phase: phase.nbytes)
+
+    def bytes(self, kind: MemoryKind) -> int:
+        """Planned bytes of one kind; 0 for the kinds that no list can know before start."""
+        if kind is MemoryKind.WEIGHTS:
+            return sum(self.weights.values())
+        if kind is MemoryKind.ACTIVATIONS:
+            return self.peak_phase.nbytes
+        return sum(buffer.nbytes for buffer in self.buffers if buffer.kind is kind)
+
+
+def kv_cache_spec(model: ModelSpec, format: str, block_size: int, num_blocks: int) -> KVCacheSpec:
+    """The paged cache of ``model``: one group of full attention over all layers."""
+    bytes_per_token = model.num_layers * tensor_bytes((model.kv_elements_per_token,), format)
+    group = KVCacheGroup(
+        kind=GroupKind.FULL,
+        layer_ids=tuple(range(model.num_layers)),
+        bytes_per_token=bytes_per_token,
+        block_size=block_size,
+    )
+    return KVCacheSpec(groups=(group,), num_blocks=num_blocks)
+
+
+def attention_shape(model: ModelSpec, config: RunnerConfig) -> AttentionShape:
+    """The largest step as attention sees it."""
+    return AttentionShape(
+        num_query_heads=model.attention.num_query_heads,
+        num_kv_heads=model.attention.num_kv_heads,
+        head_dim=model.attention.head_dim,
+        block_size=config.block_size,
+        max_tokens=config.max_num_batched_tokens,
+        max_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
+        max_context=config.max_model_len,
+        element_bytes=ELEMENT_BYTES[config.format],
+    )
+
+
+def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
+    """Lists every buffer, the largest step's intermediates and the weights of a runner."""
+    return Layout(
+        model=model,
+        config=config,
+        buffers=(
+            _kv_cache(model, config),
+            *_row_state(model, config),
+            *_step_inputs(config),
+            *_positions(model, config),
+            _attention_workspace(model, config),
+        ),
+        phases=phases(
+            model,
+            attention_shape(model, config),
+            logit_rows=config.logit_rows,
+            num_top=config.max_logprobs,
+        ),
+        weights=_weights(model, config.format),
+    )
+
+
+def _weights(model: ModelSpec, format: str) -> dict[str, int]:
+    by_component: dict[str, int] = {}
+    for parameter in inventory(model):
+        nbytes = tensor_bytes(parameter.shape, format)
+        component = str(parameter.component)
+        by_component[component] = by_component.get(component, 0) + nbytes
+    return by_component
+
+
+def _kv_cache(model: ModelSpec, config: RunnerConfig) -> Buffer:
+    heads, head_dim = model.attention.num_kv_heads, model.attention.head_dim
+    shape = (model.num_layers, config.num_blocks, 2, heads, config.block_size, head_dim)
+    return Buffer("kv_cache", shape, config.format, MemoryKind.KV_CACHE)
+
+
+def _row_state(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
+    """What a row keeps between steps."""
+    rows, vocab = config.max_num_seqs, model.vocab_size
+    shapes: tuple[tuple[str, tuple[int, ...], str], ...] = (
+        ("token_ids", (rows, config.max_model_len), "i32"),
+        ("block_tables", (rows, config.max_blocks_per_row), "i32"),
+        ("output_counts", (rows, vocab), "i32"),
+        ("prompt_mask", (rows, vocab), "bool"),
+    )
+    return tuple(Buffer(name, shape, fmt, MemoryKind.IO) for name, shape, fmt in shapes)
+
+
+def _step_inputs(config: RunnerConfig) -> tuple[Buffer, ...]:
+    """What a step is told: rebuilt from the plan each time, in place."""
+    tokens, rows = config.max_num_batched_tokens, config.max_num_seqs
+    shapes: tuple[tuple[str, tuple[int, ...], str], ...] = (
+        ("step_token_ids", (tokens,), "i64"),
+        ("positions", (tokens,), "i64"),
+        ("slot_mapping", (tokens,), "i64"),
+        ("query_start_loc", (rows + 1,), "i32"),
+        ("seq_lens", (rows,), "i32"),
+        ("step_block_tables", (rows, config.max_blocks_per_row), "i32"),
+    )
+    return tuple(Buffer(name, shape, fmt, MemoryKind.IO) for name, shape, fmt in shapes)
+
+
+def _positions(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
+    """The table of cosines and sines. A learned table of positions is a weight instead."""
+    if model.position is not PositionKind.ROTARY:
+        return ()
+    shape = (config.max_model_len, model.rope.dim)
+    return (Buffer("rotary_table", shape, "f32", MemoryKind.IO),)
+
+
+def _attention_workspace(model: ModelSpec, config: RunnerConfig) -> Buffer:
+    nbytes = attention_workspace_bytes(attention_shape(model, config))
+    return Buffer("attention_workspace", (nbytes,), "u8", MemoryKind.WORKSPACE)
