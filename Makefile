@@ -1,0 +1,67 @@
+# make serve needs nothing but python3 >= 3.11. See README.md for the options of each verb.
+#   PYTHON=python3.12      the interpreter that makes .venv
+#   PIP_ARGS="..."         options for pip, such as an index with CPU-only builds of torch
+#   ARGS="--port 9000"     options for the verb's command
+
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamps carry a checksum of what was installed, so that a fresh checkout's file times do not
+# matter and a second start takes no network.
+SUM := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+SETUP := $(VENV)/.setup-$(SUM)
+SETUP_TEST := $(VENV)/.setup-test-$(SUM)
+
+.PHONY: setup serve check format test test-slow sweep bench demo-score clean
+.DEFAULT_GOAL := serve
+
+setup: $(SETUP)
+
+$(SETUP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Quire needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Name another interpreter, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e . -c constraints.txt
+	@rm -f $(VENV)/.setup-*; touch $@
+
+$(SETUP_TEST): $(SETUP)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[test,dev]" -c constraints.txt
+	@touch $@
+
+serve: $(SETUP)
+	@exec $(BIN)/python -m server serve $(ARGS)
+
+check: $(SETUP_TEST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(SETUP_TEST)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(SETUP_TEST)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# pytest's exit code 5 means that no test was marked slow.
+test-slow: $(SETUP_TEST)
+	$(BIN)/python -m pytest -m slow $(ARGS) || test $$? -eq 5
+
+# The whole of what CI runs a seeded slice of; its dates and results are kept in tests/sweep.md.
+sweep: $(SETUP_TEST)
+	QUIRE_TEST_SWEEP=whole $(BIN)/python -m pytest tests/engine tests/equivalence -m "slow or not slow" $(ARGS)
+
+bench: $(SETUP)
+	$(BIN)/python -m server.bench $(ARGS)
+
+demo-score: $(SETUP)
+	$(BIN)/python -m weights.demo.score $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

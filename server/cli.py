@@ -1,0 +1,98 @@
+"""The command line: quire serve | models. A command imports what it needs, late."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import server
+from server.config import DEMO_MODEL_DIR, OPTIONS, Option, resolve
+from server.errors import StartupError
+
+EXIT_REFUSED = 2  # a start-up error: an option, the folder, a checkpoint, a busy port
+
+_PRECEDENCE = """\
+Each option is also read from the variable QUIRE_<OPTION> (QUIRE_MAX_NUM_SEQS=8) and from the TOML
+file named by --config or QUIRE_CONFIG (max-num-seqs = 8). The first of these counts: the flag, the
+variable, the file, the default. An unknown key or QUIRE_ variable is an error.
+
+Exit codes: 0 stopped after draining; 1 the engine failed too often, or open requests outlived
+--drain-timeout; 2 could not start.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the process's exit code."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return int(parsed.run(parsed))
+    except StartupError as error:
+        print(f"quire: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quire", description="Serves large language models and accounts for every byte."
+    )
+    parser.add_argument("--version", action="version", version=f"quire {server.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP",
+        description="Serves one Hugging Face checkpoint folder over an OpenAI-style HTTP API.",
+        epilog=_PRECEDENCE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for option in OPTIONS:
+        _add_option(serve, option)
+    serve.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
+    serve.set_defaults(run=_serve)
+    models = commands.add_parser("models", help="list the supported model families")
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    if option.name == "model-dir":
+        parser.add_argument(
+            "model_dir",
+            nargs="?",
+            default=argparse.SUPPRESS,
+            metavar="MODEL_DIR",
+            help=f"{option.help} (default: the demo model that ships with Quire)",
+        )
+        return
+    default = "" if option.default is None else f" (default: {option.default})"
+    parser.add_argument(
+        f"--{option.name}",
+        dest=option.field,
+        default=argparse.SUPPRESS,
+        metavar=option.form,
+        help=f"{option.help}{default}",
+    )
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    given = vars(parsed)
+    flags = {o.name: given[o.field] for o in OPTIONS if o.field in given}
+    config = resolve(flags, config_file=parsed.config)
+    if config.model_dir == str(DEMO_MODEL_DIR) and not DEMO_MODEL_DIR.is_dir():
+        raise StartupError("the demo model is not in this installation: give a MODEL_DIR")
+    from server.bootstrap import serve
+
+    return serve(config)
+
+
+def _models(parsed: argparse.Namespace) -> int:
+    from weights.families import supported
+
+    for line in supported():
+        print(line)
+    return 0

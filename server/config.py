@@ -1,0 +1,282 @@
+"""The server's options: one table drives flags, variables, the TOML file and --help.
+
+A value comes from the first of: the flag, the QUIRE_* variable, the file named by --config, the
+default. Nothing is changed after start. This is the only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from server.errors import StartupError
+from server.option_values import (
+    Reader,
+    auto_or,
+    choice,
+    integer,
+    read_switch,
+    read_text,
+    seconds,
+    size,
+)
+
+DEMO_MODEL_DIR = Path(__file__).resolve().parents[1] / "weights" / "demo" / "checkpoint"
+DEMO_MODEL_NAME = "quire-demo"
+_PREFIX = "QUIRE_"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option. ``default`` is text that ``read`` accepts, or None where there is no value."""
+
+    name: str  # the flag without its dashes; also the file's key
+    read: Reader
+    default: str | None
+    form: str  # how a value looks, with its unit
+    help: str
+
+    @property
+    def field(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return _PREFIX + self.field.upper()
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("model-dir", read_text, str(DEMO_MODEL_DIR), "FOLDER", "checkpoint to serve"),
+    Option("host", read_text, "127.0.0.1", "ADDRESS", "address to listen on"),
+    Option("port", integer(0, 65535), "8000", "N", "TCP port to listen on; 0 takes a free one"),
+    Option(
+        "served-model-name",
+        read_text,
+        None,
+        "NAME",
+        "the model's name in the API; without one, the folder's name",
+    ),
+    Option(
+        "dtype",
+        choice("auto", "float32", "bfloat16", "float16"),
+        "auto",
+        "auto|float32|bfloat16|float16",
+        "format of weights and KV cache; auto is the checkpoint's",
+    ),
+    Option(
+        "max-model-len",
+        auto_or(integer(1, 2**24)),
+        "auto",
+        "auto|TOKENS",
+        "longest prompt plus output; auto is the model's, or what fits the KV cache",
+    ),
+    Option("max-num-seqs", integer(1, 4096), "32", "N", "sequences computed at once"),
+    Option(
+        "max-num-batched-tokens", integer(1, 2**20), "512", "TOKENS", "tokens computed in one step"
+    ),
+    Option("block-size", integer(1, 1024), "16", "TOKENS", "tokens in one KV cache block"),
+    Option(
+        "kv-cache-memory",
+        auto_or(size(2**10, 2**50)),
+        "auto",
+        "auto|SIZE",
+        "bytes of the KV cache (512MiB, 2GiB); auto takes what max-num-seqs needs, "
+        "at most half of the free memory",
+    ),
+    Option("prefix-caching", read_switch, "on", "on|off", "reuse the KV cache of equal prefixes"),
+    Option("max-queued-requests", integer(1, 2**20), "256", "N", "requests waiting before a 429"),
+    Option(
+        "max-queued-tokens",
+        integer(1, 2**40),
+        "262144",
+        "TOKENS",
+        "prompt tokens waiting before a 429",
+    ),
+    Option("queue-timeout", seconds(0.001, 86400), "60", "SECONDS", "longest wait before a 503"),
+    Option("max-body-size", size(1, 2**32), "4MiB", "SIZE", "largest request body before a 413"),
+    Option("max-connections", integer(1, 65536), "512", "N", "connections open at once"),
+    Option(
+        "receive-timeout",
+        seconds(0.001, 3600),
+        "30",
+        "SECONDS",
+        "longest time a request may take to arrive before a 408",
+    ),
+    Option(
+        "generation-config",
+        choice("auto", "none"),
+        "auto",
+        "auto|none",
+        "auto takes absent sampling fields from generation_config.json, none from OpenAI's API; "
+        "its end-of-sequence ids are always used",
+    ),
+    Option("log-format", choice("text", "json"), "text", "text|json", "form of the log"),
+    Option(
+        "drain-timeout",
+        seconds(0, 86400),
+        "30",
+        "SECONDS",
+        "time that open requests get to finish after SIGTERM",
+    ),
+    Option(
+        "threads",
+        auto_or(integer(1, 4096)),
+        "auto",
+        "auto|N",
+        "compute threads; auto is the number of cores this process may use",
+    ),
+    Option(
+        "strict-ledger",
+        read_switch,
+        "off",
+        "on|off",
+        "check the KV cache's books after every step (for debugging; slow)",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What the options came to. Sizes in bytes, times in seconds, None where auto was left."""
+
+    model_dir: str
+    host: str
+    port: int
+    served_model_name: str | None
+    dtype: str
+    max_model_len: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    kv_cache_memory: int | None
+    prefix_caching: bool
+    max_queued_requests: int
+    max_queued_tokens: int
+    queue_timeout: float
+    max_body_size: int
+    max_connections: int
+    receive_timeout: float
+    generation_config: str
+    log_format: str
+    drain_timeout: float
+    threads: int | None
+    strict_ledger: bool
+
+    @property
+    def model_name(self) -> str:
+        """The name that the API serves the model under."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        folder = Path(self.model_dir).resolve()
+        return DEMO_MODEL_NAME if folder == DEMO_MODEL_DIR else folder.name or "model"
+
+
+def resolve(
+    flags: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+    config_file: str | None = None,
+) -> ServerConfig:
+    """Reads every option from its first source and checks it.
+
+    ``flags`` are the flags given, by option name without dashes. ``environment`` stands in for the
+    process's own in tests.
+
+    Raises:
+        StartupError: an unknown key or variable, or a bad value; names the option and its source.
+    """
+    variables = os.environ if environment is None else environment
+    config_file = config_file or variables.get(f"{_PREFIX}CONFIG")
+    from_file = _read_file(config_file) if config_file else {}
+    _refuse_unknown_variables(variables)
+    values: dict[str, object] = {}
+    for option in OPTIONS:
+        text, source = _first_source(option, flags, variables, from_file, config_file)
+        values[option.field] = None if text is None else _read(option, text, source)
+    config = ServerConfig(**values)  # type: ignore[arg-type]  # the table and the fields agree
+    return _checked(config)
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity mask, not the machine's count."""
+    return len(os.sched_getaffinity(0))
+
+
+def _first_source(
+    option: Option,
+    flags: Mapping[str, str],
+    variables: Mapping[str, str],
+    from_file: Mapping[str, str],
+    config_file: str | None,
+) -> tuple[str | None, str]:
+    if option.name in flags:
+        return flags[option.name], f"--{option.name}"
+    if option.variable in variables:
+        return variables[option.variable], option.variable
+    if option.name in from_file:
+        return from_file[option.name], f"{option.name} in {config_file}"
+    return option.default, f"the default of --{option.name}"
+
+
+def _read(option: Option, text: str, source: str) -> object:
+    try:
+        return option.read(text)
+    except ValueError as error:
+        raise StartupError(f"{source}: {error} (expected {option.form})") from None
+
+
+def _read_file(path: str) -> dict[str, str]:
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise StartupError(f"--config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StartupError(f"--config {path}: {error}") from None
+    names = [option.name for option in OPTIONS]
+    for key in document:
+        if key not in names:
+            raise StartupError(f"{path}: unknown key {key!r}{_near(key, names)}")
+    return {key: _scalar_text(path, key, value) for key, value in document.items()}
+
+
+def _scalar_text(path: str, key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise StartupError(f"{path}: {key} must be a string, a number or a boolean")
+
+
+def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
+    known = [option.variable for option in OPTIONS] + [f"{_PREFIX}CONFIG"]
+    for name in variables:
+        if name.startswith(_PREFIX) and name not in known:
+            raise StartupError(f"unknown variable {name}{_near(name, known)}")
+
+
+def _near(word: str, known: list[str]) -> str:
+    like = word.replace("_", "-").lower() if not word.isupper() else word
+    matches = difflib.get_close_matches(like, known, n=3, cutoff=0.6)
+    if not matches:
+        return "; known are: " + ", ".join(known)
+    return "; did you mean " + " or ".join(matches) + "?"
+
+
+def _checked(config: ServerConfig) -> ServerConfig:
+    """The rules that hold between options."""
+    if config.max_num_batched_tokens < config.max_num_seqs:
+        raise StartupError(
+            f"--max-num-batched-tokens {config.max_num_batched_tokens} is below --max-num-seqs "
+            f"{config.max_num_seqs}: every running sequence needs one token a step"
+        )
+    if config.block_size & (config.block_size - 1):
+        raise StartupError(f"--block-size {config.block_size} is not a power of two")
+    return config
+
+
+def option_fields() -> tuple[str, ...]:
+    return tuple(field.name for field in fields(ServerConfig))

@@ -1,0 +1,96 @@
+"""Reads an option's text into its value. Each reader raises ValueError with what is allowed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+Reader = Callable[[str], object]
+
+_SIZE_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+def read_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def integer(low: int, high: int) -> Reader:
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise ValueError(f"{value} is not between {low} and {high}")
+        return value
+
+    return read
+
+
+def seconds(low: float, high: float) -> Reader:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a number of seconds") from None
+        if not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(f"{text} is not between {low:g} and {high:g} seconds")
+        return value
+
+    return read
+
+
+def size(low: int, high: int) -> Reader:
+    """Bytes: a whole number, or a number with KiB, MiB, GiB or TiB."""
+
+    def read(text: str) -> int:
+        match = _SIZE.fullmatch(text.strip())
+        unit = match.group(2).upper() if match else ""
+        if match is None or unit not in _SIZE_UNITS:
+            raise ValueError(f"{text!r} is not a size such as 512MiB or 2GiB")
+        value = int(float(match.group(1)) * _SIZE_UNITS[unit])
+        if not low <= value <= high:
+            raise ValueError(f"{text} is not between {format_size(low)} and {format_size(high)}")
+        return value
+
+    return read
+
+
+def choice(*allowed: str) -> Reader:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"{text!r} is not one of {', '.join(allowed)}")
+        return text
+
+    return read
+
+
+def read_switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError(f"{text!r} is neither on nor off")
+    return text == "on"
+
+
+def auto_or(read_value: Reader) -> Reader:
+    """None for the word auto, else what ``read_value`` reads."""
+
+    def read(text: str) -> object:
+        return None if text == "auto" else read_value(text)
+
+    return read
+
+
+def format_size(size_bytes: float) -> str:
+    """A size for people: 512 B, 1.50 MiB, 2.00 GiB. Negative sizes keep their sign."""
+    magnitude = abs(size_bytes)
+    if magnitude < 1024:
+        return f"{size_bytes:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size_bytes /= 1024
+        if abs(size_bytes) < 1024 or unit == "TiB":
+            break
+    return f"{size_bytes:.2f} {unit}"
