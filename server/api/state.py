@@ -1,0 +1,97 @@
+"""ApiState: everything the HTTP layer may touch, composed once at start and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from server.engine.events import EngineClient
+from server.metrics.stats import RequestMetrics
+from server.text.chat_template import ChatTemplate
+from server.text.tokenizer import Tokenizer
+
+
+class HealthView(Protocol):
+    """The server's own state, read at each question. Never waits."""
+
+    @property
+    def alive(self) -> bool:
+        """The engine process lives and its step loop makes progress."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """The engine accepts work."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """The server was told to stop and only finishes what it has begun."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What the API knows about the served model. Sizes are tokens or counts."""
+
+    name: str  # the served name, which requests give as `model`
+    created: int  # Unix seconds
+    vocab_size: int
+    max_model_len: int
+    kv_capacity_tokens: int
+    max_n: int = 16
+    max_logprobs: int = 20
+    max_prompts: int = 64  # prompts in one completion request
+    max_choices: int = 256  # prompts x n
+    system_fingerprint: str = "quire"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """Values for sampling fields that a request leaves out. OpenAI's, unless the model has its own.
+
+    server.api.fields.generation_defaults makes them from a generation_config.json.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Bounds on what a client may send and hold open. Seconds and bytes as named."""
+
+    max_body_bytes: int = 8 * 1024 * 1024
+    max_header_bytes: int = 32 * 1024
+    receive_timeout_s: float = 30.0  # for the headers, and again for the body
+    send_timeout_s: float = 60.0  # for a client that does not read
+    keep_alive_s: float = 30.0
+    max_connections: int = 1024
+    max_json_depth: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ApiState:
+    """The parts that the routes use. Injected callables never block.
+
+    ``metrics`` also carries the terminal log line of each request: the composition root joins the
+    exporter and the log writer in one RequestMetrics. ``memory`` gives the report's JSON,
+    ``memory_text`` the same as a table. ``version`` is what /version answers.
+    """
+
+    engine: EngineClient
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    model: ModelCard
+    defaults: GenerationDefaults
+    limits: HttpLimits
+    metrics: RequestMetrics
+    memory: Callable[[], Mapping[str, Any]]
+    memory_text: Callable[[], str]
+    render_metrics: Callable[[], bytes]
+    health: HealthView
+    version: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,114 @@
+"""Renders one chat template in a process of its own, which bounds its time and its memory.
+
+Run as a script by server.text.chat_template. The first line on standard input is a JSON object
+{template, memory_bytes, seconds, max_characters}; each following line is the variables of one
+rendering, each answered by one line {"text"} or {"error", "kind"}. It imports nothing of the server,
+so that it starts fast and holds nothing worth stealing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import resource
+import signal
+import sys
+from datetime import datetime
+from typing import Any, NoReturn
+
+PR_SET_PDEATHSIG = 1
+
+
+class RaisedByTemplate(Exception):
+    """The template called raise_exception: the messages do not suit it."""
+
+
+class TooLong(Exception):
+    """The text outgrew its bound."""
+
+
+def raise_exception(message: object) -> NoReturn:
+    raise RaisedByTemplate(str(message))
+
+
+def strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as templates expect it: not escaped for HTML, which jinja2's own filter does."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def compile_template(source: str) -> Any:
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = strftime_now
+    return environment.from_string(source)
+
+
+def render(template: Any, variables: dict[str, Any], max_characters: int) -> str:
+    parts: list[str] = []
+    size = 0
+    for part in template.generate(**variables):
+        size += len(part)
+        if size > max_characters:
+            raise TooLong(f"the text is longer than {max_characters} characters")
+        parts.append(part)
+    return "".join(parts)
+
+
+def answer(
+    source: str, job: dict[str, Any], max_characters: int, cache: list[Any]
+) -> dict[str, str]:
+    try:
+        if not cache:
+            cache.append(compile_template(source))
+        return {"text": render(cache[0], job, max_characters)}
+    except RaisedByTemplate as error:
+        return {"error": str(error)[:500], "kind": "raised"}
+    except TooLong as error:
+        return {"error": str(error), "kind": "too_long"}
+    except MemoryError:
+        return {"error": "it needs too much memory", "kind": "memory"}
+    except Exception as error:  # any fault of the template is its own, and is reported
+        return {"error": f"{type(error).__name__}: {error}"[:500], "kind": "failed"}
+
+
+def main() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    options = json.loads(sys.stdin.readline())
+    memory = options["memory_bytes"]
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the alarm ends the process
+    cache: list[Any] = []
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_REAL, options["seconds"])
+        job = json.loads(line)
+        reply = answer(options["template"], job, options["max_characters"], cache)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.stdout.write(json.dumps(reply) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
