@@ -1,8 +1,8 @@
 """ModelSpec: every architectural fact of a checkpoint, in one frozen dataclass.
 
-A family (weights/families) turns a Hugging Face ``config.json`` into a ModelSpec; the inventory, the
-planner, the loader and the model are all driven by it, so no fact is written down twice. Nothing
-here imports torch. All sizes are counts of elements unless a name says bytes.
+A family (weights/families) turns a Hugging Face ``config.json`` into a ModelSpec; the inventory,
+the planner, the loader and the model are all driven by it, so no fact is written down twice.
+Nothing here imports torch. All sizes are counts of elements unless a name says bytes.
 """
 
 from __future__ import annotations

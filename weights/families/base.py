@@ -1,0 +1,71 @@
+"""What a family is: data that turns a published folder's words into ours.
+
+A family file holds a reader (config.json -> ModelSpec), the checkpoint's tensor names as patterns,
+and the names that published folders carry although they are no parameters. ``{i}`` in a pattern
+stands for the layer index. Shapes are not written down: they follow from the inventory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weights.families.facts import ConfigFacts
+from weights.spec import ModelSpec
+
+UNEMBEDDING_TENSOR = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One checkpoint tensor and the parameters that it holds.
+
+    Several targets are stacked along the output dimension in the order given. ``transposed`` says
+    that the file holds [in, out] instead of [out, in].
+    """
+
+    pattern: str
+    targets: tuple[str, ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A tensor of published folders that is no parameter, and why it is not read."""
+
+    pattern: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """``prefix`` begins the name of every tensor but the unembedding's; files saved from the bare
+    decoder lack it. ``harmless`` are keys of config.json that never change the arithmetic."""
+
+    name: str
+    architecture: str
+    model_type: str
+    prefix: str
+    sources: tuple[Source, ...]
+    skips: tuple[Skip, ...]
+    harmless: frozenset[str]
+    read: Callable[[ConfigFacts], ModelSpec]
+
+    def spec(self, config: Mapping[str, Any]) -> ModelSpec:
+        """Every architectural fact of ``config``.
+
+        Raises CheckpointError that names the key: missing, mistyped, absurd, contradictory, or
+        asking for arithmetic that is not served.
+        """
+        return self._read(config)[0]
+
+    def unread_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Keys of ``config`` that mean nothing to this family and were judged harmless by the rule
+        in weights.families.facts; worth a line at start."""
+        return self._read(config)[1]
+
+    def _read(self, config: Mapping[str, Any]) -> tuple[ModelSpec, tuple[str, ...]]:
+        facts = ConfigFacts(config, self.architecture)
+        spec = self.read(facts)
+        return spec, facts.finish(self.harmless)

@@ -1,0 +1,141 @@
+"""GPT-2 (Radford et al. 2019): Layer norm before each block, learned positions, plain MLP.
+
+Its projections are published as [in, out] ("Conv1D"), query, key and value in one tensor.
+"""
+
+from __future__ import annotations
+
+from weights.families.base import UNEMBEDDING_TENSOR, Family, Skip, Source
+from weights.families.facts import ConfigFacts
+from weights.families.keys import words
+from weights.spec import (
+    Activation,
+    AttentionSpec,
+    MlpSpec,
+    ModelSpec,
+    NormKind,
+    NormSpec,
+    PositionKind,
+)
+
+_ACTIVATIONS = {
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu": Activation.GELU_ERF,
+    "relu": Activation.RELU,
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+}
+
+# The generic names of these sizes; a folder that has both must mean the same.
+_SYNONYMS = {
+    "n_ctx": "n_positions",
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+
+def _read(facts: ConfigFacts) -> ModelSpec:
+    hidden = facts.integer("n_embd")
+    heads = facts.integer("n_head", high=1 << 16)
+    if hidden % heads:
+        raise facts.error("n_embd", f"{hidden} is no multiple of n_head {heads}")
+    head_dim = hidden // heads
+    _refuse_unserved(facts)
+    vocab_size = facts.integer("vocab_size")
+    bos = facts.token_ids("bos_token_id", vocab_size, 50256)
+    return ModelSpec(
+        family="gpt2",
+        architecture=facts.architecture,
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        num_layers=facts.integer("n_layer", high=1 << 14),
+        attention=AttentionSpec(
+            num_query_heads=heads,
+            num_kv_heads=heads,
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
+            qkv_bias=True,
+            output_bias=True,
+        ),
+        mlp=MlpSpec(
+            intermediate_size=facts.integer("n_inner", 4 * hidden),
+            activation=facts.choice("activation_function", _ACTIVATIONS, "gelu_new"),
+            gated=False,
+            bias=True,
+        ),
+        norm=NormSpec(NormKind.LAYER, facts.number("layer_norm_epsilon", 1e-5, high=1.0)),
+        position=PositionKind.LEARNED,
+        max_positions=facts.integer("n_positions"),
+        tied_unembedding=facts.flag("tie_word_embeddings", True),
+        parameter_dtype=facts.parameter_format(),
+        bos_token_id=bos[0] if bos else None,
+        eos_token_ids=facts.token_ids("eos_token_id", vocab_size, 50256),
+    )
+
+
+def _refuse_unserved(facts: ConfigFacts) -> None:
+    facts.only("scale_attn_weights", True, "attention is scaled by the root of head_dim")
+    facts.only("scale_attn_by_inverse_layer_idx", False, "every layer has the same scale")
+    facts.only("reorder_and_upcast_attn", False, "its order of operations rounds differently")
+    facts.only("add_cross_attention", False, "there is no encoder to attend to")
+    for synonym, key in _SYNONYMS.items():
+        if synonym in facts and facts.integer(synonym) != facts.integer(key):
+            raise facts.error(synonym, f"contradicts {key} {facts.integer(key)}")
+
+
+def _linear(theirs: str, *ours: str) -> tuple[Source, Source]:
+    """Weight and bias of one projection of layer ``{i}``; several targets are fused in the file."""
+    return (
+        Source(
+            f"transformer.h.{{i}}.{theirs}.weight",
+            tuple(f"layers.{{i}}.{name}.weight" for name in ours),
+            transposed=True,
+        ),
+        Source(
+            f"transformer.h.{{i}}.{theirs}.bias",
+            tuple(f"layers.{{i}}.{name}.bias" for name in ours),
+        ),
+    )
+
+
+def _norm(theirs: str, ours: str) -> tuple[Source, Source]:
+    return (
+        Source(f"transformer.{theirs}.weight", (f"{ours}.weight",)),
+        Source(f"transformer.{theirs}.bias", (f"{ours}.bias",)),
+    )
+
+
+FAMILY = Family(
+    name="gpt2",
+    architecture="GPT2LMHeadModel",
+    model_type="gpt2",
+    prefix="transformer.",
+    sources=(
+        Source("transformer.wte.weight", ("embedding.weight",)),
+        Source("transformer.wpe.weight", ("position_embedding.weight",)),
+        *_norm("h.{i}.ln_1", "layers.{i}.attention_norm"),
+        *_linear("attn.c_attn", "attention.query", "attention.key", "attention.value"),
+        *_linear("attn.c_proj", "attention.output"),
+        *_norm("h.{i}.ln_2", "layers.{i}.mlp_norm"),
+        *_linear("mlp.c_fc", "mlp.up"),
+        *_linear("mlp.c_proj", "mlp.down"),
+        *_norm("ln_f", "final_norm"),
+        Source(UNEMBEDDING_TENSOR, ("unembedding.weight",)),
+    ),
+    skips=(
+        Skip("transformer.h.{i}.attn.bias", "the causal mask is computed"),
+        Skip("transformer.h.{i}.attn.masked_bias", "the causal mask is computed"),
+        Skip("transformer.position_ids", "positions are counted"),
+        Skip("transformer.embeddings.position_ids", "positions are counted"),
+    ),
+    harmless=words(
+        """
+        resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation
+        summary_proj_to_labels summary_first_dropout
+        """
+    ),
+    read=_read,
+)
