@@ -3,7 +3,8 @@
 Every key falls in one of four classes:
 
 1. read by the family: checked for type and range;
-2. harmless: listed in weights.families.keys or by the family, or private (``_...``, ``transformers...``);
+2. harmless: listed in weights.families.keys or by the family, or private (``_...`` or
+   ``transformers...``);
 3. neutral: null, false, an empty string, list or object, which switch a feature off;
 4. unknown. No list can hold every key that some fork gives a meaning, so the name decides: a key
    with a word of arithmetic in it (ARITHMETIC_WORDS) is refused by name, because a model that is
@@ -97,9 +98,8 @@ class ConfigFacts:
     def only(self, key: str, allowed: Any, why: str) -> None:
         """Refuses any value but ``allowed``, null or absence."""
         value = self.raw(key)
-        if value is None or (
-            value == allowed and isinstance(value, bool) == (allowed in (True, False))
-        ):
+        same_kind = isinstance(value, bool) == isinstance(allowed, bool)
+        if value is None or (value == allowed and same_kind):
             return
         raise self.error(key, f"is {_show(value)}; only {_show(allowed)} is served: {why}")
 
