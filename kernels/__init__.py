@@ -1,0 +1,84 @@
+"""Numerics: one public function for every operation, whatever the device.
+
+A public function checks its arguments (ValueError names the argument, what was given and what is
+allowed) and hands over to the backend of the tensors' device. Modules are loaded when a name is
+first used, so that what needs no torch (derive_key, AttentionShape, attention_workspace_bytes) can
+be had without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kernels.activations import activation, gated_activation
+    from kernels.attention import (
+        AttentionWorkspace,
+        paged_attention,
+        prepare_attention,
+        varlen_attention,
+    )
+    from kernels.attention_types import AttentionMetadata
+    from kernels.embeddings import embedding
+    from kernels.kv_store import copy_blocks, rotary_store_kv
+    from kernels.linears import LinearWeight, linear, pack_linear
+    from kernels.norm import add_layer_norm, add_rms_norm
+    from kernels.philox import as_int64, derive_key
+    from kernels.rotary import rotary_table
+    from kernels.sampling import sample, token_logprobs
+    from kernels.sampling_types import SampleOutput, SamplingTensors, SparseBias, SparseIds
+    from kernels.workspace import AttentionShape, attention_workspace_bytes
+
+__all__ = [
+    "AttentionMetadata",
+    "AttentionShape",
+    "AttentionWorkspace",
+    "LinearWeight",
+    "SampleOutput",
+    "SamplingTensors",
+    "SparseBias",
+    "SparseIds",
+    "activation",
+    "add_layer_norm",
+    "add_rms_norm",
+    "as_int64",
+    "attention_workspace_bytes",
+    "copy_blocks",
+    "derive_key",
+    "embedding",
+    "gated_activation",
+    "linear",
+    "pack_linear",
+    "paged_attention",
+    "prepare_attention",
+    "rotary_store_kv",
+    "rotary_table",
+    "sample",
+    "token_logprobs",
+    "varlen_attention",
+]
+
+_HOMES = {
+    "activations": ("activation", "gated_activation"),
+    "attention": ("AttentionWorkspace", "paged_attention", "prepare_attention", "varlen_attention"),
+    "attention_types": ("AttentionMetadata",),
+    "embeddings": ("embedding",),
+    "kv_store": ("copy_blocks", "rotary_store_kv"),
+    "linears": ("LinearWeight", "linear", "pack_linear"),
+    "norm": ("add_layer_norm", "add_rms_norm"),
+    "philox": ("as_int64", "derive_key"),
+    "rotary": ("rotary_table",),
+    "sampling": ("sample", "token_logprobs"),
+    "sampling_types": ("SampleOutput", "SamplingTensors", "SparseBias", "SparseIds"),
+    "workspace": ("AttentionShape", "attention_workspace_bytes"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOMES.items():
+        if name in names:
+            value: object = getattr(import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value  # found directly from now on
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,42 @@
+"""Gathers and activations on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def embedding(
+    token_ids: Tensor, table: Tensor, positions: Tensor | None, position_table: Tensor | None
+) -> Tensor:
+    out = table.index_select(0, token_ids)
+    if positions is None or position_table is None:
+        return out
+    return out.add_(position_table.index_select(0, positions))
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": _gelu_tanh,
+    "gelu_erf": F.gelu,
+    "relu": torch.relu,
+}
+
+
+def activation(x: Tensor, kind: str) -> Tensor:
+    # torch evaluates 16-bit elements of these four in float32 and rounds once.
+    return FUNCTIONS[kind](x)
+
+
+def gated_activation(x: Tensor, kind: str) -> Tensor:
+    gate, up = x.chunk(2, dim=1)
+    if x.dtype is torch.float32:
+        return FUNCTIONS[kind](gate).mul_(up)
+    return FUNCTIONS[kind](gate.float()).mul_(up).to(x.dtype)

@@ -1,0 +1,51 @@
+"""Rotation, KV-cache writes and block copies on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
+    """Turns [T, H, hd] in place; cos and sin are [T, 1, dim/2] float32."""
+    half = cos.shape[2]
+    if interleaved:
+        first, second = heads[..., 0 : 2 * half : 2], heads[..., 1 : 2 * half : 2]
+    else:
+        first, second = heads[..., :half], heads[..., half : 2 * half]
+    # Type promotion lifts 16-bit channels to float32; the stores below round once.
+    turned = first * cos
+    turned.addcmul_(second.to(cos.dtype), sin, value=-1)
+    other = second * cos
+    other.addcmul_(first.to(cos.dtype), sin)
+    first.copy_(turned)
+    second.copy_(other)
+
+
+def rotary_store_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache_layer: Tensor,
+    slot_mapping: Tensor,
+    positions: Tensor | None,
+    cos_sin: Tensor | None,
+    interleaved: bool,
+) -> None:
+    if cos_sin is not None and positions is not None:
+        cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=2)
+        _rotate(q, cos, sin, interleaved)
+        _rotate(k, cos, sin, interleaved)
+    _, _, heads, block_size, head_dim = cache_layer.shape
+    blocks = slot_mapping.div(block_size, rounding_mode="floor")
+    # The cache as rows of head_dim: row ((block * 2 + K|V) * heads + head) * block_size + offset.
+    first = (blocks * (2 * heads * block_size) + slot_mapping - blocks * block_size).unsqueeze(1)
+    key_rows = (first + torch.arange(heads) * block_size).view(-1)
+    rows = cache_layer.view(-1, head_dim)
+    rows.index_copy_(0, key_rows, k.reshape(-1, head_dim))
+    rows.index_copy_(0, key_rows + heads * block_size, v.reshape(-1, head_dim))
+
+
+def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
+    for layer in cache.unbind(0):  # one layer at a time bounds the copy that is held
+        layer.index_copy_(0, destinations.long(), layer.index_select(0, sources))

@@ -1,0 +1,100 @@
+"""Writing the KV cache: rotation and store in one operation, and copies of whole blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.checks import (
+    FLOATS,
+    INTEGERS,
+    check_both,
+    check_contiguous,
+    check_dtype,
+    check_same_device,
+    check_shape,
+)
+from kernels.cpu import kv_store as cpu_kv_store
+from kernels.dispatch import select
+
+
+def _check_heads(name: str, heads: Tensor, tokens: int, cache_layer: Tensor) -> None:
+    """[T, heads, head_dim] with the heads of a token side by side; tokens may be strided."""
+    check_shape(name, heads, (tokens, None, cache_layer.shape[4]))
+    check_dtype(name, heads, (cache_layer.dtype,))
+    if heads.stride(2) != 1 or (heads.shape[1] > 1 and heads.stride(1) != heads.shape[2]):
+        raise ValueError(
+            f"{name} has strides {list(heads.stride())}; the heads of a token must lie side by"
+            f" side, so strides must be [any, {heads.shape[2]}, 1]"
+        )
+
+
+def check_cache_layer(cache_layer: Tensor) -> None:
+    check_shape("cache_layer", cache_layer, (None, 2, None, None, None))
+    check_dtype("cache_layer", cache_layer, FLOATS)
+    check_contiguous("cache_layer", cache_layer)
+
+
+def rotary_store_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache_layer: Tensor,
+    slot_mapping: Tensor,
+    *,
+    positions: Tensor | None = None,
+    cos_sin: Tensor | None = None,
+    interleaved: bool = False,
+) -> None:
+    """Turns q and k in place (where ``cos_sin`` is given) and writes k and v to their slots.
+
+    q is [T, Hq, hd]; k and v are [T, Hkv, hd]; views of one qkv tensor are fine. cache_layer is
+    [num_blocks, 2, Hkv, block_size, hd] of their dtype. Token t goes to block
+    ``slot_mapping[t] // block_size`` at offset ``slot_mapping[t] % block_size``; slots [T] int64
+    are distinct. cos_sin [P, dim] float32 comes from rotary_table, positions [T] int64 index it,
+    and only the first ``dim`` channels of a head turn: as pairs (i, i + dim/2), or (2i, 2i + 1)
+    when ``interleaved``. float32 arithmetic, rounded once. Raises ValueError for a wrong argument.
+    """
+    check_cache_layer(cache_layer)
+    tokens = q.shape[0]
+    for name, heads in (("q", q), ("k", k), ("v", v)):
+        _check_heads(name, heads, tokens, cache_layer)
+    for name, heads in (("k", k), ("v", v)):
+        if heads.shape[1] != cache_layer.shape[2]:
+            raise ValueError(
+                f"{name} has {heads.shape[1]} heads; cache_layer has {cache_layer.shape[2]}"
+            )
+    check_shape("slot_mapping", slot_mapping, (tokens,))
+    check_dtype("slot_mapping", slot_mapping, (torch.int64,))
+    check_both("cos_sin", cos_sin, "positions", positions)
+    if cos_sin is not None and positions is not None:
+        check_shape("positions", positions, (tokens,))
+        check_dtype("positions", positions, (torch.int64,))
+        check_shape("cos_sin", cos_sin, (None, None))
+        check_dtype("cos_sin", cos_sin, (torch.float32,))
+        if cos_sin.shape[1] % 2 or cos_sin.shape[1] > q.shape[2]:
+            raise ValueError(
+                f"cos_sin turns {cos_sin.shape[1]} channels; it must be an even number"
+                f" of at most head_dim, {q.shape[2]}"
+            )
+    check_same_device(
+        cache_layer=cache_layer, q=q, k=k, v=v, slot_mapping=slot_mapping, cos_sin=cos_sin
+    )
+    run = select("rotary_store_kv", cache_layer.device, cpu=cpu_kv_store.rotary_store_kv)
+    run(q, k, v, cache_layer, slot_mapping, positions, cos_sin, interleaved)
+
+
+def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
+    """Copies whole blocks in every layer: ``cache[:, destinations] = cache[:, sources]``.
+
+    cache is [num_layers, num_blocks, 2, Hkv, block_size, hd]; sources and destinations are [n]
+    int32 or int64. All sources are read before anything is written. Destinations are distinct.
+    Raises ValueError for a wrong argument.
+    """
+    check_shape("cache", cache, (None, None, 2, None, None, None))
+    check_contiguous("cache", cache)
+    for name, ids in (("sources", sources), ("destinations", destinations)):
+        check_shape(name, ids, (sources.shape[0],))
+        check_dtype(name, ids, INTEGERS)
+    check_same_device(cache=cache, sources=sources, destinations=destinations)
+    select("copy_blocks", cache.device, cpu=cpu_kv_store.copy_blocks)(cache, sources, destinations)

@@ -1,0 +1,264 @@
+"""Plain float32 torch for every public function: the oracle that backends are tested against.
+
+Written for reading, not for speed: loops over rows, heads and tokens, no tricks, and no code shared
+with a backend (save the Philox generator, which is pinned by the known answers of its paper). Each
+function has the arguments and the meaning of the public one of the same name; arithmetic is in
+float32, and results are rounded to the storage type once, at the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from kernels.attention_types import AttentionMetadata
+from kernels.linears import LinearWeight
+from kernels.philox import sampling_bits
+from kernels.sampling_types import SampleOutput, SamplingTensors
+
+
+def embedding(
+    token_ids: Tensor,
+    table: Tensor,
+    *,
+    positions: Tensor | None = None,
+    position_table: Tensor | None = None,
+) -> Tensor:
+    rows = []
+    for index, token_id in enumerate(token_ids.tolist()):
+        row = table[token_id].float()
+        if positions is not None and position_table is not None:
+            row = row + position_table[int(positions[index])].float()
+        rows.append(row)
+    return torch.stack(rows).to(table.dtype) if rows else table.new_empty((0, table.shape[1]))
+
+
+def _add(x: Tensor, residual: Tensor | None) -> Tensor:
+    return x if residual is None else (x.float() + residual.float()).to(x.dtype)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    total = _add(x, residual)
+    values = total.float()
+    mean_square = (values * values).mean(dim=-1, keepdim=True)
+    return (values / torch.sqrt(mean_square + epsilon) * weight.float()).to(x.dtype), total
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    total = _add(x, residual)
+    centred = total.float() - total.float().mean(dim=-1, keepdim=True)
+    variance = (centred * centred).mean(dim=-1, keepdim=True)
+    normed = centred / torch.sqrt(variance + epsilon) * weight.float() + bias.float()
+    return normed.to(x.dtype), total
+
+
+def rotate(vector: Tensor, cos_sin_row: Tensor, interleaved: bool) -> Tensor:
+    """One head [head_dim] turned by one row of the table: first ``dim`` channels only."""
+    half = cos_sin_row.shape[0] // 2
+    out = vector.float().clone()
+    for pair in range(half):
+        first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
+        cos, sin = cos_sin_row[pair], cos_sin_row[half + pair]
+        a, b = vector[first].float(), vector[second].float()
+        out[first] = a * cos - b * sin
+        out[second] = b * cos + a * sin
+    return out.to(vector.dtype)
+
+
+def rotary_store_kv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache_layer: Tensor,
+    slot_mapping: Tensor,
+    *,
+    positions: Tensor | None = None,
+    cos_sin: Tensor | None = None,
+    interleaved: bool = False,
+) -> None:
+    block_size = cache_layer.shape[3]
+    for token, slot in enumerate(slot_mapping.tolist()):
+        if cos_sin is not None and positions is not None:
+            row = cos_sin[int(positions[token])]
+            for heads in (q, k):
+                for head in range(heads.shape[1]):
+                    heads[token, head] = rotate(heads[token, head], row, interleaved)
+        block, offset = divmod(slot, block_size)
+        cache_layer[block, 0, :, offset] = k[token].to(cache_layer.dtype)
+        cache_layer[block, 1, :, offset] = v[token].to(cache_layer.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """One query token [Hq, hd] over a whole context [n, Hkv, hd]."""
+    group = q.shape[0] // k.shape[1]
+    out = torch.empty_like(q, dtype=torch.float32)
+    for head in range(q.shape[0]):
+        keys, values = k[:, head // group].float(), v[:, head // group].float()
+        weights = torch.softmax(keys @ q[head].float() * scale, dim=0)
+        out[head] = weights @ values
+    return out.to(q.dtype)
+
+
+def paged_attention(
+    q: Tensor, cache_layer: Tensor, metadata: AttentionMetadata, *, scale: float
+) -> Tensor:
+    block_size = cache_layer.shape[3]
+    out = torch.empty_like(q)
+    starts = metadata.query_start_loc.tolist()
+    for row, seq_len in enumerate(metadata.seq_lens.tolist()):
+        slots = torch.arange(seq_len)
+        blocks = metadata.block_tables[row, slots // block_size].long()
+        context = cache_layer[blocks, :, :, slots % block_size]  # [seq_len, 2, Hkv, hd]
+        first, last = starts[row], starts[row + 1]
+        for token in range(first, last):
+            visible = seq_len - (last - 1 - token)
+            out[token] = attend(q[token], context[:visible, 0], context[:visible, 1], scale)
+    return out
+
+
+def varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool, scale: float
+) -> Tensor:
+    out = torch.empty_like(q)
+    bounds = cu_seqlens.tolist()
+    for first, last in itertools.pairwise(bounds):
+        for token in range(first, last):
+            end = token + 1 if causal else last
+            out[token] = attend(q[token], k[first:end], v[first:end], scale)
+    return out
+
+
+def activation(x: Tensor, kind: str) -> Tensor:
+    values = x.float()
+    if kind == "silu":
+        out = values / (1 + torch.exp(-values))
+    elif kind == "gelu_tanh":
+        inner = math.sqrt(2 / math.pi) * (values + 0.044715 * values**3)
+        out = 0.5 * values * (1 + torch.tanh(inner))
+    elif kind == "gelu_erf":
+        out = 0.5 * values * (1 + torch.erf(values / math.sqrt(2)))
+    elif kind == "relu":
+        out = values.clamp(min=0)
+    else:
+        raise ValueError(f"kind is {kind!r}")
+    return out.to(x.dtype)
+
+
+def gated_activation(x: Tensor, kind: str) -> Tensor:
+    half = x.shape[1] // 2
+    return (activation(x[:, :half].float(), kind) * x[:, half:].float()).to(x.dtype)
+
+
+def linear(x: Tensor, weight: LinearWeight, *, residual: Tensor | None = None) -> Tensor:
+    out = x.float() @ weight.weight.float().T
+    if weight.bias is not None:
+        out = out + weight.bias.float()
+    if residual is not None:
+        out = out + residual.float()
+    return out.to(x.dtype)
+
+
+def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
+    before = [cache[:, block].clone() for block in sources.tolist()]
+    for block, content in zip(destinations.tolist(), before, strict=True):
+        cache[:, block] = content
+
+
+def gumbel(key: int, position: int, token_id: int) -> float:
+    """-log(-log(u)) with u = (bits + 1/2) / 2**32, in float64, then rounded to float32.
+
+    ``bits`` are word token_id % 4 of Philox at counter (token_id // 4, 0, position low, position
+    high) and key (low, high). u is never 0 or 1, so the value lies in -3.14 .. 22.88.
+    """
+    u = (sampling_bits(key, position, token_id) + 0.5) / 2.0**32
+    return -math.log(-math.log(u))
+
+
+def _logits_of_row(logits: Tensor, params: SamplingTensors, row: int) -> Tensor:
+    """Penalties, bias and forbidden tokens, in that order, on one row [V]."""
+    out = logits[row].clone()
+    counts = None if params.output_counts is None else params.output_counts[row]
+    if params.repetition is not None and counts is not None and params.prompt_mask is not None:
+        penalty = params.repetition[row]
+        penalised = torch.where(out > 0, out / penalty, out * penalty)
+        out = torch.where((counts > 0) | params.prompt_mask[row], penalised, out)
+    if params.frequency is not None and counts is not None:
+        out = out - params.frequency[row] * counts.float()
+    if params.presence is not None and counts is not None:
+        out = out - params.presence[row] * (counts > 0).float()
+    if params.bias is not None:
+        mine = params.bias.rows == row
+        for token, value in zip(params.bias.ids[mine], params.bias.values[mine], strict=True):
+            out[token] = out[token] + value
+    if params.forbidden is not None:
+        out[params.forbidden.ids[params.forbidden.rows == row]] = -math.inf
+    return out
+
+
+def _kept(scaled: Tensor, top_k: int, top_p: float, min_p: float) -> list[int]:
+    """Token ids that a row may choose: min_p, then the best top_k, then the top_p prefix."""
+    order = sorted(range(scaled.shape[0]), key=lambda token: (-float(scaled[token]), token))
+    best = float(scaled[order[0]])
+    floor = best + math.log(min_p) if min_p > 0 else -math.inf
+    kept = [token for token in order if float(scaled[token]) >= floor]
+    kept = kept[:top_k] if top_k > 0 else kept
+    kept = [token for token in kept if float(scaled[token]) > -math.inf]
+    if top_p < 1:
+        weights = [math.exp(float(scaled[token]) - best) for token in kept]
+        needed, mass = top_p * math.fsum(weights), 0.0
+        for count, weight in enumerate(weights, start=1):
+            mass += weight
+            if mass >= needed:
+                return kept[:count]
+    return kept
+
+
+def sample(logits: Tensor, params: SamplingTensors) -> SampleOutput:
+    token_ids, non_finite = [], []
+    for row in range(logits.shape[0]):
+        processed = _logits_of_row(logits, params, row)
+        bad = not bool(torch.isfinite(logits[row]).all()) or not math.isfinite(
+            float(processed.max())
+        )
+        non_finite.append(bad)
+        temperature = float(params.temperature[row])
+        if bad or temperature == 0:
+            token_ids.append(0 if bad else int(processed.argmax()))
+            continue
+        if params.key is None or params.position is None:
+            raise ValueError("a row with a temperature above 0 needs key and position")
+        scaled = (processed - processed.max()) / params.temperature[row]
+        kept = _kept(
+            scaled,
+            0 if params.top_k is None else int(params.top_k[row]),
+            1.0 if params.top_p is None else float(params.top_p[row]),
+            0.0 if params.min_p is None else float(params.min_p[row]),
+        )
+        key, position = int(params.key[row]), int(params.position[row])
+        noise = torch.tensor([gumbel(key, position, t) for t in kept], dtype=torch.float32)
+        scores = scaled[kept] + noise
+        token_ids.append(min(t for t, s in zip(kept, scores, strict=True) if s == scores.max()))
+    device = logits.device
+    return SampleOutput(
+        torch.tensor(token_ids, dtype=torch.int64, device=device),
+        torch.tensor(non_finite, dtype=torch.bool, device=device),
+    )
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
+    ids = torch.empty(logits.shape[0], 1 + num_top, dtype=torch.int32)
+    logprobs = torch.empty(logits.shape[0], 1 + num_top, dtype=torch.float32)
+    for row in range(logits.shape[0]):
+        values = torch.log_softmax(logits[row].float(), dim=0)
+        order = sorted(range(logits.shape[1]), key=lambda token: (-float(values[token]), token))
+        chosen = [int(token_ids[row]), *order[:num_top]]
+        ids[row] = torch.tensor(chosen, dtype=torch.int32)
+        logprobs[row] = values[chosen]
+    return ids, logprobs
