@@ -20,6 +20,6 @@ def select(operation: str, device: torch.device, *, cpu: Callable[P, R]) -> Call
         return cpu
     if device.type == "cuda":
         raise NotImplementedError(
-            f"{operation}: no Triton kernel yet; it runs on a CPU only, and the tensor is on {device}"
+            f"{operation}: no Triton kernel yet; the tensor must be on the CPU, not on {device}"
         )
     raise NotImplementedError(f"{operation} has no kernel for {device.type} devices")
