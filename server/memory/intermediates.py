@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.workspace import AttentionShape
 from weights.spec import ModelSpec, PositionKind
 
 # Temporaries of the CPU kernels, in bytes per element of their input.
@@ -34,25 +35,6 @@ class Phase:
         return sum(nbytes for _, nbytes in self.tensors)
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionShape:
-    """The largest step as attention sees it: heads, channels, tokens, rows; no bytes but one."""
-
-    num_query_heads: int
-    num_kv_heads: int
-    head_dim: int
-    block_size: int
-    max_tokens: int
-    max_rows: int
-    max_context: int
-    element_bytes: int
-
-
-def attention_workspace_bytes(shape: AttentionShape) -> int:
-    """Bytes of scratch that paged attention needs for the largest step."""
-    return 0
-
-
 def phases(
     model: ModelSpec, shape: AttentionShape, *, logit_rows: int, num_top: int
 ) -> tuple[Phase, ...]:
@@ -62,7 +44,7 @@ def phases(
 
 
 def _layer_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, ...]:
-    tokens, element = shape.max_tokens, shape.element_bytes
+    tokens, element = shape.max_num_batched_tokens, shape.element_bytes
     hidden = tokens * model.hidden_size * element
     attention = model.attention
     queries = tokens * attention.query_size * element
@@ -101,10 +83,10 @@ def _logit_phases(
 ) -> tuple[Phase, ...]:
     """Rows that need logits are picked out of the last residual, then cut into R at a time."""
     element, vocab = shape.element_bytes, model.vocab_size
-    picked = ("picked", shape.max_tokens * model.hidden_size * element)
+    picked = ("picked", shape.max_num_batched_tokens * model.hidden_size * element)
     logits = ("logits", 4 * rows * vocab)
     narrow = () if element == 4 else (("logits_narrow", element * rows * vocab),)
-    reported = ("reported", 8 * shape.max_tokens * (1 + num_top))
+    reported = ("reported", 8 * shape.max_num_batched_tokens * (1 + num_top))
     return (
         Phase("logits", (picked, reported, logits, *narrow)),
         Phase(

@@ -13,8 +13,9 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kernels.workspace import AttentionShape, attention_workspace_bytes
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
-from server.memory.intermediates import AttentionShape, Phase, attention_workspace_bytes, phases
+from server.memory.intermediates import Phase, phases
 from weights.formats import tensor_bytes
 from weights.inventory import inventory
 from weights.spec import ModelSpec, PositionKind
@@ -133,10 +134,10 @@ def attention_shape(model: ModelSpec, config: RunnerConfig) -> AttentionShape:
         num_kv_heads=model.attention.num_kv_heads,
         head_dim=model.attention.head_dim,
         block_size=config.block_size,
-        max_tokens=config.max_num_batched_tokens,
-        max_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
-        max_context=config.max_model_len,
         element_bytes=ELEMENT_BYTES[config.format],
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
     )
 
 
@@ -185,6 +186,10 @@ def _row_state(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
         ("block_tables", (rows, config.max_blocks_per_row), "i32"),
         ("output_counts", (rows, vocab), "i32"),
         ("prompt_mask", (rows, vocab), "bool"),
+        ("row_lengths", (4, rows), "i64"),  # tokens, computed, prompt, blocks
+        ("row_sampling", (6, rows), "f32"),
+        ("row_top_k", (rows,), "i64"),
+        ("row_keys", (rows,), "i64"),
     )
     return tuple(Buffer(name, shape, fmt, MemoryKind.IO) for name, shape, fmt in shapes)
 

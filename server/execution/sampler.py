@@ -1,0 +1,100 @@
+"""From picked hidden states to tokens and log-probabilities, a bounded number of rows at a time.
+
+Logits are rows x vocabulary in float32 and can outweigh everything else in a step, so they exist
+for at most ``logit_rows`` rows at once; larger demands are cut. Log-probabilities are of the raw
+logits, before temperature, penalties and masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import kernels
+from server.execution.row_sampling import RowSampling
+
+Int64 = npt.NDArray[np.int64]
+Logits = Callable[[torch.Tensor], torch.Tensor]  # [R, D] -> [R, V] float32
+
+
+@dataclass(frozen=True, slots=True)
+class SampleWork:
+    """Rows that choose a token: entry i of each concerns row ``rows[i]``."""
+
+    rows: Int64  # [S]
+    output_positions: Int64  # [S] index of the token among the row's generated ones
+    forbidden: Sequence[tuple[int, ...]]
+    num_top: Sequence[int | None]  # alternatives to report; None reports nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Chosen tokens, and log-probabilities for the rows that asked (the rest hold zeros)."""
+
+    token_ids: Int64  # [S]
+    non_finite: npt.NDArray[np.bool_]  # [S]
+    logprob_ids: npt.NDArray[np.int32]  # [S, 1 + most alternatives]
+    logprobs: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Log-probabilities of given tokens: each [P, 1 + num_top]."""
+
+    ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+
+
+class Sampler:
+    def __init__(self, logits: Logits, rows: RowSampling, *, logit_rows: int) -> None:
+        self._logits = logits
+        self._rows = rows
+        self._logit_rows = logit_rows
+
+    def sample(self, hidden: torch.Tensor, work: SampleWork) -> Sampled:
+        """Chooses one token for each of the S rows of ``hidden`` [S, D]."""
+        total = len(work.rows)
+        width = 1 + max((top for top in work.num_top if top is not None), default=0)
+        out = Sampled(
+            token_ids=np.zeros(total, dtype=np.int64),
+            non_finite=np.zeros(total, dtype=np.bool_),
+            logprob_ids=np.zeros((total, width), dtype=np.int32),
+            logprobs=np.zeros((total, width), dtype=np.float32),
+        )
+        for start in range(0, total, self._logit_rows):
+            self._sample_cut(hidden, work, slice(start, start + self._logit_rows), out)
+        return out
+
+    def score(self, hidden: torch.Tensor, token_ids: Int64, num_top: int) -> Scored:
+        """Log-probability of ``token_ids[i]`` after position i of ``hidden`` [P, D]."""
+        total = len(token_ids)
+        ids = np.zeros((total, 1 + num_top), dtype=np.int32)
+        logprobs = np.zeros((total, 1 + num_top), dtype=np.float32)
+        targets = torch.from_numpy(token_ids)
+        for start in range(0, total, self._logit_rows):
+            cut = slice(start, start + self._logit_rows)
+            top_ids, top = kernels.token_logprobs(self._logits(hidden[cut]), targets[cut], num_top)
+            ids[cut], logprobs[cut] = top_ids.numpy(), top.numpy()
+        return Scored(ids, logprobs)
+
+    def _sample_cut(self, hidden: torch.Tensor, work: SampleWork, cut: slice, out: Sampled) -> None:
+        logits = self._logits(hidden[cut])
+        rows, positions = work.rows[cut], work.output_positions[cut]
+        chosen = kernels.sample(logits, self._rows.tensors(rows, positions, work.forbidden[cut]))
+        out.token_ids[cut] = chosen.token_ids.numpy()
+        out.non_finite[cut] = chosen.non_finite.numpy()
+        asked = [i for i, top in enumerate(work.num_top[cut]) if top is not None]
+        if not asked:
+            return
+        index = torch.tensor(asked, dtype=torch.int64)
+        if len(asked) < len(rows):
+            logits = logits.index_select(0, index)
+        ids, logprobs = kernels.token_logprobs(
+            logits, chosen.token_ids.index_select(0, index), out.logprobs.shape[1] - 1
+        )
+        into = np.array(asked) + cut.start
+        out.logprob_ids[into], out.logprobs[into] = ids.numpy(), logprobs.numpy()

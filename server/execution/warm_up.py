@@ -1,0 +1,51 @@
+"""The largest step that a configuration allows, as a plan."""
+
+from __future__ import annotations
+
+from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
+from server.engine.request import SamplingParams
+from server.memory.layout import RunnerConfig
+
+
+def largest_plan(config: RunnerConfig) -> StepPlan:
+    """As many tokens and rows as fit, every position scored, every sampling feature in use."""
+    blocks_per_row = max(1, config.num_blocks // config.max_num_seqs)
+    rows = min(config.max_num_seqs, config.num_blocks, config.max_num_batched_tokens)
+    tokens = min(
+        config.max_num_batched_tokens // rows,
+        blocks_per_row * config.block_size,
+        config.max_model_len - 1,
+    )
+    num_blocks = -(-tokens // config.block_size)
+    admitted = tuple(
+        AdmittedRow(
+            row=row,
+            token_ids=(0,) * tokens,
+            num_prompt_tokens=tokens,
+            num_computed_tokens=0,
+            sampling=_everything(config.max_logprobs),
+            choice=0,
+            adapter_slot=0,
+            block_tables=(tuple(range(row * num_blocks, (row + 1) * num_blocks)),),
+        )
+        for row in range(rows)
+    )
+    planned = tuple(
+        PlannedRow(row=row, num_scheduled_tokens=tokens, samples=True, num_prompt_logits=tokens - 1)
+        for row in range(rows)
+    )
+    return StepPlan(step_id=0, rows=planned, admitted=admitted)
+
+
+def _everything(max_logprobs: int) -> SamplingParams:
+    return SamplingParams(
+        seed=0,
+        top_k=50,
+        top_p=0.9,
+        min_p=0.01,
+        presence_penalty=0.1,
+        frequency_penalty=0.1,
+        repetition_penalty=1.1,
+        logprobs=max_logprobs,
+        prompt_logprobs=max_logprobs,
+    )
