@@ -1,0 +1,84 @@
+"""IpcEngineClient: the engine's client in the API process's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from server.engine.events import EngineFrame, Event
+from server.engine.request import EngineRequest
+from server.errors import ErrorCode, QuireError
+from server.ipc.frames import Abort, Command, Drain, Finish, Submit
+from server.metrics.stats import StepMetrics
+from server.streams import RequestStreams, unavailable
+
+Send = Callable[[Command], None]
+
+
+class IpcEngineClient:
+    """Implements server.engine.events.EngineClient over whichever engine is attached.
+
+    The supervisor attaches a ready engine and detaches a dead one; between the two, submissions
+    are refused. Lives in one event loop.
+    """
+
+    def __init__(self, metrics: StepMetrics) -> None:
+        self._streams = RequestStreams()
+        self._metrics = metrics
+        self._send: Send | None = None
+        self._draining = False
+
+    @property
+    def num_open(self) -> int:
+        """Requests whose events have not all been read."""
+        return self._streams.num_open
+
+    async def submit(self, requests: Sequence[EngineRequest]) -> None:
+        if self._draining:
+            raise shutting_down()
+        if self._send is None:
+            raise unavailable("The engine is not ready. Try again shortly.")
+        answer = self._streams.open(requests)
+        self._send(Submit(tuple(requests)))
+        try:
+            await answer
+        except asyncio.CancelledError:
+            self.abort([request.request_id for request in requests])
+            raise
+
+    def events(self, request_id: str) -> AsyncIterator[Event]:
+        return self._streams.events(request_id)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        known = self._streams.drop(request_ids)
+        if known and self._send is not None:
+            self._send(Abort(tuple(known)))
+
+    def finish(self, request_id: str, choice: int) -> None:
+        if self._streams.end_choice(request_id, choice) and self._send is not None:
+            self._send(Finish(request_id, choice))
+
+    def drain(self) -> None:
+        """From now on submissions are refused; what is open goes on."""
+        self._draining = True
+        if self._send is not None:
+            self._send(Drain())
+
+    def attach(self, send: Send) -> None:
+        """A ready engine takes this client's commands."""
+        self._send = send
+
+    def detach(self, error: QuireError) -> None:
+        """The engine is gone: every open request ends in ``error``."""
+        self._send = None
+        self._streams.fail_all(error)
+
+    def feed(self, frame: EngineFrame) -> None:
+        """One frame of the attached engine."""
+        if frame.stats is not None:
+            self._metrics.observe_step(frame.stats)
+        self._streams.feed(frame)
+
+
+def shutting_down() -> QuireError:
+    return QuireError(ErrorCode.SHUTTING_DOWN, "The server is shutting down.", retry_after=5)

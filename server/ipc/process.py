@@ -1,0 +1,92 @@
+"""Spawns the engine process, and makes sure that it never outlives this one.
+
+The two speak over a socket pair: it has no name in the file system, nobody else can connect to it,
+and its end of stream is the notice of the other side's death. Two more ties hold the engine to its
+parent: PR_SET_PDEATHSIG (the kernel kills the engine when the spawning thread ends, so only the
+main thread may spawn), and a pipe whose other end only the parent holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+
+_PR_SET_PDEATHSIG = 1
+_SOCKET_BUFFER_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProcess:
+    """A running engine process: its socket, and the pipe that it watches."""
+
+    popen: subprocess.Popen[bytes]
+    connection: socket.socket
+    death_pipe: int
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def kill(self) -> None:
+        """Ends the process at once and reaps it. Idempotent."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def close(self) -> None:
+        """Kills the process and gives back what it held here."""
+        self.kill()
+        self.connection.close()
+        with contextlib.suppress(OSError):
+            os.close(self.death_pipe)
+
+
+def spawn_engine(module: str, gauges_fd: int) -> EngineProcess:
+    """Starts ``python -m module SOCKET GAUGES DEATH_PIPE PARENT`` (file descriptors, then a pid).
+
+    Raises:
+        RuntimeError: called from a thread that may end before the process does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("the engine process must be spawned from the main thread")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    read_end, write_end = os.pipe()
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+    arguments = [str(fd) for fd in (theirs.fileno(), gauges_fd, read_end)] + [str(os.getpid())]
+    try:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            pass_fds=(theirs.fileno(), gauges_fd, read_end),
+            stdin=subprocess.DEVNULL,
+        )
+    except OSError:
+        ours.close()
+        os.close(write_end)
+        raise
+    finally:
+        theirs.close()
+        os.close(read_end)
+    return EngineProcess(popen, ours, write_end)
+
+
+def die_with_parent(parent: int, death_pipe: int) -> None:
+    """Called first thing in the child. Ends the process when ``parent`` is gone."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died before the call above
+        os._exit(0)
+    threading.Thread(target=_watch, args=(death_pipe,), name="death-pipe", daemon=True).start()
+
+
+def _watch(death_pipe: int) -> None:
+    while os.read(death_pipe, 1):
+        pass
+    os._exit(0)

@@ -1,0 +1,227 @@
+"""Plans a server's memory before anything is loaded: sizes of the KV pool, and the split.
+
+The pool takes the least of three: the budget (--kv-cache-memory), half of what the machine has
+available, and what max_num_seqs sequences of max_model_len tokens need plus a quarter for cached
+prefixes. What must fit beside it (weights, intermediates, buffers) is taken off first.
+Torch-free: the same arithmetic plans for a machine that is not there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from server.engine.kv_spec import KVCacheSpec
+from server.errors import StartupError
+from server.memory.layout import Layout, MemoryKind, RunnerConfig, build_layout, kv_cache_spec
+from server.option_values import format_size
+from weights.formats import FORMATS, get_format
+from weights.spec import ModelSpec
+
+PREFIX_SHARE = 1.25  # room for cached prefixes beside the live sequences
+LOGIT_ELEMENTS = 2**21  # rows x vocabulary of float32 logits that a step holds at once
+MIN_LOGIT_ROWS, MAX_LOGIT_ROWS = 8, 256
+MAX_LOGPROBS = 20
+_PLANNED = (
+    MemoryKind.WEIGHTS,
+    MemoryKind.KV_CACHE,
+    MemoryKind.ACTIVATIONS,
+    MemoryKind.IO,
+    MemoryKind.WORKSPACE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What the operator asked for. None where auto was left; sizes in bytes."""
+
+    format: str
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int | None = None
+    kv_cache_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """The sizes to build with, and the bytes that each kind will take."""
+
+    request: PlanRequest
+    layout: Layout
+    kv: KVCacheSpec
+    available_bytes: int
+    pool_limit: str  # which of the three bounds set the pool's size
+    model_max_len: int  # what the model itself can take
+
+    @property
+    def runner(self) -> RunnerConfig:
+        return self.layout.config
+
+    @property
+    def max_model_len(self) -> int:
+        return self.runner.max_model_len
+
+    @property
+    def capacity_tokens(self) -> int:
+        return self.kv.num_blocks * self.runner.block_size
+
+    @property
+    def concurrent_sequences(self) -> float:
+        """Sequences of max_model_len tokens that the pool holds at once."""
+        blocks = math.ceil(self.max_model_len / self.runner.block_size)
+        return self.kv.num_blocks / blocks
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Planned bytes of the kinds that a plan can know."""
+        return {str(kind): self.layout.bytes(kind) for kind in _PLANNED}
+
+
+def plan_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) -> MemoryPlan:
+    """Sizes everything for ``model`` on a machine with ``available_bytes`` to give.
+
+    Raises:
+        StartupError: it does not fit; names what broke the budget, by how much, and what would fit.
+    """
+    if request.max_model_len is not None and request.max_model_len > model.max_positions:
+        raise StartupError(
+            f"--max-model-len {request.max_model_len} exceeds the model's "
+            f"{model.max_positions} positions"
+        )
+    wanted_len = request.max_model_len or model.max_positions
+    kv_bytes, limit = _pool_bytes(model, request, wanted_len, available_bytes)
+    block_bytes = kv_cache_spec(model, request.format, request.block_size, 1).page_bytes
+    num_blocks = kv_bytes // block_bytes
+    capacity = num_blocks * request.block_size
+    if request.max_model_len is None and 0 < capacity < wanted_len:
+        wanted_len = capacity
+    blocks_of_one = math.ceil(wanted_len / request.block_size)
+    if num_blocks < max(1, blocks_of_one):
+        _refuse_pool(request, kv_bytes, blocks_of_one * block_bytes, capacity, limit)
+    config = _runner_config(model, request, wanted_len, num_blocks)
+    return MemoryPlan(
+        request=request,
+        layout=build_layout(model, config),
+        kv=kv_cache_spec(model, request.format, request.block_size, num_blocks),
+        available_bytes=available_bytes,
+        pool_limit=limit,
+        model_max_len=model.max_positions,
+    )
+
+
+def resolve_format(dtype: str, checkpoint_format: str) -> str:
+    """The canonical format for --dtype: auto is the checkpoint's own."""
+    if dtype == "auto":
+        return checkpoint_format
+    return next(fmt.name for fmt in FORMATS.values() if fmt.torch_name == dtype)
+
+
+def formulas(plan: MemoryPlan) -> dict[str, str]:
+    """How each planned kind comes about, with the numbers put in."""
+    model, config = plan.layout.model, plan.runner
+    width = get_format(config.format).bytes_per_element
+    phase = plan.layout.peak_phase
+    tied = ", tied unembedding counted once" if model.tied_unembedding else ""
+    elements = sum(plan.layout.weights.values()) // width
+    return {
+        "weights": f"{elements} parameters x {width} B ({config.format}){tied}",
+        "kv_cache": (
+            f"{plan.kv.num_blocks} blocks x {config.block_size} tokens x {model.num_layers} layers "
+            f"x 2 (K, V) x {model.attention.num_kv_heads} heads x {model.attention.head_dim} "
+            f"x {width} B"
+        ),
+        "activations": f"largest phase of the largest step, {phase.name}: "
+        + " + ".join(f"{name} {nbytes}" for name, nbytes in phase.tensors)
+        + f" B, at {config.max_num_batched_tokens} tokens",
+        "io": " + ".join(
+            f"{buffer.name} {list(buffer.shape)} {buffer.format}"
+            for buffer in plan.layout.buffers
+            if buffer.kind is MemoryKind.IO
+        ),
+        "graphs": "none: this device captures no graphs",
+        "workspace": " + ".join(
+            f"{buffer.name} {buffer.nbytes} B"
+            for buffer in plan.layout.buffers
+            if buffer.kind is MemoryKind.WORKSPACE
+        ),
+        "allocator_slack": "resident pages of malloc's arena - bytes in use in it (mallinfo2)",
+        "runtime": "resident pages of loaded code, now + what the process had written before "
+        "it loaded the model",
+        "other_processes": "total - free - resident set of the engine process",
+        "unaccounted": "resident set - all other kinds that lie in it",
+        "free": "MemAvailable, or what the cgroup's limit leaves",
+    }
+
+
+def _runner_config(
+    model: ModelSpec, request: PlanRequest, max_model_len: int, num_blocks: int
+) -> RunnerConfig:
+    logit_rows = max(MIN_LOGIT_ROWS, min(MAX_LOGIT_ROWS, LOGIT_ELEMENTS // model.vocab_size))
+    return RunnerConfig(
+        format=request.format,
+        block_size=request.block_size,
+        num_blocks=num_blocks,
+        max_num_seqs=request.max_num_seqs,
+        max_num_batched_tokens=request.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        max_logit_rows=min(logit_rows, request.max_num_batched_tokens),
+        max_logprobs=MAX_LOGPROBS,
+    )
+
+
+def _pool_bytes(
+    model: ModelSpec, request: PlanRequest, max_model_len: int, available_bytes: int
+) -> tuple[int, str]:
+    """(bytes for the KV pool, which bound set them). Refuses when the rest alone does not fit."""
+    rest = build_layout(model, _runner_config(model, request, max_model_len, 1))
+    beside: dict[MemoryKind, int] = {
+        kind: rest.bytes(kind) for kind in _PLANNED if kind is not MemoryKind.KV_CACHE
+    }
+    _refuse_beside(beside, available_bytes)
+    block = kv_cache_spec(model, request.format, request.block_size, 1).page_bytes
+    blocks_of_one = math.ceil(max_model_len / request.block_size)
+    useful = math.ceil(request.max_num_seqs * blocks_of_one * PREFIX_SHARE) * block
+    bounds: Mapping[str, int] = {
+        "max-num-seqs x max-model-len x 1.25": useful,
+        "half of the available memory": available_bytes // 2,
+        "what the weights and buffers leave": available_bytes - sum(beside.values()),
+    }
+    if request.kv_cache_bytes is not None:
+        bounds = {"--kv-cache-memory": request.kv_cache_bytes, **bounds}
+    limit = min(bounds, key=lambda name: bounds[name])
+    return bounds[limit], limit
+
+
+def _refuse_beside(beside: Mapping[MemoryKind, int], available_bytes: int) -> None:
+    over = sum(beside.values()) - available_bytes
+    if over < 0:
+        return
+    largest = max(beside, key=lambda kind: beside[kind])
+    hint = (
+        "a 16-bit --dtype or a smaller checkpoint"
+        if largest is MemoryKind.WEIGHTS
+        else "a smaller --max-num-batched-tokens, --max-num-seqs or --max-model-len"
+    )
+    raise StartupError(
+        f"the model does not fit: {largest} need {format_size(beside[largest])} of "
+        f"{format_size(available_bytes)} available, {format_size(over)} too much in all; "
+        f"what would help: {hint}"
+    )
+
+
+def _refuse_pool(
+    request: PlanRequest, kv_bytes: int, needed: int, capacity: int, limit: str
+) -> None:
+    shorter = capacity // request.block_size * request.block_size
+    changes = [f"--max-model-len {shorter}"] if shorter else []
+    if limit == "--kv-cache-memory":
+        changes.append(f"--kv-cache-memory {needed}")
+    else:
+        changes.append("a 16-bit --dtype" if request.format == "f32" else "more memory")
+    raise StartupError(
+        f"the KV cache has {format_size(kv_bytes)} (by {limit}), "
+        f"{format_size(needed - kv_bytes)} too little for one sequence of max-model-len; "
+        f"what would fit: {' or '.join(changes)}"
+    )

@@ -1,0 +1,203 @@
+"""What the kernel and malloc say about this process's memory, read at one moment.
+
+The resident set of a process is, page by page, one of
+
+    loaded code      file-backed pages of the mappings of executables and shared libraries
+    anonymous        everything that the process wrote: heap, malloc's own mappings, Python's
+                     arenas, thread stacks, copied pages of .data
+    other mapped     file-backed or shared pages of anything else
+
+read from /proc/self/smaps, which walks the page tables and is exact (the counters in
+/proc/self/status may lag by some hundred KiB a core). malloc's free memory is *not* mallinfo2's
+``fordblks``: that counts free bytes whether or not a page is behind them. What is resident and
+free is the resident size of the heap minus the bytes in use in it. Chunks above malloc's threshold
+have a mapping of their own and return to the kernel when they are freed, so they hold no slack.
+This holds for one arena, so the engine process limits malloc to one (``limit_malloc_arenas``);
+bytes in a second arena would show as unaccounted.
+
+Sizes are bytes. Linux only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_M_ARENA_MAX = -8
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One reading of this process and of the machine below it."""
+
+    total: int  # the smaller of RAM and the cgroup's limit
+    free: int  # of total: what could be had without taking from a process
+    resident: int
+    code: int  # loaded code
+    anonymous: int
+    other_mapped: int
+    heap_resident: int  # part of anonymous: malloc's arena
+    heap_in_use: int
+    took_s: float
+
+    @property
+    def heap_slack(self) -> int:
+        """Resident in malloc's arena and not in use."""
+        return max(0, self.heap_resident - self.heap_in_use)
+
+    @property
+    def own(self) -> int:
+        """What the process itself wrote or mapped, less what malloc could give out again."""
+        return self.anonymous + self.other_mapped - self.heap_slack
+
+
+class _MallInfo(ctypes.Structure):
+    """struct mallinfo2 of glibc 2.33 and later."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    )
+
+
+def limit_malloc_arenas() -> bool:
+    """Keeps malloc to one arena. Call before any thread starts. False where malloc has no such."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(_M_ARENA_MAX, 1))
+
+
+def take(proc: Path = Path("/proc")) -> Snapshot:
+    """Reads everything once. Costs some milliseconds: the kernel walks the page tables."""
+    started = time.perf_counter()
+    in_use = _heap_in_use()
+    pages = _read_smaps((proc / "self" / "smaps").read_bytes())
+    total, free = machine_memory(proc)
+    return Snapshot(
+        total=total,
+        free=free,
+        resident=pages.resident,
+        code=pages.code,
+        anonymous=pages.anonymous,
+        other_mapped=pages.resident - pages.code - pages.anonymous,
+        heap_resident=pages.heap,
+        heap_in_use=pages.heap if in_use is None else in_use,
+        took_s=time.perf_counter() - started,
+    )
+
+
+def machine_memory(
+    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> tuple[int, int]:
+    """(total, free) bytes that this process may use: the tighter of the machine and its cgroup."""
+    fields = _key_values((proc / "meminfo").read_text())
+    total, free = fields["MemTotal:"] * 1024, fields["MemAvailable:"] * 1024
+    for limit, used in _cgroup_limits((proc / "self" / "cgroup").read_text(), cgroups):
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    return total, free
+
+
+def process_resident(pid: int | None = None) -> int:
+    """Resident bytes of a process, this one by default; 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{'self' if pid is None else pid}/statm").read_text()
+    except OSError:
+        return 0
+    return int(text.split()[1]) * _PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class _Pages:
+    resident: int
+    code: int
+    anonymous: int
+    heap: int
+
+
+def _read_smaps(text: bytes) -> _Pages:
+    """Adds up /proc/PID/smaps. A mapping's header line holds its range, rights and path."""
+    resident = anonymous = heap = rss = 0
+    file_pages: dict[bytes, int] = {}
+    code_paths: set[bytes] = set()
+    path = b""
+    for line in text.split(b"\n"):
+        if line.startswith(b"Rss:"):
+            rss = int(line.split()[1])
+            resident += rss
+            if path == b"[heap]":
+                heap += rss
+        elif line.startswith(b"Anonymous:"):
+            written = int(line.split()[1])
+            anonymous += written
+            if rss != written:
+                file_pages[path] = file_pages.get(path, 0) + rss - written
+        elif line and line[:1] in b"0123456789abcdef":
+            header = line.split(None, 5)
+            path = header[5] if len(header) > 5 else b""
+            if len(header) > 5 and b"x" in header[1]:
+                code_paths.add(path)
+    code = sum(kib for name, kib in file_pages.items() if name in code_paths)
+    return _Pages(resident * 1024, code * 1024, anonymous * 1024, heap * 1024)
+
+
+def _heap_in_use() -> int | None:
+    """Bytes in use in malloc's arena, or None where malloc does not say."""
+    function = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if function is None:
+        return None
+    function.restype = _MallInfo
+    return int(function().uordblks)
+
+
+def _cgroup_limits(membership: str, root: Path) -> list[tuple[int, int]]:
+    """(limit, used) of every memory cgroup above this process, version 1 or 2."""
+    found = []
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            names, base = ("memory.max", "memory.current", "inactive_file"), root
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            base = root / "memory"
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        for level in (folder, *folder.parents):
+            if level == base.parent:
+                break
+            limit = _cgroup_limit(level, *names)
+            if limit is not None:
+                found.append(limit)
+    return found
+
+
+def _cgroup_limit(folder: Path, limit: str, usage: str, cache: str) -> tuple[int, int] | None:
+    """(limit, used without reclaimable file pages), or None where there is no limit."""
+    try:
+        text = (folder / limit).read_text().strip()
+        if text == "max":
+            return None
+        used = int((folder / usage).read_text())
+        cached = _key_values((folder / "memory.stat").read_text()).get(cache, 0)
+    except OSError:
+        return None  # no such level in this container
+    return int(text), max(0, used - cached)
+
+
+def _key_values(text: str) -> dict[str, int]:
+    pairs = (line.split()[:2] for line in text.splitlines() if line.strip())
+    return {key: int(value) for key, value in pairs}

@@ -1,0 +1,166 @@
+"""Request streams: one engine frame a step, taken apart into each request's own events.
+
+Both engine clients (across the process boundary and in this process) own one RequestStreams and
+call it from their event loop only. A stream holds at most what its request may generate, so it is
+bounded by max_tokens x n. Frames about ids that are not open here are ignored: the request was
+aborted, or its engine is gone.
+
+    submit --> waiting --Accepted--> open --last choice's finish--> closed
+                  |                    |
+               Refused            abort, fail_all
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+from server.engine.events import ChoiceOutput, EngineFrame, Event, PromptOutput, Refused
+from server.engine.request import EngineRequest
+from server.errors import ErrorCode, QuireError
+
+
+class _Stream:
+    """One accepted request's undelivered events."""
+
+    __slots__ = ("closed", "error", "events", "open_choices", "wake")
+
+    def __init__(self, n: int) -> None:
+        self.events: deque[Event] = deque()
+        self.open_choices = set(range(n))
+        self.wake = asyncio.Event()
+        self.closed = False
+        self.error: QuireError | None = None
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+        self.wake.set()
+
+    def end_choice(self, choice: int) -> None:
+        self.open_choices.discard(choice)
+        if not self.open_choices:
+            self.close()
+
+    def close(self, error: QuireError | None = None) -> None:
+        self.closed, self.error = True, error
+        self.wake.set()
+
+
+class RequestStreams:
+    """The open requests of one client. Not thread-safe: one event loop owns it."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, _Stream] = {}
+        self._answers: dict[str, asyncio.Future[None]] = {}
+
+    @property
+    def num_open(self) -> int:
+        return len(self._streams)
+
+    def open(self, requests: Sequence[EngineRequest]) -> asyncio.Future[None]:
+        """Opens a stream for each request. The future ends with the engine's answer to the list."""
+        answer = asyncio.get_running_loop().create_future()
+        for request in requests:
+            self._streams[request.request_id] = _Stream(request.n)
+            self._answers[request.request_id] = answer
+        return answer
+
+    def feed(self, frame: EngineFrame) -> None:
+        """Hands out one frame's answers and events."""
+        for accepted in frame.accepted:
+            self._answer(accepted.request_ids, None)
+        for refused in frame.refused:
+            self._answer(refused.request_ids, refusal(refused))
+            self.drop(refused.request_ids)
+        for prompt in frame.prompts:
+            self._put(prompt)
+        for output in frame.choices:
+            self._put_choice(output)
+
+    async def events(self, request_id: str) -> AsyncIterator[Event]:
+        """The request's events until its last choice has ended. Leaving early drops the stream.
+
+        Raises:
+            QuireError: the engine died or restarted under the request.
+        """
+        stream = self._streams.get(request_id)
+        if stream is None:
+            raise unavailable("The engine was restarted while the request was open.")
+        try:
+            while True:
+                while stream.events:
+                    yield stream.events.popleft()
+                if stream.closed:
+                    break
+                stream.wake.clear()
+                await stream.wake.wait()
+        finally:
+            if self._streams.get(request_id) is stream:
+                del self._streams[request_id]
+        if stream.error is not None:
+            raise _own(stream.error)
+
+    def end_choice(self, request_id: str, choice: int) -> bool:
+        """Closes one choice by the client's will. False when it had already ended."""
+        stream = self._streams.get(request_id)
+        if stream is None or choice not in stream.open_choices:
+            return False
+        stream.end_choice(choice)
+        return True
+
+    def drop(self, request_ids: Iterable[str]) -> list[str]:
+        """Forgets the requests and ends their streams; returns those that were open."""
+        dropped = []
+        for request_id in request_ids:
+            self._answers.pop(request_id, None)
+            stream = self._streams.pop(request_id, None)
+            if stream is not None:
+                stream.close()
+                dropped.append(request_id)
+        return dropped
+
+    def fail_all(self, error: QuireError) -> None:
+        """Every open request ends in ``error``, every unanswered list is refused with it."""
+        self._answer(tuple(self._answers), error)
+        for stream in self._streams.values():
+            stream.close(error)
+        self._streams.clear()
+
+    def _answer(self, request_ids: Iterable[str], error: QuireError | None) -> None:
+        for request_id in request_ids:
+            future = self._answers.pop(request_id, None)
+            if future is None or future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(_own(error))
+
+    def _put(self, event: PromptOutput) -> None:
+        stream = self._streams.get(event.request_id)
+        if stream is not None and not stream.closed:
+            stream.put(event)
+
+    def _put_choice(self, event: ChoiceOutput) -> None:
+        stream = self._streams.get(event.request_id)
+        if stream is None or event.choice not in stream.open_choices:
+            return  # aborted, or finished by a stop string: the event crossed it on the way
+        stream.put(event)
+        if event.finish_reason is not None:
+            stream.end_choice(event.choice)
+
+
+def _own(error: QuireError) -> QuireError:
+    """A fresh error for one raiser: a shared one would gather every raiser's traceback."""
+    return QuireError(error.code, error.message, param=error.param, retry_after=error.retry_after)
+
+
+def refusal(refused: Refused) -> QuireError:
+    """The client's error for the engine's refusal."""
+    code = ErrorCode.__members__.get(refused.code, ErrorCode.INTERNAL)
+    return QuireError(code, refused.message, retry_after=refused.retry_after)
+
+
+def unavailable(message: str, retry_after: int | None = 1) -> QuireError:
+    return QuireError(ErrorCode.ENGINE_UNAVAILABLE, message, retry_after=retry_after)
