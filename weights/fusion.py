@@ -1,0 +1,66 @@
+"""How parameters are held: which of them share one matrix, and under what name. No torch.
+
+layers.{i}.attention.qkv     rows: query, key, value
+layers.{i}.attention.output
+layers.{i}.mlp.gate_up       rows: gate, up (gated)    layers.{i}.mlp.up (not gated)
+layers.{i}.mlp.down
+unembedding                  tied: the embedding's own storage
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from weights.spec import ModelSpec, PositionKind
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLinear:
+    """``parts`` are names of the inventory without ``.weight`` and ``.bias``, in row order."""
+
+    name: str
+    parts: tuple[str, ...]
+
+
+def fused_linears(spec: ModelSpec) -> tuple[FusedLinear, ...]:
+    """Every matrix that is multiplied, in the order of the forward pass; an unembedding that is
+    tied is left out, since it holds nothing of its own."""
+    return tuple(_linears(spec))
+
+
+def plain_tensors(spec: ModelSpec) -> tuple[str, ...]:
+    """Inventory names of what is held as a plain tensor: tables, norms."""
+    tables = ["embedding.weight"]
+    if spec.position is PositionKind.LEARNED:
+        tables.append("position_embedding.weight")
+    norms = [f"layers.{index}.{norm}" for index in range(spec.num_layers) for norm in _BLOCK_NORMS]
+    kinds = ("weight", "bias") if spec.norm.has_bias else ("weight",)
+    return (*tables, *(f"{norm}.{kind}" for norm in [*norms, "final_norm"] for kind in kinds))
+
+
+def held_name(parameter: str) -> str:
+    """Name of a plain tensor as the model asks for it: tables lose their ``.weight``."""
+    return _TABLES.get(parameter, parameter)
+
+
+_BLOCK_NORMS = ("attention_norm", "mlp_norm")
+_TABLES = {
+    "embedding.weight": "embedding",
+    "position_embedding.weight": "position_embedding",
+}
+
+
+def _linears(spec: ModelSpec) -> Iterator[FusedLinear]:
+    for index in range(spec.num_layers):
+        attention, mlp = f"layers.{index}.attention", f"layers.{index}.mlp"
+        qkv = tuple(f"{attention}.{part}" for part in ("query", "key", "value"))
+        yield FusedLinear(f"{attention}.qkv", qkv)
+        yield FusedLinear(f"{attention}.output", (f"{attention}.output",))
+        if spec.mlp.gated:
+            yield FusedLinear(f"{mlp}.gate_up", (f"{mlp}.gate", f"{mlp}.up"))
+        else:
+            yield FusedLinear(f"{mlp}.up", (f"{mlp}.up",))
+        yield FusedLinear(f"{mlp}.down", (f"{mlp}.down",))
+    if not spec.tied_unembedding:
+        yield FusedLinear("unembedding", ("unembedding",))

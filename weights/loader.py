@@ -1,0 +1,197 @@
+"""Streams a checkpoint into memory: checks, reads, converts, fuses, packs; strict throughout.
+
+Peak memory: what is held at the end, plus one staging chunk (LoadReport.peak_transient_bytes), plus
+what ``pack`` allocates for one matrix where it does not keep the tensor that it is given. Files are
+read with pread, so nothing stays mapped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+from weights import families
+from weights.checkpoint import Checkpoint
+from weights.formats import get_format, tensor_bytes
+from weights.fusion import FusedLinear, fused_linears, held_name, plain_tensors
+from weights.inventory import Parameter, inventory
+from weights.matching import Matching, SkippedTensor, match, tied_copies_differ
+from weights.spec import ModelSpec
+from weights.tensor_reader import TensorReader, torch_dtype
+
+Progress = Callable[[int, int], None]  # bytes read so far, bytes to read
+_Packed = TypeVar("_Packed")
+_PackedOut = TypeVar("_PackedOut", covariant=True)
+
+
+class Pack(Protocol[_PackedOut]):
+    """Turns a [out, in] matrix and its [out] bias into what the kernels multiply with."""
+
+    def __call__(
+        self, weight: torch.Tensor, format: str, bias: torch.Tensor | None = None
+    ) -> _PackedOut: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """``tensors`` counts those read into parameters; ``held_bytes`` are the parameters' bytes, tied
+    weights once; ``peak_transient_bytes`` what was allocated beside them, at most, at one time;
+    ``unprefixed``: the file's names lack the family's prefix."""
+
+    format: str
+    tensors: int
+    bytes_read: int
+    seconds: float
+    held_bytes: int
+    peak_transient_bytes: int
+    skipped: tuple[SkippedTensor, ...]
+    unprefixed: bool
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.held_bytes + self.peak_transient_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel(Generic[_Packed]):
+    """``linears`` by the names of weights.fusion, packed; ``tensors``: tables and norms."""
+
+    linears: dict[str, _Packed]
+    tensors: dict[str, torch.Tensor]
+    report: LoadReport
+
+
+def load(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    *,
+    format: str,
+    device: torch.device | str = "cpu",
+    pack: Pack[_Packed],
+    progress: Progress | None = None,
+) -> LoadedModel[_Packed]:
+    """Every parameter of ``spec`` in ``format`` on ``device``.
+
+    Raises CheckpointError, before any tensor is read, where tensors are missing, unexpected or of
+    the wrong shape; ValueError for a format that there is not.
+    """
+    get_format(format)
+    started = time.monotonic()
+    matching = match(checkpoint, families.by_name(spec.family), spec)
+    counter = _ByteCounter(matching.bytes_to_read, progress)
+    assembly = _Assembly(spec, format, torch.device(device), pack)
+    with TensorReader(checkpoint, counter.add) as reader:
+        _check_tied_copies(matching, reader)
+        for placement in matching.placements:
+            names = [piece.parameter for piece in placement.pieces]
+            reader.fill(placement, {name: assembly.view(name) for name in names})
+            for name in names:
+                assembly.complete(name)
+        staging_bytes = reader.staging_bytes
+    linears, tensors = assembly.finish()
+    report = LoadReport(
+        format=format,
+        tensors=len(matching.placements),
+        bytes_read=counter.done,
+        seconds=time.monotonic() - started,
+        held_bytes=sum(tensor_bytes(p.shape, format) for p in inventory(spec)),
+        peak_transient_bytes=staging_bytes,
+        skipped=matching.skipped,
+        unprefixed=matching.unprefixed,
+    )
+    return LoadedModel(linears, tensors, report)
+
+
+def _check_tied_copies(matching: Matching, reader: TensorReader) -> None:
+    if matching.tied_copies is not None and not reader.equal(*matching.tied_copies):
+        raise tied_copies_differ(*matching.tied_copies)
+
+
+class _ByteCounter:
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done = 0
+        self._total = total
+        self._progress = progress
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self._progress is not None:
+            self._progress(self.done, self._total)
+
+
+class _Assembly(Generic[_Packed]):
+    """Parameters in their final places. A fused tensor is allocated when its first part arrives
+    and packed when its last one is complete, whatever file or order the parts come in."""
+
+    def __init__(
+        self, spec: ModelSpec, format: str, device: torch.device, pack: Pack[_Packed]
+    ) -> None:
+        self._spec = spec
+        self._format = format
+        self._device = device
+        self._pack = pack
+        self._parameters = {parameter.name: parameter for parameter in inventory(spec)}
+        self._owners = {part: linear for linear in fused_linears(spec) for part in linear.parts}
+        self._waiting = {
+            linear.name: sum(name.rpartition(".")[0] in linear.parts for name in self._parameters)
+            for linear in fused_linears(spec)
+        }
+        self._open: dict[str, torch.Tensor] = {}
+        self._plain: dict[str, torch.Tensor] = {}
+        self._linears: dict[str, _Packed] = {}
+
+    def view(self, name: str) -> torch.Tensor:
+        """The place of parameter ``name``, in its parameter's shape."""
+        parameter = self._parameters[name]
+        part, _, kind = name.rpartition(".")
+        linear = self._owners.get(part)
+        if linear is None:
+            if name not in self._plain:
+                self._plain[name] = self._empty(parameter.shape)
+            return self._plain[name]
+        fused = f"{linear.name}.{kind}"
+        members = [self._parameters[f"{member}.{kind}"] for member in linear.parts]
+        if fused not in self._open:
+            rows = sum(member.shape[0] for member in members)
+            self._open[fused] = self._empty((rows, *parameter.shape[1:]))
+        start = _rows_before(members, name)
+        return self._open[fused][start : start + parameter.shape[0]]
+
+    def complete(self, name: str) -> None:
+        """Says that ``name`` has its values; packs its matrix when it was the last to come."""
+        linear = self._owners.get(name.rpartition(".")[0])
+        if linear is None:
+            return
+        self._waiting[linear.name] -= 1
+        if not self._waiting[linear.name]:
+            self._linears[linear.name] = self._pack_fused(linear)
+
+    def finish(self) -> tuple[dict[str, _Packed], dict[str, torch.Tensor]]:
+        """(packed linears, plain tensors by the names that the model uses)."""
+        if self._spec.tied_unembedding:
+            # The same storage: a tied unembedding costs nothing where the format allows.
+            table = self._plain["embedding.weight"]
+            self._linears["unembedding"] = self._pack(table, self._format)
+        names = plain_tensors(self._spec)
+        return self._linears, {held_name(name): self._plain[name] for name in names}
+
+    def _pack_fused(self, linear: FusedLinear) -> _Packed:
+        weight = self._open.pop(f"{linear.name}.weight")
+        bias = self._open.pop(f"{linear.name}.bias", None)
+        return self._pack(weight, self._format, bias)
+
+    def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch_dtype(self._format), device=self._device)
+
+
+def _rows_before(members: list[Parameter], name: str) -> int:
+    rows = 0
+    for member in members:
+        if member.name == name:
+            break
+        rows += member.shape[0]
+    return rows
