@@ -94,8 +94,8 @@ class ModelRunner:
             buffers, block_size=layout.config.block_size, vocab_size=decoder.spec.vocab_size
         )
         self.peak = PeakMeter()
-        self._workspace = kernels.AttentionWorkspace(attention_shape(decoder.spec, layout.config))
-        self._workspace.buffer.zero_()  # resident from the start
+        self.workspace = kernels.AttentionWorkspace(attention_shape(decoder.spec, layout.config))
+        self.workspace.buffer.zero_()  # resident from the start
         self._eos_token_ids = eos_token_ids
         self._sampler = Sampler(
             decoder.logits, self.batch.sampling, logit_rows=layout.config.logit_rows
@@ -211,9 +211,9 @@ class ModelRunner:
                 block_tables=torch.from_numpy(inputs.block_tables),
                 slot_mapping=slot_mapping,
                 positions=positions,
-                shape=self._workspace.shape,
+                shape=self.workspace.shape,
             ),
-            workspace=self._workspace,
+            workspace=self.workspace,
         )
 
     def _score(self, handle: Forwarded) -> Scored:

@@ -1,0 +1,121 @@
+"""A checkpoint folder -> a runner that is ready to run plans.
+
+    open and check the files -> spec -> layout -> load weights -> persistent buffers -> warm up
+
+The caller has already decided every size (RunnerConfig); nothing is fitted to memory here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kernels
+from server.engine.kv_spec import KVCacheSpec
+from server.errors import StartupError
+from server.execution.buffers import allocate
+from server.execution.held import HeldBytes
+from server.execution.model import Decoder, rotary_table
+from server.execution.model_runner import ModelRunner
+from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec
+from weights.checkpoint import open_checkpoint
+from weights.families import resolve
+from weights.loader import LoadReport, load
+from weights.spec import ModelSpec
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltRunner:
+    """A runner, and what the engine, the accountant and the start-up report want to know of it.
+
+    ``held`` answers with measured bytes at any time; ``warm_up_bytes`` is the measured peak of
+    intermediates of the largest step.
+    """
+
+    runner: ModelRunner
+    model: ModelSpec
+    layout: Layout
+    kv: KVCacheSpec
+    eos_token_ids: tuple[int, ...]
+    report: LoadReport
+    held: HeldBytes
+    warm_up_bytes: int
+
+
+def build_runner(
+    model_dir: Path,
+    config: RunnerConfig,
+    *,
+    num_threads: int | None = None,
+    progress: Progress | None = None,
+    poison: bool = False,
+    warm_up: bool = True,
+) -> BuiltRunner:
+    """Loads ``model_dir`` and makes everything that ``config`` says on the CPU.
+
+    ``num_threads`` sets torch's threads for the whole process; None leaves them. ``progress`` is
+    told the bytes read and all bytes to read. ``poison`` fills new cache blocks with NaN (tests).
+
+    Raises:
+        CheckpointError: the folder is refused; the message names file and tensor.
+        StartupError: the configuration does not fit the model.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    checkpoint = open_checkpoint(model_dir)
+    model = resolve(checkpoint.config).spec(checkpoint.config)
+    _check(model, config)
+    layout = build_layout(model, config)
+    device = torch.device("cpu")
+    loaded = load(
+        checkpoint,
+        model,
+        format=config.format,
+        device=device,
+        pack=kernels.pack_linear,
+        progress=progress,
+    )
+    buffers = allocate(layout, device)
+    table = rotary_table(model, config.max_model_len)
+    if table is not None:
+        buffers["rotary_table"].copy_(table)
+        table = buffers["rotary_table"]
+    eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
+    decoder = Decoder(model, loaded.linears, loaded.tensors, table)
+    runner = ModelRunner(decoder, layout, buffers, eos_token_ids, poison=poison)
+    return BuiltRunner(
+        runner=runner,
+        model=model,
+        layout=layout,
+        kv=kv_cache_spec(model, config.format, config.block_size, config.num_blocks),
+        eos_token_ids=eos_token_ids,
+        report=loaded.report,
+        held=HeldBytes(model, layout, loaded, buffers, runner.workspace),
+        warm_up_bytes=runner.warm_up() if warm_up else 0,
+    )
+
+
+def end_of_sequence_ids(model: ModelSpec, generation_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of config.json and generation_config.json together, in rising order."""
+    given = generation_config.get("eos_token_id")
+    more = given if isinstance(given, list) else [given]
+    ids = {*model.eos_token_ids, *(token for token in more if isinstance(token, int))}
+    return tuple(sorted(ids))
+
+
+def _check(model: ModelSpec, config: RunnerConfig) -> None:
+    if config.max_model_len > model.max_positions:
+        raise StartupError(
+            f"max_model_len is {config.max_model_len}; the model has positions for"
+            f" {model.max_positions}"
+        )
+    if config.max_logprobs >= model.vocab_size:
+        raise StartupError(
+            f"max_logprobs is {config.max_logprobs}; the vocabulary has {model.vocab_size} tokens"
+        )
