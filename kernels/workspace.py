@@ -1,8 +1,8 @@
 """Shape and scratch of paged attention, in integers: what a memory plan books. No torch.
 
-The CPU backend of paged attention holds these between its steps of one call and nothing else of
-size (kernels/cpu/attention.py tells what each is for). Temporaries of torch beyond them are the
-per-operation scratch of its flash attention (a few hundred KiB a thread).
+The CPU backend cuts a step into *items*: a row and up to ``query_tile`` of its query tokens. Items
+of one query tile size are worked on in *waves* of so many that their keys, values and queries fit
+the budgets below, so that scratch is bounded whatever the batch, and stays near the caches.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KEY_TILE = 512  # tokens of context a step of the key loop reads; a fixed grid from position 0
-QUERY_TILES = (1, 16, 128)  # queries an item may hold; a chunk is cut into these
+QUERY_TILES = (1, 8, 32, 128)  # queries an item may hold; a chunk is cut into these
 GATHER_BYTES = 8 << 20  # most bytes of keys and values gathered at once, but for a single item
-QUERY_BYTES = 8 << 20  # most bytes of queries (in float32) worked on at once, same exception
+QUERY_BYTES = 4 << 20  # most bytes of float32 queries, and of mask, at once; same exception
+ALIGNMENT = 64  # every region of the scratch starts on a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class AttentionShape:
     """The facts that attention's work list and scratch are made from.
 
     ``element_bytes`` is the size of an element of the KV cache (and of the queries): 4 or 2.
+    Raises ValueError when a number is out of range.
     """
 
     num_query_heads: int
@@ -42,6 +44,8 @@ class AttentionShape:
             )
         if self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size is {self.block_size}; it must be a power of two")
+        if self.element_bytes not in (2, 4):
+            raise ValueError(f"element_bytes is {self.element_bytes}; it must be 2 or 4")
 
     @property
     def group(self) -> int:
@@ -53,8 +57,98 @@ class AttentionShape:
         """Tokens of one key tile: whole blocks."""
         return max(KEY_TILE, self.block_size)
 
+    @property
+    def key_step(self) -> int:
+        """A partial key tile is cut to a multiple of this many tokens: whole blocks."""
+        return max(32, self.block_size)
+
+    @property
+    def widest_tile(self) -> int:
+        """Tokens that one gather brings at most."""
+        context = -(-self.max_model_len // self.key_step) * self.key_step
+        return min(self.key_tile, context)
+
+
+@dataclass(frozen=True, slots=True)
+class ScratchRegions:
+    """Byte sizes of a wave's scratch, in the order in which they lie; see kernels.cpu.attention."""
+
+    gathered: int  # keys and values as stored: 2 x items x Hkv x key tile x head_dim
+    widened: int  # the same in float32, where a 16-bit cache meets more than one query
+    queries: int  # items x Hq x query_tile x head_dim, in the type the products are made in
+    mask: int  # float32, items x (group x query_tile, or 1 for one query) x key tile
+    result: int  # float32 sums so far: as the queries
+    log_sums: int  # float32 logarithms of the softmax's denominators: items x Hq x query_tile
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, name) for name in self.__slots__)
+
+
+def query_tile_for(tokens: int) -> int:
+    """The smallest query tile that holds ``tokens``, or the largest there is."""
+    return next((tile for tile in QUERY_TILES if tile >= tokens), QUERY_TILES[-1])
+
+
+def widens(shape: AttentionShape, query_tile: int) -> bool:
+    """Whether products run in float32 on widened keys and values.
+
+    16-bit products are slow without matrix units, and their rounded weights cost accuracy; with
+    one query the pass that widens would cost more than it saves.
+    """
+    return shape.element_bytes < 4 and query_tile > 1
+
+
+def items_per_wave(shape: AttentionShape, query_tile: int) -> int:
+    """How many items of this query tile a wave holds."""
+    gather = 2 * shape.num_kv_heads * shape.widest_tile * shape.head_dim * shape.element_bytes
+    queries = 4 * shape.num_query_heads * query_tile * shape.head_dim
+    mask = 4 * _mask_rows(shape, query_tile) * shape.widest_tile
+    fit = min(GATHER_BYTES // gather, QUERY_BYTES // queries, QUERY_BYTES // mask)
+    return max(1, min(fit, _most_items(shape, query_tile)))
+
+
+def _mask_rows(shape: AttentionShape, query_tile: int) -> int:
+    return shape.group * query_tile if query_tile > 1 else 1
+
+
+def _most_items(shape: AttentionShape, query_tile: int) -> int:
+    """Items of this tile that a step can have: only the largest tile comes twice in a row."""
+    index = QUERY_TILES.index(query_tile)
+    fewest_tokens = QUERY_TILES[index - 1] + 1 if index else 1
+    most = max(1, shape.max_num_batched_tokens // fewest_tokens)
+    return most if query_tile == QUERY_TILES[-1] else min(shape.max_num_seqs, most)
+
+
+def scratch_regions(shape: AttentionShape, query_tile: int) -> ScratchRegions:
+    """The scratch of one full wave of this query tile."""
+    items = items_per_wave(shape, query_tile)
+    keys = 2 * items * shape.num_kv_heads * shape.widest_tile * shape.head_dim
+    rows = items * shape.num_query_heads * query_tile
+    wide = widens(shape, query_tile)
+    sizes = (
+        keys * shape.element_bytes,
+        keys * 4 if wide else 0,
+        rows * shape.head_dim * (4 if wide else shape.element_bytes),
+        items * _mask_rows(shape, query_tile) * shape.widest_tile * 4,
+        rows * shape.head_dim * 4,
+        rows * 4,
+    )
+    return ScratchRegions(*(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
+
 
 def attention_workspace_bytes(shape: AttentionShape) -> int:
     """Exact bytes of an AttentionWorkspace of this shape."""
-    context = min(shape.key_tile, shape.max_model_len)
-    return 2 * shape.num_kv_heads * context * shape.head_dim * shape.element_bytes
+    return max(scratch_regions(shape, tile).total for tile in QUERY_TILES)
+
+
+def attention_temporary_bytes(shape: AttentionShape) -> int:
+    """A bound on what torch allocates and frees inside one call, beyond the workspace.
+
+    The flash operation's own result, that result in float32 or multiplied, and the queries before
+    they are laid out (three tensors of a wave's queries in float32), with its log-sums; and the
+    per-thread scratch of the operation, a constant here.
+    """
+    per_thread = 1 << 20
+    waves = (scratch_regions(shape, tile) for tile in QUERY_TILES)
+    return max(3 * wave.result + 4 * wave.log_sums for wave in waves) + 4 * per_thread

@@ -1,19 +1,46 @@
-"""Attention on a CPU."""
+"""Tiled attention on a CPU, over a work list (kernels.cpu.attention_work).
+
+For every segment of a wave: bring its keys and values together, weigh them with torch's flash
+attention, and merge the result into the sums so far by the logarithms of the softmaxes'
+denominators (Rabe and Staats 2021, arXiv 2112.05682; Dao et al. 2022, arXiv 2205.14135). The query
+heads of a KV head are further queries to that head, so keys are read once a group. There is no
+loop over tokens, nor over requests but in waves of as many as scratch holds.
+
+A masked score gets HIDDEN added, finite on purpose: a query that sees nothing of a key tile then
+has a log-sum near HIDDEN there, and the merge gives that tile the weight 0, where minus infinity
+would ask for special cases. Slots behind a row's context may hold anything, NaN included, which no
+mask can undo (0 * NaN is NaN), so they are zeroed after the gather.
+"""
 
 from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels import reference
 from kernels.attention_types import AttentionMetadata
-from kernels.workspace import AttentionShape
+from kernels.cpu.attention_work import (
+    AttentionWork,
+    Segment,
+    Wave,
+    paged_lookup,
+    plan,
+    varlen_lookup,
+)
+from kernels.workspace import AttentionShape, attention_workspace_bytes, scratch_regions, widens
+
+HIDDEN = -1e30
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 def prepare(
-    starts: list[int], contexts: list[int], block_tables: Tensor, shape: AttentionShape
-) -> object:
-    return shape
+    bounds: list[int], contexts: list[int], block_tables: Tensor, shape: AttentionShape
+) -> AttentionWork:
+    lookup = paged_lookup(block_tables, contexts, shape)
+    return plan(bounds, contexts, True, shape, lookup)
 
 
 def paged(
@@ -23,11 +50,170 @@ def paged(
     scale: float,
     buffer: Tensor | None,
 ) -> Tensor:
-    return reference.paged_attention(q, cache_layer, metadata, scale=scale)
+    work = metadata.work
+    if not isinstance(work, AttentionWork):
+        raise ValueError("metadata was not made by prepare_attention for a CPU")
+    shape = work.shape
+    given = (q.shape[1], *cache_layer.shape[2:], q.element_size())
+    planned = (shape.num_query_heads, shape.num_kv_heads, shape.block_size, shape.head_dim)
+    if given != (*planned, shape.element_bytes):
+        raise ValueError(
+            "q and cache_layer have (query heads, kv heads, block_size, head_dim, element bytes)"
+            f" {given}; metadata was prepared for {(*planned, shape.element_bytes)}"
+        )
+    source = cache_layer.view(-1, shape.block_size * shape.head_dim)
+    return _run(q, (source,), work, scale, buffer)
 
 
 def varlen(
     q: Tensor, k: Tensor, v: Tensor, bounds: list[int], causal: bool, scale: float
 ) -> Tensor:
-    cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
-    return reference.varlen_attention(q, k, v, cu_seqlens, causal=causal, scale=scale)
+    lengths = [end - start for start, end in itertools.pairwise(bounds)]
+    if not q.shape[0]:
+        return torch.empty_like(q)
+    shape = AttentionShape(
+        num_query_heads=q.shape[1],
+        num_kv_heads=k.shape[1],
+        head_dim=q.shape[2],
+        block_size=1,
+        element_bytes=q.element_size(),
+        max_num_seqs=len(lengths),
+        max_num_batched_tokens=q.shape[0],
+        max_model_len=max(lengths),
+    )
+    work = plan(bounds, lengths, causal, shape, varlen_lookup(bounds, shape))
+    sources = (k.reshape(-1, k.shape[2]), v.reshape(-1, v.shape[2]))
+    return _run(q, sources, work, scale, None)
+
+
+def _run(
+    q: Tensor, sources: tuple[Tensor, ...], work: AttentionWork, scale: float, buffer: Tensor | None
+) -> Tensor:
+    out = torch.empty(q.shape, dtype=q.dtype)
+    needed = attention_workspace_bytes(work.shape)
+    if buffer is None:
+        buffer = torch.empty(needed, dtype=torch.uint8)
+    elif buffer.numel() < needed:
+        raise ValueError(f"workspace has {buffer.numel()} bytes; this shape needs {needed}")
+    for wave in work.waves:
+        scratch = _Scratch.carve(buffer, wave, work.shape, q.dtype)
+        _lay_out_queries(q, wave, scratch)
+        for segment in wave.segments:
+            _attend(segment, wave, sources, scratch, scale)
+        _scatter(out, wave, scratch)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Scratch:
+    """A wave's views into the workspace; n items, M = group * query_tile."""
+
+    gathered: Tensor  # flat, in the cache's dtype
+    widened: Tensor | None  # flat float32
+    queries: Tensor  # [n, Hq, query_tile, hd]
+    mask: Tensor  # flat float32
+    result: Tensor  # [n, Hkv, M, hd] float32
+    log_sums: Tensor  # [n, Hkv, M] float32
+    head_dim: int
+
+    @classmethod
+    def carve(
+        cls, buffer: Tensor, wave: Wave, shape: AttentionShape, dtype: torch.dtype
+    ) -> _Scratch:
+        regions = scratch_regions(shape, wave.query_tile)
+        wide = widens(shape, wave.query_tile)
+        parts = []
+        start = 0
+        for name in regions.__slots__:
+            size = getattr(regions, name)
+            parts.append(buffer[start : start + size])
+            start += size
+        gathered, widened, queries, mask, result, log_sums = parts
+        rows = (wave.items, shape.num_kv_heads, shape.group * wave.query_tile)
+        count = wave.items * shape.num_query_heads * wave.query_tile
+        size = count * shape.head_dim
+        query_dtype = torch.float32 if wide else dtype
+        return cls(
+            gathered=gathered.view(dtype),
+            widened=widened.view(torch.float32) if wide else None,
+            queries=queries.view(query_dtype)[:size].view(
+                wave.items, shape.num_query_heads, wave.query_tile, shape.head_dim
+            ),
+            mask=mask.view(torch.float32),
+            result=result.view(torch.float32)[:size].view(*rows, shape.head_dim),
+            log_sums=log_sums.view(torch.float32)[:count].view(rows),
+            head_dim=shape.head_dim,
+        )
+
+
+def _lay_out_queries(q: Tensor, wave: Wave, scratch: _Scratch) -> None:
+    items, heads, tile, head_dim = scratch.queries.shape
+    picked = q.index_select(0, wave.query_ids).view(items, tile, heads, head_dim)
+    scratch.queries.copy_(picked.transpose(1, 2))
+
+
+def _attend(
+    segment: Segment, wave: Wave, sources: tuple[Tensor, ...], scratch: _Scratch, scale: float
+) -> None:
+    part = slice(segment.first, segment.last)
+    result, log_sums = scratch.result[part], scratch.log_sums[part]
+    keys, values = _gather(segment, sources, scratch, heads=result.shape[1])
+    queries = scratch.queries[part].reshape(result.shape)
+    mask = _mask(segment, wave, scratch, result.shape[2]) if segment.masked else None
+    tile_result, tile_log_sums = _flash(
+        queries, keys, values, 0.0, False, attn_mask=mask, scale=scale
+    )
+    if segment.key_start == 0:
+        result.copy_(tile_result)
+        log_sums.copy_(tile_log_sums)
+    else:
+        _merge(result, log_sums, tile_result, tile_log_sums)
+
+
+def _gather(
+    segment: Segment, sources: tuple[Tensor, ...], scratch: _Scratch, *, heads: int
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of a segment, each [items, Hkv, width, hd], stale slots zeroed."""
+    items = segment.last - segment.first
+    shape = (2, items, heads, segment.width, scratch.head_dim)
+    size = 2 * items * heads * segment.width * scratch.head_dim
+    flat = scratch.gathered[:size]
+    for source, part in zip(sources, flat.chunk(len(sources)), strict=True):
+        torch.index_select(source, 0, segment.gather, out=part.view(-1, source.shape[1]))
+    both = flat.view(shape)
+    if segment.stale is not None:
+        both.masked_fill_(segment.stale, 0)
+    if scratch.widened is not None:
+        both = scratch.widened[:size].view(shape).copy_(both)
+    return both[0], both[1]
+
+
+def _mask(segment: Segment, wave: Wave, scratch: _Scratch, rows: int) -> Tensor:
+    """[items, 1, M, width]: 0 where the query sees the key, HIDDEN where it does not."""
+    limits = wave.limits[segment.first : segment.last]
+    items, tile = limits.shape
+    keys = torch.arange(segment.key_start, segment.key_start + segment.width, dtype=torch.float32)
+    repeats = rows // tile if tile > 1 else 1
+    mask = scratch.mask[: items * repeats * tile * segment.width]
+    mask = mask.view(items, repeats, tile, segment.width)
+    mask.copy_((keys - limits.view(items, 1, tile, 1)).clamp_(0, 1).mul_(HIDDEN))
+    return mask.view(items, 1, repeats * tile, segment.width).expand(-1, -1, rows, -1)
+
+
+def _merge(result: Tensor, log_sums: Tensor, other: Tensor, other_log_sums: Tensor) -> None:
+    """Adds the softmax-weighted sums over further keys to those over the keys so far."""
+    total = torch.logaddexp(log_sums, other_log_sums)
+    kept = (log_sums - total).exp_().unsqueeze(-1)
+    added = (other_log_sums - total).exp_().unsqueeze(-1)
+    result.mul_(kept).addcmul_(other.float(), added)
+    log_sums.copy_(total)
+
+
+def _scatter(out: Tensor, wave: Wave, scratch: _Scratch) -> None:
+    result = scratch.result.view(scratch.queries.shape)  # [n, Hq, query_tile, hd]
+    if wave.valid is None:
+        rows = result.squeeze(2)
+    else:
+        item_ids, offsets = wave.valid
+        rows = result[item_ids, :, offsets]
+    out.index_copy_(0, wave.token_ids, rows.to(out.dtype))

@@ -1,0 +1,214 @@
+"""The work list of tiled attention on a CPU: made once a step, followed by every layer.
+
+    rows of the step  ->  items (a row, up to query_tile of its queries), longest context first
+    items             ->  waves of equal query tile, as many items as scratch allows
+    a wave            ->  segments: a key tile of some of its items
+
+Key tiles lie on a fixed grid from position 0, so that what is added up first for a row does not
+depend on its neighbours. Because items are sorted by falling context, those that reach a key tile
+are a prefix of the wave, and those that see all of it (no mask needed) nearly always a prefix of
+these:
+
+    wave        key tile 0   key tile 1   key tile 2
+    item 0      full         full         partial
+    item 1      full         partial      -
+    item 2      partial      -            -
+
+so that a key tile is at most two segments, and only partial ones pay for a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.workspace import QUERY_TILES, AttentionShape, items_per_wave, query_tile_for
+
+# (rows [m] int64, first column, columns) -> the gather index of every (row, block), [m, columns]
+BlockLookup = Callable[[Tensor, int, int], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One key tile of the items ``first : last`` of a wave."""
+
+    first: int
+    last: int
+    key_start: int
+    width: int  # tokens gathered for each item: whole blocks
+    gather: Tensor  # [parts * items * Hkv * blocks] int64: rows of the gather's source
+    masked: bool  # some query does not see some key
+    stale: Tensor | None  # [items, 1, width, 1] bool: slots behind the row's context
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    query_tile: int
+    items: int
+    query_ids: Tensor  # [items * query_tile] int64 token ids; padding repeats the item's last
+    limits: Tensor  # [items, query_tile] float32: the last key that each query sees
+    valid: tuple[Tensor, Tensor] | None  # (item, offset) of the queries that are no padding
+    token_ids: Tensor  # [valid] int64: where their results go
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWork:
+    shape: AttentionShape
+    waves: tuple[Wave, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    row: int
+    token: int  # its first query's place in the step
+    count: int  # queries, at most the tile
+    seen_first: int  # keys that its first query sees
+    seen_last: int  # keys that its last query sees
+    context: int  # keys that its row has
+
+
+def plan(
+    bounds: list[int],
+    contexts: list[int],
+    causal: bool,
+    shape: AttentionShape,
+    lookup: BlockLookup,
+) -> AttentionWork:
+    """The work of rows whose tokens are ``bounds[b] : bounds[b + 1]``."""
+    buckets: dict[int, list[_Item]] = {tile: [] for tile in QUERY_TILES}
+    for row, context in enumerate(contexts):
+        for tile, item in _cut(row, bounds[row], bounds[row + 1], context, causal):
+            buckets[tile].append(item)
+    waves = []
+    for tile, items in buckets.items():
+        items.sort(key=lambda item: (-item.seen_last, item.token))
+        step = items_per_wave(shape, tile)
+        for start in range(0, len(items), step):
+            waves.append(_wave(items[start : start + step], tile, shape, lookup))
+    return AttentionWork(shape, tuple(waves))
+
+
+def _cut(row: int, start: int, end: int, context: int, causal: bool) -> Iterator[tuple[int, _Item]]:
+    """A row's tokens in the largest tiles, then the rest in the smallest tile that holds it."""
+    token = start
+    while token < end:
+        tile = query_tile_for(end - token)
+        count = min(tile, end - token)
+        seen = context - (end - token) + 1 if causal else context
+        last = seen + count - 1 if causal else context
+        yield tile, _Item(row, token, count, seen, last, context)
+        token += count
+
+
+def _wave(items: list[_Item], tile: int, shape: AttentionShape, lookup: BlockLookup) -> Wave:
+    counts = torch.tensor([item.count for item in items]).unsqueeze(1)
+    tokens = torch.tensor([item.token for item in items]).unsqueeze(1)
+    seen_first = torch.tensor([item.seen_first for item in items]).unsqueeze(1)
+    seen_last = torch.tensor([item.seen_last for item in items]).unsqueeze(1)
+    offsets = torch.arange(tile)
+    query_ids = tokens + torch.minimum(offsets, counts - 1)
+    limits = torch.minimum(seen_first + offsets, seen_last) - 1
+    if tile == 1:
+        valid, token_ids = None, query_ids.view(-1)
+    else:
+        item_ids, offset_ids = (offsets < counts).nonzero(as_tuple=True)
+        valid, token_ids = (item_ids, offset_ids), query_ids[item_ids, offset_ids]
+    return Wave(
+        query_tile=tile,
+        items=len(items),
+        query_ids=query_ids.reshape(-1),
+        limits=limits.float(),  # exact: a position is below 2**24
+        valid=valid,
+        token_ids=token_ids,
+        segments=tuple(_segments(items, shape, lookup)),
+    )
+
+
+def _segments(items: list[_Item], shape: AttentionShape, lookup: BlockLookup) -> Iterator[Segment]:
+    rows = torch.tensor([item.row for item in items])
+    contexts = torch.tensor([item.context for item in items])
+    for key_start in range(0, items[0].seen_last, shape.key_tile):
+        key_end = key_start + shape.key_tile
+        active = sum(item.seen_last > key_start for item in items)
+        full = next((i for i in range(active) if items[i].seen_first < key_end), active)
+        for first, last in ((0, full), (full, active)):
+            if first == last:
+                continue
+            longest = min(items[first].seen_last, key_end) - key_start
+            width = -(-longest // shape.key_step) * shape.key_step
+            yield _segment(
+                rows[first:last],
+                contexts[first:last],
+                first,
+                key_start,
+                width,
+                shape,
+                lookup,
+                masked=first == full,
+            )
+
+
+def _segment(
+    rows: Tensor,
+    contexts: Tensor,
+    first: int,
+    key_start: int,
+    width: int,
+    shape: AttentionShape,
+    lookup: BlockLookup,
+    *,
+    masked: bool,
+) -> Segment:
+    blocks = width // shape.block_size
+    columns = key_start // shape.block_size
+    gather = lookup(rows, columns, blocks)
+    slots = torch.arange(key_start, key_start + width)
+    stale = slots >= contexts.unsqueeze(1)
+    return Segment(
+        first=first,
+        last=first + rows.shape[0],
+        key_start=key_start,
+        width=width,
+        gather=gather,
+        masked=masked,
+        stale=stale.view(-1, 1, width, 1) if bool(stale.any()) else None,
+    )
+
+
+def paged_lookup(block_tables: Tensor, contexts: list[int], shape: AttentionShape) -> BlockLookup:
+    """Rows of a cache layer seen as [num_blocks * 2 * Hkv, block_size * head_dim].
+
+    A block past a row's context is never looked up in the table, whose entry may be anything: the
+    row's own first block stands in for it, to be masked.
+    """
+    used = (torch.tensor(contexts) + shape.block_size - 1) // shape.block_size
+    heads = torch.arange(shape.num_kv_heads).unsqueeze(1)
+    halves = torch.arange(2).view(2, 1, 1, 1)
+
+    def lookup(rows: Tensor, first: int, count: int) -> Tensor:
+        columns = torch.arange(first, first + count)
+        columns = torch.where(columns < used[rows].unsqueeze(1), columns, 0)
+        blocks = block_tables[rows.unsqueeze(1), columns].long()
+        gather = (blocks.unsqueeze(1) * 2 + halves) * shape.num_kv_heads + heads
+        return gather.view(-1)
+
+    return lookup
+
+
+def varlen_lookup(bounds: list[int], shape: AttentionShape) -> BlockLookup:
+    """Rows of keys (or values) seen as [T * Hkv, head_dim]; the block is one token."""
+    starts = torch.tensor(bounds[:-1])
+    lengths = torch.tensor(bounds[1:]) - starts
+    heads = torch.arange(shape.num_kv_heads).unsqueeze(1)
+
+    def lookup(rows: Tensor, first: int, count: int) -> Tensor:
+        columns = torch.arange(first, first + count)
+        columns = torch.where(columns < lengths[rows].unsqueeze(1), columns, 0)
+        tokens = starts[rows].unsqueeze(1) + columns
+        return (tokens.unsqueeze(1) * shape.num_kv_heads + heads).view(-1)
+
+    return lookup
