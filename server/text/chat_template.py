@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,7 @@ class ChatTemplate:
         raise _refusal(reply)
 
     @asynccontextmanager
-    async def _worker(self) -> Any:
+    async def _worker(self) -> AsyncIterator[_Worker]:
         """A worker for one job. One that was not left in order is killed, never used again."""
         async with self._slots:
             worker = self._idle.pop() if self._idle else None

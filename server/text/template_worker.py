@@ -2,8 +2,8 @@
 
 Run as a script by server.text.chat_template. The first line on standard input is a JSON object
 {template, memory_bytes, seconds, max_characters}; each following line is the variables of one
-rendering, each answered by one line {"text"} or {"error", "kind"}. It imports nothing of the server,
-so that it starts fast and holds nothing worth stealing.
+rendering, each answered by one line {"text"} or {"error", "kind"}. It imports nothing of the
+server, so that it starts fast and holds nothing worth stealing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,153 @@
+"""One HTTP request's work in the engine: submitted whole, read as deltas, ended for certain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+
+from server.api.state import ApiState
+from server.api.trace import RequestTrace
+from server.engine.events import ChoiceOutput, EngineClient, Event
+from server.engine.request import EngineRequest
+from server.errors import ErrorCode, QuireError
+from server.output.choice import Delta
+from server.output.processor import OutputOptions, OutputProcessor
+
+
+class Generation:
+    """The engine requests of one HTTP request, one a prompt.
+
+    A choice's index over all prompts is prompt index x n + choice.
+    """
+
+    def __init__(
+        self,
+        state: ApiState,
+        requests: Sequence[EngineRequest],
+        options: OutputOptions,
+        trace: RequestTrace,
+    ) -> None:
+        self._engine = state.engine
+        self._metrics = state.metrics
+        self._requests = requests
+        self._trace = trace
+        self._processors = [
+            OutputProcessor(state.tokenizer, request, options) for request in requests
+        ]
+        self._submitted = False
+        trace.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        trace.num_choices = self.num_choices
+
+    @property
+    def num_choices(self) -> int:
+        return sum(request.n for request in self._requests)
+
+    async def submit(self) -> None:
+        """Returns once all are accepted. Raises QuireError."""
+        self._submitted = True
+        await self._engine.submit(self._requests)
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """(choice index, delta) until every choice has ended. Raises QuireError."""
+        ids = [request.request_id for request in self._requests]
+        unfinished = len(ids)
+        async with aclosing(merged_events(self._engine, ids)) as events:
+            async for index, event in events:
+                delta = self._feed(index, event)
+                if delta is not None:
+                    yield index * self._requests[index].n + delta.choice, delta
+                    if delta.finish_reason and self._processors[index].finished:
+                        unfinished -= 1
+                if not unfinished:
+                    return
+        raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine ended before the request did.")
+
+    def _feed(self, index: int, event: Event) -> Delta | None:
+        request, processor = self._requests[index], self._processors[index]
+        discarded = processor.num_discarded
+        delta = processor.feed(event)
+        for choice in processor.take_stopped():
+            self._engine.finish(request.request_id, choice)
+        if processor.num_discarded > discarded:
+            self._metrics.observe_discarded(processor.num_discarded - discarded)
+        if not isinstance(event, ChoiceOutput):
+            self._trace.scheduled()
+        elif event.token_ids:
+            choice = index * request.n + event.choice
+            self._trace.tokens(choice, len(event.token_ids), self._metrics)
+        return delta
+
+    def close(self) -> None:
+        """Ends what has not ended, and completes the trace. To be called however it went."""
+        self._trace.cached_tokens = sum(one.num_cached_tokens for one in self._processors)
+        self._trace.completion_tokens = sum(one.num_completion_tokens for one in self._processors)
+        self._trace.finish_reasons = tuple(
+            reason for one in self._processors for reason in one.finish_reasons if reason
+        )
+        open_ids = [
+            request.request_id
+            for request, processor in zip(self._requests, self._processors, strict=True)
+            if not processor.finished
+        ]
+        if self._submitted and open_ids:
+            self._engine.abort(open_ids)
+
+    def usage(self) -> dict[str, object]:
+        """OpenAI's usage object, over all prompts and choices."""
+        prompt = sum(len(request.prompt_token_ids) for request in self._requests)
+        completion = sum(one.num_completion_tokens for one in self._processors)
+        cached = sum(one.num_cached_tokens for one in self._processors)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+async def merged_events(
+    engine: EngineClient, request_ids: Sequence[str]
+) -> AsyncGenerator[tuple[int, Event], None]:
+    """The events of several requests as they come, each with its request's index."""
+    if len(request_ids) == 1:
+        events = engine.events(request_ids[0])
+        try:
+            async for event in events:
+                yield 0, event
+        finally:
+            await _close(events)
+        return
+    # Unbounded, as the client's own queues are: a request's max_tokens bounds its events.
+    queue: asyncio.Queue[tuple[int, Event | QuireError | None]] = asyncio.Queue()
+
+    async def pump(index: int, request_id: str) -> None:
+        try:
+            async for event in engine.events(request_id):
+                queue.put_nowait((index, event))
+        except QuireError as error:
+            queue.put_nowait((index, error))
+        else:
+            queue.put_nowait((index, None))
+
+    pumps = [asyncio.create_task(pump(*pair)) for pair in enumerate(request_ids)]
+    running = len(pumps)
+    try:
+        while running:
+            index, item = await queue.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, QuireError):
+                raise item
+            else:
+                yield index, item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _close(events: AsyncIterator[Event]) -> None:
+    """Ends an iterator that was left early, where it is one that can be told."""
+    if isinstance(events, AsyncGenerator):
+        await events.aclose()

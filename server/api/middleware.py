@@ -1,0 +1,174 @@
+"""The layers around every route, as plain ASGI: the error boundary, and bounds on the body."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.errors import error_headers, error_json
+from server.api.state import HttpLimits
+from server.api.trace import ClientDisconnected, RequestTrace, safe_label
+from server.errors import ErrorCode, QuireError
+from server.metrics.stats import RequestMetrics
+
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+log = logging.getLogger("quire.api")
+
+
+def trace_of(scope: Scope) -> RequestTrace:
+    """The request's trace, put there by RequestBoundary."""
+    trace: RequestTrace = scope["state"]["trace"]
+    return trace
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The last value of a header; ``name`` in lower case."""
+    found: bytes | None = None
+    for key, value in scope["headers"]:
+        if key == name:
+            found = value
+    return found
+
+
+class RequestBoundary:
+    """The outermost layer: every request gets an id, one answer, and one record.
+
+    ``generating`` are the routes whose requests are counted by outcome. ``templates`` maps a raw
+    path to its route's template.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: RequestMetrics,
+        templates: Mapping[str, str],
+        generating: frozenset[str],
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._templates = templates
+        self._generating = generating
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace = self._trace(scope)
+        scope.setdefault("state", {})["trace"] = trace
+        answer = _Answer(send, trace)
+        try:
+            await self._app(scope, receive, answer)
+        except ClientDisconnected:
+            trace.disconnected = True
+        except QuireError as error:
+            await answer.fail(error)
+        except asyncio.CancelledError:
+            trace.error = QuireError(ErrorCode.SHUTTING_DOWN, "The server is stopping.")
+            raise
+        except Exception:
+            log.exception("request %s failed", trace.request_id)
+            message = f"The server failed. Report request {trace.request_id}."
+            await answer.fail(QuireError(ErrorCode.INTERNAL, message))
+        finally:
+            trace.report(self._metrics)
+
+    def _trace(self, scope: Scope) -> RequestTrace:
+        method = scope["method"] if scope["method"] in METHODS else "OTHER"
+        route = self._templates.get(scope["path"], "unmatched")
+        if route == "unmatched" and scope["path"].startswith("/v1/models/"):
+            route = "/v1/models/{model}"
+        generates = route in self._generating and method == "POST"
+        label = safe_label(header(scope, b"x-request-id"))
+        return RequestTrace(method, route, generates, label)
+
+
+class _Answer:
+    """The send side: adds the request id to the headers, and knows whether they are gone."""
+
+    def __init__(self, send: Send, trace: RequestTrace) -> None:
+        self._send = send
+        self._trace = trace
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._trace.status = message["status"]
+            id = self._trace.label or self._trace.request_id
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
+        await self._send(message)
+
+    async def fail(self, error: QuireError) -> None:
+        self._trace.error = error
+        if self._trace.status:
+            return  # too late for a status: the stream has said what it could
+        body = error_json(error)
+        headers = [*error_headers(error), (b"content-length", str(len(body)).encode())]
+        if error.code is ErrorCode.REQUEST_TIMEOUT:
+            headers.append((b"connection", b"close"))
+        status = error.code.value.status
+        await self({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+class BodyLimits:
+    """Bounds the size of a body and the time that it takes to come."""
+
+    def __init__(self, app: ASGIApp, limits: HttpLimits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = header(scope, b"content-length")
+        if announced is not None and announced.isdigit():
+            self._check_size(int(announced[:20]))
+        await self._app(scope, self._bounded(receive), send)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        deadline = time.monotonic() + self._limits.receive_timeout_s
+        size = 0
+        complete = False
+
+        async def bounded() -> Message:
+            nonlocal size, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    message = await receive()
+            except TimeoutError:
+                raise QuireError(
+                    ErrorCode.REQUEST_TIMEOUT,
+                    f"The request body did not arrive within {self._limits.receive_timeout_s:g} s.",
+                ) from None
+            size += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            self._check_size(size)
+            return message
+
+        return bounded
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.max_body_bytes:
+            raise QuireError(
+                ErrorCode.BODY_TOO_LARGE,
+                f"The request body is larger than {self._limits.max_body_bytes} bytes. "
+                "Send a smaller one.",
+            )
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body. Raises ClientDisconnected."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)

@@ -1,0 +1,70 @@
+"""The routes that only report: models, health, readiness, version, metrics, memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from server.api.errors import shown
+from server.api.state import ApiState
+from server.api.validation import check_model
+from server.errors import ErrorCode, QuireError
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class StatusRoutes:
+    """Each method is a route. None of them waits for the engine."""
+
+    def __init__(self, state: ApiState) -> None:
+        self._state = state
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        check_model(request.path_params["model"], self._state.model)
+        return JSONResponse(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        card = self._state.model
+        return {
+            "id": card.name,
+            "object": "model",
+            "created": card.created,
+            "owned_by": "quire",
+            "max_model_len": card.max_model_len,
+            "vocab_size": card.vocab_size,
+        }
+
+    async def health(self, request: Request) -> Response:
+        """200 while the engine lives and makes progress."""
+        if not self._state.health.alive:
+            raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is not making progress.")
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """200 while new requests are taken."""
+        health = self._state.health
+        if health.draining:
+            raise QuireError(ErrorCode.SHUTTING_DOWN, "The server is stopping.")
+        if not (health.alive and health.ready):
+            raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is not ready.")
+        return JSONResponse({"status": "ready"})
+
+    async def version(self, request: Request) -> Response:
+        return JSONResponse(dict(self._state.version))
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._state.render_metrics(), media_type=METRICS_TYPE)
+
+    async def memory(self, request: Request) -> Response:
+        form = request.query_params.get("format", "json")
+        if form == "text":
+            return Response(self._state.memory_text(), media_type="text/plain; charset=utf-8")
+        if form == "json":
+            return JSONResponse(dict(self._state.memory()))
+        message = f"format must be json or text, not {shown(form)}."
+        raise QuireError(ErrorCode.INVALID_VALUE, message, param="format")
