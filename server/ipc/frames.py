@@ -14,6 +14,7 @@ import msgspec
 
 from server.engine.events import EngineFrame
 from server.engine.request import EngineRequest
+from server.engine_facts import EngineFacts, EngineSettings
 
 LENGTH = struct.Struct("<I")
 MAX_MESSAGE_BYTES = 256 * 2**20
@@ -28,9 +29,9 @@ class FrameError(Exception):
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
-    """The first message: everything the engine is built from, as plain data."""
+    """The first message: everything the engine is built from."""
 
-    settings: dict[str, object]
+    settings: EngineSettings
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True):
@@ -62,9 +63,9 @@ class Progress(msgspec.Struct, tag=True, frozen=True):
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
-    """The engine takes requests. ``facts`` are what start-up measured, as plain data."""
+    """The engine takes requests. ``facts`` are what start-up measured."""
 
-    facts: dict[str, object]
+    facts: EngineFacts
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):

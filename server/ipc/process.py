@@ -14,8 +14,8 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PR_SET_PDEATHSIG = 1
@@ -47,8 +47,8 @@ class EngineProcess:
             os.close(self.death_pipe)
 
 
-def spawn_engine(module: str, gauges_fd: int) -> EngineProcess:
-    """Starts ``python -m module SOCKET GAUGES DEATH_PIPE PARENT`` (file descriptors, then a pid).
+def spawn_engine(command: Sequence[str], gauges_fd: int) -> EngineProcess:
+    """Starts ``command SOCKET GAUGES DEATH_PIPE PARENT`` (file descriptors, then our pid).
 
     Raises:
         RuntimeError: called from a thread that may end before the process does.
@@ -62,7 +62,7 @@ def spawn_engine(module: str, gauges_fd: int) -> EngineProcess:
     arguments = [str(fd) for fd in (theirs.fileno(), gauges_fd, read_end)] + [str(os.getpid())]
     try:
         popen = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [*command, *arguments],
             pass_fds=(theirs.fileno(), gauges_fd, read_end),
             stdin=subprocess.DEVNULL,
         )

@@ -15,10 +15,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from server.engine_facts import EngineFacts, EngineSettings
 from server.errors import StartupError
 from server.ipc.client import IpcEngineClient
 from server.ipc.frames import (
@@ -65,16 +66,16 @@ class Supervisor:
     def __init__(
         self,
         spawn: Callable[[], EngineProcess],
-        settings: Mapping[str, object],
+        settings: EngineSettings,
         client: IpcEngineClient,
         metrics: StepMetrics,
         *,
         heartbeat: Callable[[], int],
-        on_ready: Callable[[Mapping[str, object]], None],
+        on_ready: Callable[[EngineFacts], None],
         policy: RestartPolicy | None = None,
     ) -> None:
         self._spawn = spawn
-        self._settings = dict(settings)
+        self._settings = settings
         self._client = client
         self._metrics = metrics
         self._heartbeat = heartbeat
@@ -170,7 +171,7 @@ class Supervisor:
                 watchdog.cancel()
             writer.close()
 
-    def _attach(self, writer: asyncio.StreamWriter, facts: Mapping[str, object]) -> None:
+    def _attach(self, writer: asyncio.StreamWriter, facts: EngineFacts) -> None:
         self._client.attach(lambda command: writer.write(encode(command)))
         self._was_ready = True
         self.state = EngineState.READY

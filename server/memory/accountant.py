@@ -15,25 +15,17 @@ Python's own growth under load (requests, block tables, hashes) is foreign in th
 signed, in view.
 
 A reading is plain integers, so that it crosses to another process as it is. Torch-free: whoever
-holds tensors lists them as ``Holding``.
+holds tensors says how many bytes of each kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from server.memory.layout import MemoryKind
 from server.memory.snapshot import Snapshot, take
 
-TENSOR_KINDS = (
-    MemoryKind.WEIGHTS,
-    MemoryKind.KV_CACHE,
-    MemoryKind.ACTIVATIONS,
-    MemoryKind.IO,
-    MemoryKind.GRAPHS,
-    MemoryKind.WORKSPACE,
-)
 KV_PARTS = ("active", "cached", "tail_waste", "free")
 _EXTRA = ("resident", "runtime.code", "runtime.base", "heap_resident", "heap_in_use")
 
@@ -44,20 +36,6 @@ READING_NAMES: tuple[str, ...] = (
     *(f"kv_cache.{part}" for part in KV_PARTS),
     *_EXTRA,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """One tensor's storage. Two tensors over one storage have the same ``address``.
-
-    ``part`` says what it is within its kind: a weight's component, a buffer's name.
-    """
-
-    kind: MemoryKind
-    part: str
-    format: str
-    address: int
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +54,12 @@ class KVUse:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Where the accountant looks. The callables are asked at each reading and must not block."""
+    """Where the accountant looks. The callables are asked at each reading and must not block.
 
-    holdings: Callable[[], Iterable[Holding]]
+    ``held_bytes`` are sums over live distinct storages by kind, those kinds that tensors have.
+    """
+
+    held_bytes: Callable[[], Mapping[MemoryKind, int]]
     kv_use: Callable[[], KVUse]
     kv_page_bytes: int
     kv_token_bytes: int
@@ -115,22 +96,9 @@ class Accountant:
             "heap_in_use": snapshot.heap_in_use,
         }
 
-    def parts(self, kind: MemoryKind) -> list[dict[str, object]]:
-        """The measured parts of one kind of tensor: name, format and bytes, largest first."""
-        sums: dict[tuple[str, str], int] = {}
-        for holding in distinct(self._books.holdings()):
-            if holding.kind is kind:
-                key = (holding.part, holding.format)
-                sums[key] = sums.get(key, 0) + holding.nbytes
-        ordered = sorted(sums.items(), key=lambda item: -item[1])
-        return [
-            {"part": part, "format": format, "bytes": nbytes} for (part, format), nbytes in ordered
-        ]
-
     def _kinds(self, snapshot: Snapshot) -> dict[MemoryKind, int]:
         kinds = dict.fromkeys(MemoryKind, 0)
-        for holding in distinct(self._books.holdings()):
-            kinds[holding.kind] += holding.nbytes
+        kinds.update(self._books.held_bytes())
         kinds[MemoryKind.ALLOCATOR_SLACK] = snapshot.heap_slack
         kinds[MemoryKind.RUNTIME] = snapshot.code + self._base_bytes
         kinds[MemoryKind.UNACCOUNTED] = snapshot.resident - sum(kinds.values())
@@ -146,12 +114,3 @@ class Accountant:
         cached = use.cached_blocks * books.kv_page_bytes
         values = (active, cached, tail, kv_bytes - active - cached - tail)
         return {f"kv_cache.{part}": value for part, value in zip(KV_PARTS, values, strict=True)}
-
-
-def distinct(holdings: Iterable[Holding]) -> Iterable[Holding]:
-    """Each storage once, under the first name that it is listed by: tied weights, views."""
-    seen: set[int] = set()
-    for holding in holdings:
-        if holding.nbytes and holding.address not in seen:
-            seen.add(holding.address)
-            yield holding

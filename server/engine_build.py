@@ -1,0 +1,138 @@
+"""Builds an engine from settings: runner, core, accountant. For its own process, or in this one."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from server.engine.core import EngineCore
+from server.engine_facts import EngineFacts, EngineSettings, gauge_values
+from server.errors import StartupError
+from server.execution.buffers import dtype_of
+from server.execution.build import BuiltRunner, build_runner
+from server.ipc.gauges import GaugeBlock
+from server.memory.accountant import Accountant, Books, KVUse
+from server.memory.layout import RunnerConfig
+from server.memory.snapshot import take
+from weights.errors import CheckpointError
+
+Progress = Callable[[str], None]
+
+_PROGRESS_S = 2.0  # between two lines about loading
+_READ_SHARE = 100  # a reading of the memory is taken at most 1/100 of the time
+_READ_PAUSE_S = 0.25  # and at most this often
+_WARM_SIZE = 1024  # rows and columns of the products that make the libraries set themselves up
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    core: EngineCore
+    accountant: Accountant
+    facts: EngineFacts
+
+
+def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
+    """Loads the model and makes everything that ``settings`` say.
+
+    Raises:
+        StartupError: the folder is refused, or the model does not fit; names what is at fault.
+    """
+    started = time.monotonic()
+    torch.set_num_threads(settings.num_threads)
+    _warm_libraries(settings.runner)
+    gc.collect()
+    base = take()
+    loading = _Loading(progress)
+    try:
+        built = build_runner(Path(settings.model_dir), settings.runner, progress=loading)
+        core = EngineCore(built.runner, built.kv, settings.limits, strict=settings.strict_ledger)
+    except CheckpointError as error:
+        raise StartupError(str(error)) from error
+    except MemoryError as error:
+        raise StartupError(f"out of memory while loading: {error}") from error
+    gc.collect()
+    gc.freeze()  # what was built lives as long as the engine: no need to look at it again
+    accountant = Accountant(base, _books(built, core))
+    facts = EngineFacts(
+        weights=built.held.weights(),
+        weights_format=settings.runner.format,
+        load_seconds=built.report.seconds,
+        ready_seconds=time.monotonic() - started,
+        torch_version=torch.__version__,
+        num_threads=torch.get_num_threads(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        skipped=tuple(f"{item.name}: {item.reason}" for item in built.report.skipped),
+    )
+    return BuiltEngine(core, accountant, facts)
+
+
+class GaugePublisher:
+    """Writes the engine's gauges at every call, with the latest reading of its memory.
+
+    A reading walks the page tables (milliseconds, more with more memory), so it is taken again
+    only when the last one is older than a hundred times what it cost.
+    """
+
+    def __init__(self, engine: BuiltEngine, block: GaugeBlock) -> None:
+        self._engine = engine
+        self._block = block
+        self._reading: dict[str, int] = {}
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._reading = self._engine.accountant.read()
+            took_s = time.monotonic() - now
+            self._next = now + max(_READ_PAUSE_S, _READ_SHARE * took_s)
+        self._block.write(gauge_values(self._engine.core.gauges(), self._reading))
+
+
+class _Loading:
+    """Tells about a long load every few seconds."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._next = time.monotonic() + _PROGRESS_S
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _PROGRESS_S
+            self._progress(f"loading: {100 * done // max(1, total)} % of {total} bytes")
+
+
+def _books(built: BuiltRunner, core: EngineCore) -> Books:
+    group = built.kv.groups[0]
+
+    def kv_use() -> KVUse:
+        gauges = core.gauges()
+        return KVUse(
+            active_blocks=gauges.blocks_active + gauges.blocks_reserved,
+            cached_blocks=gauges.blocks_cached,
+            reserved_tokens=gauges.kv_tokens_reserved,
+            filled_tokens=gauges.kv_tokens_filled,
+        )
+
+    return Books(
+        held_bytes=built.held.by_kind,
+        kv_use=kv_use,
+        kv_page_bytes=built.kv.page_bytes,
+        kv_token_bytes=group.bytes_per_token,
+        peak_activation_bytes=lambda: built.runner.peak.peak_bytes,
+    )
+
+
+def _warm_libraries(config: RunnerConfig) -> None:
+    """One product of either shape, so that threads start and libraries take their own buffers
+    before the base reading: they belong to the runtime and not to the model."""
+    tokens = min(config.max_num_batched_tokens, _WARM_SIZE)
+    for dtype in {torch.float32, dtype_of(config.format)}:
+        weight = torch.ones(_WARM_SIZE, _WARM_SIZE, dtype=dtype)
+        for rows in (tokens, 1):
+            torch.nn.functional.linear(torch.ones(rows, _WARM_SIZE, dtype=dtype), weight)

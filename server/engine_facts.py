@@ -1,0 +1,76 @@
+"""What the engine process is built from, and what it measured while it was built. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from server.engine.gauges import EngineGauges
+from server.engine.request import EngineLimits
+from server.memory.accountant import READING_NAMES
+from server.memory.layout import RunnerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Everything that the engine process needs to build itself. Every size is decided."""
+
+    model_dir: str
+    runner: RunnerConfig
+    limits: EngineLimits
+    num_threads: int
+    log_format: str = "text"
+    strict_ledger: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What a ready engine knows of itself. Bytes and seconds as named.
+
+    ``weights`` are measured bytes by component; ``skipped`` the tensors of the folder that were
+    not read, with the reason.
+    """
+
+    weights: dict[str, int]
+    weights_format: str
+    load_seconds: float
+    ready_seconds: float
+    torch_version: str
+    num_threads: int
+    cpu_capability: str
+    skipped: tuple[str, ...] = ()
+
+
+_ENGINE, _MEMORY = "engine.", "memory."
+
+# The layout of the gauge block that the two processes share.
+GAUGE_NAMES: tuple[str, ...] = (
+    *(_ENGINE + field.name for field in fields(EngineGauges)),
+    *(_MEMORY + name for name in READING_NAMES),
+)
+
+
+def gauge_values(engine: EngineGauges, memory: Mapping[str, int]) -> dict[str, int]:
+    """What the engine process publishes."""
+    values = {_ENGINE + field.name: getattr(engine, field.name) for field in fields(engine)}
+    values.update({_MEMORY + name: value for name, value in memory.items()})
+    return values
+
+
+def engine_gauges(values: Mapping[str, int]) -> dict[str, int]:
+    """EngineGauges' fields out of a block's values."""
+    return _under(_ENGINE, values)
+
+
+def memory_reading(values: Mapping[str, int]) -> dict[str, int]:
+    """The accountant's reading out of a block's values; empty before the first one."""
+    reading = _under(_MEMORY, values)
+    return reading if reading.get("total") else {}
+
+
+def _under(prefix: str, values: Mapping[str, int]) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
