@@ -57,7 +57,9 @@ class PlannedRow:
 class StepPlan:
     """Order of effects: released, row_moves, block_copies, admitted, then the forward over rows.
 
-    ``block_copies`` are (source, destination) block ids. ``row_moves`` are (from, to) rows.
+    ``block_copies`` are (source, destination) block ids; all sources are read before any write.
+    ``row_moves`` are (from, to) rows. ``released`` may name a row that the executor does not hold,
+    which is no error: after a step that raised, every row of that step is released again.
     """
 
     step_id: int

@@ -1,0 +1,124 @@
+"""Admission: what is refused at the door, and with which words.
+
+A submitted list is accepted or refused whole. Refused is what could never run (too long, too large
+for the cache alone) and what finds the queue full. Everything accepted can run to its end, because
+it fits when it is alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
+from server.engine.events import Refused
+from server.engine.kv_cache_manager import KVCacheManager
+from server.engine.queue import WaitingQueue
+from server.engine.request import EngineLimits, EngineRequest
+
+_RETRY_AFTER_MAX = 600  # seconds
+_WINDOW = 64  # steps
+
+
+class Throughput:
+    """Tokens computed per second over the last steps."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+
+    def note(self, num_tokens: int, seconds: float) -> None:
+        self._steps.append((num_tokens, seconds))
+
+    def seconds_for(self, num_tokens: int) -> int:
+        """Whole seconds, at least 1, that ``num_tokens`` more take at the recent rate."""
+        tokens = sum(step_tokens for step_tokens, _ in self._steps)
+        seconds = sum(step_seconds for _, step_seconds in self._steps)
+        if not tokens:
+            return 1
+        return max(1, min(_RETRY_AFTER_MAX, math.ceil(num_tokens * seconds / tokens)))
+
+
+class Admission:
+    def __init__(self, kv: KVCacheManager, limits: EngineLimits, waiting: WaitingQueue) -> None:
+        self._kv = kv
+        self._limits = limits
+        self._waiting = waiting
+        self.throughput = Throughput()
+        self.is_open = True
+
+    def refusal(
+        self, requests: Sequence[EngineRequest], live_ids: AbstractSet[str]
+    ) -> Refused | None:
+        """Why the list is refused, or None."""
+        ids = tuple(request.request_id for request in requests)
+        if not self.is_open:
+            message = "The server is shutting down and takes no new requests."
+            return Refused(ids, "SHUTTING_DOWN", message)
+        if len(set(ids)) < len(ids) or any(request_id in live_ids for request_id in ids):
+            return Refused(ids, "INTERNAL", "A request id is in use already.")
+        for request in requests:
+            problem = self._problem_with(request)
+            if problem is not None:
+                return Refused(ids, *problem)
+        return self._queue_refusal(ids, requests)
+
+    def _problem_with(self, request: EngineRequest) -> tuple[str, str] | None:
+        num_prompt = len(request.prompt_token_ids)
+        max_tokens = request.sampling.max_tokens
+        if num_prompt < 1:
+            return "INVALID_REQUEST", "The prompt has no tokens; it needs at least one."
+        if not 1 <= request.n <= self._limits.max_num_seqs:
+            return "CAPACITY", (
+                f"n is {request.n}; this server runs 1 to {self._limits.max_num_seqs} "
+                "sequences at a time."
+            )
+        if num_prompt + max_tokens > self._limits.max_model_len:
+            return "CONTEXT_LENGTH", (
+                f"The prompt has {num_prompt} tokens and max_tokens is {max_tokens}; together "
+                f"they exceed the context of {self._limits.max_model_len} tokens. Shorten the "
+                "prompt or lower max_tokens."
+            )
+        return self._capacity_problem(num_prompt, max_tokens)
+
+    def _capacity_problem(self, num_prompt: int, max_tokens: int) -> tuple[str, str] | None:
+        needed = self._kv.blocks_for(num_prompt + max_tokens)
+        if needed > self._kv.pool.num_blocks:
+            return "CAPACITY", (
+                f"The prompt has {num_prompt} tokens and max_tokens is {max_tokens}; together "
+                f"they need {needed} KV-cache blocks, and the cache has "
+                f"{self._kv.pool.num_blocks} ({self._kv.max_tokens_alone()} tokens). Shorten the "
+                "prompt or lower max_tokens."
+            )
+        return self._queue_problem(num_prompt)
+
+    def _queue_problem(self, num_prompt: int) -> tuple[str, str] | None:
+        if num_prompt > self._limits.max_queued_tokens:
+            return "CAPACITY", (
+                f"The prompt has {num_prompt} tokens; the queue holds at most "
+                f"{self._limits.max_queued_tokens}."
+            )
+        return None
+
+    def _queue_refusal(
+        self, ids: tuple[str, ...], requests: Sequence[EngineRequest]
+    ) -> Refused | None:
+        num_requests, num_tokens = self._waiting.num_new, self._waiting.num_new_tokens
+        new_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        if (
+            num_requests + len(requests) <= self._limits.max_queued_requests
+            and num_tokens + new_tokens <= self._limits.max_queued_tokens
+        ):
+            return None
+        message = (
+            f"The queue is full: {num_requests} requests with {num_tokens} tokens wait, and at "
+            f"most {self._limits.max_queued_requests} requests with "
+            f"{self._limits.max_queued_tokens} tokens may. Try again later."
+        )
+        if len(requests) > self._limits.max_queued_requests:
+            message = (
+                f"The list has {len(requests)} prompts; the queue holds at most "
+                f"{self._limits.max_queued_requests} requests."
+            )
+            return Refused(ids, "CAPACITY", message)
+        return Refused(ids, "QUEUE_FULL", message, self.throughput.seconds_for(num_tokens))

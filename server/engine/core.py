@@ -1,0 +1,248 @@
+"""EngineCore: the engine's one loop body, around a scheduler and an executor.
+
+Standard library only: it runs the same in the engine process, in tests and offline. One thread
+calls everything here. Between ``begin_step`` and ``end_step`` the executor may be busy, and
+``submit``, ``abort`` and ``finish`` may be called.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from server.engine.admission import Admission
+from server.engine.events import Accepted, EngineFrame, StepStats
+from server.engine.gauges import EngineGauges, LoopCounts, read_gauges
+from server.engine.kv_cache_manager import KVCacheManager
+from server.engine.kv_spec import KVCacheSpec
+from server.engine.ledger import check_ledger
+from server.engine.plan import Executor, PendingResult, StepPlan, StepResult
+from server.engine.prefix_cache import Digest, sha256_digest
+from server.engine.request import EngineLimits, EngineRequest
+from server.engine.results import check_result
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import LiveRequest
+
+_STEP_FAILED = "The model failed twice on a step of this request. Try again later."
+
+
+@dataclass(frozen=True, slots=True)
+class StepInFlight:
+    """A step that was handed to the executor. ``pending`` is None where that raised already."""
+
+    plan: StepPlan
+    pending: PendingResult | None
+    began: float
+
+
+class EngineCore:
+    """
+    Args:
+        clock: seconds, monotonic; deadlines and StepStats are in it.
+        strict: check the whole ledger after every change (for tests; slow).
+        digest: the prefix cache's hash.
+
+    Raises:
+        ValueError: a limit is below 1, or a kind of KV cache group is not served.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        kv: KVCacheSpec,
+        limits: EngineLimits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        strict: bool = False,
+        digest: Digest = sha256_digest,
+    ) -> None:
+        _check_limits(limits)
+        self._executor = executor
+        self._limits = limits
+        self._clock = clock
+        self._strict = strict
+        self._kv = KVCacheManager(kv, prefix_caching=limits.prefix_caching, digest=digest)
+        self.scheduler = Scheduler(self._kv, limits, clock)
+        self._roster = self.scheduler.roster
+        self._admission = Admission(self._kv, limits, self._roster.waiting)
+        self._num_arrivals = 0
+        self._steps = 0
+        self._failed_steps = 0
+        self._heartbeat = 0
+
+    @property
+    def has_work(self) -> bool:
+        """There is something to compute, or something to say."""
+        return bool(self._roster.requests or self._roster.outbox)
+
+    @property
+    def num_live_requests(self) -> int:
+        return len(self._roster.requests)
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[EngineRequest]) -> None:
+        """Accepts or refuses the list whole; the next frame says which."""
+        if not requests:
+            return
+        refusal = self._admission.refusal(requests, self._roster.requests.keys())
+        if refusal is not None:
+            self._roster.outbox.refused.append(refusal)
+            return
+        now = self._clock()
+        for request in requests:
+            self._roster.add(self._live(request, now))
+        ids = tuple(request.request_id for request in requests)
+        self._roster.outbox.accepted.append(Accepted(ids))
+        self._check_if_strict()
+
+    def _live(self, request: EngineRequest, now: float) -> LiveRequest:
+        self._num_arrivals += 1
+        timeout = request.timeout_s
+        return LiveRequest(
+            request,
+            arrival=self._num_arrivals,
+            arrival_time=now,
+            timeout_s=self._limits.queue_timeout_s if timeout is None else timeout,
+            eos_token_ids=self._limits.eos_token_ids,
+            num_groups=self._kv.num_groups,
+        )
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Ends the requests now, whatever they are doing. Unknown ids are ignored."""
+        self.scheduler.abort(request_ids)
+        self._check_if_strict()
+
+    def finish(self, request_id: str, choice: int) -> None:
+        """Ends one choice that met a stop string. No event follows for it."""
+        self.scheduler.finish(request_id, choice)
+        self._check_if_strict()
+
+    def drain(self) -> None:
+        """From now on every list is refused; what was accepted is served to its end."""
+        self._admission.is_open = False
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets every cached prefix. Running requests keep what they have."""
+        self._kv.reset_cache()
+        self._check_if_strict()
+
+    # -- the loop ----------------------------------------------------------------------------
+
+    def step(self) -> EngineFrame | None:
+        """One whole step, and what happened since the last. None: there was nothing to do."""
+        step = self.begin_step()
+        if step is not None:
+            return self.end_step(step)
+        return self._roster.outbox.collect() if self._roster.outbox else None
+
+    def begin_step(self) -> StepInFlight | None:
+        """
+        1. The scheduler plans a step. None, where there is nothing to compute.
+        2. The executor starts the forward pass, and the sampling behind it.
+        """
+        self._heartbeat += 1
+        began = self._clock()
+        plan = self.scheduler.schedule()
+        self._check_if_strict()
+        if not plan.rows:
+            return None
+        return StepInFlight(plan, self._start(plan), began)
+
+    def end_step(self, step: StepInFlight) -> EngineFrame:
+        """
+        1. Wait for the executor.
+        2. The scheduler takes in the result; a step that raised is retried or given up.
+        3. Everything that happened goes into one frame.
+        """
+        result = self._finish_step(step)
+        self._steps += 1
+        seconds = self._clock() - step.began
+        self._admission.throughput.note(step.plan.num_tokens, seconds)
+        self._check_if_strict()
+        return self._roster.outbox.collect(self._stats(step.plan, result, seconds))
+
+    def poll_idle(self) -> None:
+        """The loop is alive and has nothing to do."""
+        self._heartbeat += 1
+
+    def _start(self, plan: StepPlan) -> PendingResult | None:
+        # Whatever the model raises is the step's failure, not the loop's: the scheduler decides
+        # about its requests, and the log keeps the cause.
+        try:
+            return self._executor.sample(self._executor.forward(plan), None)
+        except Exception:
+            logging.getLogger(__name__).exception("step %d failed to start", plan.step_id)
+            return None
+
+    def _finish_step(self, step: StepInFlight) -> StepResult | None:
+        result = None
+        if step.pending is not None:
+            try:
+                result = step.pending.result()
+                check_result(step.plan, result)
+            except Exception:
+                logging.getLogger(__name__).exception("step %d failed", step.plan.step_id)
+                result = None
+        if result is None:
+            self._failed_steps += 1
+            self.scheduler.fail_step(step.plan, _STEP_FAILED)
+        else:
+            self.scheduler.update(step.plan, result)
+        return result
+
+    def _stats(self, plan: StepPlan, result: StepResult | None, seconds: float) -> StepStats:
+        counts = self.scheduler.counts
+        return StepStats(
+            step_id=plan.step_id,
+            num_rows=len(plan.rows),
+            num_prompt_tokens=counts.num_prompt_tokens,
+            num_decode_tokens=counts.num_decode_tokens,
+            num_preemptions=counts.num_preemptions,
+            prefix_queried_tokens=counts.prefix_queried_tokens,
+            prefix_hit_tokens=counts.prefix_hit_tokens,
+            step_seconds=seconds,
+            forward_seconds=0.0 if result is None else result.forward_seconds,
+            sample_seconds=0.0 if result is None else result.sample_seconds,
+            queue_seconds=tuple(counts.queue_seconds),
+        )
+
+    # -- what can be seen --------------------------------------------------------------------
+
+    def gauges(self) -> EngineGauges:
+        loop = LoopCounts(
+            failed_steps=self._failed_steps,
+            steps=self._steps,
+            heartbeat=self._heartbeat,
+            draining=int(not self._admission.is_open),
+        )
+        return read_gauges(self._roster, loop)
+
+    def check(self) -> None:
+        """
+        Raises:
+            LedgerError: blocks, tables, rows, queues or the cache do not agree.
+        """
+        check_ledger(self._roster)
+
+    def _check_if_strict(self) -> None:
+        if self._strict:
+            self.check()
+
+
+def _check_limits(limits: EngineLimits) -> None:
+    for name in (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_model_len",
+        "max_logit_rows",
+        "max_queued_requests",
+        "max_queued_tokens",
+    ):
+        value = getattr(limits, name)
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if limits.max_preemptions < 0:
+        raise ValueError(f"max_preemptions is {limits.max_preemptions}; it must not be negative")

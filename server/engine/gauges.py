@@ -1,0 +1,77 @@
+"""EngineGauges: where the engine stands now, in integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.engine.roster import Roster
+
+
+@dataclass(frozen=True, slots=True)
+class EngineGauges:
+    """Blocks: total = active + reserved + cached + free.
+
+    ``blocks_active`` are in a live block table, ``blocks_reserved`` wait for a step in flight,
+    ``blocks_cached`` are evictable prefixes. Token figures count cache slots: of the
+    ``kv_tokens_reserved`` slots of active blocks, ``kv_tokens_filled`` hold a token or will after
+    the step in flight; the difference is tail waste. Counters count since the engine started.
+    """
+
+    requests_running: int  # with a choice that has a row
+    requests_waiting: int
+    sequences_running: int
+    sequences_waiting: int
+    sequences_preempted: int  # of those waiting
+    waiting_tokens: int
+    blocks_total: int
+    blocks_active: int
+    blocks_reserved: int
+    blocks_cached: int
+    blocks_free: int
+    kv_tokens_capacity: int
+    kv_tokens_reserved: int
+    kv_tokens_filled: int
+    preemptions: int  # counter
+    failed_steps: int  # counter
+    steps: int  # counter
+    heartbeat: int  # counter: rises with every poll of the core loop, idle ones too
+    draining: int  # 0 or 1
+
+
+@dataclass(frozen=True, slots=True)
+class LoopCounts:
+    """What the core loop itself counts."""
+
+    failed_steps: int = 0
+    steps: int = 0
+    heartbeat: int = 0
+    draining: int = 0
+
+
+def read_gauges(roster: Roster, loop: LoopCounts) -> EngineGauges:
+    kv, pool = roster.kv, roster.kv.pool
+    reserved = kv.reserved_block_ids()
+    num_active = pool.num_held - len(reserved)
+    slots_per_block = max(kv.block_sizes)
+    running_ids = {sequence.request.id for sequence in roster.running}
+    return EngineGauges(
+        requests_running=len(running_ids),
+        requests_waiting=len(roster.requests) - len(running_ids),
+        sequences_running=len(roster.running),
+        sequences_waiting=len(roster.waiting),
+        sequences_preempted=roster.waiting.num_preempted,
+        waiting_tokens=roster.waiting.num_tokens,
+        blocks_total=pool.num_blocks,
+        blocks_active=num_active,
+        blocks_reserved=len(reserved),
+        blocks_cached=pool.num_idle,
+        blocks_free=pool.num_blank,
+        kv_tokens_capacity=pool.num_blocks * slots_per_block,
+        kv_tokens_reserved=num_active * slots_per_block,
+        kv_tokens_filled=num_active * slots_per_block - kv.empty_slots(roster.running),
+        preemptions=roster.num_preemptions,
+        failed_steps=loop.failed_steps,
+        steps=loop.steps,
+        heartbeat=loop.heartbeat,
+        draining=loop.draining,
+    )

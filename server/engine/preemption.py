@@ -1,0 +1,36 @@
+"""Who gives way when a running sequence needs a block and there is none.
+
+The victim is the last in rank, which may be the needy one itself, but never the one that arrived
+first, and none that is protected: one preempted ``max_preemptions`` times comes back only
+with blocks reserved for its whole length, so it needs none and is never asked for any.
+
+Why this always progresses: the sequence that arrived first keeps what it has. Where nobody is left
+to give way to it, all the others are protected; they need no block, so they run to their end and
+free theirs. Every other sequence gives way a bounded number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from server.engine.sequence import Sequence
+
+
+def is_protected(sequence: Sequence, max_preemptions: int) -> bool:
+    return sequence.num_preemptions >= max_preemptions
+
+
+def choose_victim(running: Iterable[Sequence], max_preemptions: int) -> Sequence | None:
+    """The sequence to preempt, or None where the needy one has to wait."""
+    running = list(running)
+    oldest = min(running, key=_arrival)
+    candidates = (
+        sequence
+        for sequence in running
+        if sequence is not oldest and not is_protected(sequence, max_preemptions)
+    )
+    return max(candidates, key=lambda sequence: sequence.rank, default=None)
+
+
+def _arrival(sequence: Sequence) -> tuple[int, int]:
+    return (sequence.request.arrival, sequence.choice)

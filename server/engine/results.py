@@ -1,0 +1,116 @@
+"""What a completed step means for each of its sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from server.engine.ending import ending_after
+from server.engine.events import ChoiceOutput, PromptOutput
+from server.engine.plan import RowResult, StepPlan, StepResult
+from server.engine.preemption import is_protected
+from server.engine.request import FinishReason
+from server.engine.roster import Roster
+from server.engine.step_draft import ScheduledRow
+
+
+def check_result(plan: StepPlan, result: StepResult) -> None:
+    """
+    Raises:
+        ValueError: the result does not answer the plan row by row.
+    """
+    if result.step_id != plan.step_id:
+        raise ValueError(f"result of step {result.step_id} came for step {plan.step_id}")
+    if [row.row for row in result.rows] != [row.row for row in plan.rows]:
+        raise ValueError(f"the result's rows are not those of step {plan.step_id}")
+    for planned, row in zip(plan.rows, result.rows, strict=True):
+        wanted = 1 if planned.samples and not row.non_finite else 0
+        if len(row.token_ids) != wanted:
+            raise ValueError(f"row {row.row} gave {len(row.token_ids)} tokens, not {wanted}")
+        scored = 0 if row.prompt_logprobs is None else row.prompt_logprobs.num_positions
+        if scored != planned.num_prompt_logits:
+            raise ValueError(
+                f"row {row.row} scored {scored} prompt tokens, not {planned.num_prompt_logits}"
+            )
+
+
+def apply_result(roster: Roster, scheduled: Iterable[ScheduledRow], result: StepResult) -> None:
+    """Row by row; rows that ended or were preempted since the plan are dropped."""
+    for row, row_result in zip(scheduled, result.rows, strict=True):
+        if row.is_current:
+            _apply_row(roster, row, row_result)
+
+
+def _apply_row(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
+    """
+    1. The step went through: its request is no suspect any more.
+    2. The computed tokens are confirmed, and full blocks offered to the cache.
+    3. Prompt log-probabilities are delivered.
+    4. Where the prompt is complete, the other choices fork.
+    5. The token is appended and delivered, and may end the sequence.
+    """
+    sequence, request = row.sequence, row.sequence.request
+    roster.suspects.pop(request.id, None)
+    if not result.non_finite:
+        sequence.num_confirmed_tokens = row.chunk.end
+        roster.kv.commit(sequence)
+    if result.prompt_logprobs is not None:
+        _deliver_prompt_logprobs(roster, row, result)
+    prompt_is_computed = row.chunk.end >= sequence.num_prompt_tokens
+    if not request.is_forked and prompt_is_computed:
+        roster.fork(request, reserve=is_protected(sequence, roster.limits.max_preemptions))
+    if result.non_finite:
+        _end_non_finite(roster, row)
+    elif result.token_ids:
+        _append_token(roster, row, result)
+    elif prompt_is_computed and not sequence.wants_tokens:
+        _end_scored_prompt(roster, row)
+
+
+def _deliver_prompt_logprobs(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
+    request, chunk = row.sequence.request, row.chunk
+    request.num_prompt_logits_sent = chunk.start + chunk.num_prompt_logits
+    roster.outbox.prompts.append(
+        PromptOutput(
+            request_id=request.id,
+            num_cached_tokens=0,
+            first_position=chunk.start + 1,
+            logprobs=result.prompt_logprobs,
+        )
+    )
+
+
+def _append_token(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
+    sequence = row.sequence
+    sequence.token_ids.extend(result.token_ids)
+    ending = ending_after(sequence, roster.limits.max_model_len)
+    if ending is not None:
+        roster.end(sequence, ending.reason)
+    roster.outbox.choices.append(
+        ChoiceOutput(
+            request_id=sequence.request.id,
+            choice=sequence.choice,
+            token_ids=result.token_ids,
+            logprobs=result.logprobs,
+            finish_reason=None if ending is None else ending.reason,
+            stop_token_id=None if ending is None else ending.stop_token_id,
+        )
+    )
+
+
+def _end_non_finite(roster: Roster, row: ScheduledRow) -> None:
+    sequence = row.sequence
+    roster.end(sequence, FinishReason.ERROR)
+    roster.outbox.choices.append(
+        ChoiceOutput(
+            request_id=sequence.request.id,
+            choice=sequence.choice,
+            finish_reason=FinishReason.ERROR,
+            error_code="NON_FINITE",
+            error_message="The model's output for this request was not a finite number.",
+        )
+    )
+
+
+def _end_scored_prompt(roster: Roster, row: ScheduledRow) -> None:
+    """max_tokens is 0: the prompt was all there was to compute, for every choice."""
+    roster.end_request(row.sequence.request, FinishReason.LENGTH)

@@ -1,0 +1,174 @@
+"""Roster: every live request, and where each of its sequences stands.
+
+A sequence is in exactly one place: the waiting queue, the running list (with a row), or its
+request's gang (RESERVED with a row, or WAITING behind the first choice). Every move from one place
+to another is made here, and takes the sequence's row and blocks along.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from server.engine.events import ChoiceOutput
+from server.engine.kv_cache_manager import KVCacheManager
+from server.engine.outbox import Outbox
+from server.engine.queue import WaitingQueue
+from server.engine.request import EngineLimits, FinishReason
+from server.engine.rows import RowTable
+from server.engine.sequence import LiveRequest, Sequence, SequenceState
+from server.engine.step_draft import ScheduledRow
+
+BlockCopies = list[tuple[int, int]]
+
+
+class Roster:
+    def __init__(self, kv: KVCacheManager, limits: EngineLimits) -> None:
+        self.kv = kv
+        self.limits = limits
+        self.requests: dict[str, LiveRequest] = {}
+        self.waiting = WaitingQueue()
+        self.running: list[Sequence] = []  # in the order of rank
+        self.rows = RowTable(limits.max_num_seqs)
+        self.outbox = Outbox()
+        self.in_flight: dict[int, tuple[ScheduledRow, ...]] = {}
+        self.copies: dict[Sequence, tuple[Sequence, BlockCopies]] = {}  # by child: parent, pairs
+        self.suspects: dict[str, LiveRequest] = {}  # were in the last step that failed
+        self.num_preemptions = 0
+
+    def add(self, request: LiveRequest) -> None:
+        self.requests[request.id] = request
+        self.waiting.push(request.primary)
+
+    def rows_needed(self, sequence: Sequence) -> int:
+        """A request's choices get their rows together: when its prompt is admitted."""
+        request = sequence.request
+        return 1 if request.is_forked else len(request.live_sequences)
+
+    def start(self, sequence: Sequence, num_computed_tokens: int) -> None:
+        """From the queue to a row, and its request's gang with it. Its tables are filled."""
+        self.waiting.remove(sequence)
+        sequence.row = self.rows.take()
+        self._run(sequence, num_computed_tokens)
+        request = sequence.request
+        if not request.is_forked:
+            for sibling in request.live_sequences:
+                if sibling is not sequence:
+                    sibling.move_to(SequenceState.RESERVED)
+                    sibling.row = self.rows.take()
+
+    def _run(self, sequence: Sequence, num_computed_tokens: int) -> None:
+        sequence.move_to(SequenceState.RUNNING)
+        sequence.num_computed_tokens = num_computed_tokens
+        sequence.num_confirmed_tokens = num_computed_tokens
+        insort(self.running, sequence, key=lambda member: member.rank)
+
+    def preempt(self, sequence: Sequence, *, counts: bool = True) -> None:
+        """From its row back to the queue, to be recomputed."""
+        self._leave_row(sequence)
+        sequence.forget_computed()
+        sequence.move_to(SequenceState.PREEMPTED)
+        if counts:
+            sequence.num_preemptions += 1
+            self.num_preemptions += 1
+        if not sequence.request.is_forked:
+            self._dissolve_gang(sequence.request)
+        self.waiting.push(sequence)
+
+    def fork(self, request: LiveRequest, *, reserve: bool) -> None:
+        """The prompt is computed: each choice that waits for it runs from its last token on.
+
+        That one token is recomputed, so that each choice draws its own first token. A choice for
+        which blocks are lacking goes to the queue.
+        """
+        request.is_forked = True
+        parent = request.primary
+        num_tokens = parent.num_prompt_tokens - 1
+        for child in request.sequences:
+            if child.state is not SequenceState.RESERVED:
+                continue
+            reserved = child.max_num_tokens if reserve else 0
+            copies = self.kv.fork(parent, child, num_tokens, reserved)
+            if copies is None:
+                self._give_back_row(child)
+                child.move_to(SequenceState.PREEMPTED)
+                self.waiting.push(child)
+                continue
+            child.num_reserved_tokens = reserved
+            self._run(child, num_tokens)
+            if copies:
+                self.copies[child] = (parent, copies)
+
+    def collect_copies(self, step_id: int) -> tuple[tuple[int, int], ...]:
+        """The copies that forks are waiting for; step ``step_id`` names them."""
+        pairs: BlockCopies = []
+        for child, (parent, child_pairs) in self.copies.items():
+            child.last_step_id = step_id
+            parent.last_step_id = step_id
+            pairs.extend(child_pairs)
+        self.copies.clear()
+        return tuple(pairs)
+
+    def end(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Out of wherever it is, for ever. The caller says so to the client."""
+        request = sequence.request
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        elif sequence.state is SequenceState.RUNNING:
+            self._leave_row(sequence)
+        elif sequence.state is SequenceState.RESERVED:
+            self._give_back_row(sequence)
+        sequence.finish(reason)
+        if not request.live_sequences:
+            del self.requests[request.id]
+            self.suspects.pop(request.id, None)
+        elif sequence is request.primary and not request.is_forked:
+            self._orphan_siblings(request)
+
+    def end_request(
+        self,
+        request: LiveRequest,
+        reason: FinishReason,
+        code: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Ends every live choice, and says so."""
+        for sequence in reversed(request.live_sequences):
+            self.end(sequence, reason)
+            self.outbox.choices.append(
+                ChoiceOutput(
+                    request_id=request.id,
+                    choice=sequence.choice,
+                    finish_reason=reason,
+                    error_code=code,
+                    error_message=message,
+                )
+            )
+
+    def step_in_flight(self, sequence: Sequence) -> int | None:
+        """The last step that names the sequence's blocks, while it is not done."""
+        return sequence.last_step_id if sequence.last_step_id in self.in_flight else None
+
+    def _leave_row(self, sequence: Sequence) -> None:
+        self.kv.release(sequence, self.step_in_flight(sequence))
+        self.copies.pop(sequence, None)
+        self.running.remove(sequence)
+        self._give_back_row(sequence)
+
+    def _give_back_row(self, sequence: Sequence) -> None:
+        if sequence.row is None:
+            raise ValueError(f"{sequence!r} has no row")
+        self.rows.give_back(sequence.row)
+        sequence.row = None
+
+    def _dissolve_gang(self, request: LiveRequest) -> None:
+        for sibling in request.sequences:
+            if sibling.state is SequenceState.RESERVED:
+                self._give_back_row(sibling)
+                sibling.move_to(SequenceState.WAITING)
+
+    def _orphan_siblings(self, request: LiveRequest) -> None:
+        """The first choice ended before the fork: the others compute the prompt themselves."""
+        request.is_forked = True
+        self._dissolve_gang(request)
+        for sibling in request.live_sequences:
+            self.waiting.push(sibling)

@@ -1,0 +1,262 @@
+"""Scheduler: what the next step computes, and what the last one means.
+
+The one idea: a step spends a budget of tokens over sequences. A sequence has tokens that are known
+and tokens that are computed, and each step computes some of the difference: a chunk of a prompt,
+one decoded token, or the recomputation of what a preemption freed. There are no phases.
+
+Running sequences come first, in rank, then waiting ones; only the head of the queue is ever
+admitted, so nothing overtakes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from server.engine.events import PromptOutput
+from server.engine.kv_cache_manager import BlockIds, KVCacheManager, PrefixHit
+from server.engine.plan import StepPlan, StepResult
+from server.engine.preemption import choose_victim, is_protected
+from server.engine.request import EngineLimits, FinishReason
+from server.engine.results import apply_result
+from server.engine.roster import Roster
+from server.engine.sequence import LiveRequest, Sequence, SequenceState
+from server.engine.step_draft import Chunk, ScheduledRow, StepCounts, StepDraft, next_chunk
+
+
+class Scheduler:
+    """Pure policy: it starts nothing and waits for nothing. One thread calls it.
+
+    ``abort``, ``finish`` and ``preempt`` may come at any time, also while a step is in flight.
+    """
+
+    def __init__(
+        self, kv: KVCacheManager, limits: EngineLimits, clock: Callable[[], float]
+    ) -> None:
+        self.kv = kv
+        self.limits = limits
+        self.roster = Roster(kv, limits)
+        self._clock = clock
+        self._next_step_id = 0
+        self.counts = StepCounts()  # of the last schedule()
+
+    # -- a step ------------------------------------------------------------------------------
+
+    def schedule(self) -> StepPlan:
+        """The next step. A plan without rows is not to be run: there is nothing to compute.
+
+        1. Waiting requests past their deadline end.
+        2. Running sequences get their next tokens; one that lacks a block makes room.
+        3. If nothing lacked blocks, waiting sequences are admitted while budgets last.
+        4. What was decided becomes a plan.
+
+        While a request is under suspicion of having made a step fail, it runs alone once.
+        """
+        self.counts = StepCounts()
+        self._expire()
+        draft = StepDraft(self.limits.max_num_batched_tokens, self.limits.max_logit_rows)
+        for focus in (*list(self.roster.suspects.values())[:1], None):
+            self._schedule_running(draft, focus)
+            self._schedule_waiting(draft, focus)
+            if draft.rows:
+                break
+        return self._seal(draft)
+
+    def update(self, plan: StepPlan, result: StepResult) -> None:
+        """Takes in a step's checked result: confirms, caches, forks, appends tokens, ends."""
+        scheduled = self.roster.in_flight.pop(plan.step_id)
+        apply_result(self.roster, scheduled, result)
+        self.kv.step_done(plan.step_id)
+
+    def fail_step(self, plan: StepPlan, message: str) -> None:
+        """The step raised. Its requests are tried once more, from the tokens they had, or ended.
+
+        Nobody knows what the executor still holds, so every row is given up and rebuilt, and each
+        request of the step is first tried alone, so that one bad request takes no other with it.
+        """
+        scheduled = self.roster.in_flight.pop(plan.step_id)
+        for sequence in list(self.roster.running):
+            self.roster.preempt(sequence, counts=False)
+        self.kv.step_done(plan.step_id)
+        self.roster.rows.release_again((*plan.released, *(row.row for row in plan.rows)))
+        for request in _requests_of(scheduled):
+            if request.id not in self.roster.requests:
+                continue  # ended while the step was under way
+            if request.id in self.roster.suspects:
+                self.roster.end_request(request, FinishReason.ERROR, "INTERNAL", message)
+            else:
+                self.roster.suspects[request.id] = request
+
+    # -- from outside ------------------------------------------------------------------------
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Ends these requests now. An unknown id is no error: it may just have ended."""
+        for request_id in request_ids:
+            request = self.roster.requests.get(request_id)
+            if request is not None:
+                self.roster.end_request(request, FinishReason.ABORT)
+
+    def finish(self, request_id: str, choice: int) -> None:
+        """Ends one choice without a word: its end was decided, and told, elsewhere."""
+        request = self.roster.requests.get(request_id)
+        if request is None or not 0 <= choice < len(request.sequences):
+            return
+        sequence = request.sequences[choice]
+        if not sequence.is_finished:
+            self.roster.end(sequence, FinishReason.STOP)
+
+    def preempt(self, request_id: str, choice: int) -> bool:
+        """Sends a running choice back to the queue. False where it does not run or is protected."""
+        request = self.roster.requests.get(request_id)
+        if request is None or not 0 <= choice < len(request.sequences):
+            return False
+        sequence = request.sequences[choice]
+        if sequence.state is not SequenceState.RUNNING or self._is_protected(sequence):
+            return False
+        self.roster.preempt(sequence)
+        return True
+
+    # -- the parts of schedule() -------------------------------------------------------------
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for request in self.roster.waiting.expired(now):
+            waited = now - request.arrival_time
+            message = (
+                f"The request waited {waited:.1f} s and could not be started. "
+                "The server is busy; try again later."
+            )
+            self.roster.end_request(request, FinishReason.ERROR, "QUEUE_TIMEOUT", message)
+
+    def _schedule_running(self, draft: StepDraft, focus: LiveRequest | None) -> None:
+        for sequence in list(self.roster.running):
+            if sequence.state is not SequenceState.RUNNING:
+                continue  # preempted for one before it
+            if focus is not None and sequence.request is not focus:
+                continue
+            chunk = self._next_chunk(draft, sequence, sequence.num_computed_tokens)
+            if chunk is None:
+                continue
+            new_ids = self._make_room(draft, sequence, chunk.end)
+            if new_ids is not None:
+                self._plan_row(draft, sequence, chunk, new_ids)
+
+    def _make_room(self, draft: StepDraft, sequence: Sequence, num_tokens: int) -> BlockIds | None:
+        """The new blocks that ``num_tokens`` tokens need, taken from others where it must be.
+
+        None: the sequence waits with what it has, or gave way itself.
+        """
+        while (new_ids := self.kv.extend(sequence, num_tokens)) is None:
+            draft.was_short_of_blocks = True
+            victim = choose_victim(self.roster.running, self.limits.max_preemptions)
+            if victim is None:
+                return None
+            draft.remove(victim)
+            self.counts.num_preemptions += 1
+            self.roster.preempt(victim)
+            if victim is sequence:
+                return None
+        return new_ids
+
+    def _schedule_waiting(self, draft: StepDraft, focus: LiveRequest | None) -> None:
+        if draft.was_short_of_blocks:
+            return
+        promised = self._promised_blocks()
+        while (sequence := self._next_waiting(focus)) is not None:
+            if self.roster.rows_needed(sequence) > self.roster.rows.num_free:
+                return
+            hit = self._find_prefix(sequence)
+            chunk = self._next_chunk(draft, sequence, hit.num_tokens)
+            if chunk is None or not self._admit(sequence, hit, chunk, promised):
+                return
+            self._note_admission(sequence, hit)
+            self.roster.start(sequence, hit.num_tokens)
+            self._plan_row(draft, sequence, chunk, ())
+            promised += self.kv.blocks_missing(sequence, sequence.num_tokens)
+
+    def _promised_blocks(self) -> int:
+        """Blocks that running sequences lack for the tokens they already know."""
+        return sum(
+            self.kv.blocks_missing(sequence, sequence.num_tokens)
+            for sequence in self.roster.running
+        )
+
+    def _next_waiting(self, focus: LiveRequest | None) -> Sequence | None:
+        waiting = self.roster.waiting
+        return waiting.head() if focus is None else waiting.head_of(focus)
+
+    def _find_prefix(self, sequence: Sequence) -> PrefixHit:
+        """At least one token is left to compute: its logits are wanted.
+
+        What owes prompt log-probabilities needs the logits of every prompt token.
+        """
+        if sequence.choice == 0 and sequence.sampling.prompt_logprobs is not None:
+            return self.kv.no_prefix
+        return self.kv.find_prefix(sequence, sequence.num_tokens - 1)
+
+    def _admit(self, sequence: Sequence, hit: PrefixHit, chunk: Chunk, promised: int) -> bool:
+        """Fills the tables, if all known tokens and one more fit beside what is promised."""
+        if self._is_protected(sequence):
+            sequence.num_reserved_tokens = sequence.max_num_tokens
+        foreseen = min(sequence.num_tokens + 1, sequence.max_num_tokens)
+        wanted = max(foreseen, sequence.num_reserved_tokens)
+        if not self.kv.can_hold(hit, wanted, spare=promised):
+            return False
+        return self.kv.admit(sequence, hit, max(chunk.end, sequence.num_reserved_tokens))
+
+    def _note_admission(self, sequence: Sequence, hit: PrefixHit) -> None:
+        request = sequence.request
+        self.counts.prefix_queried_tokens += sequence.num_tokens
+        self.counts.prefix_hit_tokens += hit.num_tokens
+        if not request.was_scheduled:
+            request.was_scheduled = True
+            self.counts.queue_seconds.append(self._clock() - request.arrival_time)
+            self.roster.outbox.prompts.append(PromptOutput(request.id, hit.num_tokens))
+
+    def _next_chunk(self, draft: StepDraft, sequence: Sequence, start: int) -> Chunk | None:
+        return next_chunk(sequence, start, draft.tokens_left, draft.logits_left)
+
+    def _plan_row(
+        self, draft: StepDraft, sequence: Sequence, chunk: Chunk, new_ids: BlockIds
+    ) -> None:
+        if sequence.row is None:
+            raise ValueError(f"{sequence!r} is planned without a row")
+        sequence.num_computed_tokens = chunk.end
+        draft.add(
+            ScheduledRow(
+                sequence=sequence,
+                epoch=sequence.epoch,
+                row=sequence.row,
+                chunk=chunk,
+                is_admitted=not self.roster.rows.is_known(sequence.row),
+                new_block_ids=new_ids,
+                min_tokens_pending=chunk.samples and sequence.min_tokens_pending,
+            )
+        )
+
+    def _seal(self, draft: StepDraft) -> StepPlan:
+        step_id = self._next_step_id
+        if not draft.rows:
+            return StepPlan(step_id)
+        self._next_step_id += 1
+        rows = tuple(draft.rows.values())
+        plan = StepPlan(
+            step_id=step_id,
+            rows=tuple(row.planned() for row in rows),
+            admitted=tuple(row.admitted() for row in rows if row.is_admitted),
+            released=self.roster.rows.collect_released(),
+            block_copies=self.roster.collect_copies(step_id),
+        )
+        for row in rows:
+            self.roster.rows.mark_known(row.row)
+            row.sequence.last_step_id = step_id
+            self.counts.count_row(row)
+        self.roster.in_flight[step_id] = rows
+        return plan
+
+    def _is_protected(self, sequence: Sequence) -> bool:
+        return is_protected(sequence, self.limits.max_preemptions)
+
+
+def _requests_of(rows: Iterable[ScheduledRow]) -> list[LiveRequest]:
+    """The requests of a step's rows, each once, in order."""
+    return list({row.sequence.request: None for row in rows})

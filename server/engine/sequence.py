@@ -1,0 +1,213 @@
+"""A request inside the engine, and its sequences: one for each of its n choices.
+
+Only a sequence owns tokens, a row and block tables.
+
+    WAITING ──> RUNNING ──> FINISHED_*          RESERVED: a choice that holds a row of its
+       │  └──────> ▲ │                          request's gang until the first choice has
+       └> RESERVED ┘ ▼                          computed the prompt that all of them share
+                 PREEMPTED                      PREEMPTED: recomputed when it gets a row again
+
+WAITING and PREEMPTED sequences are in the waiting queue, except for the later choices of a request
+whose prompt is not computed yet: these follow the first choice. FINISHED_* is never left.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from server.engine.prefix_cache import Namespace
+from server.engine.request import EngineRequest, FinishReason, SamplingParams
+
+SECONDS_PER_PRIORITY_LEVEL = 10.0
+
+
+class SequenceState(StrEnum):
+    WAITING = "waiting"
+    RESERVED = "reserved"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED_STOPPED = "finished_stopped"
+    FINISHED_LENGTH = "finished_length"
+    FINISHED_ABORTED = "finished_aborted"
+    FINISHED_ERROR = "finished_error"
+
+    @property
+    def is_finished(self) -> bool:
+        return self in _FINISHED
+
+
+_FINISHED = frozenset(
+    {
+        SequenceState.FINISHED_STOPPED,
+        SequenceState.FINISHED_LENGTH,
+        SequenceState.FINISHED_ABORTED,
+        SequenceState.FINISHED_ERROR,
+    }
+)
+_NEXT_STATES = {
+    SequenceState.WAITING: {SequenceState.RUNNING, SequenceState.RESERVED} | _FINISHED,
+    SequenceState.RESERVED: {
+        SequenceState.RUNNING,
+        SequenceState.PREEMPTED,
+        SequenceState.WAITING,
+    }
+    | _FINISHED,
+    SequenceState.RUNNING: {SequenceState.PREEMPTED} | _FINISHED,
+    SequenceState.PREEMPTED: {SequenceState.RUNNING} | _FINISHED,
+}
+_STATE_AFTER = {
+    FinishReason.STOP: SequenceState.FINISHED_STOPPED,
+    FinishReason.LENGTH: SequenceState.FINISHED_LENGTH,
+    FinishReason.ABORT: SequenceState.FINISHED_ABORTED,
+    FinishReason.ERROR: SequenceState.FINISHED_ERROR,
+}
+
+Rank = tuple[float, int, int]
+
+
+class Sequence:
+    """One choice of one request: what it knows, what is computed, and where that is kept.
+
+    ``num_computed_tokens`` counts the tokens whose keys and values are in the cache or will be
+    when the steps in flight are done; ``num_confirmed_tokens`` only those of completed steps.
+    ``epoch`` rises when the sequence loses its row, so that a result that was under way is known
+    as stale. ``num_cached_blocks`` counts, a group, the blocks offered to the prefix cache.
+    """
+
+    def __init__(self, request: LiveRequest, choice: int, num_groups: int) -> None:
+        self.request = request
+        self.choice = choice
+        self.state = SequenceState.WAITING
+        self.token_ids: list[int] = list(request.prompt_token_ids)
+        self.num_computed_tokens = 0
+        self.num_confirmed_tokens = 0
+        self.num_reserved_tokens = 0
+        self.block_tables: tuple[list[int], ...] = tuple([] for _ in range(num_groups))
+        self.num_cached_blocks = [0] * num_groups
+        self.row: int | None = None
+        self.epoch = 0
+        self.num_preemptions = 0
+        self.last_step_id = -1
+        self.rank: Rank = (request.virtual_arrival, request.arrival, choice)
+
+    def __repr__(self) -> str:
+        return f"Sequence({self.request.id}#{self.choice}, {self.state})"
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.request.sampling
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and generated tokens known on the host."""
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def max_num_tokens(self) -> int:
+        """The length that the sequence can reach."""
+        return self.num_prompt_tokens + self.sampling.max_tokens
+
+    @property
+    def wants_tokens(self) -> bool:
+        return self.num_tokens < self.max_num_tokens
+
+    @property
+    def min_tokens_pending(self) -> bool:
+        """The next token may not be an end-of-sequence or stop id."""
+        return self.num_generated_tokens < self.sampling.min_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state.is_finished
+
+    def move_to(self, state: SequenceState) -> None:
+        """Changes the state.
+
+        Raises:
+            ValueError: the states' graph has no such edge.
+        """
+        if state not in _NEXT_STATES.get(self.state, ()):
+            raise ValueError(f"{self!r} cannot become {state}")
+        self.state = state
+
+    def finish(self, reason: FinishReason) -> None:
+        self.move_to(_STATE_AFTER[reason])
+
+    def forget_computed(self) -> None:
+        """Back to nothing computed. Tokens stay; results under way become stale."""
+        self.num_computed_tokens = 0
+        self.num_confirmed_tokens = 0
+        self.num_reserved_tokens = 0
+        self.num_cached_blocks = [0] * len(self.num_cached_blocks)
+        self.epoch += 1
+
+
+class LiveRequest:
+    """An accepted request until its last choice ends.
+
+    A priority level is worth ``SECONDS_PER_PRIORITY_LEVEL`` seconds of waiting: requests are
+    ranked by ``virtual_arrival``, so a lower priority number goes first, equal numbers go in order
+    of arrival, and nothing is overtaken by what arrives later than its own level's worth.
+    """
+
+    def __init__(
+        self,
+        request: EngineRequest,
+        *,
+        arrival: int,
+        arrival_time: float,
+        timeout_s: float,
+        eos_token_ids: tuple[int, ...],
+        num_groups: int,
+    ) -> None:
+        self.request = request
+        self.arrival = arrival
+        self.arrival_time = arrival_time
+        self.virtual_arrival = arrival_time + request.priority * SECONDS_PER_PRIORITY_LEVEL
+        self.deadline = arrival_time + timeout_s
+        self.stop_token_ids = frozenset(request.sampling.stop_token_ids) | (
+            frozenset() if request.sampling.ignore_eos else frozenset(eos_token_ids)
+        )
+        self.namespaces = tuple(
+            Namespace(group, request.cache_salt, request.adapter_id, request.adapter_version)
+            for group in range(num_groups)
+        )
+        self.was_scheduled = False
+        self.is_forked = request.n == 1
+        self.num_prompt_logits_sent = 0  # prompt positions whose next token was reported
+        self.sequences = tuple(Sequence(self, choice, num_groups) for choice in range(request.n))
+
+    @property
+    def id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.request.sampling
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        return self.request.prompt_token_ids
+
+    @property
+    def primary(self) -> Sequence:
+        """The choice that computes the prompt."""
+        return self.sequences[0]
+
+    @property
+    def live_sequences(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if not sequence.is_finished]
+
+    @property
+    def owes_prompt_logits(self) -> bool:
+        """Prompt log-probabilities were asked for and have not all been delivered."""
+        last = len(self.prompt_token_ids) - 1
+        return self.sampling.prompt_logprobs is not None and self.num_prompt_logits_sent < last
