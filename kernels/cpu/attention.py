@@ -9,7 +9,7 @@ loop over tokens, nor over requests but in waves of as many as scratch holds.
 A masked score gets HIDDEN added, finite on purpose: a query that sees nothing of a key tile then
 has a log-sum near HIDDEN there, and the merge gives that tile the weight 0, where minus infinity
 would ask for special cases. Slots behind a row's context may hold anything, NaN included, which no
-mask can undo (0 * NaN is NaN), so they are zeroed after the gather.
+mask can undo (0 * NaN is NaN): they are zeroed after the gather, or never gathered.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _gather(
         torch.index_select(source, 0, segment.gather, out=part.view(-1, source.shape[1]))
     both = flat.view(shape)
     if segment.stale is not None:
-        both.masked_fill_(segment.stale, 0)
+        flat.view(-1, scratch.head_dim).index_fill_(0, segment.stale, 0)
     if scratch.widened is not None:
         both = scratch.widened[:size].view(shape).copy_(both)
     return both[0], both[1]

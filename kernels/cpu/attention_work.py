@@ -41,7 +41,7 @@ class Segment:
     width: int  # tokens gathered for each item: whole blocks
     gather: Tensor  # [parts * items * Hkv * blocks] int64: rows of the gather's source
     masked: bool  # some query does not see some key
-    stale: Tensor | None  # [items, 1, width, 1] bool: slots behind the row's context
+    stale: Tensor | None  # [N] int64: rows of head_dim in what is gathered that are to be zeroed
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +166,6 @@ def _segment(
     blocks = width // shape.block_size
     columns = key_start // shape.block_size
     gather = lookup(rows, columns, blocks)
-    slots = torch.arange(key_start, key_start + width)
-    stale = slots >= contexts.unsqueeze(1)
     return Segment(
         first=first,
         last=first + rows.shape[0],
@@ -175,15 +173,36 @@ def _segment(
         width=width,
         gather=gather,
         masked=masked,
-        stale=stale.view(-1, 1, width, 1) if bool(stale.any()) else None,
+        stale=_stale_rows(contexts, key_start, width, shape),
     )
+
+
+def _stale_rows(
+    contexts: Tensor, key_start: int, width: int, shape: AttentionShape
+) -> Tensor | None:
+    """Slots that hold no token of the row: the tail of the block where its context ends.
+
+    What the lookups bring in place of blocks behind that one is a full block of the row, masked
+    but finite, unless the context ends in the very first block: then every copy of it has a tail.
+    Rows of head_dim are counted over [2, items, Hkv, width].
+    """
+    slots = torch.arange(key_start, key_start + width)
+    ends = contexts.unsqueeze(1)
+    block_ends = (ends + shape.block_size - 1) // shape.block_size * shape.block_size
+    tails = (slots >= ends) & ((slots < block_ends) | (ends < shape.block_size))
+    items, offsets = tails.nonzero(as_tuple=True)
+    if not items.shape[0]:
+        return None
+    heads = torch.arange(shape.num_kv_heads).view(1, -1, 1)
+    halves = torch.arange(2).view(-1, 1, 1) * contexts.shape[0]
+    return (((halves + items) * shape.num_kv_heads + heads) * width + offsets).view(-1)
 
 
 def paged_lookup(block_tables: Tensor, contexts: list[int], shape: AttentionShape) -> BlockLookup:
     """Rows of a cache layer seen as [num_blocks * 2 * Hkv, block_size * head_dim].
 
     A block past a row's context is never looked up in the table, whose entry may be anything: the
-    row's own first block stands in for it, to be masked.
+    row's own first block stands in for it.
     """
     used = (torch.tensor(contexts) + shape.block_size - 1) // shape.block_size
     heads = torch.arange(shape.num_kv_heads).unsqueeze(1)
