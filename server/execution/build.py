@@ -21,7 +21,7 @@ from server.execution.buffers import allocate
 from server.execution.held import HeldBytes
 from server.execution.model import Decoder, rotary_table
 from server.execution.model_runner import ModelRunner
-from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec
+from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec, max_context
 from weights.checkpoint import open_checkpoint
 from weights.families import resolve
 from weights.loader import LoadReport, load
@@ -110,10 +110,10 @@ def end_of_sequence_ids(model: ModelSpec, generation_config: Mapping[str, Any]) 
 
 
 def _check(model: ModelSpec, config: RunnerConfig) -> None:
-    if config.max_model_len > model.max_positions:
+    if config.max_model_len > max_context(model):
         raise StartupError(
             f"max_model_len is {config.max_model_len}; the model has positions for"
-            f" {model.max_positions}"
+            f" {max_context(model)}"
         )
     if config.max_logprobs >= model.vocab_size:
         raise StartupError(

@@ -141,7 +141,7 @@ class Decoder:
             v,
             cache_layer,
             step.slot_mapping,
-            positions=step.positions,
+            positions=None if self.rotary_table is None else step.positions,
             cos_sin=self.rotary_table,
             interleaved=self.spec.rope.interleaved,
         )

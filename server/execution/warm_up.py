@@ -8,14 +8,15 @@ from server.memory.layout import RunnerConfig
 
 
 def largest_plan(config: RunnerConfig) -> StepPlan:
-    """As many tokens and rows as fit, every position scored, every sampling feature in use."""
+    """As many tokens, rows and rows of logits as fit, with every sampling feature in use."""
     blocks_per_row = max(1, config.num_blocks // config.max_num_seqs)
-    rows = min(config.max_num_seqs, config.num_blocks, config.max_num_batched_tokens)
+    rows = min(config.max_num_seqs, config.num_blocks, config.logit_rows)
     tokens = min(
         config.max_num_batched_tokens // rows,
         blocks_per_row * config.block_size,
         config.max_model_len - 1,
     )
+    scored = min(tokens - 1, config.logit_rows // rows)
     num_blocks = -(-tokens // config.block_size)
     admitted = tuple(
         AdmittedRow(
@@ -31,7 +32,12 @@ def largest_plan(config: RunnerConfig) -> StepPlan:
         for row in range(rows)
     )
     planned = tuple(
-        PlannedRow(row=row, num_scheduled_tokens=tokens, samples=True, num_prompt_logits=tokens - 1)
+        PlannedRow(
+            row=row,
+            num_scheduled_tokens=tokens,
+            samples=True,
+            num_prompt_logits=scored,
+        )
         for row in range(rows)
     )
     return StepPlan(step_id=0, rows=planned, admitted=admitted)

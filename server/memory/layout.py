@@ -18,9 +18,11 @@ from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
 from server.memory.intermediates import Phase, phases
 from weights.formats import tensor_bytes
 from weights.inventory import inventory
-from weights.spec import ModelSpec, PositionKind
+from weights.spec import ModelSpec, PositionKind, RopeScaling
 
 ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "bool": 1, "u8": 1}
+
+_STRETCHING = (RopeScaling.LINEAR, RopeScaling.DYNAMIC, RopeScaling.YARN)
 
 
 class MemoryKind(StrEnum):
@@ -125,6 +127,18 @@ def kv_cache_spec(model: ModelSpec, format: str, block_size: int, num_blocks: in
         block_size=block_size,
     )
     return KVCacheSpec(groups=(group,), num_blocks=num_blocks)
+
+
+def max_context(model: ModelSpec) -> int:
+    """The longest context that the model has positions for, in tokens.
+
+    Linear and dynamic scaling stretch max_positions by their factor; yarn and llama3 checkpoints
+    mostly state the stretched length themselves, but some yarn ones state the original.
+    """
+    rope = model.rope
+    if model.position is PositionKind.ROTARY and rope.scaling in _STRETCHING:
+        return max(model.max_positions, int(rope.original_max_positions * rope.factor))
+    return model.max_positions
 
 
 def attention_shape(model: ModelSpec, config: RunnerConfig) -> AttentionShape:

@@ -1,0 +1,111 @@
+"""Drives a ModelRunner by hand: a row, a prompt, greedy tokens, or the logits of every position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from server.engine.plan import AdmittedRow, PlannedRow, StepPlan, StepResult
+from server.engine.request import SamplingParams
+from server.execution.build import BuiltRunner, build_runner
+from server.execution.model_runner import ModelRunner
+from server.execution.packing import unpack_logprobs
+from server.memory.layout import RunnerConfig
+from weights.spec import ModelSpec
+from weights.synthetic import write_checkpoint
+
+
+def small_config(**changes: object) -> RunnerConfig:
+    sizes: dict[str, object] = {
+        "format": "f32",
+        "block_size": 16,
+        "num_blocks": 64,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 512,
+        "max_model_len": 512,
+        "max_logit_rows": 512,
+        "max_logprobs": 8,
+    }
+    return RunnerConfig(**(sizes | changes))  # type: ignore[arg-type]
+
+
+def built(folder: Path, **changes: object) -> BuiltRunner:
+    return build_runner(folder, small_config(**changes), poison=True, warm_up=False)
+
+
+def built_from_spec(spec: ModelSpec, folder: Path, seed: int = 0, **changes: object) -> BuiltRunner:
+    write_checkpoint(spec, folder, seed=seed)
+    return built(folder, **({"max_model_len": spec.max_positions} | changes))
+
+
+def blocks_for(tokens: int, block_size: int, *, first: int = 0) -> tuple[int, ...]:
+    """Block ids in an order that is not rising, so that a table is really read."""
+    count = -(-tokens // block_size)
+    return tuple(reversed(range(first, first + count)))
+
+
+def admitted(
+    ids: list[int], sampling: SamplingParams, blocks: tuple[int, ...], *, row: int = 0
+) -> AdmittedRow:
+    return AdmittedRow(
+        row=row,
+        token_ids=tuple(ids),
+        num_prompt_tokens=len(ids),
+        num_computed_tokens=0,
+        sampling=sampling,
+        choice=0,
+        adapter_slot=0,
+        block_tables=(blocks,),
+    )
+
+
+def step(runner: ModelRunner, plan: StepPlan) -> StepResult:
+    return runner.sample(runner.forward(plan), None).result()
+
+
+def greedy(runner: ModelRunner, ids: list[int], num_tokens: int) -> list[int]:
+    """``num_tokens`` greedy tokens after the prompt, one step each."""
+    sampling = SamplingParams(seed=0, temperature=0.0, max_tokens=num_tokens)
+    blocks = blocks_for(len(ids) + num_tokens, runner.cache.block_size)
+    plan = StepPlan(
+        1,
+        rows=(PlannedRow(0, len(ids), samples=True),),
+        admitted=(admitted(ids, sampling, blocks),),
+    )
+    tokens = list(step(runner, plan).rows[0].token_ids)
+    decode = StepPlan(2, rows=(PlannedRow(0, 1, samples=True),))
+    while len(tokens) < num_tokens:
+        tokens += step(runner, decode).rows[0].token_ids
+    runner.forward(StepPlan(3, released=(0,)))
+    return tokens
+
+
+def prompt_logprobs(runner: ModelRunner, ids: list[int], num_top: int) -> np.ndarray:
+    """[len(ids) - 1, 1 + num_top] nats, as echo with logprobs reports them."""
+    sampling = SamplingParams(seed=0, max_tokens=0, prompt_logprobs=num_top)
+    blocks = blocks_for(len(ids), runner.cache.block_size)
+    plan = StepPlan(
+        1,
+        rows=(PlannedRow(0, len(ids), num_prompt_logits=len(ids) - 1),),
+        admitted=(admitted(ids, sampling, blocks),),
+    )
+    arrays = step(runner, plan).rows[0].prompt_logprobs
+    runner.forward(StepPlan(2, released=(0,)))
+    if arrays is None:
+        raise AssertionError("no prompt log-probabilities came")
+    return unpack_logprobs(arrays)[1]
+
+
+@torch.inference_mode()
+def all_logits(runner: ModelRunner, ids: list[int]) -> torch.Tensor:
+    """[len(ids), V] float32 logits of one row's prompt."""
+    blocks = blocks_for(len(ids), runner.cache.block_size)
+    row = admitted(ids, SamplingParams(seed=0), blocks)
+    runner.batch.apply(StepPlan(1, admitted=(row,)))
+    inputs = runner.batch.step_inputs((PlannedRow(0, len(ids)),))
+    x, residual = runner.decoder.forward(runner._step_tensors(inputs))
+    hidden = runner.decoder.pick(x, residual, torch.arange(len(ids)))
+    runner.forward(StepPlan(2, released=(0,)))
+    return runner.decoder.logits(hidden)
