@@ -7,6 +7,7 @@ folder is opened, except that the files of a Hugging Face hub cache are links in
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def inside(folder: Path, file: str) -> Path:
         raise CheckpointError(f"{file}: is a link that leads outside the folder")
     if not stat.S_ISREG(mode):
         raise CheckpointError(f"{file}: is not a regular file")
+    if not os.access(target, os.R_OK):
+        raise CheckpointError(f"{file}: may not be read by this user")
     return target
 
 
