@@ -81,8 +81,12 @@ class ScratchRegions:
     log_sums: int  # float32 logarithms of the softmax's denominators: items x Hq x query_tile
 
     @property
+    def sizes(self) -> list[int]:
+        return [getattr(self, name) for name in self.__slots__]
+
+    @property
     def total(self) -> int:
-        return sum(getattr(self, name) for name in self.__slots__)
+        return sum(self.sizes)
 
 
 def query_tile_for(tokens: int) -> int:

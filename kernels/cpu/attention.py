@@ -29,7 +29,7 @@ from kernels.cpu.attention_work import (
     plan,
     varlen_lookup,
 )
-from kernels.workspace import AttentionShape, attention_workspace_bytes, scratch_regions, widens
+from kernels.workspace import AttentionShape
 
 HIDDEN = -1e30
 
@@ -90,11 +90,13 @@ def _run(
     q: Tensor, sources: tuple[Tensor, ...], work: AttentionWork, scale: float, buffer: Tensor | None
 ) -> Tensor:
     out = torch.empty(q.shape, dtype=q.dtype)
-    needed = attention_workspace_bytes(work.shape)
     if buffer is None:
-        buffer = torch.empty(needed, dtype=torch.uint8)
-    elif buffer.numel() < needed:
-        raise ValueError(f"workspace has {buffer.numel()} bytes; this shape needs {needed}")
+        buffer = torch.empty(work.scratch_bytes, dtype=torch.uint8)
+    elif buffer.numel() < work.scratch_bytes:
+        raise ValueError(
+            f"workspace has {buffer.numel()} bytes; this step needs {work.scratch_bytes}:"
+            " make the workspace from the shape that prepare_attention was given"
+        )
     for wave in work.waves:
         scratch = _Scratch.carve(buffer, wave, work.shape, q.dtype)
         _lay_out_queries(q, wave, scratch)
@@ -120,15 +122,11 @@ class _Scratch:
     def carve(
         cls, buffer: Tensor, wave: Wave, shape: AttentionShape, dtype: torch.dtype
     ) -> _Scratch:
-        regions = scratch_regions(shape, wave.query_tile)
-        wide = widens(shape, wave.query_tile)
-        parts = []
-        start = 0
-        for name in regions.__slots__:
-            size = getattr(regions, name)
-            parts.append(buffer[start : start + size])
-            start += size
-        gathered, widened, queries, mask, result, log_sums = parts
+        sizes = wave.regions.sizes
+        gathered, widened, queries, mask, result, log_sums = buffer[: sum(sizes)].split_with_sizes(
+            sizes
+        )
+        wide = widened.numel() > 0
         rows = (wave.items, shape.num_kv_heads, shape.group * wave.query_tile)
         count = wave.items * shape.num_query_heads * wave.query_tile
         size = count * shape.head_dim
@@ -159,7 +157,7 @@ def _attend(
     result, log_sums = scratch.result[part], scratch.log_sums[part]
     keys, values = _gather(segment, sources, scratch, heads=result.shape[1])
     queries = scratch.queries[part].reshape(result.shape)
-    mask = _mask(segment, wave, scratch, result.shape[2]) if segment.masked else None
+    mask = None if segment.hides is None else _mask(segment, segment.hides, wave, scratch)
     tile_result, tile_log_sums = _flash(
         queries, keys, values, 0.0, False, attn_mask=mask, scale=scale
     )
@@ -188,16 +186,16 @@ def _gather(
     return both[0], both[1]
 
 
-def _mask(segment: Segment, wave: Wave, scratch: _Scratch, rows: int) -> Tensor:
+def _mask(segment: Segment, keys: Tensor, wave: Wave, scratch: _Scratch) -> Tensor:
     """[items, 1, M, width]: 0 where the query sees the key, HIDDEN where it does not."""
-    limits = wave.limits[segment.first : segment.last]
-    items, tile = limits.shape
-    keys = torch.arange(segment.key_start, segment.key_start + segment.width, dtype=torch.float32)
-    repeats = rows // tile if tile > 1 else 1
-    mask = scratch.mask[: items * repeats * tile * segment.width]
-    mask = mask.view(items, repeats, tile, segment.width)
-    mask.copy_((keys - limits.view(items, 1, tile, 1)).clamp_(0, 1).mul_(HIDDEN))
-    return mask.view(items, 1, repeats * tile, segment.width).expand(-1, -1, rows, -1)
+    limits = wave.limits[segment.first : segment.last]  # [items, 1, query_tile, 1]
+    items, tile, width = limits.shape[0], limits.shape[2], keys.shape[0]
+    rows = scratch.result.shape[2]
+    hidden = (keys - limits).clamp_(0, 1).mul_(HIDDEN)
+    if tile == 1:
+        return hidden.expand(-1, -1, rows, -1)
+    mask = scratch.mask[: items * rows * width].view(items, rows // tile, tile, width)
+    return mask.copy_(hidden).view(items, 1, rows, width)
 
 
 def _merge(result: Tensor, log_sums: Tensor, other: Tensor, other_log_sums: Tensor) -> None:

@@ -25,7 +25,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.workspace import QUERY_TILES, AttentionShape, items_per_wave, query_tile_for
+from kernels.workspace import (
+    QUERY_TILES,
+    AttentionShape,
+    ScratchRegions,
+    items_per_wave,
+    query_tile_for,
+    scratch_regions,
+)
 
 # (rows [m] int64, first column, columns) -> the gather index of every (row, block), [m, columns]
 BlockLookup = Callable[[Tensor, int, int], Tensor]
@@ -40,7 +47,7 @@ class Segment:
     key_start: int
     width: int  # tokens gathered for each item: whole blocks
     gather: Tensor  # [parts * items * Hkv * blocks] int64: rows of the gather's source
-    masked: bool  # some query does not see some key
+    hides: Tensor | None  # [width] float32 positions of its keys, where a query sees not all
     stale: Tensor | None  # [N] int64: rows of head_dim in what is gathered that are to be zeroed
 
 
@@ -49,16 +56,18 @@ class Wave:
     query_tile: int
     items: int
     query_ids: Tensor  # [items * query_tile] int64 token ids; padding repeats the item's last
-    limits: Tensor  # [items, query_tile] float32: the last key that each query sees
+    limits: Tensor  # [items, 1, query_tile, 1] float32: the last key that each query sees
     valid: tuple[Tensor, Tensor] | None  # (item, offset) of the queries that are no padding
     token_ids: Tensor  # [valid] int64: where their results go
     segments: tuple[Segment, ...]
+    regions: ScratchRegions
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionWork:
     shape: AttentionShape
     waves: tuple[Wave, ...]
+    scratch_bytes: int  # the most that a wave needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,8 @@ def plan(
         step = items_per_wave(shape, tile)
         for start in range(0, len(items), step):
             waves.append(_wave(items[start : start + step], tile, shape, lookup))
-    return AttentionWork(shape, tuple(waves))
+    scratch_bytes = max((wave.regions.total for wave in waves), default=0)
+    return AttentionWork(shape, tuple(waves), scratch_bytes)
 
 
 def _cut(row: int, start: int, end: int, context: int, causal: bool) -> Iterator[tuple[int, _Item]]:
@@ -121,10 +131,11 @@ def _wave(items: list[_Item], tile: int, shape: AttentionShape, lookup: BlockLoo
         query_tile=tile,
         items=len(items),
         query_ids=query_ids.reshape(-1),
-        limits=limits.float(),  # exact: a position is below 2**24
+        limits=limits.float().view(-1, 1, tile, 1),  # exact: a position is below 2**24
         valid=valid,
         token_ids=token_ids,
         segments=tuple(_segments(items, shape, lookup)),
+        regions=scratch_regions(shape, tile),
     )
 
 
@@ -172,7 +183,7 @@ def _segment(
         key_start=key_start,
         width=width,
         gather=gather,
-        masked=masked,
+        hides=torch.arange(key_start, key_start + width).float() if masked else None,
         stale=_stale_rows(contexts, key_start, width, shape),
     )
 

@@ -22,6 +22,16 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     second.copy_(other)
 
 
+def _side_by_side(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    """q and k as one tensor where they are neighbours in one qkv tensor: half the operations."""
+    tokens, heads, head_dim = q.shape
+    follows = k.storage_offset() == q.storage_offset() + heads * head_dim
+    shared = q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+    if follows and shared and q.stride() == k.stride():
+        return (q.as_strided((tokens, heads + k.shape[1], head_dim), q.stride()),)
+    return q, k
+
+
 def rotary_store_kv(
     q: Tensor,
     k: Tensor,
@@ -34,8 +44,8 @@ def rotary_store_kv(
 ) -> None:
     if cos_sin is not None and positions is not None:
         cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=2)
-        _rotate(q, cos, sin, interleaved)
-        _rotate(k, cos, sin, interleaved)
+        for heads in _side_by_side(q, k):
+            _rotate(heads, cos, sin, interleaved)
     _, _, heads, block_size, head_dim = cache_layer.shape
     blocks = slot_mapping.div(block_size, rounding_mode="floor")
     # The cache as rows of head_dim: row ((block * 2 + K|V) * heads + head) * block_size + offset.
