@@ -17,8 +17,8 @@ Each option is also read from the variable QUIRE_<OPTION> (QUIRE_MAX_NUM_SEQS=8)
 file named by --config or QUIRE_CONFIG (max-num-seqs = 8). The first of these counts: the flag, the
 variable, the file, the default. An unknown key or QUIRE_ variable is an error.
 
-Exit codes: 0 stopped after draining; 1 the engine failed too often, or open requests outlived
---drain-timeout; 2 could not start.
+Exit codes: 0 stopped after draining; 1 the engine failed too often; 2 could not start; 130 a second
+signal stopped it at once.
 """
 
 
@@ -91,8 +91,8 @@ def _serve(parsed: argparse.Namespace) -> int:
 
 
 def _models(parsed: argparse.Namespace) -> int:
-    from weights.families import supported
+    from weights.families import FAMILIES
 
-    for line in supported():
-        print(line)
+    for family in FAMILIES:
+        print(f"{family.name:<8} {family.architecture} (model_type {family.model_type})")
     return 0

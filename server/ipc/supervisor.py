@@ -56,7 +56,8 @@ class RestartPolicy:
     max_restarts: int = 3
     window_s: float = 300.0
     first_pause_s: float = 0.5
-    stall_s: float = 120.0
+    stall_s: float = 120.0  # without a heartbeat: killed
+    doubt_s: float = 30.0  # without a heartbeat: no longer called alive
     check_s: float = 0.5
 
 
@@ -85,12 +86,18 @@ class Supervisor:
         self._process: EngineProcess | None = None
         self._decoder = Decoder()
         self._was_ready = False
+        self._still_s = 0.0
         self.state = EngineState.STARTING
 
     @property
     def pid(self) -> int | None:
         """The engine process's id, while there is one."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def stalls(self) -> bool:
+        """A ready engine has given no heartbeat for longer than a step should take."""
+        return self._still_s >= self._policy.doubt_s
 
     async def run(self, first: EngineProcess) -> None:
         """Attends to ``first`` and its successors; returns when it gave up or was stopped.
@@ -184,13 +191,14 @@ class Supervisor:
     async def _watch(self, process: EngineProcess) -> None:
         """Kills a process whose heartbeat stands still. The time is this loop's own: while it is
         held up itself, it sees no stall."""
-        seen, still_s = self._heartbeat(), 0.0
-        while still_s < self._policy.stall_s:
+        seen, self._still_s = self._heartbeat(), 0.0
+        while self._still_s < self._policy.stall_s:
             await asyncio.sleep(self._policy.check_s)
             beat = self._heartbeat()
-            still_s = 0.0 if beat != seen else still_s + self._policy.check_s
+            self._still_s = 0.0 if beat != seen else self._still_s + self._policy.check_s
             seen = beat
-        log.error("the engine made no progress for %.0f s; killing it", still_s)
+        log.error("the engine made no progress for %.0f s; killing it", self._still_s)
+        self._still_s = 0.0
         process.popen.kill()
 
     async def _exit_reason(self, process: EngineProcess) -> str:

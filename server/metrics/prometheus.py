@@ -103,7 +103,7 @@ class PrometheusMetrics:
 
     def render(self) -> bytes:
         """The exposition text (format 0.0.4). Never waits for the engine."""
-        return generate_latest(self._registry)
+        return generate_latest(_WithoutCreated(self._registry))
 
     def observe_finish(self, record: RequestRecord) -> None:
         self._requests.labels(record.route, str(record.outcome)).inc()
@@ -150,6 +150,20 @@ class PrometheusMetrics:
 
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...] = _LATENCY) -> Histogram:
         return Histogram(name, help, buckets=buckets, registry=self._registry)
+
+
+class _WithoutCreated(CollectorRegistry):
+    """The same metrics without the ``_created`` series that the library adds to each counter."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._all = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._all.collect():
+            kept = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            kept.samples = [s for s in metric.samples if not s.name.endswith("_created")]
+            yield kept
 
 
 class _Gauges(Collector):

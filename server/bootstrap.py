@@ -1,0 +1,49 @@
+"""The composition root of the API process: every part is made and joined here, and nowhere else.
+
+    main thread:  spawn engine --> check the folder, plan --> import the web parts, make the app
+    engine:            import torch ---------------> settings --> load --> Ready
+
+Start-up is over when the engine says Ready; requests before that get a 503. SIGTERM or SIGINT
+drains: new requests get a 503, open ones finish for at most --drain-timeout, the exit code is 0. A
+second signal ends everything at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+from server import logs
+from server.config import ServerConfig
+from server.engine_facts import GAUGE_NAMES
+from server.ipc.gauges import GaugeBlock
+from server.ipc.process import EngineProcess, spawn_engine
+from server.model_facts import read_model
+
+ENGINE_COMMAND = (sys.executable, "-m", "server.engine_process")
+
+
+def serve(config: ServerConfig) -> int:
+    """Runs the server until it is told to stop; returns the exit code.
+
+    Raises:
+        StartupError: it cannot start; the message names the file, the tensor or the option.
+    """
+    started = time.monotonic()
+    logs.configure(config.log_format)
+    gauges = GaugeBlock.create(GAUGE_NAMES)
+
+    def spawn() -> EngineProcess:
+        return spawn_engine(ENGINE_COMMAND, gauges.fd)
+
+    first = spawn()  # it imports torch while this process reads the folder
+    try:
+        model = read_model(config)
+        from server.http_server import HttpServer  # the web packages, late
+
+        server = HttpServer(config, model, gauges, spawn, started)
+        return asyncio.run(server.run(first))
+    finally:
+        first.close()
+        gauges.close()

@@ -1,0 +1,240 @@
+"""HttpServer: the API process while it runs. Start, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+import server
+from server.api.app import create_app
+from server.api.fields import generation_defaults
+from server.api.http import bind
+from server.api.http import serve as http_server
+from server.api.state import ApiState, GenerationDefaults, HttpLimits, ModelCard
+from server.config import ServerConfig
+from server.engine_facts import EngineFacts, engine_gauges, memory_reading
+from server.errors import StartupError
+from server.health import Health
+from server.ipc.client import IpcEngineClient, shutting_down
+from server.ipc.gauges import GaugeBlock
+from server.ipc.process import EngineProcess
+from server.ipc.supervisor import EngineState, Supervisor
+from server.memory.report import MemoryReport, MemorySources
+from server.memory.snapshot import process_resident
+from server.metrics.prometheus import GaugeSources, PrometheusMetrics
+from server.metrics.request_log import RequestLog
+from server.metrics.stats import RequestMetricsFanOut
+from server.model_facts import ModelFacts, engine_settings
+from server.report import PROMISE, ReportInput, startup_report
+from server.text.chat_template import ChatTemplate
+from server.text.tokenizer import Tokenizer
+
+log = logging.getLogger("quire.server")
+
+EXIT_DONE = 0
+EXIT_ENGINE_GAVE_UP = 1
+EXIT_AT_ONCE = 130
+_CLOSE_S = 5  # for connections to close after the last answer
+_DRAIN_CHECK_S = 0.02
+
+
+class HttpServer:
+    """Everything of the API process, joined. ``run`` is called once.
+
+    Raises:
+        StartupError: the tokenizer or the template cannot be used, or the address is taken.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        model: ModelFacts,
+        gauges: GaugeBlock,
+        spawn: Callable[[], EngineProcess],
+        started: float,
+    ) -> None:
+        self._config, self._model, self._gauges = config, model, gauges
+        self._started = started
+        self._facts: EngineFacts | None = None
+        self._socket = _bind(config)
+        self._metrics = PrometheusMetrics(self._gauge_sources())
+        self._memory = MemoryReport(model.plan, self._memory_sources())
+        self.client = IpcEngineClient(self._metrics)
+        self.supervisor = Supervisor(
+            spawn,
+            engine_settings(config, model),
+            self.client,
+            self._metrics,
+            heartbeat=lambda: engine_gauges(gauges.read())["heartbeat"],
+            on_ready=self._on_ready,
+        )
+        self.health = Health(self.supervisor)
+        self._defaults = self._generation_defaults()
+        self._state = self._api_state()
+        self._http = http_server(
+            create_app(self._state), self._state.limits, drain_timeout_s=_CLOSE_S
+        )
+        self._stop = asyncio.Event()
+
+    async def run(self, first: EngineProcess) -> int:
+        """Serves until a signal or the engine's end; returns the exit code."""
+        self._handle_signals()
+        engine = asyncio.create_task(self.supervisor.run(first))
+        http = asyncio.create_task(self._http.serve(sockets=[self._socket]))
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({engine, http, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if engine.done():
+                engine.result()  # a start-up error is raised here
+                log.error("the engine failed too often; stopping")
+                return EXIT_ENGINE_GAVE_UP
+            await self._drain()
+            return EXIT_DONE
+        finally:
+            stop.cancel()
+            self.supervisor.stop()
+            self._http.should_exit = True
+            await asyncio.gather(engine, http, return_exceptions=True)
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        if self._stop.is_set():
+            log.warning("second signal: stopping at once")
+            os._exit(EXIT_AT_ONCE)  # the engine dies with this process
+        log.info("%s: draining %d open requests", signal.Signals(number).name, self.client.num_open)
+        self.health.draining = True
+        self.client.drain()
+        self._stop.set()
+
+    async def _drain(self) -> None:
+        """Waits until every open request has been answered, for at most --drain-timeout."""
+        deadline = time.monotonic() + self._config.drain_timeout
+        while self.client.num_open and time.monotonic() < deadline:
+            await asyncio.sleep(_DRAIN_CHECK_S)
+        if self.client.num_open:
+            log.warning("--drain-timeout: ending %d open requests", self.client.num_open)
+            self.client.detach(shutting_down())
+        self._http.should_exit = True
+
+    def _on_ready(self, facts: EngineFacts) -> None:
+        first, self._facts = self._facts is None, facts
+        if not first:
+            log.info("the engine is ready again after %.1f s", facts.ready_seconds)
+            return
+        report = startup_report(
+            ReportInput(
+                config=self._config,
+                model=self._model,
+                engine=facts,
+                reading=self._reading(),
+                defaults=asdict(self._defaults),
+                address=_address(self._socket),
+                chat=self._state.chat_template is not None,
+                seconds=time.monotonic() - self._started,
+            )
+        )
+        print(report, flush=True)
+
+    def _reading(self) -> Mapping[str, int]:
+        return memory_reading(self._gauges.read())
+
+    def _weights(self) -> Mapping[str, int]:
+        return {} if self._facts is None else self._facts.weights
+
+    def _gauge_sources(self) -> GaugeSources:
+        return GaugeSources(
+            engine=lambda: engine_gauges(self._gauges.read()),
+            engine_up=lambda: self.supervisor.state is EngineState.READY,
+            memory=self._reading,
+            planned=lambda: self._model.plan.kinds,
+            weights=lambda: [
+                (component, self._model.plan.runner.format, nbytes)
+                for component, nbytes in self._weights().items()
+            ],
+            host_bytes=process_resident,
+        )
+
+    def _memory_sources(self) -> MemorySources:
+        return MemorySources(
+            reading=self._reading,
+            weights=self._weights,
+            requests_running=lambda: engine_gauges(self._gauges.read())["requests_running"],
+            host_bytes=process_resident,
+        )
+
+    def _card(self) -> ModelCard:
+        plan = self._model.plan
+        return ModelCard(
+            name=self._config.model_name,
+            created=int(time.time()),
+            vocab_size=self._model.spec.vocab_size,
+            max_model_len=plan.max_model_len,
+            kv_capacity_tokens=plan.capacity_tokens,
+            max_logprobs=plan.runner.max_logprobs,
+            system_fingerprint=self._model.fingerprint,
+        )
+
+    def _generation_defaults(self) -> GenerationDefaults:
+        if self._config.generation_config == "none":
+            return GenerationDefaults()
+        try:
+            return generation_defaults(self._model.generation_config, self._card())
+        except ValueError as error:
+            raise StartupError(str(error)) from None
+
+    def _api_state(self) -> ApiState:
+        model, config = self._model, self._config
+        return ApiState(
+            engine=self.client,
+            tokenizer=Tokenizer.from_folder(
+                model.folder,
+                vocab_size=model.spec.vocab_size,
+                config=model.config,
+                generation_config=model.generation_config,
+            ),
+            chat_template=ChatTemplate.from_folder(model.folder),
+            model=self._card(),
+            defaults=self._defaults,
+            limits=HttpLimits(
+                max_body_bytes=config.max_body_size,
+                receive_timeout_s=config.receive_timeout,
+                max_connections=config.max_connections,
+            ),
+            metrics=RequestMetricsFanOut((self._metrics, RequestLog())),
+            memory=self._memory.tree,
+            memory_text=self._memory.text,
+            render_metrics=self._metrics.render,
+            health=self.health,
+            version={
+                "version": server.__version__,
+                "model": config.model_name,
+                "dtype": model.plan.runner.format,
+                "device": "cpu",
+                "system_fingerprint": model.fingerprint,
+                "determinism": PROMISE,
+            },
+        )
+
+
+def _bind(config: ServerConfig) -> socket.socket:
+    try:
+        return bind(config.host, config.port)
+    except OSError as error:
+        raise StartupError(
+            f"--host {config.host} --port {config.port}: {error.strerror or error}"
+        ) from None
+
+
+def _address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

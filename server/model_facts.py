@@ -1,0 +1,118 @@
+"""Reads what a checkpoint folder says and plans the server's sizes. No weight is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.config import ServerConfig, available_cores
+from server.engine.request import EngineLimits
+from server.engine_facts import EngineSettings
+from server.errors import StartupError
+from server.memory.planner import MemoryPlan, PlanRequest, plan_memory, resolve_format
+from server.memory.snapshot import machine_memory
+from weights.checkpoint import open_checkpoint
+from weights.errors import CheckpointError
+from weights.families import resolve
+from weights.formats import get_format
+from weights.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A checked folder and the plan for it."""
+
+    folder: Path
+    spec: ModelSpec
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    eos_token_ids: tuple[int, ...]
+    checkpoint_bytes: int
+    unread_keys: tuple[str, ...]
+    plan: MemoryPlan
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters as held: a tied table once."""
+        held = sum(self.plan.layout.weights.values())
+        return held // get_format(self.plan.runner.format).bytes_per_element
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what the answers depend on: the model's configuration and its format."""
+        facts = json.dumps([dict(self.config), self.plan.runner.format], sort_keys=True)
+        return "quire-" + hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+
+def read_model(config: ServerConfig) -> ModelFacts:
+    """Checks the folder and decides every size.
+
+    Raises:
+        StartupError: names the file, the tensor or the option at fault.
+    """
+    folder = Path(config.model_dir)
+    try:
+        checkpoint = open_checkpoint(folder)
+        family = resolve(checkpoint.config)
+        spec = family.spec(checkpoint.config)
+        unread = family.unread_keys(checkpoint.config)
+    except CheckpointError as error:
+        raise StartupError(str(error)) from error
+    request = PlanRequest(
+        format=resolve_format(config.dtype, checkpoint.parameter_format or spec.parameter_dtype),
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+        kv_cache_bytes=config.kv_cache_memory,
+    )
+    _, available = machine_memory()
+    return ModelFacts(
+        folder=folder,
+        spec=spec,
+        config=checkpoint.config,
+        generation_config=checkpoint.generation_config,
+        eos_token_ids=_end_of_sequence(spec, checkpoint.generation_config),
+        checkpoint_bytes=checkpoint.total_bytes,
+        unread_keys=unread,
+        plan=plan_memory(spec, request, available),
+    )
+
+
+def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:
+    """What the engine process is told."""
+    runner = model.plan.runner
+    return EngineSettings(
+        model_dir=str(model.folder.resolve()),
+        runner=runner,
+        limits=EngineLimits(
+            max_num_seqs=runner.max_num_seqs,
+            max_num_batched_tokens=runner.max_num_batched_tokens,
+            max_model_len=runner.max_model_len,
+            max_logit_rows=runner.max_logit_rows,
+            max_queued_requests=config.max_queued_requests,
+            max_queued_tokens=config.max_queued_tokens,
+            queue_timeout_s=config.queue_timeout,
+            prefix_caching=config.prefix_caching,
+            eos_token_ids=model.eos_token_ids,
+        ),
+        num_threads=config.threads or available_cores(),
+        log_format=config.log_format,
+        strict_ledger=config.strict_ledger,
+    )
+
+
+def _end_of_sequence(spec: ModelSpec, generation_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of both configurations, in rising order."""
+    given = generation_config.get("eos_token_id")
+    more = given if isinstance(given, list) else [] if given is None else [given]
+    for token in more:
+        if not isinstance(token, int) or not 0 <= token < spec.vocab_size:
+            raise StartupError(
+                f"generation_config.json: eos_token_id {token!r} is no id below {spec.vocab_size}"
+            )
+    return tuple(sorted({*spec.eos_token_ids, *more}))

@@ -1,0 +1,137 @@
+"""The start-up report: one readable block that says what is served, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from server.config import ServerConfig
+from server.engine_facts import EngineFacts
+from server.memory.layout import MemoryKind
+from server.model_facts import ModelFacts
+from server.option_values import format_size
+from weights.spec import PositionKind, RopeScaling
+
+PROMISE = (
+    "equal requests get equal tokens, bit for bit, whatever else is in the batch "
+    "(same build, same number of threads)"
+)
+_SHOWN = (
+    *(MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.ACTIVATIONS, MemoryKind.IO),
+    *(MemoryKind.WORKSPACE, MemoryKind.ALLOCATOR_SLACK, MemoryKind.RUNTIME),
+    MemoryKind.UNACCOUNTED,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportInput:
+    """All that the report tells. ``reading`` is the accountant's first after the start."""
+
+    config: ServerConfig
+    model: ModelFacts
+    engine: EngineFacts
+    reading: Mapping[str, int]
+    defaults: Mapping[str, object]
+    address: str  # http://host:port
+    chat: bool  # the model has a chat template
+    seconds: float  # from the command to ready
+
+
+def startup_report(facts: ReportInput) -> str:
+    """The block, without a last line break."""
+    lines = [f"Quire serves {facts.config.model_name} at {facts.address}"]
+    lines += [f"  {name:<14}{text}" for name, text in _facts(facts)]
+    lines += ["", f"  {'memory (cpu)':<18}{'planned':>12}{'measured':>12}"]
+    lines += [f"  {line}" for line in _memory(facts)]
+    lines += ["", *(f"  {line}" for line in _endpoints(facts))]
+    return "\n".join(lines)
+
+
+def _facts(facts: ReportInput) -> list[tuple[str, str]]:
+    model, plan, engine = facts.model, facts.model.plan, facts.engine
+    spec = model.spec
+    shape = (
+        f"{spec.family}, {spec.num_layers} layers, hidden {spec.hidden_size}, "
+        f"{spec.attention.num_query_heads}/{spec.attention.num_kv_heads} heads of "
+        f"{spec.attention.head_dim}, vocabulary {spec.vocab_size}"
+    )
+    length = f"{plan.max_model_len} tokens"
+    if plan.max_model_len < plan.model_max_len:
+        length += f" (the model could take {plan.model_max_len})"
+    pairs = [
+        ("model", shape),
+        ("parameters", f"{model.num_parameters:,}" + _tied(facts)),
+        ("dtype", f"{plan.runner.format}, on cpu ({engine.cpu_capability}), "
+         f"{engine.num_threads} threads, torch {engine.torch_version}"),
+        ("max length", length),
+        ("KV cache", f"{plan.capacity_tokens:,} tokens in {plan.kv.num_blocks:,} blocks of "
+         f"{plan.runner.block_size}: {plan.concurrent_sequences:.1f} sequences of "
+         f"{plan.max_model_len} at once (set by {plan.pool_limit})"),
+        ("batch", f"{plan.runner.max_num_seqs} sequences, "
+         f"{plan.runner.max_num_batched_tokens} tokens a step"),
+        ("sampling", _defaults(facts)),
+        ("rope", _rope(facts)),
+        ("promise", PROMISE),
+        ("ready in", f"{facts.seconds:.1f} s (weights {engine.load_seconds:.1f} s)"),
+    ]  # fmt: skip
+    if engine.skipped:
+        pairs.append(("skipped", "; ".join(engine.skipped[:4])))
+    if model.unread_keys:
+        pairs.append(("unread keys", "config.json: " + ", ".join(model.unread_keys[:8])))
+    return pairs
+
+
+def _tied(facts: ReportInput) -> str:
+    return " (tied unembedding counted once)" if facts.model.spec.tied_unembedding else ""
+
+
+def _defaults(facts: ReportInput) -> str:
+    source = "generation_config.json" if facts.model.generation_config else "OpenAI's"
+    if facts.config.generation_config == "none":
+        source = "OpenAI's"
+    values = ", ".join(f"{name} {value}" for name, value in facts.defaults.items())
+    stops = ", ".join(str(token) for token in facts.model.eos_token_ids) or "none"
+    return f"{values} (where a request leaves them out; {source}); end-of-sequence ids {stops}"
+
+
+def _rope(facts: ReportInput) -> str:
+    spec = facts.model.spec
+    if spec.position is not PositionKind.ROTARY:
+        return "none: learned positions"
+    if spec.rope.scaling is RopeScaling.NONE:
+        return f"theta {spec.rope.theta:g}, no scaling"
+    return (
+        f"theta {spec.rope.theta:g}, {spec.rope.scaling} x {spec.rope.factor:g}, fixed for "
+        f"{facts.model.plan.max_model_len} tokens"
+    )
+
+
+def _memory(facts: ReportInput) -> list[str]:
+    planned, reading = facts.model.plan.kinds, facts.reading
+    lines = []
+    for kind in _SHOWN:
+        plan = format_size(planned[kind]) if kind in planned else ""
+        peak = ".peak" if kind is MemoryKind.ACTIVATIONS else ""
+        measured = format_size(reading.get(f"{kind}{peak}", 0))
+        note = " (peak)" if peak else ""
+        lines.append(f"{kind:<18}{plan:>12}{measured:>12}{note}")
+    resident, total = reading.get("resident", 0), reading.get("total", 0)
+    return [
+        *lines,
+        f"{'resident set':<18}{'':>12}{format_size(resident):>12}",
+        f"{'free of ' + format_size(total):<18}{'':>12}{format_size(reading.get('free', 0)):>12}",
+    ]
+
+
+def _endpoints(facts: ReportInput) -> list[str]:
+    chat = "/v1/chat/completions" if facts.chat else "(no chat template: no /v1/chat/completions)"
+    return [
+        f"POST /v1/completions {chat}",
+        "GET  /v1/models /health /ready /version /metrics /memory",
+        f"memory, line by line: curl '{facts.address}/memory?format=text'",
+        "",
+        "try:",
+        f"curl {facts.address}/v1/completions -H 'Content-Type: application/json' \\",
+        f'  -d \'{{"model": "{facts.config.model_name}", "prompt": "def add(a, b):", '
+        '"max_tokens": 32, "temperature": 0}\'',
+    ]
