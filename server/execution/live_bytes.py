@@ -62,6 +62,14 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._foreign = {ref for ref in self._foreign if not _expired(ref)}
 
 
+# torch wraps every dispatch mode so that its compiler leaves it alone, and the first call imports the
+# compiler for that: a second and some 70 MB. Nothing is compiled here, so the mode stands for its
+# own uncompiled form.
+_dispatch = LiveBytes.__torch_dispatch__
+_unwrapped = getattr(_dispatch, "__wrapped__", _dispatch)
+setattr(_unwrapped, "__dynamo_disable", _unwrapped)  # noqa: B010
+
+
 class PeakMeter:
     """The most bytes of intermediates that any step so far has had alive at once.
 
