@@ -25,6 +25,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     order, of at least ``record_above`` bytes.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch wraps a mode so that its compiler skips it, and imports the compiler for that at
+        the first call: a second and 70 MB. Nothing is compiled here, so the wrapping is declined.
+        """
+        return False
+
     def __init__(self, *, record_above: int = 1 << 20) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
@@ -60,14 +67,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for ref in [ref for ref in self._live if _expired(ref)]:
             del self._live[ref]
         self._foreign = {ref for ref in self._foreign if not _expired(ref)}
-
-
-# torch wraps every dispatch mode so that its compiler leaves it alone, and the first call imports the
-# compiler for that: a second and some 70 MB. Nothing is compiled here, so the mode stands for its
-# own uncompiled form.
-_dispatch = LiveBytes.__torch_dispatch__
-_unwrapped = getattr(_dispatch, "__wrapped__", _dispatch)
-setattr(_unwrapped, "__dynamo_disable", _unwrapped)  # noqa: B010
 
 
 class PeakMeter:
