@@ -1,0 +1,88 @@
+"""Bad input: refused at once, in the one shape, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import httpx
+import pytest
+from api_fakes import FakeEngine, make_state
+from bad_requests import BadRequest, ServerFacts, cases
+
+from server.api.app import create_app
+from server.metrics.stats import Outcome
+
+FACTS = ServerFacts("tiny", vocab_size=300, max_model_len=256, max_body_bytes=1024 * 1024)
+CASES = cases(FACTS)
+CANARY = {"model": "tiny", "prompt": "canary", "max_tokens": 8, "temperature": 0}
+
+
+def check_refusal(case: BadRequest, response: httpx.Response) -> None:
+    assert response.status_code == case.status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["type"] == "invalid_request_error"
+    assert 10 < len(body["error"]["message"]) <= 1000
+    if case.code is not None:
+        assert body["error"]["code"] == case.code, body
+    for forbidden in ("Traceback", "/root", "object at 0x", "site-packages"):
+        assert forbidden not in response.text
+
+
+async def send(client: httpx.AsyncClient, case: BadRequest) -> httpx.Response:
+    return await client.request(case.method, case.path, content=case.body, headers=case.headers)
+
+
+def test_the_table_is_large_enough() -> None:
+    assert len(CASES) >= 150
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_refused_within_a_second_and_the_canary_sings(case: BadRequest) -> None:
+    engine = FakeEngine(token_delay=0.002)
+    state = make_state(engine)
+
+    async def story() -> None:
+        transport = httpx.ASGITransport(create_app(state))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            canary = asyncio.create_task(client.post("/v1/completions", json=CANARY))
+            await asyncio.sleep(0.002)
+            started = time.monotonic()
+            response = await send(client, case)
+            assert time.monotonic() - started < 1
+            check_refusal(case, response)
+            sung = await canary
+            assert sung.status_code == 200
+            assert sung.json()["choices"][0]["text"] == CANARY_TEXT
+
+    asyncio.run(story())
+    assert len(engine.seen) == 1  # nothing of the bad request reached the engine
+    assert not engine.open
+    if case.method == "POST" and case.path in ("/v1/completions", "/v1/chat/completions"):
+        outcomes = [record.outcome for record in state.metrics.records]
+        assert sorted(outcomes) == [Outcome.INVALID, Outcome.LENGTH]
+
+
+def _canary_text() -> str:
+    start = sum(b"canary")
+    return "".join(chr(97 + (start + index * index) % 26) for index in range(8))
+
+
+CANARY_TEXT = _canary_text()
+
+
+def test_a_message_repeats_what_was_given_but_not_all_of_it() -> None:
+    async def story() -> str:
+        transport = httpx.ASGITransport(create_app(make_state()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = {"model": "tiny", "prompt": "a", "temperature": "x" * 10_000}
+            response = await client.post("/v1/completions", content=json.dumps(body))
+            return str(response.json()["error"]["message"])
+
+    message = asyncio.run(story())
+    assert message.startswith('temperature must be a number, not "xxxx')
+    assert len(message) < 200

@@ -1,0 +1,160 @@
+"""The chat template: what it gives, what it may not do, and that it always ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from server.errors import ErrorCode, QuireError, StartupError
+from server.text.chat_template import ChatTemplate, TemplateLimits
+
+USER = {"role": "user", "content": "深度学习是 <b>"}
+QUICK = TemplateLimits(seconds=0.4, max_characters=100_000)
+
+
+def render(
+    source: str,
+    messages: tuple[Mapping[str, str], ...] = (USER,),
+    variables: Mapping[str, str] | None = None,
+) -> str:
+    async def story() -> str:
+        template = ChatTemplate(source, variables, QUICK)
+        try:
+            return await template.render(messages)
+        finally:
+            await template.close()
+
+    return asyncio.run(story())
+
+
+def refusal(source: str) -> QuireError:
+    started = time.monotonic()
+    with pytest.raises(QuireError) as raised:
+        render(source)
+    assert time.monotonic() - started < 3
+    return raised.value
+
+
+def test_messages_special_tokens_and_the_generation_prompt_are_there() -> None:
+    source = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m['content'] | trim }}\n"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    text = render(source, variables={"bos_token": "<s>"})
+    assert text == "<s>[user] 深度学习是 <b>\n[assistant]"
+
+
+def test_the_usual_helpers_are_there() -> None:
+    assert render("{{ messages | tojson }}") == json.dumps([USER], ensure_ascii=False)
+    assert render("{{ strftime_now('%Y') }}").isdigit()
+    assert (
+        render("{% for i in range(9) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}")
+        == "012"
+    )
+
+
+def test_what_the_template_raises_is_the_clients_to_fix() -> None:
+    error = refusal("{{ raise_exception('roles must alternate') }}")
+    assert error.code is ErrorCode.INVALID_VALUE
+    assert "roles must alternate" in error.message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}"
+        "{% endfor %}{{ ns.s }}",
+        "{{ 'x' * 10 ** 10 }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ range(10 ** 9) | list }}",
+    ],
+)
+def test_a_template_that_would_not_end_is_ended(source: str) -> None:
+    assert refusal(source).code is ErrorCode.INTERNAL
+
+
+def test_a_text_without_end_is_cut_short() -> None:
+    error = refusal("{% for i in range(99999) %}xxxxxxxxxx{% endfor %}")
+    assert error.code is ErrorCode.CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{% include '/etc/passwd' %}",
+        "{{ messages[0].nothing.more }}",
+        "{% if %}",
+    ],
+)
+def test_the_sandbox_holds_and_a_broken_template_is_a_server_error(source: str) -> None:
+    assert refusal(source).code is ErrorCode.INTERNAL
+
+
+def test_a_killed_worker_is_replaced_and_others_do_not_wait_for_it() -> None:
+    source = (
+        "{% if messages[0].content == 'loop' %}{% for a in range(99999) %}"
+        "{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}done"
+    )
+
+    async def story() -> None:
+        template = ChatTemplate(source, limits=QUICK)
+        await template.start()
+        slow = asyncio.create_task(template.render([{"role": "user", "content": "loop"}]))
+        await asyncio.sleep(0.05)
+        assert await template.render([USER]) == "done"
+        assert not slow.done()
+        with pytest.raises(QuireError, match="did not end within"):
+            await slow
+        assert await template.render([USER]) == "done"
+        await template.close()
+
+    asyncio.run(story())
+
+
+def test_a_cancelled_rendering_leaves_no_stale_answer_behind() -> None:
+    async def story() -> None:
+        template = ChatTemplate("{{ messages[0].content }}", limits=QUICK)
+        await template.start()
+        for index in range(5):
+            task = asyncio.create_task(template.render([{"role": "user", "content": "stale"}]))
+            await asyncio.sleep(0.0005 * index)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert await template.render([USER]) == USER["content"]
+        await template.close()
+
+    asyncio.run(story())
+
+
+def test_where_a_folder_keeps_its_template(tmp_path: Path) -> None:
+    assert ChatTemplate.from_folder(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": "plain", "eos_token": {"content": "</s>"}}))
+    found = ChatTemplate.from_folder(tmp_path)
+    assert found is not None
+    assert found.source == "plain"
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
+    config.write_text(json.dumps({"chat_template": named}))
+    found = ChatTemplate.from_folder(tmp_path)
+    assert found is not None
+    assert found.source == "yes"
+    (tmp_path / "chat_template.jinja").write_text("own file")
+    found = ChatTemplate.from_folder(tmp_path)
+    assert found is not None
+    assert found.source == "own file"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"chat_template": 1}', '{"chat_template": []}'])
+def test_a_malformed_configuration_is_refused_by_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(StartupError, match=r"tokenizer_config\.json"):
+        ChatTemplate.from_folder(tmp_path)

@@ -1,0 +1,71 @@
+"""The tokenizer: ids in and out, its limits, its files."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tiny_tokenizers import byte_fallback, byte_level, word_piece
+
+from server.errors import QuireError, StartupError
+from server.text.tokenizer import Tokenizer, eos_token_ids
+
+
+def test_special_tokens_are_added_as_the_post_processor_says() -> None:
+    tokenizer = Tokenizer(byte_fallback())
+    assert tokenizer.encode("深")[0] == 1
+    assert tokenizer.encode("深", add_special_tokens=False)[0] != 1
+
+
+def test_encoding_in_a_thread_gives_the_same() -> None:
+    tokenizer = Tokenizer(byte_level())
+    ids = asyncio.run(tokenizer.encode_in_thread("深度学习是"))
+    assert ids == tokenizer.encode("深度学习是")
+    assert tokenizer.decode(ids) == "深度学习是"
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a\udc00b", "\ude00\ud83d"])
+def test_a_lone_surrogate_is_refused(text: str) -> None:
+    with pytest.raises(QuireError, match="lone surrogate"):
+        Tokenizer(byte_level()).encode(text)
+
+
+def test_no_fewer_tokens_than_the_cheap_bound_says() -> None:
+    tokenizer = Tokenizer(byte_level())
+    for text in ("", "a", "hello " * 50, "深度学习是" * 9):
+        assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text))
+    assert tokenizer.least_tokens("a" * 1000) > 10
+
+
+def test_the_bytes_of_single_tokens() -> None:
+    level, fallback = Tokenizer(byte_level(), vocab_size=999), Tokenizer(byte_fallback())
+    assert level.token_bytes(0xE6) == b"\xe6"
+    assert level.token_bytes(998) == b""
+    assert fallback.token_bytes(3 + 0xE6) == b"\xe6"
+    hello = fallback._backend.token_to_id("▁hello")
+    assert fallback.token_bytes(hello) == b" hello"
+    assert Tokenizer(word_piece()).token_bytes(3) == " 深度".encode()
+
+
+def test_eos_ids_come_from_both_configurations_without_doubles() -> None:
+    assert eos_token_ids({"eos_token_id": 2}, {"eos_token_id": [5, 2]}) == (5, 2)
+    assert eos_token_ids({}, {"eos_token_id": None}) == ()
+    with pytest.raises(ValueError, match="no token id"):
+        eos_token_ids({"eos_token_id": "2"}, {})
+
+
+def test_a_folder_without_a_usable_tokenizer_is_refused_by_file(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"tokenizer\.json is missing"):
+        Tokenizer.from_folder(tmp_path)
+    for content in ("{", "[]", '{"model": {"type": "Mystery"}}'):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(StartupError, match=r"tokenizer\.json cannot be used"):
+            Tokenizer.from_folder(tmp_path)
+
+
+def test_a_folder_with_one_is_read(tmp_path: Path) -> None:
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path, vocab_size=512, config={"eos_token_id": 7})
+    assert tokenizer.vocab_size == 512
+    assert tokenizer.eos_token_ids == (7,)
