@@ -1,0 +1,192 @@
+"""Every option, by every way of giving it, and what is refused with which words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from server.config import DEMO_MODEL_DIR, OPTIONS, Option, ServerConfig, resolve
+from server.errors import StartupError
+from server.option_values import format_size
+
+# A value other than the default for each option: what is written, and what it comes to.
+EXAMPLES: dict[str, tuple[str, object]] = {
+    "model-dir": ("/models/tiny", "/models/tiny"),
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("9000", 9000),
+    "served-model-name": ("mine", "mine"),
+    "dtype": ("float32", "float32"),
+    "max-model-len": ("2048", 2048),
+    "max-num-seqs": ("7", 7),
+    "max-num-batched-tokens": ("4096", 4096),
+    "block-size": ("64", 64),
+    "kv-cache-memory": ("1.5GiB", 3 * 2**29),
+    "prefix-caching": ("off", False),
+    "max-queued-requests": ("5", 5),
+    "max-queued-tokens": ("12345", 12345),
+    "queue-timeout": ("2.5", 2.5),
+    "max-body-size": ("1MiB", 2**20),
+    "max-connections": ("9", 9),
+    "receive-timeout": ("4", 4.0),
+    "generation-config": ("none", "none"),
+    "log-format": ("json", "json"),
+    "drain-timeout": ("0", 0.0),
+    "threads": ("3", 3),
+    "strict-ledger": ("on", True),
+}
+each_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+
+
+def value_of(config: ServerConfig, option: Option) -> object:
+    return getattr(config, option.field)
+
+
+def toml_file(folder: Path, text: str) -> str:
+    path = folder / "quire.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_table_the_fields_and_the_examples_name_the_same_options() -> None:
+    names = [option.field for option in OPTIONS]
+    assert names == [field.name for field in fields(ServerConfig)]
+    assert {option.name for option in OPTIONS} == set(EXAMPLES)
+
+
+@each_option
+def test_an_option_can_be_given_as_a_flag(option: Option) -> None:
+    text, value = EXAMPLES[option.name]
+    assert value_of(resolve({option.name: text}, {}), option) == value
+
+
+@each_option
+def test_an_option_can_be_given_as_a_variable(option: Option) -> None:
+    text, value = EXAMPLES[option.name]
+    assert value_of(resolve({}, {option.variable: text}), option) == value
+
+
+@each_option
+def test_an_option_can_be_given_in_the_file(option: Option, tmp_path: Path) -> None:
+    text, value = EXAMPLES[option.name]
+    config = resolve({}, {}, toml_file(tmp_path, f'{option.name} = "{text}"\n'))
+    assert value_of(config, option) == value
+
+
+def test_the_file_takes_numbers_and_booleans_as_they_are(tmp_path: Path) -> None:
+    text = "port = 9000\nqueue-timeout = 1.5\nprefix-caching = false\n"
+    config = resolve({}, {}, toml_file(tmp_path, text))
+    assert (config.port, config.queue_timeout, config.prefix_caching) == (9000, 1.5, False)
+
+
+def test_flag_comes_before_variable_before_file_before_default(tmp_path: Path) -> None:
+    path = toml_file(tmp_path, "port = 1003\n")
+    assert resolve({}, {}).port == 8000
+    assert resolve({}, {}, path).port == 1003
+    assert resolve({}, {"QUIRE_CONFIG": path}).port == 1003
+    assert resolve({}, {"QUIRE_PORT": "1002"}, path).port == 1002
+    assert resolve({"port": "1001"}, {"QUIRE_PORT": "1002"}, path).port == 1001
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "file", "words"),
+    [
+        ({}, {"QUIRE_PROT": "1"}, "", ["QUIRE_PROT", "QUIRE_PORT"]),
+        ({}, {}, "max_model_len = 8", ["'max_model_len'", "max-model-len"]),
+        ({}, {}, "nonsense = 8", ["'nonsense'", "known are"]),
+        ({}, {}, "port = [1]", ["port", "a string, a number or a boolean"]),
+        ({}, {}, "port = ", ["quire.toml"]),
+        ({"port": "many"}, {}, "", ["--port", "'many'", "whole number"]),
+        ({"port": "65536"}, {}, "", ["--port", "between 0 and 65535"]),
+        ({}, {"QUIRE_DTYPE": "int3"}, "", ["QUIRE_DTYPE", "float32, bfloat16"]),
+        ({}, {}, 'dtype = "int3"', ["dtype in ", "quire.toml"]),
+        ({"kv-cache-memory": "2 bananas"}, {}, "", ["--kv-cache-memory", "512MiB"]),
+        ({"queue-timeout": "nan"}, {}, "", ["--queue-timeout", "seconds"]),
+        ({"queue-timeout": "-1"}, {}, "", ["--queue-timeout", "between"]),
+        ({"prefix-caching": "yes"}, {}, "", ["--prefix-caching", "neither on nor off"]),
+        ({"block-size": "24"}, {}, "", ["--block-size", "power of two"]),
+        ({"max-num-seqs": "600"}, {}, "", ["--max-num-seqs", "--max-num-batched-tokens"]),
+        ({"host": " "}, {}, "", ["--host", "empty"]),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_option_and_source(
+    flags: dict[str, str], variables: dict[str, str], file: str, words: list[str], tmp_path: Path
+) -> None:
+    path = toml_file(tmp_path, file) if file else None
+    with pytest.raises(StartupError) as raised:
+        resolve(flags, variables, path)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_a_missing_file_is_refused_by_name() -> None:
+    with pytest.raises(StartupError, match=r"/no/such\.toml"):
+        resolve({}, {}, "/no/such.toml")
+
+
+def test_the_served_name_is_the_folders_unless_one_is_given() -> None:
+    assert resolve({}, {}).model_name == "quire-demo"
+    assert resolve({}, {}).model_dir == str(DEMO_MODEL_DIR)
+    assert resolve({"model-dir": "/models/tiny/"}, {}).model_name == "tiny"
+    assert resolve({"served-model-name": "mine"}, {}).model_name == "mine"
+
+
+def test_sizes_are_written_for_people() -> None:
+    sizes = [0, 1023, 1536, -(64 << 20), 2**31, 2**50]
+    expected = ["0 B", "1023 B", "1.50 KiB", "-64.00 MiB", "2.00 GiB", "1024.00 TiB"]
+    assert [format_size(size) for size in sizes] == expected
+
+
+def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/bin:/bin", **variables}
+    return subprocess.run(
+        [sys.executable, "-m", "server", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+
+
+def test_help_is_quick_and_lists_every_option_with_its_default() -> None:
+    started = time.monotonic()
+    result = command("serve", "--help")
+    assert time.monotonic() - started < 1.0  # 0.1 s on an idle machine
+    assert result.returncode == 0
+    text = " ".join(result.stdout.split())
+    for option in OPTIONS[1:]:
+        assert f"--{option.name}" in text
+        if option.default is not None:
+            assert f"(default: {option.default})" in text
+    assert "the flag, the variable, the file, the default" in text
+
+
+def test_without_a_command_there_is_help_and_models_lists_the_families() -> None:
+    assert "COMMAND" in command().stdout
+    assert "LlamaForCausalLM" in command("models").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "words"),
+    [
+        (["/no/such/folder"], {}, ["/no/such/folder"]),
+        (["--dtype", "int3"], {}, ["--dtype"]),
+        ([], {"QUIRE_PROT": "80"}, ["QUIRE_PROT"]),
+        (["--port", "1", "--host", "203.0.113.1"], {}, ["--host 203.0.113.1 --port 1"]),
+        (["--kv-cache-memory", "4KiB"], {}, ["KV cache", "--kv-cache-memory"]),
+        (["--max-model-len", "99999999"], {}, ["99999999"]),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_in_one_line_and_exits_with_2(
+    arguments: list[str], variables: dict[str, str], words: list[str]
+) -> None:
+    result = command("serve", *arguments, **variables)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("quire: ")
+    for word in words:
+        assert word in result.stderr
