@@ -204,14 +204,13 @@ def _logits_of_row(logits: Tensor, params: SamplingTensors, row: int) -> Tensor:
 
 def _kept(scaled: Tensor, top_k: int, top_p: float, min_p: float) -> list[int]:
     """Token ids that a row may choose: min_p, then the best top_k, then the top_p prefix."""
-    order = sorted(range(scaled.shape[0]), key=lambda token: (-float(scaled[token]), token))
-    best = float(scaled[order[0]])
-    floor = best + math.log(min_p) if min_p > 0 else -math.inf
-    kept = [token for token in order if float(scaled[token]) >= floor]
+    values = scaled.tolist()  # the highest is 0
+    order = sorted(range(len(values)), key=lambda token: (-values[token], token))
+    kept = [token for token in order if min_p <= 0 or values[token] >= math.log(min_p)]
     kept = kept[:top_k] if top_k > 0 else kept
-    kept = [token for token in kept if float(scaled[token]) > -math.inf]
+    kept = [token for token in kept if values[token] > -math.inf]
     if top_p < 1:
-        weights = [math.exp(float(scaled[token]) - best) for token in kept]
+        weights = [math.exp(values[token]) for token in kept]
         needed, mass = top_p * math.fsum(weights), 0.0
         for count, weight in enumerate(weights, start=1):
             mass += weight
@@ -257,7 +256,8 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Ten
     logprobs = torch.empty(logits.shape[0], 1 + num_top, dtype=torch.float32)
     for row in range(logits.shape[0]):
         values = torch.log_softmax(logits[row].float(), dim=0)
-        order = sorted(range(logits.shape[1]), key=lambda token: (-float(values[token]), token))
+        raw = logits[row].tolist()
+        order = sorted(range(len(raw)), key=lambda token: (-raw[token], token))
         chosen = [int(token_ids[row]), *order[:num_top]]
         ids[row] = torch.tensor(chosen, dtype=torch.int32)
         logprobs[row] = values[chosen]

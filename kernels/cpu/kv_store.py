@@ -46,14 +46,14 @@ def rotary_store_kv(
         cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=2)
         for heads in _side_by_side(q, k):
             _rotate(heads, cos, sin, interleaved)
-    _, _, heads, block_size, head_dim = cache_layer.shape
+    _, _, num_heads, block_size, head_dim = cache_layer.shape
     blocks = slot_mapping.div(block_size, rounding_mode="floor")
-    # The cache as rows of head_dim: row ((block * 2 + K|V) * heads + head) * block_size + offset.
-    first = (blocks * (2 * heads * block_size) + slot_mapping - blocks * block_size).unsqueeze(1)
-    key_rows = (first + torch.arange(heads) * block_size).view(-1)
+    # The cache as rows of head_dim: ((block * 2 + K|V) * num_heads + head) * block_size + offset.
+    head_0 = slot_mapping + blocks * ((2 * num_heads - 1) * block_size)
+    key_rows = (head_0.unsqueeze(1) + torch.arange(num_heads) * block_size).view(-1)
     rows = cache_layer.view(-1, head_dim)
     rows.index_copy_(0, key_rows, k.reshape(-1, head_dim))
-    rows.index_copy_(0, key_rows + heads * block_size, v.reshape(-1, head_dim))
+    rows.index_copy_(0, key_rows + num_heads * block_size, v.reshape(-1, head_dim))
 
 
 def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
