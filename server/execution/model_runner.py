@@ -267,9 +267,10 @@ class ModelRunner:
             logprobs = None
             if planned.samples:
                 finite = finite and not sampled.non_finite[choice]
-                tokens = (int(sampled.token_ids[choice]),)
-                self.batch.append(planned.row, tokens[0])
-                if params.logprobs is not None:
+                if finite:
+                    tokens = (int(sampled.token_ids[choice]),)
+                    self.batch.append(planned.row, tokens[0])
+                if finite and params.logprobs is not None:
                     at = slice(choice, choice + 1)
                     logprobs = pack_logprobs(
                         sampled.logprob_ids[at], sampled.logprobs[at], params.logprobs

@@ -1,0 +1,168 @@
+"""The equivalences, each a function that raises AssertionError where an answer differs.
+
+Every check first runs its workload the plain way (one request at a time, whole prompts, no prefix
+cache), then the other way, and asserts that the thing it is about really happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import harness
+import workloads
+from harness import Run
+from safetensors.torch import load_file, save_file
+
+from kernels import derive_key
+from server.engine.core import EngineCore
+from server.engine.request import EngineRequest
+from server.execution import row_sampling
+from weights.spec import ModelSpec
+from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
+
+SOFTENED = ("self_attn.q_proj.weight", "model.norm.weight", "ln_f.weight", "ln_f.bias")
+SPECS: dict[str, ModelSpec] = {
+    "llama": tiny_llama(
+        vocab_size=workloads.VOCAB, num_layers=2, max_positions=256, intermediate_size=96
+    ),
+    "gpt2": tiny_gpt2(vocab_size=workloads.VOCAB, num_layers=2, max_positions=256),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A checkpoint to check with, and the block size of its cache."""
+
+    folder: Path
+    block_size: int = 16
+
+    def plain(self, requests: Sequence[EngineRequest]) -> Run:
+        return harness.run(self.built(), requests, one_by_one=True)
+
+    def built(self, num_tokens: int = 4096) -> harness.BuiltRunner:
+        return harness.built_runner(self.folder, block_size=self.block_size, num_tokens=num_tokens)
+
+
+def write(name: str, folder: Path, seed: int = 1) -> Path:
+    """A sharp checkpoint whose logits spread about as widely as a trained model's.
+
+    The synthetic ones are sharper than they need to be, and their rounding noise in float32 comes
+    near the bound on log-probabilities. Queries and logits are scaled down; how sharp it still is,
+    test_equivalence asserts.
+    """
+    write_checkpoint(SPECS[name], folder, seed=seed)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for tensor_name, tensor in tensors.items():
+        if tensor_name.endswith("attn.c_attn.weight"):
+            tensor[:, : tensor.shape[1] // 3] *= 0.5  # the columns of queries
+        elif tensor_name.endswith(SOFTENED):
+            tensor *= 0.5
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def batched_equals_alone(setting: Setting) -> None:
+    requests = workloads.mixed()
+    together = harness.run(setting.built(), requests)
+    assert together.most_rows >= 5
+    harness.assert_equal(together, setting.plain(requests))
+
+
+def chunked_equals_whole(setting: Setting, budget: int = 7) -> None:
+    requests = workloads.mixed()
+    chunked = harness.run(setting.built(), requests, budget=budget)
+    num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
+    assert chunked.prompt_steps >= num_prompt_tokens // budget
+    if budget > 1:
+        assert chunked.mixed_steps > 0
+        assert chunked.most_rows > 1
+    harness.assert_equal(chunked, setting.plain(requests))
+
+
+def cached_equals_uncached(setting: Setting) -> None:
+    requests = workloads.prefixed()
+    cached = harness.run(setting.built(), requests, prefix_caching=True, one_by_one=True)
+    assert cached.prefix_hit_tokens >= 2 * 64  # two prompts meet at least 64 tokens of the stem
+    harness.assert_equal(cached, setting.plain(requests))
+    together = harness.run(setting.built(), requests, prefix_caching=True, budget=50)
+    harness.assert_equal(together, setting.plain(requests))
+
+
+def preempted_equals_not(setting: Setting, every: int = 3, prefix_caching: bool = False) -> None:
+    requests = workloads.mixed()
+    preempted = harness.run(
+        setting.built(),
+        requests,
+        budget=64,
+        prefix_caching=prefix_caching,
+        on_step=_preempting(requests, every),
+    )
+    assert preempted.preemptions >= 3
+    assert preempted.mixed_steps > 0
+    harness.assert_equal(preempted, setting.plain(requests))
+
+
+def short_of_blocks_equals_plenty(setting: Setting) -> None:
+    """Preemption as it comes by itself: the pool holds a few of the rows."""
+    requests = workloads.growing()
+    crowded = harness.run(setting.built(num_tokens=256), requests, budget=64)
+    assert crowded.preemptions > 0
+    harness.assert_equal(crowded, setting.plain(requests))
+
+
+def choices_equal_separate_requests(setting: Setting) -> None:
+    """Choice i is what a request of its own would get whose key is derived from (seed, i)."""
+    (request,) = workloads.several_choices()
+    forked = harness.run(setting.built(), [request])
+    assert forked.most_rows == request.n
+    alone = [
+        replace(request, request_id=str(i), n=1, sampling=replace(request.sampling, seed=1000 + i))
+        for i in range(request.n)
+    ]
+    with _keys(lambda seed, choice: derive_key(request.sampling.seed, seed - 1000)):
+        separate = setting.plain(alone)
+    separate.choices = {("choices", int(name)): got for (name, _), got in separate.choices.items()}
+    harness.assert_equal(forked, separate)
+    assert len({tuple(choice.token_ids) for choice in forked.choices.values()}) == request.n
+
+
+def _preempting(requests: Sequence[EngineRequest], every: int) -> harness.OnStep:
+    """Sends one running request back every ``every`` steps, each in its turn."""
+
+    def on_step(core: EngineCore, steps: int) -> None:
+        if steps % every:
+            return
+        turn = steps // every
+        for offset in range(len(requests)):
+            request = requests[(turn + offset) % len(requests)]
+            if core.scheduler.preempt(request.request_id, 0):
+                return
+
+    return on_step
+
+
+class _keys:
+    """Swaps the derivation of keys for as long as it is entered."""
+
+    def __init__(self, derive: Callable[[int, int], int]) -> None:
+        self._derive = derive
+
+    def __enter__(self) -> None:
+        self._before = row_sampling.derive_key
+        row_sampling.derive_key = self._derive
+
+    def __exit__(self, *_: object) -> None:
+        row_sampling.derive_key = self._before
+
+
+CHECKS: dict[str, Callable[[Setting], None]] = {
+    "batched equals alone": batched_equals_alone,
+    "chunked equals whole": chunked_equals_whole,
+    "cached equals uncached": cached_equals_uncached,
+    "preempted equals not": preempted_equals_not,
+    "short of blocks equals plenty": short_of_blocks_equals_plenty,
+    "choices equal separate requests": choices_equal_separate_requests,
+}

@@ -1,0 +1,156 @@
+"""The real engine, scheduler and runner in one process, and what a workload gave when it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from server.engine.core import EngineCore
+from server.engine.events import EngineFrame, StepStats
+from server.engine.plan import LogprobArrays
+from server.engine.request import EngineLimits, EngineRequest, FinishReason
+from server.execution.build import BuiltRunner, build_runner
+from server.execution.packing import unpack_logprobs
+from server.memory.layout import RunnerConfig
+
+MAX_TOKENS = 512  # the layout's largest step; a run may take a smaller budget
+ChoiceKey = tuple[str, int]
+OnStep = Callable[[EngineCore, int], None]
+
+
+@dataclass
+class Choice:
+    """One choice as a client would have seen it."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[np.ndarray] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+@dataclass
+class Run:
+    """What came of a workload, and the steps that it took."""
+
+    choices: dict[ChoiceKey, Choice] = field(default_factory=dict)
+    prompts: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    stats: list[StepStats] = field(default_factory=list)
+    preemptions: int = 0
+    block_copies: int = 0
+
+    @property
+    def prefix_hit_tokens(self) -> int:
+        return sum(step.prefix_hit_tokens for step in self.stats)
+
+    @property
+    def mixed_steps(self) -> int:
+        """Steps that computed prompt tokens beside decoded ones."""
+        return sum(bool(step.num_prompt_tokens and step.num_decode_tokens) for step in self.stats)
+
+    @property
+    def most_rows(self) -> int:
+        return max(step.num_rows for step in self.stats)
+
+    @property
+    def prompt_steps(self) -> int:
+        return sum(step.num_prompt_tokens > 0 for step in self.stats)
+
+    def take(self, frame: EngineFrame) -> None:
+        if frame.stats is not None:
+            self.stats.append(frame.stats)
+        for prompt in frame.prompts:
+            if prompt.logprobs is not None:
+                self.prompts.setdefault(prompt.request_id, []).append(_nats(prompt.logprobs))
+        for output in frame.choices:
+            choice = self.choices.setdefault((output.request_id, output.choice), Choice())
+            choice.token_ids += output.token_ids
+            if output.logprobs is not None:
+                choice.logprobs.append(_nats(output.logprobs))
+            choice.finish_reason = output.finish_reason or choice.finish_reason
+        assert not frame.refused, frame.refused
+
+
+def built_runner(folder: Path, *, block_size: int = 16, num_tokens: int = 4096) -> BuiltRunner:
+    """A poisoned runner whose pool holds ``num_tokens`` tokens."""
+    config = RunnerConfig(
+        format="f32",
+        block_size=block_size,
+        num_blocks=num_tokens // block_size,
+        max_num_seqs=16,
+        max_num_batched_tokens=MAX_TOKENS,
+        max_model_len=256,
+        max_logit_rows=MAX_TOKENS,
+        max_logprobs=8,
+    )
+    return build_runner(folder, config, poison=True, warm_up=False)
+
+
+def run(
+    built: BuiltRunner,
+    requests: Sequence[EngineRequest],
+    *,
+    budget: int = MAX_TOKENS,
+    prefix_caching: bool = False,
+    on_step: OnStep | None = None,
+    one_by_one: bool = False,
+) -> Run:
+    """Runs the requests to their ends, together or one after the other, ledger checked."""
+    limits = EngineLimits(
+        max_num_seqs=built.layout.config.max_num_seqs,
+        max_num_batched_tokens=budget,
+        max_model_len=built.layout.config.max_model_len,
+        max_logit_rows=budget,
+        max_queued_requests=1000,
+        max_queued_tokens=1_000_000,
+        queue_timeout_s=1e9,
+        prefix_caching=prefix_caching,
+        max_preemptions=1000,
+        eos_token_ids=built.eos_token_ids,
+    )
+    core = EngineCore(built.runner, built.kv, limits, strict=True)
+    outcome = Run()
+    groups = [[request] for request in requests] if one_by_one else [list(requests)]
+    for group in groups:
+        core.submit(group)
+        _run_to_end(core, outcome, on_step)
+    outcome.preemptions = core.gauges().preemptions
+    assert core.gauges().blocks_active == 0
+    return outcome
+
+
+def _run_to_end(core: EngineCore, outcome: Run, on_step: OnStep | None) -> None:
+    while core.has_work:
+        frame = core.step()
+        assert frame is not None, "the engine stalled"
+        outcome.take(frame)
+        assert core.gauges().failed_steps == 0, "a step raised"
+        if on_step is not None:
+            on_step(core, len(outcome.stats))
+
+
+def assert_equal(run: Run, reference: Run) -> None:
+    """The same tokens and ends, log-probabilities within 1e-5 nats."""
+    assert run.choices.keys() == reference.choices.keys()
+    for key, expected in reference.choices.items():
+        got = run.choices[key]
+        assert got.finish_reason is expected.finish_reason, key
+        assert got.finish_reason is not FinishReason.ERROR, key
+        assert got.token_ids == expected.token_ids, key
+        assert_nats_equal(got.logprobs, expected.logprobs)
+    assert run.prompts.keys() == reference.prompts.keys()
+    for request_id, nats in reference.prompts.items():
+        assert_nats_equal(run.prompts[request_id], nats)
+
+
+def assert_nats_equal(got: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+    assert bool(got) == bool(expected)
+    if expected:
+        np.testing.assert_allclose(np.concatenate(got), np.concatenate(expected), atol=1e-5, rtol=0)
+
+
+def _nats(arrays: LogprobArrays) -> np.ndarray:
+    nats = unpack_logprobs(arrays)[1]
+    assert np.isfinite(nats).all()
+    return nats
