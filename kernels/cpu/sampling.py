@@ -6,9 +6,9 @@ only those that truncate see a selection. Rows are split by index, never looped 
 that is computed for a row depends on another one.
 
 A draw adds Gumbel noise to the scaled logits (Maddison et al. 2014, arXiv 1411.0030). Philox is
-the costly part, so tokens that cannot win are left out, exactly: the noise of the likeliest token
-is a score that the winner reaches, and no noise exceeds GUMBEL_MOST, so a token further below than
-that has lost.
+the costly part, so tokens that cannot win are left out, exactly: the likeliest token scores at
+least the least possible noise, so one that lies further below it than the noise's whole span
+(GUMBEL_SPAN) has lost, whatever it draws.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kernels.cpu.philox import gumbel, sampling_bits
 from kernels.cpu.truncation import drop_below, keep_best
 from kernels.sampling_types import SampleOutput, SamplingTensors
 
-GUMBEL_MOST = 22.9  # -log(-log(1 - 2**-33)) is 22.874; the rest allows for rounding
+GUMBEL_SPAN = 26.1  # from -log(33 log 2) = -3.130 to 22.874; the rest allows for rounding
 LOGPROB_BYTES = 8 << 20  # log-probabilities held at once
 
 
@@ -41,7 +41,7 @@ def sample(logits: Tensor, params: SamplingTensors) -> SampleOutput:
         chosen = _padded_rows(logits, processed, special, drawing)
         chosen.sub_(best[drawing].unsqueeze(1)).div_(params.temperature[drawing].unsqueeze(1))
         _truncate(chosen, drawing, params, logits.shape[1])
-        token_ids[drawing] = _draw(chosen, token_ids[drawing], drawing, params)
+        token_ids[drawing] = _draw(chosen, drawing, params)
     return SampleOutput(token_ids.masked_fill_(non_finite, 0), non_finite)
 
 
@@ -123,15 +123,13 @@ def _truncate(scaled: Tensor, rows: Tensor, params: SamplingTensors, vocab: int)
         scaled.index_copy_(0, part, kept)
 
 
-def _draw(scaled: Tensor, best_ids: Tensor, rows: Tensor, params: SamplingTensors) -> Tensor:
+def _draw(scaled: Tensor, rows: Tensor, params: SamplingTensors) -> Tensor:
     """The token with the highest scaled logit plus noise, of scaled [R, V] whose highest is 0."""
     if params.key is None or params.position is None:
         raise ValueError("params.temperature is above 0 in some row; give params.key and position")
     keys, positions = params.key[rows], params.position[rows]
-    noise = gumbel(sampling_bits(keys, positions, best_ids // 4))
-    reachable = noise.gather(1, (best_ids % 4).unsqueeze(1)) - GUMBEL_MOST
     blocks = scaled.view(scaled.shape[0], -1, 4)
-    index = (blocks.amax(dim=2) >= reachable).nonzero(as_tuple=True)
+    index = (blocks.amax(dim=2) >= -GUMBEL_SPAN).nonzero(as_tuple=True)
     of_row, block = index
     scores = blocks[index] + gumbel(sampling_bits(keys[of_row], positions[of_row], block))
     blocks.fill_(-torch.inf)
