@@ -124,6 +124,7 @@ class BodyLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        self._check_headers(scope)
         announced = header(scope, b"content-length")
         if announced is not None and announced.isdigit():
             self._check_size(int(announced[:20]))
@@ -152,6 +153,17 @@ class BodyLimits:
             return message
 
         return bounded
+
+    def _check_headers(self, scope: Scope) -> None:
+        """The parser bounds headers that are not complete; this bounds those that are."""
+        limit = self._limits.max_header_bytes
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(key) + len(value) for key, value in scope["headers"])
+        if size > limit:
+            raise QuireError(
+                ErrorCode.INVALID_REQUEST,
+                f"The request's headers have {size} bytes; {limit} are allowed.",
+            )
 
     def _check_size(self, size: int) -> None:
         if size > self._limits.max_body_bytes:

@@ -28,8 +28,8 @@ PLAIN_TEMPLATE = (
 
 
 def byte_tokenizer(vocab_size: int = 300) -> Tokenizer:
-    """One token a byte: id == byte. 256 is the end of a text, the rest of the vocabulary padding."""
-    vocab = {character: byte for character, byte in byte_of_character().items()}
+    """One token a byte: id == byte. 256 is the end of a text, the rest is padding."""
+    vocab = dict(byte_of_character())
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
@@ -54,10 +54,10 @@ def saying(text: str) -> Script:
 
 
 def packed(ids: Sequence[int], width: int) -> LogprobArrays:
-    """Log-probabilities that a test can predict: -id / 100, alternatives id + 1, id + 2, ..."""
+    """Log-probabilities that a test can predict: -id / 100, the most likely id, id + 1, ..."""
     rows = [[id, *(id + step for step in range(width - 1))] for id in ids]
     flat_ids = array("i", [id for row in rows for id in row])
-    values = array("f", [-id / 100 for row in rows for id in row])
+    values = array("f", [-row[0] / 100 for row in rows for _ in row])
     return LogprobArrays(len(rows), width, flat_ids.tobytes(), values.tobytes())
 
 

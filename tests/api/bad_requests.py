@@ -1,7 +1,7 @@
 """Every bad request we could think of, as data: each is a 4xx of the one shape, whoever serves it.
 
-``cases(...)`` takes what differs between servers: the model's name, its vocabulary, context and body
-limit. The in-process tests and the end-to-end tests run the same list.
+``cases(...)`` takes what differs between servers: the model's name, its vocabulary, context and
+body limit. The in-process tests and the end-to-end tests run the same list.
 """
 
 from __future__ import annotations

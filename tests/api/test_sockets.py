@@ -1,0 +1,261 @@
+"""Real sockets: disconnects, slow senders, slow readers, too many connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from api_fakes import FakeEngine, RecordingMetrics, make_state, saying
+
+from server.api.app import create_app
+from server.api.http import bind, serve
+from server.api.state import HttpLimits
+from server.metrics.stats import Outcome
+
+LIMITS = HttpLimits(
+    max_body_bytes=100_000, max_header_bytes=4096, receive_timeout_s=0.3, send_timeout_s=0.5,
+    max_connections=8,
+)  # fmt: skip
+
+
+@asynccontextmanager
+async def running(engine: FakeEngine, **changes: Any) -> AsyncIterator[tuple[int, Any]]:
+    state = make_state(engine, limits=replace(LIMITS, **changes), chat_template=None)
+    sock = bind("127.0.0.1", 0)
+    server = serve(create_app(state), state.limits, drain_timeout_s=5)
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield sock.getsockname()[1], state
+    finally:
+        server.should_exit = True
+        await task
+
+
+def run(engine: FakeEngine, story: Callable[[int, Any], Awaitable[None]], **changes: Any) -> None:
+    async def main() -> None:
+        async with running(engine, **changes) as (port, state):
+            await story(port, state)
+
+    asyncio.run(main())
+
+
+def request_bytes(**changes: Any) -> bytes:
+    body = json.dumps(
+        {"model": "tiny", "prompt": "a", "max_tokens": 200, "temperature": 0, **changes}
+    ).encode()
+    return b"%s%d\r\n\r\n%s" % (
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: ",
+        len(body),
+        body,
+    )
+
+
+async def answer(port: int, data: bytes) -> bytes:
+    """All that comes back until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    try:
+        return await asyncio.wait_for(reader.read(), 5)
+    finally:
+        writer.close()
+
+
+async def until(condition: Callable[[], bool], seconds: float = 1.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stage", ["queued", "first token", "mid-stream"])
+def test_leaving_aborts_within_a_step(stream: bool, stage: str) -> None:
+    engine = FakeEngine(
+        accept_delay=9 if stage == "queued" else 0,
+        token_delay=9 if stage == "first token" else 0.01,
+    )
+
+    async def story(port: int, state: Any) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes(stream=stream))
+        await until(lambda: bool(engine.open))
+        if stage == "mid-stream" and stream:
+            await reader.readuntil(b"data: ")
+        await asyncio.sleep(0.05)
+        writer.close()
+        await until(lambda: not engine.open)
+        await until(lambda: bool(state.metrics.records))
+        assert engine.aborted == [engine.seen[0].request_id]
+        (record,) = state.metrics.records
+        assert record.outcome is Outcome.ABORT
+
+    run(engine, story)
+
+
+@pytest.mark.parametrize("sent", [40, -5])
+def test_leaving_before_the_request_is_whole_reaches_nobody(sent: int) -> None:
+    engine = FakeEngine()
+
+    async def story(port: int, state: Any) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes()[:sent])
+        await asyncio.sleep(0.05)
+        writer.close()
+        await writer.wait_closed()
+        await asyncio.sleep(0.05)
+        assert not engine.seen
+        assert [record.outcome for record in state.metrics.records] in ([], [Outcome.ABORT])
+
+    run(engine, story)
+
+
+@pytest.mark.parametrize("head", [b"", b"POST /v1/comp", b"POST /v1/completions HTTP/1.1\r\nhost:"])
+def test_headers_that_do_not_come_are_408(head: bytes) -> None:
+    async def story(port: int, state: Any) -> None:
+        data = await answer(port, head)
+        assert data.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(data.split(b"\r\n\r\n")[1])["error"]["code"] == "request_timeout"
+
+    run(FakeEngine(), story)
+
+
+def test_headers_that_trickle_are_408_all_the_same() -> None:
+    async def story(port: int, state: Any) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        read = asyncio.create_task(reader.read())
+        for index in range(100):
+            writer.write(b"G" if not index else b"x")
+            await asyncio.sleep(0.02)
+            if read.done():
+                break
+        assert read.done()
+        assert b" 408 " in read.result()
+        writer.close()
+
+    run(FakeEngine(), story)
+
+
+def test_headers_that_do_not_come_after_a_first_request() -> None:
+    async def story(port: int, state: Any) -> None:
+        data = await answer(port, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET /hea")
+        assert data.count(b"HTTP/1.1 ") == 2
+        assert b"HTTP/1.1 408 " in data
+
+    run(FakeEngine(), story)
+
+
+def test_a_body_that_does_not_come_is_408_and_counted() -> None:
+    async def story(port: int, state: Any) -> None:
+        data = await answer(port, request_bytes()[:-5])
+        assert data.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(data.split(b"\r\n\r\n")[1])["error"]["code"] == "request_timeout"
+        assert [record.status for record in state.metrics.records] == [408]
+
+    run(FakeEngine(), story)
+
+
+def test_a_quiet_connection_is_kept_between_requests() -> None:
+    async def story(port: int, state: Any) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b" 200 " in await reader.readuntil(b'{"status":"ok"}')
+            await asyncio.sleep(0.5)
+        writer.close()
+
+    run(FakeEngine(), story)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"HELLO\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: " + b"y" * 10_000 + b"\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n"
+        b"content-length: 2\r\n\r\nab",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_in_the_same_shape(data: bytes) -> None:
+    async def story(port: int, state: Any) -> None:
+        data_back = await answer(port, data)
+        assert data_back.startswith(b"HTTP/1.1 400 ")
+        error = json.loads(data_back.split(b"\r\n\r\n")[1])["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+
+    run(FakeEngine(), story)
+
+
+def test_a_chunked_body_is_bounded_as_it_comes() -> None:
+    async def story(port: int, state: Any) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"transfer-encoding: chunked\r\n\r\n"
+        )
+        for _ in range(30):
+            writer.write(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+        await writer.drain()
+        assert b" 413 " in await reader.readuntil(b"\r\n")
+        writer.close()
+
+    run(FakeEngine(), story)
+
+
+def test_connections_past_the_limit_are_503_and_the_others_go_on() -> None:
+    async def story(port: int, state: Any) -> None:
+        quiet = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        data = await answer(port, b"")
+        assert data.startswith(b"HTTP/1.1 503 ")
+        assert json.loads(data.split(b"\r\n\r\n")[1])["error"]["code"] == "too_many_connections"
+        reader, writer = quiet[0]
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert b" 200 " in await reader.read()
+        for _, writer in quiet:
+            writer.close()
+
+    run(FakeEngine(), story, max_connections=3)
+
+
+def test_a_client_that_does_not_read_is_given_up() -> None:
+    engine = FakeEngine(lambda request, choice: [97] * 200)
+
+    async def story(port: int, state: Any) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(request_bytes(stream=True, n=16, logprobs=20, prompt=["a"] * 16))
+        await until(lambda: bool(engine.open), 5)
+        await until(lambda: not engine.open, 10)
+        await until(lambda: bool(state.metrics.records))
+        assert state.metrics.records[0].outcome is Outcome.ABORT
+        writer.close()
+
+    run(engine, story)
+
+
+def test_stopping_finishes_what_is_open() -> None:
+    engine = FakeEngine(saying("深度学习是"), token_delay=0.02)
+
+    async def story() -> None:
+        async with running(engine) as (port, state):
+            streams = [
+                asyncio.create_task(answer(port, request_bytes(stream=True))) for _ in range(4)
+            ]
+            await until(lambda: len(engine.open) == 4)
+        for stream in streams:
+            assert (await stream).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        metrics: RecordingMetrics = state.metrics
+        assert [record.outcome for record in metrics.records] == [Outcome.STOP] * 4
+
+    asyncio.run(story())
