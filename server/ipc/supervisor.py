@@ -12,7 +12,9 @@ server that cannot compute must not go on looking like one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import subprocess
 import time
 from collections import deque
 from collections.abc import Callable
@@ -38,6 +40,8 @@ from server.ipc.frames import (
 from server.ipc.process import EngineProcess
 from server.metrics.stats import StepMetrics
 from server.streams import unavailable
+
+_LINGER_S = 1.0
 
 log = logging.getLogger("quire.engine")
 
@@ -87,6 +91,7 @@ class Supervisor:
         self._decoder = Decoder()
         self._was_ready = False
         self._still_s = 0.0
+        self._stopped = asyncio.Event()
         self.state = EngineState.STARTING
 
     @property
@@ -103,7 +108,7 @@ class Supervisor:
         """Attends to ``first`` and its successors; returns when it gave up or was stopped.
 
         Raises:
-            StartupError: the first engine could not be built; the message is the engine's.
+            StartupError: the first engine could not be built, or died before it was ready.
         """
         process: EngineProcess | None = first
         while process is not None:
@@ -115,18 +120,19 @@ class Supervisor:
                 process.close()
             if self.state is EngineState.STOPPED:
                 return
+            if not self._was_ready:
+                raise StartupError(f"the engine process died while it started: {reason}")
             process = await self._after_death(reason)
 
     def stop(self) -> None:
         """Ends the engine process; ``run`` returns."""
         self.state = EngineState.STOPPED
+        self._stopped.set()
         if self._process is not None:
             self._process.popen.kill()
 
     async def _after_death(self, reason: str) -> EngineProcess | None:
-        """Fails what was open, and starts a successor unless there were too many."""
-        self.state = EngineState.STARTING
-        self._client.detach(unavailable("The engine stopped while it served the request."))
+        """Starts a successor after a pause, unless there were too many."""
         now = time.monotonic()
         self._deaths.append(now)
         while now - self._deaths[0] > self._policy.window_s:
@@ -143,8 +149,8 @@ class Supervisor:
             return None
         pause_s = self._policy.first_pause_s * 2 ** (count - 1)
         log.error("the engine died (%s); starting it again in %.1f s", reason, pause_s)
-        await asyncio.sleep(pause_s)
-        if self.state is EngineState.STOPPED:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), pause_s)
             return None
         self._metrics.observe_engine_restart()
         return self._spawn()
@@ -170,6 +176,7 @@ class Supervisor:
                             raise StartupError(message)
                         return message
         except (asyncio.IncompleteReadError, ConnectionError):
+            self._lose()  # before the wait below: nobody waits for a dead engine
             return await self._exit_reason(process)
         except FrameError as error:
             return f"it sent what is no message: {error}"
@@ -177,6 +184,7 @@ class Supervisor:
             if watchdog is not None:
                 watchdog.cancel()
             writer.close()
+            self._lose()
 
     def _attach(self, writer: asyncio.StreamWriter, facts: EngineFacts) -> None:
         self._client.attach(lambda command: writer.write(encode(command)))
@@ -201,7 +209,17 @@ class Supervisor:
         self._still_s = 0.0
         process.popen.kill()
 
+    def _lose(self) -> None:
+        """Every request that is open ends in an error now. Idempotent."""
+        if self.state is EngineState.READY:
+            self.state = EngineState.STARTING
+        self._client.detach(unavailable("The engine stopped while it served the request."))
+
     async def _exit_reason(self, process: EngineProcess) -> str:
-        process.popen.kill()  # no effect when it is dead; a closed socket alone is as useless
-        code = await asyncio.to_thread(process.popen.wait)
+        """How it ended. One that lingers behind its closed socket is killed."""
+        try:
+            code = await asyncio.to_thread(process.popen.wait, _LINGER_S)
+        except subprocess.TimeoutExpired:
+            process.popen.kill()
+            return "it closed its socket"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
