@@ -1,11 +1,69 @@
-"""The matrix product on a CPU: torch's own, on the weight as it was given."""
+"""The matrix product on a CPU: torch's own, in whichever form is fastest for the number of rows.
+
+Weights stay as they were given. Four forms, chosen by shape and type alone; all add up in float32:
+
+- one row: a matrix-vector product, which streams the weight at nearly the memory's speed;
+- a few rows of a large float32 weight: the weight times the transposed rows, up to three times
+  faster than the rows times the transposed weight;
+- many rows of a 16-bit weight where the machine has no fast product of that type: panels of the
+  weight widened to float32, one at a time in PANEL_BYTES of scratch (measured on AVX-512 without
+  AMX: bfloat16 products run at half the speed of float32);
+- else: the plain product.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PANEL_BYTES = 4 << 20
+MANY_ROWS = 128
+FEW_ROWS = range(6, 17)
+LARGE_WEIGHT = 1 << 20  # elements
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    out = F.linear(x, weight, bias)
+    rows = x.shape[0]
+    if rows == 1:
+        out = torch.mv(weight, x[0]).unsqueeze(0)
+    elif x.dtype is torch.float32 and rows in FEW_ROWS and weight.numel() >= LARGE_WEIGHT:
+        out = torch.mm(weight, x.t()).t().contiguous()
+    elif rows >= MANY_ROWS and _widens(x.dtype):
+        return _widened(x, weight, bias, residual)
+    else:
+        out = F.linear(x, weight, bias)
+        bias = None
+    if bias is not None:
+        out.add_(bias)
     return out if residual is None else out.add_(residual)
+
+
+@cache
+def _widens(dtype: torch.dtype) -> bool:
+    """Whether this machine multiplies float32 faster than ``dtype``."""
+    if dtype is torch.bfloat16:
+        return not torch.cpu._is_amx_tile_supported()
+    if dtype is torch.float16:
+        return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return False
+
+
+def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    out_features, in_features = weight.shape
+    step = max(1, min(out_features, PANEL_BYTES // (4 * in_features)))
+    panel = torch.empty(step, in_features)
+    wide = x.float()
+    out = torch.empty(x.shape[0], out_features, dtype=x.dtype)
+    for start in range(0, out_features, step):
+        part = slice(start, min(start + step, out_features))
+        rows = panel[: part.stop - part.start].copy_(weight[part])
+        product = torch.mm(wide, rows.t())
+        if bias is not None:
+            product.add_(bias[part])
+        if residual is not None:
+            product.add_(residual[:, part])
+        out[:, part] = product
+    return out
