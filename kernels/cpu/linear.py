@@ -28,16 +28,16 @@ LARGE_WEIGHT = 1 << 20  # elements
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     rows = x.shape[0]
     if rows == 1:
-        out = torch.mv(weight, x[0]).unsqueeze(0)
-    elif x.dtype is torch.float32 and rows in FEW_ROWS and weight.numel() >= LARGE_WEIGHT:
+        row = torch.mv(weight, x[0]) if bias is None else torch.addmv(bias, weight, x[0])
+        return row.unsqueeze(0) if residual is None else row.unsqueeze(0).add_(residual)
+    if x.dtype is torch.float32 and rows in FEW_ROWS and weight.numel() >= LARGE_WEIGHT:
         out = torch.mm(weight, x.t()).t().contiguous()
+        if bias is not None:
+            out.add_(bias)
     elif rows >= MANY_ROWS and _widens(x.dtype):
         return _widened(x, weight, bias, residual)
     else:
         out = F.linear(x, weight, bias)
-        bias = None
-    if bias is not None:
-        out.add_(bias)
     return out if residual is None else out.add_(residual)
 
 

@@ -1,0 +1,125 @@
+"""What attention allocates, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from attention_cases import make_step, run
+
+import kernels
+from kernels import AttentionShape, AttentionWorkspace
+from kernels.workspace import attention_temporary_bytes
+
+LLAMA_1B = AttentionShape(
+    num_query_heads=32,
+    num_kv_heads=8,
+    head_dim=64,
+    block_size=16,
+    element_bytes=2,
+    max_num_seqs=64,
+    max_num_batched_tokens=2048,
+    max_model_len=8192,
+)
+
+
+def test_a_workspace_has_the_bytes_that_were_announced():
+    workspace = AttentionWorkspace(LLAMA_1B)
+    assert workspace.nbytes == kernels.attention_workspace_bytes(LLAMA_1B)
+    assert workspace.buffer.untyped_storage().nbytes() == workspace.nbytes
+
+
+def test_scratch_does_not_grow_with_the_batch_nor_the_context():
+    small = kernels.attention_workspace_bytes(LLAMA_1B)
+    for change in ({"max_num_seqs": 4096}, {"max_model_len": 131072}):
+        assert kernels.attention_workspace_bytes(dataclasses.replace(LLAMA_1B, **change)) == small
+    assert small < 64 << 20
+
+
+def test_scratch_of_a_tiny_model_is_tiny():
+    tiny = AttentionShape(4, 2, 16, 16, 4, 4, 64, 256)
+    assert kernels.attention_workspace_bytes(tiny) < 2 << 20
+
+
+def test_a_step_stays_within_what_its_shape_announced():
+    """The work list of any step needs no more than the shape's largest wave."""
+    step = make_step([(1, 900), (200, 700), (9, 9), (40, 41)], heads=(16, 4), head_dim=64)
+    assert step.metadata.work.scratch_bytes <= kernels.attention_workspace_bytes(step.shape)
+
+
+def test_torch_allocates_little_beyond_the_workspace():
+    step = make_step([(1, 900), (200, 700), (33, 33)], heads=(16, 4), head_dim=64)
+    workspace = AttentionWorkspace(step.shape)
+    largest = 0
+    run(step)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        kernels.paged_attention(
+            step.q, step.cache, step.metadata, scale=step.scale, workspace=workspace
+        )
+    held = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            largest = max(largest, held)
+    assert 0 < largest <= attention_temporary_bytes(step.shape) + step.q.nbytes
+
+
+def test_a_workspace_that_is_too_small_is_refused():
+    step = make_step([(1, 900), (200, 700)])
+    small = AttentionWorkspace(dataclasses.replace(step.shape, max_model_len=32, head_dim=1))
+    with pytest.raises(ValueError, match=r"workspace has \d+ bytes; this step needs \d+"):
+        kernels.paged_attention(step.q, step.cache, step.metadata, scale=1.0, workspace=small)
+
+
+def test_metadata_of_another_shape_is_refused():
+    step, other = make_step([(1, 9)], heads=(4, 2)), make_step([(1, 9)], heads=(8, 2))
+    with pytest.raises(ValueError, match="metadata was prepared for"):
+        kernels.paged_attention(other.q, step.cache, step.metadata, scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seq_lens": torch.tensor([9], dtype=torch.int64)}, "seq_lens is int64"),
+        ({"seq_lens": torch.tensor([2], dtype=torch.int32)}, r"seq_lens\[0\] is 2"),
+        ({"seq_lens": torch.tensor([99], dtype=torch.int32)}, r"seq_lens\[0\] is 99"),
+        ({"query_start_loc": torch.tensor([0, 4], dtype=torch.int32)}, "from 0 to 4"),
+        ({"slot_mapping": torch.zeros(3, dtype=torch.int32)}, "slot_mapping is int32"),
+        ({"positions": torch.zeros(2, dtype=torch.int64)}, r"positions has shape \[2\]"),
+        ({"block_tables": torch.zeros(2, 4, dtype=torch.int32)}, "block_tables has shape"),
+    ],
+)
+def test_a_wrong_step_is_refused_by_name(change, message):
+    step = make_step([(3, 9)])
+    fields = ("query_start_loc", "seq_lens", "block_tables", "slot_mapping", "positions")
+    given = {name: getattr(step.metadata, name) for name in fields}
+    with pytest.raises(ValueError, match=message):
+        kernels.prepare_attention(**{**given, **change}, shape=step.shape)
+
+
+def test_rows_without_tokens_are_refused():
+    step = make_step([(3, 9), (1, 2)])
+    with pytest.raises(ValueError, match="row 1 0 tokens"):
+        kernels.prepare_attention(
+            query_start_loc=torch.tensor([0, 4, 4], dtype=torch.int32),
+            seq_lens=step.metadata.seq_lens,
+            block_tables=step.metadata.block_tables,
+            slot_mapping=step.metadata.slot_mapping,
+            positions=step.metadata.positions,
+            shape=step.shape,
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_query_heads": 30}, "num_query_heads is 30; it must be a multiple of"),
+        ({"block_size": 24}, "block_size is 24; it must be a power of two"),
+        ({"element_bytes": 1}, "element_bytes is 1; it must be 2 or 4"),
+        ({"max_num_seqs": 0}, "max_num_seqs is 0; it must be at least 1"),
+    ],
+)
+def test_a_wrong_shape_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(LLAMA_1B, **change)
