@@ -14,17 +14,37 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return checks.write(request.param, tmp_path_factory.mktemp(request.param))
 
 
+@pytest.fixture(scope="module")
+def settings(folder: Path) -> dict[int, Setting]:
+    """By block size; plain runs are made once each."""
+    return {size: Setting(folder, size, known={}) for size in (16, 64)}
+
+
 @pytest.mark.parametrize("block_size", [16, 64])
 @pytest.mark.parametrize("name", checks.CHECKS)
-def test_answers_are_equal(name: str, block_size: int, folder: Path) -> None:
-    checks.CHECKS[name](Setting(folder, block_size))
+def test_answers_are_equal(name: str, block_size: int, settings: dict[int, Setting]) -> None:
+    checks.CHECKS[name](settings[block_size])
 
 
-@pytest.mark.parametrize("budget", [1, 7, 64])
-def test_any_chunk_budget_gives_the_same_answers(budget: int, folder: Path) -> None:
-    checks.chunked_equals_whole(Setting(folder), budget)
+@pytest.mark.parametrize("budget", [1, 64])
+def test_any_chunk_budget_gives_the_same_answers(budget: int, settings: dict[int, Setting]) -> None:
+    checks.chunked_equals_whole(settings[16], budget)
 
 
-@pytest.mark.parametrize("every", [1, 2, 5])
-def test_any_rhythm_of_preemption_gives_the_same_answers(every: int, folder: Path) -> None:
-    checks.preempted_equals_not(Setting(folder), every, prefix_caching=every == 2)
+def test_a_preemption_every_step_gives_the_same_answers(settings: dict[int, Setting]) -> None:
+    checks.preempted_equals_not(settings[16], every=1, prefix_caching=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("family", checks.SPECS)
+def test_answers_are_equal_on_many_checkpoints(family: str, seed: int, tmp_path: Path) -> None:
+    folder = checks.write(family, tmp_path, seed=seed)
+    for block_size in (16, 32, 64):
+        setting = Setting(folder, block_size, known={})
+        for check in checks.CHECKS.values():
+            check(setting)
+        for budget in (1, 2, 3, 7, 16, 17, 64, 100):
+            checks.chunked_equals_whole(setting, budget)
+        for every in (1, 2, 3, 5):
+            checks.preempted_equals_not(setting, every, prefix_caching=every % 2 == 1)

@@ -37,7 +37,10 @@ def request(name: str, ids: tuple[int, ...], sampling: SamplingParams, n: int = 
 
 def mixed() -> list[EngineRequest]:
     """Different lengths, greedy and seeded, with penalties, bias, stop ids, scored prompts."""
+    # Those that end early come first, so that the others' places in the batch change.
     return [
+        request("scored", prompt(8, 41), replace(GREEDY, prompt_logprobs=2, max_tokens=5)),
+        request("only scored", prompt(9, 64), replace(GREEDY, prompt_logprobs=0, max_tokens=0)),
         request("greedy", prompt(1, 37), GREEDY),
         request("short greedy", prompt(2, 3), replace(GREEDY, logprobs=0)),
         request("seeded", prompt(3, 53), SEEDED),
@@ -47,8 +50,6 @@ def mixed() -> list[EngineRequest]:
         request("repetition", prompt(6, 48), replace(GREEDY, repetition_penalty=1.5)),
         request("biased", prompt(7, 20), replace(
             SEEDED, seed=5, logit_bias=((7, 4.0), (9, -100.0)), stop_token_ids=(7,), min_tokens=6)),
-        request("scored", prompt(8, 41), replace(GREEDY, prompt_logprobs=2, max_tokens=5)),
-        request("only scored", prompt(9, 64), replace(GREEDY, prompt_logprobs=0, max_tokens=0)),
     ]  # fmt: skip
 
 

@@ -1,0 +1,95 @@
+"""Every planted bug is noticed by the check that is said to notice it, and none without a bug."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import checks
+import numpy as np
+import oracle
+import pytest
+import stepping
+import torch
+import workloads
+from checks import Setting
+from planted_bugs import BUGS, PlantedBug
+
+from server.engine.ledger import LedgerError
+from weights.synthetic import write_checkpoint
+
+IDS = list(workloads.prompt(50, 60))
+LARGE_EPSILON = replace(
+    checks.SPECS["llama"], norm=replace(checks.SPECS["llama"].norm, epsilon=0.05)
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder, and the logits [len(IDS), V] that transformers gives for IDS on it."""
+
+    folder: Path
+    expected: torch.Tensor
+
+
+def logits_parity(checkpoint: Checkpoint) -> None:
+    got = stepping.all_logits(stepping.built(checkpoint.folder, max_model_len=256).runner, IDS)
+    error = float((got - checkpoint.expected).abs().max() / checkpoint.expected.abs().max())
+    assert error <= 1e-4
+
+
+def scored_prompt_parity(checkpoint: Checkpoint) -> None:
+    runner = stepping.built(checkpoint.folder, max_model_len=256).runner
+    got = stepping.prompt_logprobs(runner, IDS, num_top=0)[:, 0]
+    expected = checkpoint.expected.log_softmax(-1)[np.arange(len(IDS) - 1), IDS[1:]]
+    assert np.abs(got - expected.numpy()).max() <= 1e-4
+
+
+PARITY: dict[str, Callable[[Checkpoint], None]] = {
+    "logits parity": logits_parity,
+    "scored prompt parity": scored_prompt_parity,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    specs = {**checks.SPECS, "llama with a large epsilon": LARGE_EPSILON}
+    made: dict[str, Checkpoint] = {}
+    for name, spec in specs.items():
+        folder = tmp_path_factory.mktemp("checkpoint")
+        if name in checks.SPECS:
+            checks.write(name, folder)
+        else:
+            write_checkpoint(spec, folder, seed=1)
+        made[name] = Checkpoint(folder, oracle.logits(oracle.load(folder), IDS))
+    return made
+
+
+def check(bug: PlantedBug, checkpoint: Checkpoint) -> None:
+    if bug.caught_by in PARITY:
+        PARITY[bug.caught_by](checkpoint)
+    else:
+        checks.CHECKS[bug.caught_by](Setting(checkpoint.folder))
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_the_bug_is_caught(
+    bug: PlantedBug, checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug.apply(monkeypatch)
+    with pytest.raises((AssertionError, LedgerError)):
+        check(bug, checkpoints[bug.family])
+
+
+def test_without_a_bug_parity_holds(checkpoints: dict[str, Checkpoint]) -> None:
+    for checkpoint in checkpoints.values():
+        for parity in PARITY.values():
+            parity(checkpoint)
+
+
+@pytest.mark.parametrize("family", checks.SPECS)
+def test_the_checkpoints_are_sharp(family: str, checkpoints: dict[str, Checkpoint]) -> None:
+    model = oracle.load(checkpoints[family].folder)
+    assert oracle.relative_entropy(model, IDS) < 0.6
+    assert len(set(oracle.greedy(model, IDS, 64))) >= 16
