@@ -1,0 +1,170 @@
+"""Embedding, norms, activations and the matrix product against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kernels
+from kernels import reference
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+# Relative to the largest value: float32 rounding of a sum, or one rounding to 16 bits.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+TOKENS = [0, 1, 7, 130]
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
+    assert got.dtype is dtype
+    limit = TOLERANCE[dtype] * max(1.0, float(wanted.abs().max()) if wanted.numel() else 0.0)
+    torch.testing.assert_close(got.float(), wanted.float(), rtol=0, atol=limit)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
+def test_embedding_with_and_without_positions(dtype, tokens, index):
+    table, positions_table = torch.randn(50, 24).to(dtype), torch.randn(20, 24).to(dtype)
+    ids = torch.randint(0, 50, (tokens,), dtype=index)
+    positions = torch.randint(0, 20, (tokens,), dtype=index)
+    before = table.clone()
+    assert torch.equal(kernels.embedding(ids, table), reference.embedding(ids, table))
+    options = {"positions": positions, "position_table": positions_table}
+    got = kernels.embedding(ids, table, **options)
+    assert torch.equal(got, reference.embedding(ids, table, **options))
+    assert torch.equal(table, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_norms(dtype, tokens, with_residual):
+    x = (torch.randn(tokens, 96) * 3 + 1).to(dtype)
+    residual = torch.randn(tokens, 96).to(dtype) if with_residual else None
+    weight, bias = torch.randn(96).to(dtype), torch.randn(96).to(dtype)
+    before = x.clone()
+    for name, parameters in (("add_rms_norm", (weight,)), ("add_layer_norm", (weight, bias))):
+        normed, total = getattr(kernels, name)(x, residual, *parameters, 1e-5)
+        wanted, wanted_total = getattr(reference, name)(x, residual, *parameters, 1e-5)
+        close(normed, wanted, dtype)
+        assert torch.equal(total, wanted_total)
+    assert torch.equal(x, before)
+
+
+def test_norm_of_tiny_and_of_large_rows():
+    """The epsilon holds where a row is nearly zero; squares of large float16 do not overflow."""
+    for x in (torch.full((1, 64), 1e-12), torch.full((1, 64), 6e4, dtype=torch.float16)):
+        weight = torch.ones(64, dtype=x.dtype)
+        normed, _ = kernels.add_rms_norm(x, None, weight, 1e-6)
+        close(normed, reference.add_rms_norm(x, None, weight, 1e-6)[0], x.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu_erf", "relu"])
+@pytest.mark.parametrize("tokens", [0, 1, 9])
+def test_activations(dtype, kind, tokens):
+    x = (torch.randn(tokens, 70) * 4).to(dtype)
+    before = x.clone()
+    close(kernels.activation(x, kind), reference.activation(x.float(), kind), dtype)
+    close(kernels.gated_activation(x, kind), reference.gated_activation(x.float(), kind), dtype)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 2, 8, 130])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+@pytest.mark.parametrize("size", [(48, 40), (1100, 1000)], ids=["small", "large"])
+def test_linear(dtype, tokens, with_bias, with_residual, size):
+    out_features, in_features = size
+    bias = torch.randn(out_features).to(dtype) if with_bias else None
+    weight = torch.randn(out_features, in_features).to(dtype)
+    packed = kernels.pack_linear(weight, FORMATS[dtype], bias)
+    x = torch.randn(tokens, in_features).to(dtype)
+    residual = torch.randn(tokens, out_features).to(dtype) if with_residual else None
+    before = None if residual is None else residual.clone()
+    got = kernels.linear(x, packed, residual=residual)
+    close(got, reference.linear(x.float(), packed, residual=residual), dtype)
+    if residual is not None:
+        assert torch.equal(residual, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_linear_adds_up_in_float32(dtype):
+    """A sum of 4096 small products next to a large one would vanish in 16-bit accumulation."""
+    weight = torch.full((8, 4097), 2.0**-6).to(dtype)
+    weight[:, 0] = 64
+    for tokens in (1, 4, 200):
+        got = kernels.linear(
+            torch.ones(tokens, 4097).to(dtype), kernels.pack_linear(weight, FORMATS[dtype])
+        )
+        assert torch.equal(got, torch.full((tokens, 8), 128.0).to(dtype))
+
+
+def test_a_packed_weight_is_the_given_tensor_where_the_format_is_its_own():
+    table, bias = torch.randn(16, 8), torch.randn(16)
+    packed = kernels.pack_linear(table, "f32", bias)
+    pointers = [storage.data_ptr() for storage in packed.storages()]
+    assert pointers == [table.data_ptr(), bias.data_ptr()]
+    assert packed.nbytes == (16 * 8 + 16) * 4
+    halved = kernels.pack_linear(table, "bf16")
+    assert halved.nbytes == 16 * 8 * 2
+    assert halved.format == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: kernels.pack_linear(torch.zeros(2, 2), "int8"),
+            "format is 'int8'; it must be one",
+        ),
+        (
+            lambda: kernels.pack_linear(torch.zeros(2, 2), "f32", torch.zeros(3)),
+            r"bias has shape \[3\]; it must be \[2\]",
+        ),
+        (
+            lambda: kernels.linear(
+                torch.zeros(1, 3), kernels.pack_linear(torch.zeros(2, 2), "f32")
+            ),
+            r"x has shape \[1, 3\]; it must be \[any, 2\]",
+        ),
+        (
+            lambda: kernels.linear(
+                torch.zeros(1, 2), kernels.pack_linear(torch.zeros(2, 2), "bf16")
+            ),
+            "x is float32; it must be one of bfloat16",
+        ),
+        (lambda: kernels.activation(torch.zeros(1, 2), "swish"), "kind is 'swish'; it must be one"),
+        (lambda: kernels.gated_activation(torch.zeros(1, 3), "silu"), "x has 3 columns"),
+        (
+            lambda: kernels.add_rms_norm(torch.zeros(1, 3), None, torch.zeros(2), 1e-5),
+            r"weight has shape \[2\]; it must be \[3\]",
+        ),
+        (
+            lambda: kernels.embedding(torch.zeros(1), torch.zeros(2, 2)),
+            "token_ids is float32; it must be one of int32, int64",
+        ),
+        (
+            lambda: kernels.embedding(
+                torch.zeros(1, dtype=torch.int64), torch.zeros(2, 2), positions=torch.zeros(1)
+            ),
+            "positions is given without position_table",
+        ),
+        (
+            lambda: kernels.add_rms_norm(
+                torch.zeros(1, 3), None, torch.zeros(3, device="meta"), 1e-5
+            ),
+            "weight is on meta; it must be on cpu, where x is",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
