@@ -59,11 +59,11 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
     gc.freeze()  # what was built lives as long as the engine: no need to look at it again
     accountant = Accountant(base, _books(built, core))
     facts = EngineFacts(
-        weights=built.held.weights(),
+        weights={str(name): nbytes for name, nbytes in built.held.weights().items()},
         weights_format=settings.runner.format,
         load_seconds=built.report.seconds,
         ready_seconds=time.monotonic() - started,
-        torch_version=torch.__version__,
+        torch_version=str(torch.__version__),
         num_threads=torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         skipped=tuple(f"{item.name}: {item.reason}" for item in built.report.skipped),

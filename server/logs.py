@@ -47,6 +47,7 @@ def configure(log_format: str, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # start and stop are told by us
 
 
 def log_fields(logger: logging.Logger, message: str, /, **fields: object) -> None:

@@ -44,7 +44,7 @@ def startup_report(facts: ReportInput) -> str:
     lines += ["", f"  {'memory (cpu)':<18}{'planned':>12}{'measured':>12}"]
     lines += [f"  {line}" for line in _memory(facts)]
     lines += ["", *(f"  {line}" for line in _endpoints(facts))]
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _facts(facts: ReportInput) -> list[tuple[str, str]]:
