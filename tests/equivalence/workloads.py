@@ -48,6 +48,10 @@ def mixed() -> list[EngineRequest]:
         request("no penalties", prompt(5, 33), SamplingParams(
             seed=3, max_tokens=NUM_TOKENS, logprobs=0, ignore_eos=True)),
         request("repetition", prompt(6, 48), replace(GREEDY, repetition_penalty=1.5)),
+        # Six tokens far above the rest: how often each was used decides which is next.
+        request("rotating", prompt(10, 25), replace(
+            GREEDY, frequency_penalty=1.9, presence_penalty=0.5,
+            logit_bias=tuple((token_id, 40.0) for token_id in range(20, 26)))),
         request("biased", prompt(7, 20), replace(
             SEEDED, seed=5, logit_bias=((7, 4.0), (9, -100.0)), stop_token_ids=(7,), min_tokens=6)),
     ]  # fmt: skip
