@@ -253,6 +253,12 @@ def header_length_minus_one(folder: Path) -> None:
     _set_length(folder, (1 << 64) - 1)
 
 
+@mutation(WEIGHTS, "header length", "at most 100000000")
+def header_length_beyond_the_limit(folder: Path) -> None:
+    _set_length(folder, 150_000_000)
+    os.truncate(folder / WEIGHTS, 200_000_000)  # a hole: it takes no room on the disk
+
+
 @mutation(WEIGHTS, "header length")
 def header_length_beyond_the_file(folder: Path) -> None:
     _set_length(folder, (folder / WEIGHTS).stat().st_size)

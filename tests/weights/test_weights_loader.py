@@ -104,6 +104,8 @@ def test_a_gpt2_is_transposed(tmp_path: Path) -> None:
     qkv = model.linears["layers.0.attention.qkv"]
     assert torch.equal(qkv.weight, raw["transformer.h.0.attn.c_attn.weight"].t())
     assert qkv.weight.is_contiguous()
+    assert qkv.bias is not None
+    assert torch.equal(qkv.bias, raw["transformer.h.0.attn.c_attn.bias"])
     up = model.linears["layers.0.mlp.up"]
     assert torch.equal(up.weight, raw["transformer.h.0.mlp.c_fc.weight"].t())
     assert torch.equal(model.tensors["position_embedding"], raw["transformer.wpe.weight"])

@@ -61,10 +61,8 @@ def test_transformers_finds_every_weight_of_a_sharded_folder(
 
     spec = SPECS[family]()
     write_checkpoint(spec, tmp_path, seed=3, format=format, shards=4)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        tmp_path, dtype="auto", output_loading_info=True
-    )
-    model, info = loaded
+    auto: Any = AutoModelForCausalLM
+    model, info = auto.from_pretrained(tmp_path, dtype="auto", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
