@@ -205,7 +205,7 @@ def _refuse_beside(beside: Mapping[MemoryKind, int], available_bytes: int) -> No
         else "a smaller --max-num-batched-tokens, --max-num-seqs or --max-model-len"
     )
     raise StartupError(
-        f"the model does not fit: {largest} need {format_size(beside[largest])} of "
+        f"the model does not fit: {largest} take {format_size(beside[largest])} of "
         f"{format_size(available_bytes)} available, {format_size(over)} too much in all; "
         f"what would help: {hint}"
     )

@@ -1,7 +1,7 @@
 """Builds an engine as its process does, lets it work, and prints its books as one JSON object.
 
-Run as ``python -m tests.memory.books_probe MODEL_DIR TOKENS``: a fresh interpreter, because the books
-are those of a whole process. TOKENS is the length of each prompt under load.
+Run as ``python -m tests.memory.books_probe MODEL_DIR TOKENS DTYPE``, in a fresh interpreter: the
+books are those of a whole process. TOKENS is the length of each prompt under load.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIZE = 64 * 2**20
 
 def main() -> None:
     limit_malloc_arenas()
-    config = resolve({"model-dir": sys.argv[1], "threads": "1"}, {})
+    config = resolve({"model-dir": sys.argv[1], "threads": "1", "dtype": sys.argv[3]}, {})
     model = read_model(config)
     from server.engine_build import build_engine
 

@@ -1,0 +1,72 @@
+"""What each part may load, seen in a fresh interpreter; and who may read the environment."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TORCH_FREE = [
+    *("weights.spec", "weights.families", "weights.inventory", "weights.formats"),
+    *("weights.checkpoint", "server.engine.core", "server.ipc.supervisor", "server.ipc.client"),
+    *("server.api.app", "server.text.tokenizer", "server.text.chat_template"),
+    *("server.output.processor", "server.cli", "server.memory.layout", "server.memory.planner"),
+    *("server.memory.report", "server.bootstrap", "server.http_server", "server.engine_process"),
+]
+STANDARD_ONLY = ["server.engine.core", "server.metrics.stats", "server.config", "server.cli"]
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    return {name.split(".")[0] for name in result.stdout.split()}
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_a_torch_free_module_loads_no_torch(module: str) -> None:
+    assert not modules_after(f"import {module}") & {"torch", "transformers"}
+
+
+@pytest.mark.parametrize("module", STANDARD_ONLY)
+def test_a_standard_library_module_loads_nothing_else(module: str) -> None:
+    ours = {"server", "weights"}
+    foreign = {
+        name
+        for name in modules_after(f"import {module}") - modules_after("pass") - ours
+        if name not in sys.stdlib_module_names and not name.startswith("_")
+    }
+    assert foreign == set()
+
+
+def test_the_bench_needs_no_web_package() -> None:
+    loaded = modules_after("import server.bench")
+    assert not loaded & {"fastapi", "uvicorn", "starlette", "prometheus_client", "msgspec"}
+
+
+def test_only_the_config_reads_the_environment() -> None:
+    readers = set()
+    for path in [*ROOT.glob("server/**/*.py"), *ROOT.glob("kernels/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+            imported = isinstance(node, ast.ImportFrom) and node.module == "os"
+            if named or (imported and any("env" in alias.name for alias in node.names)):
+                readers.add(str(path.relative_to(ROOT)))
+    assert readers == {"server/config.py"}
+
+
+def test_every_import_contract_names_modules_that_exist() -> None:
+    """A contract over a module that is gone would keep itself for ever."""
+    import tomllib
+
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for contract in document["tool"]["importlinter"]["contracts"]:
+        for module in contract["source_modules"]:
+            path = ROOT.joinpath(*module.split("."))
+            assert path.is_dir() or path.with_suffix(".py").is_file(), module

@@ -1,0 +1,117 @@
+"""The plan is arithmetic: worked examples, the bounds of the pool, refusals with a way out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from server.errors import StartupError
+from server.memory.layout import MemoryKind
+from server.memory.planner import PlanRequest, formulas, plan_memory, resolve_format
+from weights.spec import (
+    Activation,
+    AttentionSpec,
+    MlpSpec,
+    ModelSpec,
+    NormKind,
+    NormSpec,
+    PositionKind,
+    RopeSpec,
+)
+
+MIB, GIB = 2**20, 2**30
+MODEL = ModelSpec(
+    family="llama",
+    architecture="LlamaForCausalLM",
+    vocab_size=1000,
+    hidden_size=64,
+    num_layers=4,
+    attention=AttentionSpec(8, 2, 8, 8**-0.5),
+    mlp=MlpSpec(128, Activation.SILU, gated=True),
+    norm=NormSpec(NormKind.RMS, 1e-5),
+    position=PositionKind.ROTARY,
+    max_positions=1024,
+    tied_unembedding=True,
+    parameter_dtype="f32",
+    rope=RopeSpec(dim=8),
+)
+REQUEST = PlanRequest(format="f32", block_size=16, max_num_seqs=8, max_num_batched_tokens=128)
+# One token: 4 layers x (K and V) x 2 heads x 8 channels x 4 bytes.
+TOKEN = 4 * 2 * 2 * 8 * 4
+
+
+def test_by_default_the_pool_holds_max_num_seqs_and_a_quarter_for_prefixes() -> None:
+    plan = plan_memory(MODEL, REQUEST, 8 * GIB)
+    assert plan.capacity_tokens == 8 * 1024 * 5 // 4
+    assert plan.kinds["kv_cache"] == plan.capacity_tokens * TOKEN
+    assert plan.concurrent_sequences == 10
+    assert plan.pool_limit == "max-num-seqs x max-model-len x 1.25"
+
+
+def test_a_smaller_budget_comes_first() -> None:
+    plan = plan_memory(MODEL, replace(REQUEST, kv_cache_bytes=1024 * TOKEN), 8 * GIB)
+    assert plan.capacity_tokens == 1024
+    assert plan.pool_limit == "--kv-cache-memory"
+
+
+def test_a_larger_budget_changes_nothing() -> None:
+    plan = plan_memory(MODEL, replace(REQUEST, kv_cache_bytes=7 * GIB), 8 * GIB)
+    assert plan.capacity_tokens == 8 * 1024 * 5 // 4
+
+
+def test_half_of_the_available_memory_is_the_most() -> None:
+    request = replace(REQUEST, max_num_seqs=64)
+    plan = plan_memory(MODEL, request, 64 * MIB)
+    assert plan.pool_limit == "half of the available memory"
+    assert plan.capacity_tokens == 32 * MIB // TOKEN // 16 * 16
+
+
+def test_the_length_is_cut_to_the_pool_only_when_it_was_left_to_us() -> None:
+    small = replace(REQUEST, kv_cache_bytes=100 * 16 * TOKEN // 10)
+    plan = plan_memory(MODEL, small, 8 * GIB)
+    assert plan.max_model_len == plan.capacity_tokens == 160
+    with pytest.raises(StartupError) as raised:
+        plan_memory(MODEL, replace(small, max_model_len=1024), 8 * GIB)
+    message = str(raised.value)
+    assert "432.00 KiB too little" in message  # (1024 - 160) tokens x 512 bytes
+    assert "--max-model-len 160 or --kv-cache-memory 524288" in message
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    deep = replace(MODEL, num_layers=1000)
+    with pytest.raises(StartupError, match=r"weights take .* MiB of 64\.00 MiB .* --dtype"):
+        plan_memory(deep, REQUEST, 64 * MIB)
+
+
+def test_a_length_beyond_the_models_is_refused() -> None:
+    with pytest.raises(StartupError, match="--max-model-len 1025"):
+        plan_memory(MODEL, replace(REQUEST, max_model_len=1025), 8 * GIB)
+
+
+def test_half_the_bytes_a_number_half_the_weights_and_half_the_pool() -> None:
+    wide = plan_memory(MODEL, REQUEST, 8 * GIB).kinds
+    narrow = plan_memory(MODEL, replace(REQUEST, format="bf16"), 8 * GIB).kinds
+    assert narrow["weights"] * 2 == wide["weights"]
+    assert narrow["kv_cache"] * 2 == wide["kv_cache"]
+
+
+def test_weights_are_the_sum_of_every_matrix_with_the_tied_one_once() -> None:
+    attention = 64 * 64 * 2 + 2 * 64 * 16  # query, output; key, value
+    layer = attention + 3 * 64 * 128 + 2 * 64
+    expected = 4 * (1000 * 64 + 4 * layer + 64)
+    assert plan_memory(MODEL, REQUEST, 8 * GIB).kinds["weights"] == expected
+
+
+def test_every_kind_has_a_formula_with_the_numbers_put_in() -> None:
+    plan = plan_memory(MODEL, REQUEST, 8 * GIB)
+    lines = formulas(plan)
+    assert set(lines) == {str(kind) for kind in MemoryKind}
+    assert lines["kv_cache"] == "640 blocks x 16 tokens x 4 layers x 2 (K, V) x 2 heads x 8 x 4 B"
+    assert lines["weights"].startswith(f"{plan.kinds['weights'] // 4} parameters x 4 B (f32)")
+
+
+def test_auto_takes_the_checkpoints_format() -> None:
+    assert resolve_format("auto", "bf16") == "bf16"
+    assert resolve_format("float16", "bf16") == "f16"
+    assert resolve_format("float32", "bf16") == "f32"
