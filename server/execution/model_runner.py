@@ -29,6 +29,7 @@ from server.execution.model import Decoder, StepTensors
 from server.execution.packing import pack_logprobs
 from server.execution.sampler import Sampled, Sampler, SampleWork, Scored
 from server.execution.warm_up import largest_plan
+from server.memory.intermediates import sample_rows
 from server.memory.layout import Layout, attention_shape
 
 Int64 = npt.NDArray[np.int64]
@@ -98,7 +99,10 @@ class ModelRunner:
         self.workspace.buffer.zero_()  # resident from the start
         self._eos_token_ids = eos_token_ids
         self._sampler = Sampler(
-            decoder.logits, self.batch.sampling, logit_rows=layout.config.logit_rows
+            decoder.logits,
+            self.batch.sampling,
+            logit_rows=layout.config.logit_rows,
+            sample_rows=sample_rows(decoder.spec.vocab_size),
         )
 
     def warm_up(self) -> int:

@@ -50,10 +50,16 @@ class Scored:
 
 
 class Sampler:
-    def __init__(self, logits: Logits, rows: RowSampling, *, logit_rows: int) -> None:
+    """``logit_rows`` rows of logits exist at once, and ``sample_rows`` of them are sampled at once:
+    the sampler's temporaries outweigh the logits several times."""
+
+    def __init__(
+        self, logits: Logits, rows: RowSampling, *, logit_rows: int, sample_rows: int
+    ) -> None:
         self._logits = logits
         self._rows = rows
         self._logit_rows = logit_rows
+        self._sample_rows = sample_rows
 
     def sample(self, hidden: torch.Tensor, work: SampleWork) -> Sampled:
         """Chooses one token for each of the S rows of ``hidden`` [S, D]."""
@@ -83,18 +89,28 @@ class Sampler:
 
     def _sample_cut(self, hidden: torch.Tensor, work: SampleWork, cut: slice, out: Sampled) -> None:
         logits = self._logits(hidden[cut])
-        rows, positions = work.rows[cut], work.output_positions[cut]
-        chosen = kernels.sample(logits, self._rows.tensors(rows, positions, work.forbidden[cut]))
-        out.token_ids[cut] = chosen.token_ids.numpy()
-        out.non_finite[cut] = chosen.non_finite.numpy()
+        for start in range(0, len(logits), self._sample_rows):
+            part = slice(start, start + self._sample_rows)
+            here = slice(cut.start + start, min(cut.start + part.stop, cut.stop))
+            chosen = kernels.sample(
+                logits[part],
+                self._rows.tensors(
+                    work.rows[here], work.output_positions[here], work.forbidden[here]
+                ),
+            )
+            out.token_ids[here] = chosen.token_ids.numpy()
+            out.non_finite[here] = chosen.non_finite.numpy()
+        self._report(logits, work, cut, out)
+
+    def _report(self, logits: torch.Tensor, work: SampleWork, cut: slice, out: Sampled) -> None:
+        """Log-probabilities of the chosen tokens, for the rows that asked."""
         asked = [i for i, top in enumerate(work.num_top[cut]) if top is not None]
         if not asked:
             return
-        index = torch.tensor(asked, dtype=torch.int64)
-        if len(asked) < len(rows):
-            logits = logits.index_select(0, index)
-        ids, logprobs = kernels.token_logprobs(
-            logits, chosen.token_ids.index_select(0, index), out.logprobs.shape[1] - 1
-        )
+        if len(asked) < len(logits):
+            logits = logits.index_select(0, torch.tensor(asked))
         into = np.array(asked) + cut.start
+        ids, logprobs = kernels.token_logprobs(
+            logits, torch.from_numpy(out.token_ids[into]), out.logprobs.shape[1] - 1
+        )
         out.logprob_ids[into], out.logprobs[into] = ids.numpy(), logprobs.numpy()

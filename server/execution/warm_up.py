@@ -44,11 +44,12 @@ def largest_plan(config: RunnerConfig) -> StepPlan:
 
 
 def _everything(max_logprobs: int) -> SamplingParams:
+    # A temperature at which all tokens stay candidates: what truncation and the draw hold is most.
     return SamplingParams(
         seed=0,
-        top_k=50,
-        top_p=0.9,
-        min_p=0.01,
+        temperature=1e3,
+        top_p=0.999,
+        min_p=1e-9,
         presence_penalty=0.1,
         frequency_penalty=0.1,
         repetition_penalty=1.1,

@@ -13,8 +13,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.workspace import AttentionShape
+from kernels.workspace import QUERY_TILES, AttentionShape, attention_temporary_bytes
 from weights.spec import ModelSpec, NormKind, PositionKind
+
+# What the CPU kernels for matrix products take beside their result (kernels.cpu.linear).
+PANEL_BYTES = 4 << 20
+MANY_ROWS = 128
+FEW_ROWS = range(6, 17)
+
+# The sampler sees this much of the logits at a time; beside them it holds, in bytes per logit:
+# counts and mask of penalties (5), the penalised row (4), the scaled one (4), two copies as
+# truncation narrows rows down (8), and sorted values with their probabilities and sums (25).
+SAMPLE_LOGIT_BYTES = 4 << 20
+SAMPLE_TEMPORARY = 46
+LOGPROB_BYTES = 8 << 20  # of log-probabilities at once (kernels.cpu.sampling)
 
 Tensors = tuple[tuple[str, int], ...]
 
@@ -32,17 +44,37 @@ class Phase:
 
 
 def phases(
-    model: ModelSpec, shape: AttentionShape, *, logit_rows: int, num_top: int
+    model: ModelSpec, shape: AttentionShape, *, num_blocks: int, logit_rows: int, num_top: int
 ) -> tuple[Phase, ...]:
     """Every phase of the largest step of ``model``, in the order in which a step meets them.
 
-    ``logit_rows`` is the most rows of logits at once, ``num_top`` the most alternatives reported.
+    ``num_blocks`` is the size of the KV pool, ``logit_rows`` the most rows of logits at once,
+    ``num_top`` the most alternatives reported.
     """
+    work_list = ("work_list", _work_list(shape, num_blocks))  # made once, alive in every layer
+    layer = (*_attention_phases(model, shape), *_mlp_phases(model, shape))
     return (
-        *_attention_phases(model, shape),
-        *_mlp_phases(model, shape),
+        *(Phase(phase.name, (*phase.tensors, work_list)) for phase in layer),
         *_logit_phases(model, shape, logit_rows, num_top),
     )
+
+
+def _work_list(shape: AttentionShape, num_blocks: int) -> int:
+    """Where attention finds the blocks it gathers: an int64 per block, head, K and V.
+
+    A row that decodes reads its own blocks, which are in the pool once; a chunk reads its context
+    again for every query tile.
+    """
+    per_row = -(-shape.max_model_len // shape.block_size)
+    decoding = min(num_blocks, shape.max_num_seqs * per_row)
+    tiles = shape.max_num_batched_tokens // QUERY_TILES[-1]
+    per_token = 32 * shape.max_num_batched_tokens  # which query is where, and sees how far
+    return per_token + 8 * 2 * shape.num_kv_heads * (decoding + tiles * per_row)
+
+
+def sample_rows(vocab_size: int) -> int:
+    """How many rows of logits are sampled at a time."""
+    return max(1, SAMPLE_LOGIT_BYTES // (4 * vocab_size))
 
 
 def _attention_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, ...]:
@@ -50,19 +82,23 @@ def _attention_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, .
     heads = model.attention
     hidden = tokens * model.hidden_size * element
     residual = ("residual", hidden)
-    qkv = ("qkv", tokens * (heads.query_size + 2 * heads.kv_size) * element)
+    qkv_size = heads.query_size + 2 * heads.kv_size
+    qkv = ("qkv", tokens * qkv_size * element)
     attended = ("attended", tokens * heads.query_size * element)
+    scratch = ("attention_temporary", attention_temporary_bytes(shape))
+    widened_qkv = _product(tokens, model.hidden_size, qkv_size, element)
+    widened_output = _product(tokens, heads.query_size, model.hidden_size, element)
     embed: Tensors = (("hidden", hidden),)
     if model.position is PositionKind.LEARNED:
         embed += (("positions", hidden),)
     return (
         Phase("embedding", embed),
         Phase("attention_norm", _norm(model, tokens, element)),
-        Phase("qkv", (residual, ("normed", hidden), qkv)),
+        Phase("qkv", (residual, ("normed", hidden), qkv, *widened_qkv)),
         Phase("rotary", (residual, qkv, *_rotary(model, tokens, element))),
         Phase("store", (residual, qkv, *_store(model, tokens, element))),
-        Phase("attention", (residual, qkv, attended)),
-        Phase("attention_output", (residual, attended, ("hidden", hidden))),
+        Phase("attention", (residual, qkv, attended, scratch)),
+        Phase("attention_output", (residual, attended, ("hidden", hidden), *widened_output)),
     )
 
 
@@ -71,7 +107,10 @@ def _mlp_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, ...]:
     hidden = tokens * model.hidden_size * element
     residual = ("residual", hidden)
     wide = tokens * model.mlp.intermediate_size
-    up = ("up", (2 if model.mlp.gated else 1) * wide * element)
+    up_size = (2 if model.mlp.gated else 1) * model.mlp.intermediate_size
+    up = ("up", tokens * up_size * element)
+    widened_up = _product(tokens, model.hidden_size, up_size, element)
+    widened_down = _product(tokens, model.mlp.intermediate_size, model.hidden_size, element)
     inner = ("inner", wide * element)
     # A gated 16-bit activation works on float32 copies: of the gate, then of its image.
     lifted: Tensors = (inner,)
@@ -79,9 +118,9 @@ def _mlp_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, ...]:
         lifted = (("gate_float32", 4 * wide), ("inner_float32", 4 * wide))
     return (
         Phase("mlp_norm", _norm(model, tokens, element)),
-        Phase("up", (residual, ("normed", hidden), up)),
+        Phase("up", (residual, ("normed", hidden), up, *widened_up)),
         Phase("activation", (residual, up, *lifted)),
-        Phase("down", (residual, inner, ("hidden", hidden))),
+        Phase("down", (residual, inner, ("hidden", hidden), *widened_down)),
     )
 
 
@@ -98,10 +137,11 @@ def _norm(model: ModelSpec, rows: int, element: int) -> Tensors:
 
 
 def _rotary(model: ModelSpec, tokens: int, element: int) -> Tensors:
-    """Cosines and sines of the step, and both turned halves of all query heads in float32."""
+    """Cosines and sines of the step, and both turned halves of queries and keys in float32."""
     if model.position is not PositionKind.ROTARY:
         return ()
-    half = 4 * tokens * model.attention.num_query_heads * (model.rope.dim // 2)
+    heads = model.attention.num_query_heads + model.attention.num_kv_heads
+    half = 4 * tokens * heads * (model.rope.dim // 2)
     lifted = (("half_float32", half),) if element < 4 else ()
     angles = ("cos_sin", 4 * tokens * model.rope.dim)
     return (angles, ("turned_first", half), ("turned_second", half), *lifted)
@@ -117,28 +157,56 @@ def _store(model: ModelSpec, tokens: int, element: int) -> Tensors:
     )
 
 
+def _product(rows: int, columns: int, out: int, element: int) -> Tensors:
+    """Beside the result of [rows, columns] x [columns, out]: a 16-bit weight meets many rows in
+    float32, a panel at a time; a float32 one meets a few rows as the transposed product."""
+    if element == 4:
+        return (("transposed_product", 4 * rows * out),) if rows in FEW_ROWS else ()
+    if rows < MANY_ROWS:
+        return ()
+    panel = max(1, min(out, PANEL_BYTES // (4 * columns)))
+    return (
+        ("rows_float32", 4 * rows * columns),
+        ("panel_float32", 4 * panel * columns),
+        ("product_float32", 4 * rows * panel),
+    )
+
+
 def _logit_phases(
     model: ModelSpec, shape: AttentionShape, rows: int, num_top: int
 ) -> tuple[Phase, ...]:
     """Rows that need logits are picked out of the last layer's outputs, normalised, multiplied."""
-    tokens, element = shape.max_num_batched_tokens, shape.element_bytes
-    sampled_rows = min(rows, shape.max_num_seqs)
+    tokens, element, vocab = shape.max_num_batched_tokens, shape.element_bytes, model.vocab_size
+    sampled = min(rows, shape.max_num_seqs)
     hidden = tokens * model.hidden_size * element
     every = (("all_hidden", hidden), ("all_residual", hidden))
-    picked_rows = rows + sampled_rows
+    picked_rows = rows + sampled  # those that are scored, and those that are sampled
     picked = ("picked", picked_rows * model.hidden_size * element)
-    logits = ("logits", 4 * rows * model.vocab_size)
-    sampled = sampled_rows * model.vocab_size
-    narrow = () if element == 4 else (("logits_narrow", element * rows * model.vocab_size),)
+    logits = ("logits", 4 * rows * vocab)
+    narrow = () if element == 4 else (("logits_narrow", element * rows * vocab),)
+    at_once = min(sampled, sample_rows(vocab))
+    widened = _product(rows, model.hidden_size, vocab, element)
     return (
         Phase("final_norm", (*every, *_norm(model, picked_rows, element))),
-        Phase("logits", (picked, logits, *narrow)),
-        Phase("logprobs", (picked, logits, *_logprobs(rows, model.vocab_size, num_top))),
-        Phase("sample", (picked, ("logits", 4 * sampled), ("sample_temporary", 48 * sampled))),
+        Phase("logits", (picked, logits, *narrow, *widened)),
+        Phase("logprobs", (picked, logits, *_logprobs(rows, vocab, num_top))),
+        Phase(
+            "sample",
+            (
+                picked,
+                ("logits", 4 * sampled * vocab),
+                ("sample_temporary", SAMPLE_TEMPORARY * at_once * vocab),
+            ),
+        ),
     )
 
 
 def _logprobs(rows: int, vocab: int, num_top: int) -> Tensors:
-    """The asking rows' logits set apart, their log-softmax, and what is reported."""
-    wide = 4 * rows * vocab
-    return (("asked", wide), ("log_softmax", wide), ("reported", 12 * rows * (1 + num_top)))
+    """The asking rows' logits set apart, a part's log-softmax and ranking, what is reported."""
+    part = min(4 * rows * vocab, max(4 * vocab, LOGPROB_BYTES))
+    return (
+        ("asked", 4 * rows * vocab),
+        ("log_softmax", part),
+        ("equals", part // 4),
+        ("reported", 32 * rows * (1 + num_top)),
+    )

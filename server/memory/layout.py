@@ -170,6 +170,7 @@ def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
         phases=phases(
             model,
             attention_shape(model, config),
+            num_blocks=config.num_blocks,
             logit_rows=config.logit_rows,
             num_top=config.max_logprobs,
         ),
