@@ -18,7 +18,6 @@ from weights.demo.tokenizer import END_OF_TEXT_ID
 
 CHUNK = 1024
 CUT_EVERY = 500
-CODE_COPIES = 2
 
 
 def cut(text: str, chance: random.Random) -> list[str]:
@@ -37,20 +36,21 @@ def cut(text: str, chance: random.Random) -> list[str]:
 
 
 def encode_documents(
-    tokenizer: Tokenizer, documents: Sequence[Document], seed: int, cuts: bool = True
+    tokenizer: Tokenizer, documents: Sequence[Document], seed: int, code_copies: int = 1
 ) -> Tensor:
     """Encode the documents, in a random order, into one stream with a mark before each.
 
-    Ordinary code appears more often than test code: it is what the model is scored on.
+    Ordinary code may appear more often than test code: it is what the model is scored on,
+    and each copy is cut at other places.
     """
     chance = random.Random(seed)
-    order = [d for d in documents for _ in range(1 if d.is_test else CODE_COPIES)]
+    order = [d for d in documents for _ in range(1 if d.is_test else code_copies)]
     chance.shuffle(order)
     parts: list[str] = []
     begins: set[int] = set()
     for document in order:
         begins.add(len(parts))
-        parts.extend(cut(document.text, chance) if cuts else [document.text])
+        parts.extend(cut(document.text, chance))
     ids: list[int] = []
     for index, row in enumerate(tokenizer.encode_batch_fast(parts, add_special_tokens=False)):
         if index in begins:

@@ -8,6 +8,7 @@ because its state is a flat dictionary of tensors, which safetensors can hold.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 # Coefficients of the quintic iteration that pushes all singular values towards one.
 QUINTIC = (3.4445, -4.7750, 2.0315)
+# Matrices handled at once: enough to save calls, few enough to share among threads.
+STACK = 3
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,19 @@ class Optimiser:
             rate = rates.embedding if weight.dim() == 2 else rates.norms
             self.others.append((name, weight, rate))
 
-    @torch.no_grad()
-    def step(self, count: int, factor: float) -> None:
+    def step(self, count: int, factor: float, pool: Executor) -> None:
         """Apply update number `count` (from 1) at `factor` times the plateau's rates."""
-        for members in self.stacks.values():
-            self._step_matrices(members, factor)
+        jobs = [
+            pool.submit(self._step_matrices, members[start : start + STACK], factor)
+            for members in self.stacks.values()
+            for start in range(0, len(members), STACK)
+        ]
         for name, weight, rate in self.others:
             self._step_other(name, weight, rate * factor, count)
+        for job in jobs:
+            job.result()
 
+    @torch.no_grad()
     def _step_matrices(self, members: list[tuple[str, nn.Parameter]], factor: float) -> None:
         rates = self.rates
         updates = []
@@ -84,6 +92,7 @@ class Optimiser:
             weight.mul_(1 - rate * rates.weight_decay)
             weight.add_(update, alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
+    @torch.no_grad()
     def _step_other(self, name: str, weight: nn.Parameter, rate: float, count: int) -> None:
         rates = self.rates
         if weight.grad is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,10 +84,11 @@ def test_a_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     ids = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(0))
 
     def advance(model: DemoModel, optimiser: Optimiser, first: int, last: int) -> None:
-        for count in range(first, last + 1):
-            model.zero_grad()
-            model.loss(ids[:, :-1], ids[:, 1:]).backward()
-            optimiser.step(count, 1.0)
+        with ThreadPoolExecutor(2) as pool:
+            for count in range(first, last + 1):
+                model.zero_grad()
+                model.loss(ids[:, :-1], ids[:, 1:]).backward()
+                optimiser.step(count, 1.0, pool)
 
     whole, halves, resumed = (DemoModel(SMALL, seed=seed) for seed in (5, 5, 6))
     optimisers = [Optimiser(model, Rates()) for model in (whole, halves, resumed)]

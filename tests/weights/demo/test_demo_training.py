@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from weights.demo.train import factor
 
 
 def test_schedule_rises_stays_and_falls_to_almost_nothing() -> None:
-    rates = [factor(step, 100, 10, 30) for step in range(1, 101)]
+    rates = [factor(step + 1, 10, 100 - step, 30) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
-    assert rates[9:70] == [1.0] * 61
+    assert rates[9:71] == [1.0] * 62
     assert rates[70:] == sorted(rates[70:], reverse=True)
     assert 0 < rates[-1] < 0.04
 
@@ -34,7 +35,7 @@ def test_cuts_lose_nothing() -> None:
 def test_stream_begins_each_document_with_the_mark_and_repeats_code() -> None:
     documents = [Document("a.py", "alpha = 1\n"), Document("test/b.py", "beta = 2\n")]
     tokenizer = load_tokenizer(CHECKPOINT)
-    stream = encode_documents(tokenizer, documents, seed=0).tolist()
+    stream = encode_documents(tokenizer, documents, seed=0, code_copies=2).tolist()
     assert stream[0] == END_OF_TEXT_ID
     assert stream.count(END_OF_TEXT_ID) == 3
     text = tokenizer.decode(stream)
@@ -76,10 +77,11 @@ def test_a_few_steps_lower_the_loss() -> None:
     optimiser = Optimiser(model, Rates())
     ids = torch.arange(65).remainder(32).view(1, -1)
     losses = []
-    for count in range(1, 31):
-        model.zero_grad()
-        loss = model.loss(ids[:, :-1], ids[:, 1:])
-        loss.backward()
-        losses.append(float(loss.detach()))
-        optimiser.step(count, 1.0)
+    with ThreadPoolExecutor(2) as pool:
+        for count in range(1, 31):
+            model.zero_grad()
+            loss = model.loss(ids[:, :-1], ids[:, 1:])
+            loss.backward()
+            losses.append(float(loss.detach()))
+            optimiser.step(count, 1.0, pool)
     assert losses[-1] < 0.3 * losses[0]
