@@ -9,7 +9,7 @@ the body is there, the client's leaving cancels whatever is under way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -42,9 +42,13 @@ class GenerationEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         _check_content_type(scope)
         body = await read_body(receive)
-        await unless_disconnected(receive, self._answer(body, trace_of(scope), send))
+        leaving: list[Callable[[], None]] = []
+        work = self._answer(body, trace_of(scope), send, leaving)
+        await unless_disconnected(receive, work, leaving)
 
-    async def _answer(self, body: bytes, trace: RequestTrace, send: Send) -> None:
+    async def _answer(
+        self, body: bytes, trace: RequestTrace, send: Send, leaving: list[Callable[[], None]]
+    ) -> None:
         request = await self._read(body)
         trace.stream = request.stream
         self._check_health()
@@ -55,6 +59,7 @@ class GenerationEndpoint:
             continuation=self._route is Route.COMPLETIONS,
         )
         generation = Generation(self._state, requests, options, trace)
+        leaving.append(generation.abort)
         answer = self._form(request, trace.request_id)
         try:
             await generation.submit()
@@ -198,8 +203,11 @@ async def stream_answer(
     await write(usage + DONE, more=False)
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Runs ``work`` to its end, or cancels it when the client goes away.
+async def unless_disconnected(
+    receive: Receive, work: Coroutine[Any, Any, T], leaving: Sequence[Callable[[], None]] = ()
+) -> T:
+    """Runs ``work`` to its end, or cancels it when the client goes away; ``leaving`` is called
+    just before.
 
     Raises:
         ClientDisconnected: after the work was cancelled and has cleaned up.
@@ -212,6 +220,9 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) ->
             return task.result()
         raise ClientDisconnected
     finally:
+        if not task.done():
+            for call in leaving:
+                call()
         task.cancel()
         watcher.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)

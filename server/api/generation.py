@@ -63,10 +63,16 @@ class Generation:
                     return
         raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine ended before the request did.")
 
-    def _feed(self, index: int, event: Event) -> Delta | None:
+    def _feed(self, index: int, event: Event | QuireError) -> Delta | None:
         request, processor = self._requests[index], self._processors[index]
         discarded = processor.num_discarded
-        delta = processor.feed(event)
+        try:
+            if isinstance(event, QuireError):
+                raise event
+            delta = processor.feed(event)
+        except QuireError:
+            self.abort()
+            raise
         for choice in processor.take_stopped():
             self._engine.finish(request.request_id, choice)
         if processor.num_discarded > discarded:
@@ -78,20 +84,26 @@ class Generation:
             self._trace.tokens(choice, len(event.token_ids), self._metrics)
         return delta
 
-    def close(self) -> None:
-        """Ends what has not ended, and completes the trace. To be called however it went."""
-        self._trace.cached_tokens = sum(one.num_cached_tokens for one in self._processors)
-        self._trace.completion_tokens = sum(one.num_completion_tokens for one in self._processors)
-        self._trace.finish_reasons = tuple(
-            reason for one in self._processors for reason in one.finish_reasons if reason
-        )
+    def abort(self) -> None:
+        """Ends what has not ended. To be called before the events are left: an engine client may
+        forget a request whose events nobody reads."""
         open_ids = [
             request.request_id
             for request, processor in zip(self._requests, self._processors, strict=True)
             if not processor.finished
         ]
         if self._submitted and open_ids:
+            self._submitted = False
             self._engine.abort(open_ids)
+
+    def close(self) -> None:
+        """Ends what has not ended, and completes the trace. To be called however it went."""
+        self.abort()
+        self._trace.cached_tokens = sum(one.num_cached_tokens for one in self._processors)
+        self._trace.completion_tokens = sum(one.num_completion_tokens for one in self._processors)
+        self._trace.finish_reasons = tuple(
+            reason for one in self._processors for reason in one.finish_reasons if reason
+        )
 
     def usage(self) -> dict[str, object]:
         """OpenAI's usage object, over all prompts and choices."""
@@ -108,8 +120,9 @@ class Generation:
 
 async def merged_events(
     engine: EngineClient, request_ids: Sequence[str]
-) -> AsyncGenerator[tuple[int, Event], None]:
-    """The events of several requests as they come, each with its request's index."""
+) -> AsyncGenerator[tuple[int, Event | QuireError], None]:
+    """The events of several requests as they come, each with its request's index. An error that
+    ends one of them comes as an item, while the others are still open."""
     if len(request_ids) == 1:
         events = engine.events(request_ids[0])
         try:
@@ -137,8 +150,6 @@ async def merged_events(
             index, item = await queue.get()
             if item is None:
                 running -= 1
-            elif isinstance(item, QuireError):
-                raise item
             else:
                 yield index, item
     finally:

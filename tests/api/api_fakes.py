@@ -77,6 +77,7 @@ class FakeEngine:
     seen: list[EngineRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     finished: list[tuple[str, int]] = field(default_factory=list)
+    left: set[str] = field(default_factory=set)
 
     async def submit(self, requests: Sequence[EngineRequest]) -> None:
         self.seen.extend(requests)
@@ -90,7 +91,15 @@ class FakeEngine:
             )
 
     async def events(self, request_id: str) -> AsyncIterator[Event]:
-        request = self.open[request_id]
+        self.left.discard(request_id)
+        try:
+            async for event in self._events(self.open[request_id]):
+                yield event
+        finally:
+            self.left.add(request_id)
+
+    async def _events(self, request: EngineRequest) -> AsyncIterator[Event]:
+        request_id = request.request_id
         yield self._prompt(request)
         scripts = [self._tokens(request, choice) for choice in range(request.n)]
         position, sent = 0, 0
@@ -114,6 +123,8 @@ class FakeEngine:
         self.open.pop(request_id, None)
 
     def abort(self, request_ids: Sequence[str]) -> None:
+        """As the real clients: a request whose events were left is not known any more."""
+        request_ids = [id for id in request_ids if id not in self.left]
         self.aborted.extend(request_ids)
         for request_id in request_ids:
             self.open.pop(request_id, None)

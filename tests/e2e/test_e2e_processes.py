@@ -109,7 +109,9 @@ def test_sigterm_truncates_none_of_16_streams_and_exits_0(start: Start) -> None:
 
 def test_past_the_queue_bound_it_is_429_with_retry_after(start: Start) -> None:
     server = start(max_num_seqs=2, max_queued_requests=3)
-    connections = open_streams(server, 5, 900)
+    connections = open_streams(server, 2, 900)
+    wait_until(lambda: server.metric("quire_requests_running") == 2, 5, "a full batch")
+    connections += open_streams(server, 3, 900)
     wait_until(lambda: server.metric("quire_requests_waiting") == 3, 5, "a full queue")
     for stream in (False, True):
         response = server.post(prompt="a", max_tokens=1, stream=stream)
