@@ -31,7 +31,7 @@ from server.metrics.prometheus import GaugeSources, PrometheusMetrics
 from server.metrics.request_log import RequestLog
 from server.metrics.stats import RequestMetricsFanOut
 from server.model_facts import ModelFacts, engine_settings
-from server.report import PROMISE, ReportInput, startup_report
+from server.report import ReportInput, promise, startup_report
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
 
@@ -94,6 +94,9 @@ class HttpServer:
                 engine.result()  # a start-up error is raised here
                 log.error("the engine failed too often; stopping")
                 return EXIT_ENGINE_GAVE_UP
+            if http.done():
+                http.result()
+                raise StartupError("the HTTP server could not start; the log above says why")
             await self._drain()
             return EXIT_DONE
         finally:
@@ -221,7 +224,7 @@ class HttpServer:
                 "dtype": model.plan.runner.format,
                 "device": "cpu",
                 "system_fingerprint": model.fingerprint,
-                "determinism": PROMISE,
+                "determinism": promise(model.plan.runner.format),
             },
         )
 

@@ -12,10 +12,6 @@ from server.model_facts import ModelFacts
 from server.option_values import format_size
 from weights.spec import PositionKind, RopeScaling
 
-PROMISE = (
-    "equal requests get equal tokens, bit for bit, whatever else is in the batch "
-    "(same build, same number of threads)"
-)
 _SHOWN = (
     *(MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.ACTIVATIONS, MemoryKind.IO),
     *(MemoryKind.WORKSPACE, MemoryKind.ALLOCATOR_SLACK, MemoryKind.RUNTIME),
@@ -35,6 +31,16 @@ class ReportInput:
     address: str  # http://host:port
     chat: bool  # the model has a chat template
     seconds: float  # from the command to ready
+
+
+def promise(format: str) -> str:
+    """What equal requests may expect of each other, whatever shares their batch."""
+    if format == "f32":
+        return "equal requests get equal tokens, log-probabilities within 1e-5 nats"
+    return (
+        "equal requests get equal tokens but for near ties: sums round to 16 bits, and how they "
+        "are grouped depends on the batch (--dtype float32 promises equal tokens)"
+    )
 
 
 def startup_report(facts: ReportInput) -> str:
@@ -71,7 +77,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
          f"{plan.runner.max_num_batched_tokens} tokens a step"),
         ("sampling", _defaults(facts)),
         ("rope", _rope(facts)),
-        ("promise", PROMISE),
+        ("promise", promise(plan.runner.format)),
         ("ready in", f"{facts.seconds:.1f} s (weights {engine.load_seconds:.1f} s)"),
     ]  # fmt: skip
     if engine.skipped:
