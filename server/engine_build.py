@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +20,17 @@ from server.ipc.gauges import GaugeBlock
 from server.memory.accountant import Accountant, Books, KVUse
 from server.memory.layout import RunnerConfig
 from server.memory.snapshot import take
+from server.option_values import format_size
 from weights.errors import CheckpointError
 
 Progress = Callable[[str], None]
+log = logging.getLogger("quire.memory")
 
 _PROGRESS_S = 2.0  # between two lines about loading
 _READ_SHARE = 100  # a reading of the memory is taken at most 1/100 of the time
 _READ_PAUSE_S = 0.25  # and at most this often
+_UNACCOUNTED_BYTES = 8 * 2**20  # the alarm's bound is the larger of this
+_UNACCOUNTED_SHARE = 0.03  # and this share of the resident set
 _WARM_SIZE = 1024  # rows and columns of the products that make the libraries set themselves up
 
 
@@ -83,14 +88,31 @@ class GaugePublisher:
         self._block = block
         self._reading: dict[str, int] = {}
         self._next = 0.0
+        self._alarmed = False
 
     def __call__(self) -> None:
         now = time.monotonic()
         if now >= self._next:
             self._reading = self._engine.accountant.read()
+            self._alarm()
             took_s = time.monotonic() - now
             self._next = now + max(_READ_PAUSE_S, _READ_SHARE * took_s)
         self._block.write(gauge_values(self._engine.core.gauges(), self._reading))
+
+    def _alarm(self) -> None:
+        """One warning when what nobody explains exceeds its bound, and one when it is back."""
+        unaccounted, resident = self._reading["unaccounted"], self._reading["resident"]
+        bound = max(_UNACCOUNTED_BYTES, _UNACCOUNTED_SHARE * resident)
+        if (abs(unaccounted) > bound) == self._alarmed:
+            return
+        self._alarmed = not self._alarmed
+        log.warning(
+            "unaccounted memory is %s of %s resident: %s the bound of %s",
+            format_size(unaccounted),
+            format_size(resident),
+            "above" if self._alarmed else "below",
+            format_size(bound),
+        )
 
 
 class _Loading:

@@ -1,0 +1,95 @@
+"""The engine in this process behaves as the one across the boundary does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from server.engine.core import EngineCore
+from server.engine.events import EngineFrame
+from server.engine.request import EngineRequest, SamplingParams
+from server.errors import ErrorCode, QuireError
+from server.offline import OfflineEngineClient
+from tests.processes.fake_engine import ForgetfulCore
+
+
+class FailingCore(ForgetfulCore):
+    """Fails in its third step."""
+
+    def step(self) -> EngineFrame | None:
+        frame = super().step()
+        if frame is not None and any(output.token_ids == (3,) for output in frame.choices):
+            raise RuntimeError("the model broke")
+        return frame
+
+
+def client(core: Any = None) -> OfflineEngineClient:
+    return OfflineEngineClient(cast(EngineCore, core or ForgetfulCore(0.001)))
+
+
+def request(request_id: str, max_tokens: int = 5, prompt: int = 1) -> EngineRequest:
+    return EngineRequest(request_id, (prompt,), SamplingParams(seed=0, max_tokens=max_tokens))
+
+
+async def tokens(engine: OfflineEngineClient, request_id: str) -> list[int]:
+    return [t async for e in engine.events(request_id) for t in getattr(e, "token_ids", ())]
+
+
+def test_requests_are_answered_side_by_side() -> None:
+    async def story() -> None:
+        async with client() as engine:
+            await engine.submit([request("a"), request("b", 3)])
+            both = await asyncio.gather(tokens(engine, "a"), tokens(engine, "b"))
+            assert both == [[1, 2, 3, 4, 5], [1, 2, 3]]
+            assert engine.num_open == 0
+
+    asyncio.run(story())
+
+
+def test_a_refusal_is_the_clients_error() -> None:
+    async def story() -> None:
+        async with client() as engine:
+            with pytest.raises(QuireError) as raised:
+                await engine.submit([request("a", prompt=666)])
+            assert raised.value.code is ErrorCode.QUEUE_FULL
+
+    asyncio.run(story())
+
+
+def test_abort_and_finish_end_streams() -> None:
+    async def story() -> None:
+        async with client() as engine:
+            await engine.submit([request("a", 10**6), request("b", 10**6)])
+            engine.abort(["a", "unknown"])
+            engine.finish("b", 0)
+            assert await tokens(engine, "b") == [] or engine.num_open == 0
+            with pytest.raises(QuireError):
+                await tokens(engine, "a")
+
+    asyncio.run(story())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_fails_ends_its_requests_with_an_error() -> None:
+    async def story() -> None:
+        async with client(FailingCore(0.001)) as engine:
+            await engine.submit([request("a", 10)])
+            with pytest.raises(QuireError, match="the model broke"):
+                await tokens(engine, "a")
+            with pytest.raises(QuireError, match="the model broke"):
+                await engine.submit([request("b")])
+
+    asyncio.run(story())
+
+
+def test_a_call_runs_between_two_steps() -> None:
+    async def story() -> None:
+        core = ForgetfulCore(0.001)
+        async with client(core) as engine:
+            seen: list[int] = []
+            await engine.call(lambda: seen.append(core.steps))
+            assert seen
+
+    asyncio.run(story())
