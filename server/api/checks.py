@@ -5,7 +5,6 @@ A bound is a number, or the name of a ModelCard attribute that holds it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -54,7 +53,7 @@ class Number:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise wrong_type(param, value, "a number")
         within = self.low < value if self.above_low else self.low <= value
-        if not (within and value <= self.high and math.isfinite(value)):
+        if not (within and value <= self.high):  # false for what is not finite, too
             least = f"above {self.low:g}" if self.above_low else f"from {self.low:g}"
             raise wrong_value(param, value, f"a finite number {least} to {self.high:g}")
         return float(value)

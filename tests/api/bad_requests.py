@@ -8,35 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-COMPLETIONS = "/v1/completions"
-CHAT = "/v1/chat/completions"
+from bad_case import CHAT, COMPLETIONS, BadRequest, ServerFacts, completion, with_member
+from bad_chats import bad_chat_fields, bad_messages
 
-
-@dataclass(frozen=True)
-class ServerFacts:
-    model: str
-    vocab_size: int
-    max_model_len: int
-    max_body_bytes: int
-    max_n: int = 16
-    max_logprobs: int = 20
-
-
-@dataclass(frozen=True)
-class BadRequest:
-    """``body`` goes out as it is. ``code`` None accepts any code of the status."""
-
-    name: str
-    body: bytes
-    status: int = 400
-    code: str | None = None
-    param: str | None = None
-    path: str = COMPLETIONS
-    method: str = "POST"
-    headers: dict[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
+__all__ = ["BadRequest", "ServerFacts", "cases"]
 
 
 def cases(facts: ServerFacts) -> list[BadRequest]:
@@ -49,8 +26,8 @@ def cases(facts: ServerFacts) -> list[BadRequest]:
         *_lists(facts),
         *_combinations(facts),
         *_refused(facts),
-        *_messages(facts),
-        *_chat_fields(facts),
+        *bad_messages(facts),
+        *bad_chat_fields(facts),
     ]
     names = [case.name for case in found]
     if len(set(names)) != len(names):
@@ -58,33 +35,11 @@ def cases(facts: ServerFacts) -> list[BadRequest]:
     return found
 
 
-def _completion(facts: ServerFacts, **changes: Any) -> dict[str, Any]:
-    return {"model": facts.model, "prompt": "a", "max_tokens": 1, **changes}
-
-
-def _chat(facts: ServerFacts, **changes: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": "a"}]
-    return {"model": facts.model, "messages": messages, "max_tokens": 1, **changes}
-
-
-def _with(facts: ServerFacts, raw: str) -> bytes:
-    """A completion body with one more member, spelled by hand."""
-    return json.dumps(_completion(facts))[:-1].encode() + b", " + raw.encode() + b"}"
-
-
 def _bad(
     facts: ServerFacts, name: str, value: Any, code: str | None = "invalid_value", label: str = ""
 ) -> BadRequest:
-    body = json.dumps(_completion(facts, **{name: value})).encode()
+    body = json.dumps(completion(facts, **{name: value})).encode()
     return BadRequest(f"{name} {label or repr(value)[:40]}", body, 400, code)
-
-
-def _bad_chat(
-    facts: ServerFacts, label: str, code: str | None = None, **changes: Any
-) -> BadRequest:
-    return BadRequest(
-        f"chat {label}", json.dumps(_chat(facts, **changes)).encode(), 400, code, path=CHAT
-    )
 
 
 def _malformed(facts: ServerFacts) -> Iterator[BadRequest]:
@@ -144,11 +99,11 @@ def _malformed(facts: ServerFacts) -> Iterator[BadRequest]:
         ("hexadecimal", '"seed": 0x10'),
         ("bare point", '"temperature": .5'),
     ):
-        yield BadRequest(f"body: {name}", _with(facts, raw), 400, "invalid_request")
+        yield BadRequest(f"body: {name}", with_member(facts, raw), 400, "invalid_request")
 
 
 def _http(facts: ServerFacts) -> Iterator[BadRequest]:
-    good = json.dumps(_completion(facts)).encode()
+    good = json.dumps(completion(facts)).encode()
     for kind in (
         "text/plain",
         "application/x-www-form-urlencoded",
@@ -214,15 +169,15 @@ def _fields(facts: ServerFacts) -> Iterator[BadRequest]:
             yield _bad(facts, name, value, "invalid_type")
     for missing in ("model", "prompt"):
         for label, value in (("missing", ...), ("null", None)):
-            body = _completion(facts, **{missing: value})
+            body = completion(facts, **{missing: value})
             if value is ...:
                 del body[missing]
             yield BadRequest(
                 f"{missing} {label}", json.dumps(body).encode(), 400, "missing_required_parameter"
             )
-    unknown = json.dumps(_completion(facts, model="no-such-model")).encode()
+    unknown = json.dumps(completion(facts, model="no-such-model")).encode()
     yield BadRequest("model unknown", unknown, 404, "model_not_found")
-    traversal = json.dumps(_completion(facts, model="../../etc/passwd")).encode()
+    traversal = json.dumps(completion(facts, model="../../etc/passwd")).encode()
     yield BadRequest("model is a path", traversal, 404, "model_not_found")
     yield _bad(facts, "model", "")
     yield _bad(facts, "model", "x" * 2000, label="too long")
@@ -249,9 +204,9 @@ def _ranges(facts: ServerFacts) -> Iterator[BadRequest]:
         for value in values:
             yield _bad(facts, name, value)
     for name in ("temperature", "top_p", "min_p", "presence_penalty", "repetition_penalty"):
-        body = _with(facts, f'"{name}": 1e999')
+        body = with_member(facts, f'"{name}": 1e999')
         yield BadRequest(f"{name} overflows to infinity", body, 400, "invalid_value")
-    million = _with(facts, '"temperature": ' + "9" * 4000)
+    million = with_member(facts, '"temperature": ' + "9" * 4000)
     yield BadRequest("temperature of 4000 digits", million, 400, "invalid_value")
 
 
@@ -283,7 +238,7 @@ def _prompts(facts: ServerFacts) -> Iterator[BadRequest]:
         ("enormous list of texts", ["a"] * 50_000, "invalid_value"),
         ("enormous list of lists", [[1]] * 50_000, "invalid_value"),
     ):
-        body = json.dumps(_completion(facts, prompt=value)).encode()
+        body = json.dumps(completion(facts, prompt=value)).encode()
         yield BadRequest(f"prompt {label}", body, 400, code)
 
 
@@ -306,7 +261,7 @@ def _lists(facts: ServerFacts) -> Iterator[BadRequest]:
     yield _bad(facts, "user", "u" * 5000, label="too long")
     yield _bad(facts, "cache_salt", "")
     yield _bad(facts, "cache_salt", "s" * 5000, label="too long")
-    infinite = _with(facts, '"logit_bias": {"1": 1e999}')
+    infinite = with_member(facts, '"logit_bias": {"1": 1e999}')
     yield BadRequest("logit_bias overflows to infinity", infinite, 400, "invalid_value")
 
 
@@ -321,7 +276,7 @@ def _combinations(facts: ServerFacts) -> Iterator[BadRequest]:
             "context_length_exceeded",
         ),
     ):
-        body = json.dumps(_completion(facts, **changes)).encode()
+        body = json.dumps(completion(facts, **changes)).encode()
         yield BadRequest(label, body, 400, code)
 
 
@@ -352,90 +307,5 @@ def _refused(facts: ServerFacts) -> Iterator[BadRequest]:
         ({"continuous_usage_stats": True}, "unsupported_parameter"),
         ({"other": 1}, "unknown_parameter"),
     ):
-        body = json.dumps(_completion(facts, stream_options=options, **streaming)).encode()
+        body = json.dumps(completion(facts, stream_options=options, **streaming)).encode()
         yield BadRequest(f"stream_options {options}", body, 400, code)
-
-
-def _messages(facts: ServerFacts) -> Iterator[BadRequest]:
-    for label, messages in (
-        ("not a list", "hello"),
-        ("an object", {}),
-        ("a number", 1),
-        ("empty", []),
-        ("of strings", ["hello"]),
-        ("of null", [None]),
-        ("without role", [{"content": "a"}]),
-        ("without content", [{"role": "user"}]),
-        ("null content", [{"role": "user", "content": None}]),
-        ("unknown role", [{"role": "wizard", "content": "a"}]),
-        ("role of a number", [{"role": 1, "content": "a"}]),
-        ("content of a number", [{"role": "user", "content": 1}]),
-        ("content of an object", [{"role": "user", "content": {}}]),
-        ("content of no parts", [{"role": "user", "content": []}]),
-        ("part of text alone", [{"role": "user", "content": ["a"]}]),
-        ("part without type", [{"role": "user", "content": [{"text": "a"}]}]),
-        ("part without text", [{"role": "user", "content": [{"type": "text"}]}]),
-        ("part with numeric text", [{"role": "user", "content": [{"type": "text", "text": 1}]}]),
-        (
-            "part with a stray field",
-            [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}],
-        ),
-        ("part of unknown type", [{"role": "user", "content": [{"type": "smell"}]}]),
-        ("part type a list", [{"role": "user", "content": [{"type": []}]}]),
-        ("stray field", [{"role": "user", "content": "a", "mood": "good"}]),
-        ("name of a number", [{"role": "user", "content": "a", "name": 1}]),
-        ("enormous list", [{"role": "user", "content": "a"}] * 10_000),
-        ("enormous text", [{"role": "user", "content": "a " * 100_000}]),
-    ):
-        yield _bad_chat(facts, f"messages {label}", messages=messages)
-    for label, messages in (
-        ("image", [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
-        ("audio", [{"role": "user", "content": [{"type": "input_audio"}]}]),
-        ("tool role", [{"role": "tool", "content": "a"}]),
-        ("tool calls", [{"role": "assistant", "content": "a", "tool_calls": [{}]}]),
-    ):
-        yield _bad_chat(facts, f"messages {label}", "unsupported_parameter", messages=messages)
-    yield _bad_chat(facts, "messages null", "missing_required_parameter", messages=None)
-
-
-def _chat_fields(facts: ServerFacts) -> Iterator[BadRequest]:
-    for name, value in (
-        ("tools", []),
-        ("tool_choice", "auto"),
-        ("functions", []),
-        ("function_call", "none"),
-        ("parallel_tool_calls", True),
-        ("audio", {}),
-        ("modalities", ["text"]),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {}}),
-        ("chat_template", "{{ 1 }}"),
-        ("chat_template_kwargs", {}),
-        ("prediction", {}),
-        ("echo", True),
-        ("prompt", "a"),
-        ("reasoning_effort", "low"),
-        ("continue_final_message", True),
-    ):
-        label = f"{name} {json.dumps(value)[:40]}"
-        yield _bad_chat(facts, label, "unsupported_parameter", **{name: value})
-    for name, value, code in (
-        ("logprobs", 1, "invalid_type"),
-        ("top_logprobs", 1, "invalid_value"),
-        ("max_completion_tokens", "1", "invalid_type"),
-        ("max_completion_tokens", 2, "invalid_value"),
-        ("temperature", -1, "invalid_value"),
-        ("n", 0, "invalid_value"),
-        ("stop", [""], "invalid_value"),
-        ("nonsense", 1, "unknown_parameter"),
-    ):
-        yield _bad_chat(facts, f"{name} {value!r}", code, **{name: value})
-    for value, code in ((21, "invalid_value"), (-1, "invalid_value"), (True, "invalid_type")):
-        yield _bad_chat(facts, f"top_logprobs {value}", code, logprobs=True, top_logprobs=value)
-    yield BadRequest(
-        "chat model unknown",
-        json.dumps(_chat(facts, model="no-such-model")).encode(),
-        404,
-        "model_not_found",
-        path=CHAT,
-    )
