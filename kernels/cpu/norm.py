@@ -15,7 +15,6 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     total = _total(x, residual)
     values = total.float()
-    # The mean of squares as a dot product of each row with itself: one pass, no temporary.
     square = values.pow(2).mean(dim=-1, keepdim=True)
     normed = values * square.add_(epsilon).rsqrt_()
     return normed.mul_(weight).to(x.dtype), total

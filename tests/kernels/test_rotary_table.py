@@ -14,6 +14,7 @@ SCALINGS = {
     "linear": {"factor": 4.0},
     "dynamic": {"factor": 2.0},
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "llama3_narrow": {"factor": 4.0, "low_freq_factor": 2.0, "high_freq_factor": 6.0},
     "yarn": {"factor": 4.0},
     "yarn_given": {"factor": 16.0, "attention_factor": 1.5, "beta_fast": 20.0, "beta_slow": 2.0},
     "yarn_fractional": {"factor": 4.0, "truncate": False},

@@ -170,6 +170,14 @@ def test_top_k_keeps_exactly_k_and_the_low_ids_of_equals(k):
     assert scaled[1].isfinite().nonzero().view(-1).tolist() == second
 
 
+def test_top_p_is_of_the_mass_that_top_k_leaves():
+    """Of .4 .3 .2 .1 the best two leave .7, of which .55 is .385: the first alone. A neighbour
+    that keeps three does not add to the mass."""
+    scaled = torch.tensor([[0.4, 0.3, 0.2, 0.1]] * 2).div(0.4).log()
+    truncation.keep_best(scaled, torch.tensor([2, 3]), torch.tensor([0.55, 0.55]))
+    assert scaled.isfinite().sum(1).tolist() == [1, 2]
+
+
 def test_min_p_comes_before_top_p():
     """Probabilities .5 .3 .1 .1: min_p .5 leaves .5 .3, of which .6 is the first alone (.625)."""
     logits = torch.tensor([0.5, 0.3, 0.1, 0.1]).log()
