@@ -6,9 +6,9 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from server_process import ServerProcess, engine_children, is_running, wait_until
@@ -17,9 +17,35 @@ LONG = {"prompt": "a", "ignore_eos": True, "temperature": 0, "stream": True}
 Start = Callable[..., ServerProcess]
 
 
-def read_all(connection: socket.socket) -> tuple[bytes, float]:
-    """Everything until the stream's end, and when it ended."""
-    data = b""
+class Streams:
+    """Streams that have begun: each has its 200. Use as a context manager, which closes them."""
+
+    def __init__(self, server: ServerProcess, count: int, max_tokens: int) -> None:
+        self.connections = [server.connect() for _ in range(count)]
+        for one in self.connections:
+            one.sendall(server.request_bytes(**LONG, max_tokens=max_tokens))
+        self.heads = [one.recv(65536) for one in self.connections]
+        assert all(head.startswith(b"HTTP/1.1 200 ") for head in self.heads)
+
+    def __enter__(self) -> Streams:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self.connections:
+            one.close()
+
+    def read_in_background(self) -> Future[list[tuple[bytes, float]]]:
+        """Each stream's whole bytes and the moment of its end."""
+        pool = ThreadPoolExecutor(len(self.connections) + 1)
+        pairs = zip(self.connections, self.heads, strict=True)
+        jobs = [pool.submit(read_to_end, *pair) for pair in pairs]
+        done = pool.submit(lambda: [job.result() for job in jobs])
+        pool.shutdown(wait=False)
+        return done
+
+
+def read_to_end(connection: socket.socket, data: bytes) -> tuple[bytes, float]:
+    """Everything until the end of the chunked body, or of the connection."""
     while not data.endswith(b"0\r\n\r\n"):
         part = connection.recv(65536)
         if not part:
@@ -28,39 +54,16 @@ def read_all(connection: socket.socket) -> tuple[bytes, float]:
     return data, time.monotonic()
 
 
-def open_streams(server: ServerProcess, count: int, max_tokens: int) -> list[socket.socket]:
-    """Streams that have begun to speak."""
-    connections = [server.connect() for _ in range(count)]
-    for one in connections:
-        one.sendall(server.request_bytes(**LONG, max_tokens=max_tokens))
-    wait_until(lambda: server.metric("quire_requests_running") >= 1, 5, "running")
-    return connections
-
-
-def read_in_background(
-    connections: list[socket.socket],
-) -> tuple[list[threading.Thread], list[tuple[bytes, float]]]:
-    found: list[tuple[bytes, float]] = []
-    threads = [
-        threading.Thread(target=lambda one=one: found.append(read_all(one))) for one in connections
-    ]
-    for thread in threads:
-        thread.start()
-    return threads, found
-
-
 def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(start: Start) -> None:
     server = start()
     expected = server.post(prompt="hello", max_tokens=8, temperature=0).json()["choices"]
-    connections = open_streams(server, 8, 1000)
-    threads, found = read_in_background(connections)
     engine = server.engine_pid()
-    killed = time.monotonic()
-    os.kill(engine, signal.SIGKILL)
-    wait_until(lambda: server.status("/ready") == 503, 2, "not ready")
-    for thread in threads:
-        thread.join(5)
-    assert len(found) == 8
+    with Streams(server, 8, 1000) as streams:
+        reading = streams.read_in_background()
+        killed = time.monotonic()
+        os.kill(engine, signal.SIGKILL)
+        wait_until(lambda: server.status("/ready") == 503, 2, "not ready")
+        found = reading.result(20)
     for data, ended in found:
         assert ended - killed < 2
         last = data.split(b"event: error\ndata: ")[1].split(b"\n\n")[0]
@@ -72,55 +75,44 @@ def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(start: Start)
     assert again == expected
     assert server.metric("quire_engine_restarts_total") == 1
     wait_until(server.is_idle, 1, "all blocks free")
-    for one in connections:
-        one.close()
 
 
 def test_a_killed_api_process_leaves_no_engine_behind(start: Start) -> None:
     server = start()
     engine = server.engine_pid()
-    connections = open_streams(server, 2, 1000)
-    server.process.kill()
-    server.process.wait()
-    wait_until(lambda: not is_running(engine), 3, "the engine is gone")
-    for one in connections:
-        one.close()
+    with Streams(server, 2, 1000):
+        server.process.kill()
+        server.process.wait()
+        wait_until(lambda: not is_running(engine), 3, "the engine is gone")
 
 
 def test_sigterm_truncates_none_of_16_streams_and_exits_0(start: Start) -> None:
     server = start()
     engine = server.engine_pid()
-    connections = open_streams(server, 16, 150)
-    threads, found = read_in_background(connections)
-    server.terminate()
-    wait_until(lambda: server.status("/ready") != 200, 2, "not ready")
-    for thread in threads:
-        thread.join(60)
-    assert len(found) == 16
+    with Streams(server, 16, 150) as streams:
+        reading = streams.read_in_background()
+        server.terminate()
+        wait_until(lambda: server.status("/ready") != 200, 2, "not ready")
+        found = reading.result(60)
     for data, _ in found:
-        assert data.startswith(b"HTTP/1.1 200 ")
         assert data.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
         assert data.count(b'"finish_reason":"length"') == 1
     assert server.process.wait(20) == 0
     assert not is_running(engine)
-    for one in connections:
-        one.close()
 
 
 def test_past_the_queue_bound_it_is_429_with_retry_after(start: Start) -> None:
     server = start(max_num_seqs=2, max_queued_requests=3)
-    connections = open_streams(server, 2, 900)
-    wait_until(lambda: server.metric("quire_requests_running") == 2, 5, "a full batch")
-    connections += open_streams(server, 3, 900)
-    wait_until(lambda: server.metric("quire_requests_waiting") == 3, 5, "a full queue")
-    for stream in (False, True):
-        response = server.post(prompt="a", max_tokens=1, stream=stream)
-        assert response.status_code == 429
-        assert int(response.headers["retry-after"]) >= 1
-        assert response.json()["error"]["code"] == "queue_full"
-    assert server.metric("quire_requests_total", outcome="overloaded") == 2
-    for one in connections:
-        one.close()
+    with Streams(server, 2, 900):
+        wait_until(lambda: server.metric("quire_requests_running") == 2, 5, "a full batch")
+        with Streams(server, 3, 900):
+            wait_until(lambda: server.metric("quire_requests_waiting") == 3, 5, "a full queue")
+            for stream in (False, True):
+                response = server.post(prompt="a", max_tokens=1, stream=stream)
+                assert response.status_code == 429
+                assert int(response.headers["retry-after"]) >= 1
+                assert response.json()["error"]["code"] == "queue_full"
+            assert server.metric("quire_requests_total", outcome="overloaded") == 2
     wait_until(server.is_idle, 1, "all blocks free")
     assert server.post(prompt="a", max_tokens=1).status_code == 200
 
