@@ -86,7 +86,9 @@ class RequestStreams:
         """
         stream = self._streams.get(request_id)
         if stream is None:
-            raise unavailable("The engine was restarted while the request was open.")
+            raise unavailable(
+                "The request is not open: its engine was restarted, or it was aborted."
+            )
         try:
             while True:
                 while stream.events:

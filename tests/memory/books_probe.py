@@ -1,7 +1,8 @@
 """Builds an engine as its process does, lets it work, and prints its books as one JSON object.
 
-Run as ``python -m tests.memory.books_probe MODEL_DIR TOKENS DTYPE``, in a fresh interpreter: the
-books are those of a whole process. TOKENS is the length of each prompt under load.
+Run as ``python -m tests.memory.books_probe MODEL_DIR TOKENS DTYPE REQUESTS``, in a fresh interpreter:
+the books are those of a whole process. TOKENS is the length of each of the REQUESTS prompts of the
+load; of the readings under load the one with most unaccounted is kept.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ def main() -> None:
     read = engine.accountant.read
     found = {"plan": model.plan.kinds, "idle": read()}
     prompt = tuple(range(1, int(sys.argv[2]) + 1))
-    for i in range(48):
+    for i in range(int(sys.argv[4])):
         sampling = SamplingParams(seed=i, max_tokens=24, ignore_eos=True, top_p=0.9, logprobs=5)
         shared = prompt[: len(prompt) // 2] + tuple((t + i) % 500 + 1 for t in prompt)
         engine.core.submit([EngineRequest(f"r{i}", shared[: len(prompt)], sampling)])
-    steps = 0
+    loads = []
     while engine.core.has_work:
         engine.core.step()
-        steps += 1
-        if steps == 20:
-            found["load"] = read()
+        if engine.core.has_work:
+            loads.append(read())
+    found["load"] = max(loads, key=lambda reading: abs(reading["unaccounted"]))
     found["after"] = read()
     for name, allocate in WAYS.items():
         found[f"{name}.before"] = read()

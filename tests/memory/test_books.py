@@ -26,9 +26,10 @@ ROOT = Path(__file__).parents[2]
 Reading = Mapping[str, int]
 
 
-def probe(model_dir: Path, tokens: int, dtype: str) -> dict[str, Reading]:
+def probe(model_dir: Path, tokens: int, dtype: str, requests: int = 48) -> dict[str, Reading]:
+    arguments = [str(model_dir), str(tokens), dtype, str(requests)]
     result = subprocess.run(
-        [sys.executable, "-m", "tests.memory.books_probe", str(model_dir), str(tokens), dtype],
+        [sys.executable, "-m", "tests.memory.books_probe", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -160,7 +161,7 @@ HALF_BILLION = tiny_llama(
 @pytest.mark.slow
 def test_the_books_of_half_a_billion_parameters_close_too(tmp_path: Path) -> None:
     write_checkpoint(HALF_BILLION, tmp_path, seed=1, format="bf16", sharp=False)
-    found = probe(tmp_path, 64, "float32")
+    found = probe(tmp_path, 64, "float32", requests=8)
     for moment in ("idle", "load", "after"):
         assert_closes(found[moment])
     assert_close_to_plan(found["plan"], found["load"])

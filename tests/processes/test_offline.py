@@ -64,7 +64,8 @@ def test_abort_and_finish_end_streams() -> None:
             await engine.submit([request("a", 10**6), request("b", 10**6)])
             engine.abort(["a", "unknown"])
             engine.finish("b", 0)
-            assert await tokens(engine, "b") == [] or engine.num_open == 0
+            assert len(await tokens(engine, "b")) < 10**6
+            assert engine.num_open == 0
             with pytest.raises(QuireError):
                 await tokens(engine, "a")
 

@@ -312,6 +312,23 @@ def test_kill_9_of_the_parent_leaves_no_engine_behind() -> None:
     assert not is_running(pid)
 
 
+CHILD = """
+import ctypes, os, sys
+from server.ipc.process import die_with_parent
+die_with_parent(os.getppid(), os.pipe()[0])
+number = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(number), 0, 0, 0)  # PR_GET_PDEATHSIG
+print(number.value)
+"""
+
+
+def test_the_kernel_kills_an_engine_that_is_too_busy_to_see_its_parent_die() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", CHILD], capture_output=True, text=True, cwd=ROOT, timeout=30
+    )
+    assert result.stdout.strip() == str(int(signal.SIGKILL)), result.stderr
+
+
 def is_running(pid: int) -> bool:
     """False for a process that is gone, or dead and not yet reaped by its new parent."""
     try:

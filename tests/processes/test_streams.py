@@ -1,0 +1,129 @@
+"""One frame a step, taken apart: each request gets its own events, and nothing after its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Event, PromptOutput, Refused
+from server.engine.request import EngineRequest, FinishReason, SamplingParams
+from server.errors import ErrorCode, QuireError
+from server.streams import RequestStreams, unavailable
+
+
+def request(request_id: str, n: int = 1) -> EngineRequest:
+    return EngineRequest(request_id, (1,), SamplingParams(seed=0), n=n)
+
+
+def token(request_id: str, choice: int, token_id: int, last: bool = False) -> ChoiceOutput:
+    reason = FinishReason.LENGTH if last else None
+    return ChoiceOutput(request_id, choice, (token_id,), finish_reason=reason)
+
+
+def choices(*outputs: ChoiceOutput) -> EngineFrame:
+    return EngineFrame(choices=outputs)
+
+
+async def events(streams: RequestStreams, request_id: str) -> list[Event]:
+    return [event async for event in streams.events(request_id)]
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(story, 10))
+
+
+def test_a_stream_ends_with_its_last_choice() -> None:
+    async def story() -> None:
+        streams = RequestStreams()
+        streams.open([request("a", n=2), request("b")])
+        prompt = PromptOutput("a", 16)
+        first = [token("a", 0, 5), token("a", 1, 6, last=True)]
+        streams.feed(EngineFrame(prompts=(prompt,), choices=(*first, token("b", 0, 9, last=True))))
+        streams.feed(choices(token("a", 0, 7, last=True)))
+        assert await events(streams, "b") == [token("b", 0, 9, last=True)]
+        assert await events(streams, "a") == [prompt, *first, token("a", 0, 7, last=True)]
+        assert streams.num_open == 0
+
+    run(story())
+
+
+def test_nothing_is_delivered_of_a_choice_that_has_ended() -> None:
+    """A stop string ends a choice here while its next token is on its way."""
+
+    async def story() -> None:
+        streams = RequestStreams()
+        streams.open([request("a", n=2)])
+        streams.feed(choices(token("a", 0, 1), token("a", 1, 1)))
+        assert streams.end_choice("a", 0)
+        assert not streams.end_choice("a", 0)
+        streams.feed(choices(token("a", 0, 2), token("a", 1, 2)))
+        streams.feed(choices(token("a", 0, 3, last=True), token("a", 1, 3, last=True)))
+        found = [
+            (e.choice, e.token_ids) for e in await events(streams, "a") if hasattr(e, "choice")
+        ]
+        assert found == [(0, (1,)), (1, (1,)), (1, (2,)), (1, (3,))]
+
+    run(story())
+
+
+def test_events_of_unknown_requests_are_ignored() -> None:
+    async def story() -> None:
+        streams = RequestStreams()
+        refused = Refused(("ghost",), "QUEUE_FULL", "full")
+        outputs = (token("ghost", 0, 1, last=True),)
+        streams.feed(EngineFrame((Accepted(("ghost",)),), (refused,), (), outputs))
+        assert streams.num_open == 0
+        with pytest.raises(QuireError):
+            await events(streams, "ghost")
+
+    run(story())
+
+
+def test_a_list_is_answered_as_a_whole() -> None:
+    async def story() -> None:
+        streams = RequestStreams()
+        yes = streams.open([request("a"), request("b")])
+        no = streams.open([request("c"), request("d")])
+        refused = Refused(("c", "d"), "QUEUE_FULL", "full", retry_after=3)
+        streams.feed(EngineFrame((Accepted(("a", "b")),), (refused,)))
+        await yes
+        with pytest.raises(QuireError) as raised:
+            await no
+        assert (raised.value.code, raised.value.retry_after) == (ErrorCode.QUEUE_FULL, 3)
+        assert streams.num_open == 2
+
+    run(story())
+
+
+def test_a_lost_engine_ends_every_stream_after_what_had_arrived() -> None:
+    async def story() -> None:
+        streams = RequestStreams()
+        streams.open([request("a")])
+        waiting = streams.open([request("b")])
+        streams.feed(choices(token("a", 0, 1)))
+        reader = streams.events("a")
+        assert await anext(reader) == token("a", 0, 1)
+        streams.fail_all(unavailable("gone"))
+        with pytest.raises(QuireError, match="gone"):
+            await anext(reader)
+        with pytest.raises(QuireError, match="gone"):
+            await waiting
+        assert streams.num_open == 0
+
+    run(story())
+
+
+def test_a_reader_that_leaves_forgets_its_stream() -> None:
+    async def story() -> None:
+        streams = RequestStreams()
+        streams.open([request("a")])
+        streams.feed(choices(token("a", 0, 1)))
+        reader = streams.events("a")
+        await anext(reader)
+        await reader.aclose()  # type: ignore[attr-defined]
+        assert streams.num_open == 0
+
+    run(story())
