@@ -7,7 +7,7 @@ logits, before temperature, penalties and masks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,8 +50,8 @@ class Scored:
 
 
 class Sampler:
-    """``logit_rows`` rows of logits exist at once, and ``sample_rows`` of them are sampled at once:
-    the sampler's temporaries outweigh the logits several times."""
+    """``logit_rows`` rows of logits exist at once, and ``sample_rows`` of them are worked on at
+    once: the temporaries of sampling and ranking outweigh the logits several times."""
 
     def __init__(
         self, logits: Logits, rows: RowSampling, *, logit_rows: int, sample_rows: int
@@ -71,8 +71,8 @@ class Sampler:
             logprob_ids=np.zeros((total, width), dtype=np.int32),
             logprobs=np.zeros((total, width), dtype=np.float32),
         )
-        for start in range(0, total, self._logit_rows):
-            self._sample_cut(hidden, work, slice(start, start + self._logit_rows), out)
+        for logits, part in self._parts(hidden):
+            self._sample_part(logits, work, part, out)
         return out
 
     def score(self, hidden: torch.Tensor, token_ids: Int64, num_top: int) -> Scored:
@@ -81,36 +81,36 @@ class Sampler:
         ids = np.zeros((total, 1 + num_top), dtype=np.int32)
         logprobs = np.zeros((total, 1 + num_top), dtype=np.float32)
         targets = torch.from_numpy(token_ids)
-        for start in range(0, total, self._logit_rows):
-            cut = slice(start, start + self._logit_rows)
-            top_ids, top = kernels.token_logprobs(self._logits(hidden[cut]), targets[cut], num_top)
-            ids[cut], logprobs[cut] = top_ids.numpy(), top.numpy()
+        for logits, part in self._parts(hidden):
+            top_ids, top = kernels.token_logprobs(logits, targets[part], num_top)
+            ids[part], logprobs[part] = top_ids.numpy(), top.numpy()
         return Scored(ids, logprobs)
 
-    def _sample_cut(self, hidden: torch.Tensor, work: SampleWork, cut: slice, out: Sampled) -> None:
-        logits = self._logits(hidden[cut])
-        for start in range(0, len(logits), self._sample_rows):
-            part = slice(start, start + self._sample_rows)
-            here = slice(cut.start + start, min(cut.start + part.stop, cut.stop))
-            chosen = kernels.sample(
-                logits[part],
-                self._rows.tensors(
-                    work.rows[here], work.output_positions[here], work.forbidden[here]
-                ),
-            )
-            out.token_ids[here] = chosen.token_ids.numpy()
-            out.non_finite[here] = chosen.non_finite.numpy()
-        self._report(logits, work, cut, out)
+    def _parts(self, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
+        """Logits of all rows of ``hidden``, a part at a time, and which rows these are."""
+        for start in range(0, len(hidden), self._logit_rows):
+            logits = self._logits(hidden[start : start + self._logit_rows])
+            for first in range(0, len(logits), self._sample_rows):
+                part = logits[first : first + self._sample_rows]
+                yield part, slice(start + first, start + first + len(part))
 
-    def _report(self, logits: torch.Tensor, work: SampleWork, cut: slice, out: Sampled) -> None:
-        """Log-probabilities of the chosen tokens, for the rows that asked."""
-        asked = [i for i, top in enumerate(work.num_top[cut]) if top is not None]
+    def _sample_part(
+        self, logits: torch.Tensor, work: SampleWork, part: slice, out: Sampled
+    ) -> None:
+        params = self._rows.tensors(
+            work.rows[part], work.output_positions[part], work.forbidden[part]
+        )
+        chosen = kernels.sample(logits, params)
+        out.token_ids[part] = chosen.token_ids.numpy()
+        out.non_finite[part] = chosen.non_finite.numpy()
+        asked = [i for i, top in enumerate(work.num_top[part]) if top is not None]
         if not asked:
             return
-        if len(asked) < len(logits):
-            logits = logits.index_select(0, torch.tensor(asked))
-        into = np.array(asked) + cut.start
+        index = torch.tensor(asked)
         ids, logprobs = kernels.token_logprobs(
-            logits, torch.from_numpy(out.token_ids[into]), out.logprobs.shape[1] - 1
+            logits if len(asked) == len(logits) else logits.index_select(0, index),
+            chosen.token_ids.index_select(0, index),
+            out.logprobs.shape[1] - 1,
         )
-        out.logprob_ids[into], out.logprobs[into] = ids.numpy(), logprobs.numpy()
+        rows = np.array(asked) + part.start
+        out.logprob_ids[rows], out.logprobs[rows] = ids.numpy(), logprobs.numpy()

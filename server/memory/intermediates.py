@@ -21,12 +21,12 @@ PANEL_BYTES = 4 << 20
 MANY_ROWS = 128
 FEW_ROWS = range(6, 17)
 
-# The sampler sees this much of the logits at a time; beside them it holds, in bytes per logit:
+# The sampler works on this much of the logits at a time; beside them it holds, in bytes per logit:
 # counts and mask of penalties (5), the penalised row (4), the scaled one (4), two copies as
-# truncation narrows rows down (8), and sorted values with their probabilities and sums (25).
-SAMPLE_LOGIT_BYTES = 4 << 20
-SAMPLE_TEMPORARY = 46
-LOGPROB_BYTES = 8 << 20  # of log-probabilities at once (kernels.cpu.sampling)
+# truncation narrows rows down (8), and sorted values with the ranking of equals among them (28).
+SAMPLE_LOGIT_BYTES = 2 << 20
+SAMPLE_TEMPORARY = 49
+LOGPROB_TEMPORARY = 16  # likewise: rows set apart (4), and their ranking where logits are equal
 
 Tensors = tuple[tuple[str, int], ...]
 
@@ -73,7 +73,7 @@ def _work_list(shape: AttentionShape, num_blocks: int) -> int:
 
 
 def sample_rows(vocab_size: int) -> int:
-    """How many rows of logits are sampled at a time."""
+    """How many rows of logits are sampled or ranked at a time."""
     return max(1, SAMPLE_LOGIT_BYTES // (4 * vocab_size))
 
 
@@ -189,7 +189,15 @@ def _logit_phases(
     return (
         Phase("final_norm", (*every, *_norm(model, picked_rows, element))),
         Phase("logits", (picked, logits, *narrow, *widened)),
-        Phase("logprobs", (picked, logits, *_logprobs(rows, vocab, num_top))),
+        Phase(
+            "logprobs",
+            (
+                picked,
+                logits,
+                ("logprob_temporary", LOGPROB_TEMPORARY * min(rows, sample_rows(vocab)) * vocab),
+                ("reported", 32 * rows * (1 + num_top)),
+            ),
+        ),
         Phase(
             "sample",
             (
@@ -198,15 +206,4 @@ def _logit_phases(
                 ("sample_temporary", SAMPLE_TEMPORARY * at_once * vocab),
             ),
         ),
-    )
-
-
-def _logprobs(rows: int, vocab: int, num_top: int) -> Tensors:
-    """The asking rows' logits set apart, a part's log-softmax and ranking, what is reported."""
-    part = min(4 * rows * vocab, max(4 * vocab, LOGPROB_BYTES))
-    return (
-        ("asked", 4 * rows * vocab),
-        ("log_softmax", part),
-        ("equals", part // 4),
-        ("reported", 32 * rows * (1 + num_top)),
     )
