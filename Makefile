@@ -55,7 +55,7 @@ test-slow: $(SETUP_TEST)
 
 # The whole of what CI runs a seeded slice of; its dates and results are kept in tests/sweep.md.
 sweep: $(SETUP_TEST)
-	QUIRE_TEST_SWEEP=whole $(BIN)/python -m pytest tests/engine tests/equivalence -m "slow or not slow" $(ARGS)
+	SWEEP=whole $(BIN)/python -m pytest tests/invariants tests/equivalence -m "slow or not slow" $(ARGS)
 
 bench: $(SETUP)
 	$(BIN)/python -m server.bench $(ARGS)

@@ -1,8 +1,8 @@
 """Builds an engine as its process does, lets it work, and prints its books as one JSON object.
 
-Run as ``python -m tests.memory.books_probe MODEL_DIR TOKENS DTYPE REQUESTS``, in a fresh interpreter:
-the books are those of a whole process. TOKENS is the length of each of the REQUESTS prompts of the
-load; of the readings under load the one with most unaccounted is kept.
+Run as ``python -m tests.memory.books_probe MODEL_DIR TOKENS DTYPE REQUESTS`` in a fresh
+interpreter: the books are those of a whole process. TOKENS is the length of each of the REQUESTS
+prompts of the load; of the readings under load the one with most unaccounted is kept.
 """
 
 from __future__ import annotations
