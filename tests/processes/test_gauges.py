@@ -53,7 +53,7 @@ def test_no_reading_mixes_two_writes_of_another_process() -> None:
         writer.kill()
         writer.wait()
         writer.stdout.close()
-        assert len(seen) > 100
+        assert len(seen) > 5
 
 
 def torn(block: GaugeBlock) -> None:
