@@ -327,3 +327,19 @@ def test_capacity_refusals_pass_through() -> None:
         400,
         "request_exceeds_capacity",
     )
+
+
+def test_one_prompts_failure_ends_the_others_in_the_engine() -> None:
+    class FailsFirst(FakeEngine):
+        async def _events(self, request: Any) -> Any:
+            async for event in super()._events(request):
+                if request.request_id.endswith("-0"):
+                    raise QuireError(ErrorCode.NON_FINITE, "The logits are not finite.")
+                yield event
+
+    engine = FailsFirst(token_delay=0.01)
+    state = make_state(engine)
+    response = post(state, prompt=["a", "b"], max_tokens=50)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "non_finite_logits")
+    assert engine.aborted == [engine.seen[1].request_id]
+    assert len(state.metrics.records) == 1  # type: ignore[attr-defined]
