@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 
+from server.bench_shapes import shapes
 from server.engine.core import EngineCore
 from server.engine.events import StepStats
 from server.engine.request import EngineLimits, EngineRequest, SamplingParams
@@ -38,7 +39,7 @@ from weights.families import resolve
 from weights.formats import FORMATS
 from weights.inventory import num_parameters
 from weights.spec import ModelSpec
-from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
+from weights.synthetic import write_checkpoint
 
 DEMO = Path(__file__).parent.parent / "weights" / "demo" / "checkpoint"
 BLOCK_SIZE = 16
@@ -93,36 +94,6 @@ class Figures:
     decode_step_bytes: int
     decode_bytes_per_second: float
     bandwidth_fraction: float
-
-
-def shapes() -> dict[str, ModelSpec]:
-    """Published shapes for random weights."""
-    gpt2 = tiny_gpt2(
-        num_heads=12, hidden_size=768, num_layers=12, vocab_size=50257, max_positions=1024
-    )
-    half = tiny_llama(
-        num_query_heads=14,
-        num_kv_heads=2,
-        head_dim=64,
-        hidden_size=896,
-        num_layers=24,
-        intermediate_size=4864,
-        vocab_size=151936,
-        max_positions=4096,
-        tied=True,
-    )
-    one = tiny_llama(
-        num_query_heads=32,
-        num_kv_heads=8,
-        head_dim=64,
-        hidden_size=2048,
-        num_layers=16,
-        intermediate_size=8192,
-        vocab_size=128256,
-        max_positions=4096,
-        tied=True,
-    )
-    return {"gpt2": gpt2, "llama-0.5b": half, "llama-1b": one}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
