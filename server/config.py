@@ -65,7 +65,8 @@ OPTIONS: tuple[Option, ...] = (
         choice("auto", "float32", "bfloat16", "float16"),
         "auto",
         "auto|float32|bfloat16|float16",
-        "format of weights and KV cache; auto is the checkpoint's",
+        "format of weights and KV cache; auto is float32 where its weights take at most 1 GiB, "
+        "else the checkpoint's",
     ),
     Option(
         "max-model-len",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import kernels
 from server.engine.core import EngineCore
 from server.engine_facts import EngineFacts, EngineSettings, gauge_values
 from server.errors import StartupError
@@ -21,7 +22,12 @@ from server.memory.accountant import Accountant, Books, KVUse
 from server.memory.layout import RunnerConfig
 from server.memory.snapshot import take
 from server.option_values import format_size
+from weights.checkpoint import open_checkpoint
 from weights.errors import CheckpointError
+from weights.families import resolve
+from weights.fusion import fused_linears
+from weights.inventory import inventory
+from weights.spec import ModelSpec
 
 Progress = Callable[[str], None]
 log = logging.getLogger("quire.memory")
@@ -31,6 +37,7 @@ _READ_SHARE = 100  # a reading of the memory is taken at most 1/100 of the time
 _READ_PAUSE_S = 0.25  # and at most this often
 _UNACCOUNTED_BYTES = 8 * 2**20  # the alarm's bound is the larger of this
 _UNACCOUNTED_SHARE = 0.03  # and this share of the resident set
+_PADDED_ROWS = (16, 32, 64)  # what kernels pads a 16-bit product of fewer rows to
 _WARM_SIZE = 1024  # rows and columns of the products that make the libraries set themselves up
 
 
@@ -49,11 +56,11 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
     """
     started = time.monotonic()
     torch.set_num_threads(settings.num_threads)
-    _warm_libraries(settings.runner)
-    gc.collect()
-    base = take()
     loading = _Loading(progress)
     try:
+        _warm_libraries(settings.runner, _spec(settings))
+        gc.collect()
+        base = take()
         built = build_runner(Path(settings.model_dir), settings.runner, progress=loading)
         core = EngineCore(built.runner, built.kv, settings.limits, strict=settings.strict_ledger)
     except CheckpointError as error:
@@ -150,11 +157,38 @@ def _books(built: BuiltRunner, core: EngineCore) -> Books:
     )
 
 
-def _warm_libraries(config: RunnerConfig) -> None:
-    """One product of either shape, so that threads start and libraries take their own buffers
-    before the base reading: they belong to the runtime and not to the model."""
+def _spec(settings: EngineSettings) -> ModelSpec:
+    config = open_checkpoint(Path(settings.model_dir)).config
+    return resolve(config).spec(config)
+
+
+def _warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:
+    """Products of the shapes to come, so that threads start and libraries take what they keep
+    before the base reading: it belongs to the runtime and not to the model.
+
+    The weights are never written, so that large ones are pages of zeros that take no memory.
+    """
     tokens = min(config.max_num_batched_tokens, _WARM_SIZE)
-    for dtype in {torch.float32, dtype_of(config.format)}:
-        weight = torch.ones(_WARM_SIZE, _WARM_SIZE, dtype=dtype)
-        for rows in (tokens, 1):
-            torch.nn.functional.linear(torch.ones(rows, _WARM_SIZE, dtype=dtype), weight)
+    for rows in (tokens, 1):
+        _product(rows, torch.empty(_WARM_SIZE, _WARM_SIZE))
+    if config.format == "f32":
+        return
+    for shape in _product_shapes(spec):
+        weight = torch.empty(shape, dtype=dtype_of(config.format))
+        for rows in _PADDED_ROWS:
+            _product(rows, weight, config.format)
+
+
+def _product(rows: int, weight: torch.Tensor, format: str = "f32") -> None:
+    x = torch.zeros(rows, weight.shape[1], dtype=weight.dtype)
+    kernels.linear(x, kernels.pack_linear(weight, format))
+
+
+def _product_shapes(spec: ModelSpec) -> set[tuple[int, int]]:
+    """[out, in] of every matrix that the model multiplies by, each shape once."""
+    shapes = {parameter.name: parameter.shape for parameter in inventory(spec)}
+    fused = {(spec.vocab_size, spec.hidden_size)}
+    for linear in fused_linears(spec):
+        parts = [shapes[f"{part}.weight"] for part in linear.parts]
+        fused.add((sum(part[0] for part in parts), parts[0][1]))
+    return fused

@@ -19,6 +19,7 @@ from weights.checkpoint import open_checkpoint
 from weights.errors import CheckpointError
 from weights.families import resolve
 from weights.formats import get_format
+from weights.generation import end_of_sequence_ids
 from weights.spec import ModelSpec
 
 
@@ -32,6 +33,7 @@ class ModelFacts:
     generation_config: Mapping[str, Any]
     eos_token_ids: tuple[int, ...]
     checkpoint_bytes: int
+    checkpoint_format: str
     unread_keys: tuple[str, ...]
     plan: MemoryPlan
 
@@ -59,11 +61,13 @@ def read_model(config: ServerConfig) -> ModelFacts:
         checkpoint = open_checkpoint(folder)
         family = resolve(checkpoint.config)
         spec = family.spec(checkpoint.config)
+        ends = end_of_sequence_ids(spec, checkpoint.generation_config)
         unread = family.unread_keys(checkpoint.config)
     except CheckpointError as error:
         raise StartupError(str(error)) from error
+    stored = checkpoint.parameter_format or spec.parameter_dtype
     request = PlanRequest(
-        format=resolve_format(config.dtype, checkpoint.parameter_format or spec.parameter_dtype),
+        format=resolve_format(config.dtype, stored, spec),
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
@@ -76,8 +80,9 @@ def read_model(config: ServerConfig) -> ModelFacts:
         spec=spec,
         config=checkpoint.config,
         generation_config=checkpoint.generation_config,
-        eos_token_ids=_end_of_sequence(spec, checkpoint.generation_config),
+        eos_token_ids=ends,
         checkpoint_bytes=checkpoint.total_bytes,
+        checkpoint_format=stored,
         unread_keys=unread,
         plan=plan_memory(spec, request, available),
     )
@@ -104,15 +109,3 @@ def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:
         log_format=config.log_format,
         strict_ledger=config.strict_ledger,
     )
-
-
-def _end_of_sequence(spec: ModelSpec, generation_config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids of both configurations, in rising order."""
-    given = generation_config.get("eos_token_id")
-    more = given if isinstance(given, list) else [] if given is None else [given]
-    for token in more:
-        if not isinstance(token, int) or not 0 <= token < spec.vocab_size:
-            raise StartupError(
-                f"generation_config.json: eos_token_id {token!r} is no id below {spec.vocab_size}"
-            )
-    return tuple(sorted({*spec.eos_token_ids, *more}))

@@ -67,7 +67,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
     pairs = [
         ("model", shape),
         ("parameters", f"{model.num_parameters:,}" + _tied(facts)),
-        ("dtype", f"{plan.runner.format}, on cpu ({engine.cpu_capability}), "
+        ("dtype", f"{plan.runner.format}{_widened(facts)}, on cpu ({engine.cpu_capability}), "
          f"{engine.num_threads} threads, torch {engine.torch_version}"),
         ("max length", length),
         ("KV cache", f"{plan.capacity_tokens:,} tokens in {plan.kv.num_blocks:,} blocks of "
@@ -85,6 +85,11 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
     if model.unread_keys:
         pairs.append(("unread keys", "config.json: " + ", ".join(model.unread_keys[:8])))
     return pairs
+
+
+def _widened(facts: ReportInput) -> str:
+    held, stored = facts.model.plan.runner.format, facts.model.checkpoint_format
+    return "" if held == stored else f" (the checkpoint's is {stored}; --dtype chooses)"
 
 
 def _tied(facts: ReportInput) -> str:

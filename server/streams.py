@@ -79,7 +79,9 @@ class RequestStreams:
             self._put_choice(output)
 
     async def events(self, request_id: str) -> AsyncIterator[Event]:
-        """The request's events until its last choice has ended. Leaving early drops the stream.
+        """The request's events until its last choice has ended.
+
+        Leaving early keeps the stream open, so that a later abort still finds it.
 
         Raises:
             QuireError: the engine died or restarted under the request.
@@ -98,7 +100,7 @@ class RequestStreams:
                 stream.wake.clear()
                 await stream.wake.wait()
         finally:
-            if self._streams.get(request_id) is stream:
+            if stream.closed and self._streams.get(request_id) is stream:
                 del self._streams[request_id]
         if stream.error is not None:
             raise _own(stream.error)

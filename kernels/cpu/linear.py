@@ -5,10 +5,11 @@ Weights stay as they were given. Four forms, chosen by shape and type alone; all
 - one row: a matrix-vector product, which streams the weight at nearly the memory's speed;
 - a few rows of a large float32 weight: the weight times the transposed rows, up to three times
   faster than the rows times the transposed weight;
-- many rows of a 16-bit weight where the machine has no fast product of that type: panels of the
-  weight widened to float32, one at a time in PANEL_BYTES of scratch (measured on AVX-512 without
-  AMX: bfloat16 products run at half the speed of float32);
-- else: the plain product.
+- many rows of a 16-bit weight where the machine has no matrix unit: panels of the weight widened to
+  float32, one at a time in PANEL_BYTES of scratch (measured on AVX-512 without AMX: bfloat16
+  products run at half the speed of float32);
+- else: the plain product. For 16-bit types it is oneDNN's, which keeps half a MiB for every pair of
+  a number of rows and a weight's shape, for ever: rows are padded to few sizes (padded_rows).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 PANEL_BYTES = 4 << 20
 MANY_ROWS = 128
+LEAST_PADDED = 16  # the smallest padded number of rows; the others are its doubles
 FEW_ROWS = range(6, 17)
 LARGE_WEIGHT = 1 << 20  # elements
 
@@ -34,21 +36,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
         out = torch.mm(weight, x.t()).t().contiguous()
         if bias is not None:
             out.add_(bias)
-    elif rows >= MANY_ROWS and _widens(x.dtype):
-        return _widened(x, weight, bias, residual)
-    else:
+    elif x.dtype is torch.float32:
         out = F.linear(x, weight, bias)
+    elif rows < MANY_ROWS or _has_matrix_unit():
+        out = F.linear(F.pad(x, (0, 0, 0, padded_rows(rows) - rows)), weight, bias)[:rows]
+    else:
+        return _widened(x, weight, bias, residual)
     return out if residual is None else out.add_(residual)
 
 
 @cache
-def _widens(dtype: torch.dtype) -> bool:
-    """Whether this machine multiplies float32 faster than ``dtype``."""
-    if dtype is torch.bfloat16:
-        return not torch.cpu._is_amx_tile_supported()
-    if dtype is torch.float16:
-        return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return False
+def _has_matrix_unit() -> bool:
+    """Whether this machine multiplies 16-bit types faster than float32."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def padded_rows(rows: int) -> int:
+    """The number of rows that a 16-bit plain product of ``rows`` really computes."""
+    return max(LEAST_PADDED, 1 << (rows - 1).bit_length())
 
 
 def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:

@@ -61,7 +61,7 @@ PENALTY = Number(-2, 2)
 REPETITION_PENALTY = Number(0, 100, above_low=True)
 
 FIELDS = (
-    Field("model", MODEL_NAME, required=True),
+    Field("model", MODEL_NAME),  # one model is served: a request may leave it out
     Field("prompt", Prompt(SOME_TEXT, TokenIds(1, 1 << 24)), COMPLETIONS, required=True),
     Field("messages", Messages(4096), CHAT, required=True),
     Field("max_tokens", Integer(0, "max_model_len")),

@@ -56,7 +56,8 @@ class GenerationRequest:
 def validate(body: Mapping[str, Any], route: Route, model: ModelCard) -> GenerationRequest:
     """Raises QuireError for the first rule that the body breaks."""
     fields = read_fields(body, route, model)
-    check_model(fields["model"], model)
+    if fields["model"] is not None:
+        check_model(fields["model"], model)
     prompts = fields.get("prompt", ())
     request = GenerationRequest(
         route=route,

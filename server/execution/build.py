@@ -7,10 +7,9 @@ The caller has already decided every size (RunnerConfig); nothing is fitted to m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from server.execution.model_runner import ModelRunner
 from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec, max_context
 from weights.checkpoint import open_checkpoint
 from weights.families import resolve
+from weights.generation import end_of_sequence_ids
 from weights.loader import LoadReport, load
 from weights.spec import ModelSpec
 
@@ -99,14 +99,6 @@ def build_runner(
         held=HeldBytes(model, layout, loaded, buffers, runner.workspace),
         warm_up_bytes=runner.warm_up() if warm_up else 0,
     )
-
-
-def end_of_sequence_ids(model: ModelSpec, generation_config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids of config.json and generation_config.json together, in rising order."""
-    given = generation_config.get("eos_token_id")
-    more = given if isinstance(given, list) else [given]
-    ids = {*model.eos_token_ids, *(token for token in more if isinstance(token, int))}
-    return tuple(sorted(ids))
 
 
 def _check(model: ModelSpec, config: RunnerConfig) -> None:

@@ -159,11 +159,13 @@ def _store(model: ModelSpec, tokens: int, element: int) -> Tensors:
 
 def _product(rows: int, columns: int, out: int, element: int) -> Tensors:
     """Beside the result of [rows, columns] x [columns, out]: a 16-bit weight meets many rows in
-    float32, a panel at a time; a float32 one meets a few rows as the transposed product."""
+    float32, a panel at a time, and fewer padded to a power of two; a float32 one meets a few rows
+    as the transposed product."""
     if element == 4:
         return (("transposed_product", 4 * rows * out),) if rows in FEW_ROWS else ()
     if rows < MANY_ROWS:
-        return ()
+        padded = max(16, 1 << (rows - 1).bit_length())
+        return (("rows_padded", element * padded * columns), ("padded", element * padded * out))
     panel = max(1, min(out, PANEL_BYTES // (4 * columns)))
     return (
         ("rows_float32", 4 * rows * columns),

@@ -14,15 +14,24 @@ from dataclasses import dataclass
 
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
-from server.memory.layout import Layout, MemoryKind, RunnerConfig, build_layout, kv_cache_spec
+from server.memory.layout import (
+    Layout,
+    MemoryKind,
+    RunnerConfig,
+    build_layout,
+    kv_cache_spec,
+    max_context,
+)
 from server.option_values import format_size
-from weights.formats import FORMATS, get_format
+from weights.formats import FORMATS, get_format, tensor_bytes
+from weights.inventory import inventory
 from weights.spec import ModelSpec
 
 PREFIX_SHARE = 1.25  # room for cached prefixes beside the live sequences
 LOGIT_ELEMENTS = 2**21  # rows x vocabulary of float32 logits that a step holds at once
 MIN_LOGIT_ROWS, MAX_LOGIT_ROWS = 8, 256
 MAX_LOGPROBS = 20
+SMALL_MODEL_BYTES = 2**30  # in float32; --dtype auto widens what takes no more
 _PLANNED = (
     MemoryKind.WEIGHTS,
     MemoryKind.KV_CACHE,
@@ -85,10 +94,10 @@ def plan_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
     Raises:
         StartupError: it does not fit; names what broke the budget, by how much, and what would fit.
     """
-    if request.max_model_len is not None and request.max_model_len > model.max_positions:
+    if request.max_model_len is not None and request.max_model_len > max_context(model):
         raise StartupError(
             f"--max-model-len {request.max_model_len} exceeds the model's "
-            f"{model.max_positions} positions"
+            f"{max_context(model)} positions"
         )
     wanted_len = request.max_model_len or model.max_positions
     kv_bytes, limit = _pool_bytes(model, request, wanted_len, available_bytes)
@@ -111,11 +120,16 @@ def plan_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
     )
 
 
-def resolve_format(dtype: str, checkpoint_format: str) -> str:
-    """The canonical format for --dtype: auto is the checkpoint's own."""
-    if dtype == "auto":
-        return checkpoint_format
-    return next(fmt.name for fmt in FORMATS.values() if fmt.torch_name == dtype)
+def resolve_format(dtype: str, checkpoint_format: str, model: ModelSpec) -> str:
+    """The canonical format for --dtype.
+
+    auto is the checkpoint's own, but float32 for a small model: there a CPU is no slower for it,
+    and only in float32 is an answer independent of what shares its batch.
+    """
+    if dtype != "auto":
+        return next(fmt.name for fmt in FORMATS.values() if fmt.torch_name == dtype)
+    in_float32 = sum(tensor_bytes(parameter.shape, "f32") for parameter in inventory(model))
+    return "f32" if in_float32 <= SMALL_MODEL_BYTES else checkpoint_format
 
 
 def formulas(plan: MemoryPlan) -> dict[str, str]:

@@ -167,7 +167,7 @@ def _fields(facts: ServerFacts) -> Iterator[BadRequest]:
     for name, values in wrong.items():
         for value in values:
             yield _bad(facts, name, value, "invalid_type")
-    for missing in ("model", "prompt"):
+    for missing in ("prompt",):
         for label, value in (("missing", ...), ("null", None)):
             body = completion(facts, **{missing: value})
             if value is ...:

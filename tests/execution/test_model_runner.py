@@ -11,9 +11,9 @@ import stepping
 from server.engine.plan import PlannedRow, StepPlan
 from server.engine.request import SamplingParams
 from server.errors import StartupError
-from server.execution.build import end_of_sequence_ids
 from server.execution.model_runner import ModelRunner
 from server.memory.layout import max_context
+from weights.generation import end_of_sequence_ids
 from weights.spec import RopeScaling, RopeSpec
 from weights.synthetic import tiny_llama
 

@@ -168,10 +168,6 @@ def test_the_books_of_half_a_billion_parameters_close_too(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="oneDNN keeps 0.54 MiB for each pair of a number of rows and a 16-bit weight's shape",
-)
 def test_the_books_of_16_bit_weights_close_under_load() -> None:
     found = probe(DEMO_MODEL_DIR, 200, "bfloat16")
     for moment in ("idle", "load", "after"):

@@ -111,7 +111,9 @@ def test_every_kind_has_a_formula_with_the_numbers_put_in() -> None:
     assert lines["weights"].startswith(f"{plan.kinds['weights'] // 4} parameters x 4 B (f32)")
 
 
-def test_auto_takes_the_checkpoints_format() -> None:
-    assert resolve_format("auto", "bf16") == "bf16"
-    assert resolve_format("float16", "bf16") == "f16"
-    assert resolve_format("float32", "bf16") == "f32"
+def test_auto_widens_small_models_and_leaves_large_ones_as_they_are() -> None:
+    large = replace(MODEL, vocab_size=2**26)  # 16 GiB of embedding in float32
+    assert resolve_format("auto", "bf16", MODEL) == "f32"
+    assert resolve_format("auto", "bf16", large) == "bf16"
+    assert resolve_format("float16", "bf16", MODEL) == "f16"
+    assert resolve_format("float32", "bf16", large) == "f32"

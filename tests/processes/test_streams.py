@@ -116,7 +116,7 @@ def test_a_lost_engine_ends_every_stream_after_what_had_arrived() -> None:
     run(story())
 
 
-def test_a_reader_that_leaves_forgets_its_stream() -> None:
+def test_a_reader_that_leaves_can_still_abort() -> None:
     async def story() -> None:
         streams = RequestStreams()
         streams.open([request("a")])
@@ -124,6 +124,7 @@ def test_a_reader_that_leaves_forgets_its_stream() -> None:
         reader = streams.events("a")
         await anext(reader)
         await reader.aclose()  # type: ignore[attr-defined]
+        assert streams.drop(["a"]) == ["a"]
         assert streams.num_open == 0
 
     run(story())
