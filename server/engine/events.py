@@ -1,7 +1,7 @@
 """What the engine says back: one EngineFrame a step, and the client protocol that carries it.
 
-A request meets exactly one of ``Refused`` or ``Accepted``; after ``Accepted`` come outputs, and each
-of its n choices ends in exactly one ChoiceOutput with a ``finish_reason``.
+A request meets exactly one of ``Refused`` or ``Accepted``; after ``Accepted`` come outputs, and
+each of its n choices ends in exactly one ChoiceOutput with a ``finish_reason``.
 """
 
 from __future__ import annotations

@@ -28,11 +28,6 @@ def check_ledger(roster: Roster) -> None:
     _check_rows(roster)
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise LedgerError(message)
-
-
 def _check_blocks(roster: Roster) -> None:
     """Blank, idle and held blocks are disjoint and add up; references are the holders."""
     pool, kv = roster.kv.pool, roster.kv
@@ -43,24 +38,18 @@ def _check_blocks(roster: Roster) -> None:
     sets = {"blank": pool.blank_ids, "idle": pool.idle_ids, "held": tuple(holders)}
     counted = Counter(block for ids in sets.values() for block in ids)
     sizes = {name: len(ids) for name, ids in sets.items()}
-    _require(
-        sorted(counted.elements()) == list(range(pool.num_blocks)),
-        f"blocks {sizes} do not add up to {pool.num_blocks}, each once: {sets}",
-    )
+    if sorted(counted.elements()) != list(range(pool.num_blocks)):
+        raise LedgerError(f"blocks {sizes} do not add up to {pool.num_blocks}, each once: {sets}")
     for block in range(pool.num_blocks):
         references = pool.num_references(block)
-        _require(
-            references == holders[block],
-            f"block {block} has {references} references and {holders[block]} holders",
-        )
-    _require(
-        all(kv.cache.holds(block) for block in pool.idle_ids),
-        f"an idle block of {pool.idle_ids} has no content",
-    )
-    _require(
-        not any(kv.cache.holds(block) for block in pool.blank_ids),
-        f"a blank block of {pool.blank_ids} has content",
-    )
+        if references != holders[block]:
+            raise LedgerError(
+                f"block {block} has {references} references and {holders[block]} holders"
+            )
+    if not all(kv.cache.holds(block) for block in pool.idle_ids):
+        raise LedgerError(f"an idle block of {pool.idle_ids} has no content")
+    if any(kv.cache.holds(block) for block in pool.blank_ids):
+        raise LedgerError(f"a blank block of {pool.blank_ids} has content")
 
 
 def _check_tables(roster: Roster) -> None:
@@ -71,15 +60,19 @@ def _check_tables(roster: Roster) -> None:
             for size, table in zip(roster.kv.block_sizes, sequence.block_tables, strict=True):
                 is_running = sequence.state is SequenceState.RUNNING
                 wanted = -(-tokens // size) if is_running else 0
-                _require(len(table) == wanted, f"{sequence!r}: {len(table)} blocks, not {wanted}")
-                _require(len(set(table)) == len(table), f"{sequence!r} has a block twice: {table}")
-            _require(
-                sequence.num_confirmed_tokens
+                if len(table) != wanted:
+                    raise LedgerError(f"{sequence!r}: {len(table)} blocks, not {wanted}")
+                if len(set(table)) != len(table):
+                    raise LedgerError(f"{sequence!r} has a block twice: {table}")
+            if (
+                not sequence.num_confirmed_tokens
                 <= sequence.num_computed_tokens
-                <= sequence.num_tokens,
-                f"{sequence!r}: {sequence.num_confirmed_tokens} confirmed, "
-                f"{sequence.num_computed_tokens} computed, {sequence.num_tokens} known tokens",
-            )
+                <= sequence.num_tokens
+            ):
+                raise LedgerError(
+                    f"{sequence!r}: {sequence.num_confirmed_tokens} confirmed, "
+                    f"{sequence.num_computed_tokens} computed, {sequence.num_tokens} known tokens"
+                )
 
 
 def _check_writable(roster: Roster) -> None:
@@ -94,19 +87,20 @@ def _check_writable(roster: Roster) -> None:
         for group, (size, table) in enumerate(tables):
             for index, block in enumerate(table):
                 if (index + 1) * size > sequence.num_confirmed_tokens:
-                    _require(
-                        kv.pool.num_references(block) == 1 and not kv.cache.holds(block),
-                        f"{sequence!r} may write block {block}: "
-                        f"{kv.pool.num_references(block)} references, "
-                        f"cached: {kv.cache.holds(block)}",
-                    )
+                    if kv.pool.num_references(block) != 1 or kv.cache.holds(block):
+                        raise LedgerError(
+                            f"{sequence!r} may write block {block}: "
+                            f"{kv.pool.num_references(block)} references, "
+                            f"cached: {kv.cache.holds(block)}"
+                        )
                     continue
                 prefix = tuple(sequence.token_ids[: (index + 1) * size])
                 content = (sequence.request.namespaces[group], prefix)
-                _require(
-                    readers.setdefault(block, content) == content,
-                    f"block {block} is shared by different prefixes: {readers[block]}, {content}",
-                )
+                if readers.setdefault(block, content) != content:
+                    raise LedgerError(
+                        f"block {block} is shared by different prefixes: "
+                        f"{readers[block]}, {content}"
+                    )
 
 
 def _check_cache(roster: Roster) -> None:
@@ -114,13 +108,13 @@ def _check_cache(roster: Roster) -> None:
     cache = roster.kv.cache
     entries = {id(entry) for entry in cache.entries}
     for entry in cache.entries:
-        _require(bool(entry.block_ids), f"the entry of {entry.token_ids} has no block")
+        if not entry.block_ids:
+            raise LedgerError(f"the entry of {entry.token_ids} has no block")
         for block in entry.block_ids:
-            _require(cache.entry_of(block) is entry, f"block {block} points at another entry")
-        _require(
-            entry.parent is None or id(entry.parent) in entries,
-            f"the entry of {entry.token_ids} outlived its parent",
-        )
+            if cache.entry_of(block) is not entry:
+                raise LedgerError(f"block {block} points at another entry")
+        if entry.parent is not None and id(entry.parent) not in entries:
+            raise LedgerError(f"the entry of {entry.token_ids} outlived its parent")
     for sequence in roster.running:
         _check_cached_content(roster, sequence)
 
@@ -135,38 +129,43 @@ def _check_cached_content(roster: Roster, sequence: Sequence) -> None:
             if entry is None:
                 continue
             tokens = tuple(sequence.token_ids[index * size : (index + 1) * size])
-            _require(
-                entry.token_ids == tokens and entry.namespace == sequence.request.namespaces[group],
-                f"block {block} holds {tokens} and is cached as {entry.token_ids}",
-            )
+            namespace = sequence.request.namespaces[group]
+            if entry.token_ids != tokens or entry.namespace != namespace:
+                raise LedgerError(
+                    f"block {block} holds {tokens} and is cached as {entry.token_ids}"
+                )
             parent = kv.cache.entry_of(table[index - 1]) if index else None
-            _require(entry.parent is parent, f"block {block} is cached after another prefix")
+            if entry.parent is not parent:
+                raise LedgerError(f"block {block} is cached after another prefix")
 
 
 def _check_places(roster: Roster) -> None:
     """Every sequence of every live request is in exactly the place that its state names."""
     ranks = [sequence.rank for sequence in roster.running]
-    _require(ranks == sorted(set(ranks)), f"running is not in the order of rank: {ranks}")
+    if ranks != sorted(set(ranks)):
+        raise LedgerError(f"running is not in the order of rank: {ranks}")
     queued = set(roster.waiting)
     running = set(roster.running)
     expected_queue, expected_running = set(), set()
     for request in roster.requests.values():
-        _require(bool(request.live_sequences), f"{request.id} has ended and is still known")
+        if not request.live_sequences:
+            raise LedgerError(f"{request.id} has ended and is still known")
         for sequence in request.live_sequences:
             is_behind = not request.is_forked and sequence is not request.primary
             if sequence.state is SequenceState.RUNNING:
                 expected_running.add(sequence)
             elif sequence.state is SequenceState.RESERVED:
-                _require(is_behind, f"{sequence!r} holds a row of no gang")
+                if not is_behind:
+                    raise LedgerError(f"{sequence!r} holds a row of no gang")
             elif not is_behind:
                 expected_queue.add(sequence)
-    _require(running == expected_running, f"running {running}, not {expected_running}")
-    _require(queued == expected_queue, f"waiting {queued}, not {expected_queue}")
+    if running != expected_running:
+        raise LedgerError(f"running {running}, not {expected_running}")
+    if queued != expected_queue:
+        raise LedgerError(f"waiting {queued}, not {expected_queue}")
     tokens = sum(sequence.num_tokens for sequence in queued)
-    _require(
-        tokens == roster.waiting.num_tokens,
-        f"{roster.waiting.num_tokens} tokens wait by count, {tokens} in fact",
-    )
+    if tokens != roster.waiting.num_tokens:
+        raise LedgerError(f"{roster.waiting.num_tokens} tokens wait by count, {tokens} in fact")
 
 
 def _check_rows(roster: Roster) -> None:
@@ -175,10 +174,11 @@ def _check_rows(roster: Roster) -> None:
     for request in roster.requests.values():
         for sequence in request.sequences:
             has_row = sequence.state in (SequenceState.RUNNING, SequenceState.RESERVED)
-            _require(has_row == (sequence.row is not None), f"{sequence!r} has row {sequence.row}")
+            if has_row != (sequence.row is not None):
+                raise LedgerError(f"{sequence!r} has row {sequence.row}")
             if sequence.row is not None:
                 rows.append(sequence.row)
-    _require(
-        sorted(rows) == list(range(roster.rows.num_rows)),
-        f"rows free or held {sorted(rows)}, not 0..{roster.rows.num_rows - 1} each once",
-    )
+    if sorted(rows) != list(range(roster.rows.num_rows)):
+        raise LedgerError(
+            f"rows free or held {sorted(rows)}, not 0..{roster.rows.num_rows - 1} each once"
+        )

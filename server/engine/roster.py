@@ -171,4 +171,5 @@ class Roster:
         request.is_forked = True
         self._dissolve_gang(request)
         for sibling in request.live_sequences:
+            sibling.move_to(SequenceState.PREEMPTED)
             self.waiting.push(sibling)

@@ -8,7 +8,8 @@ Only a sequence owns tokens, a row and block tables.
                  PREEMPTED                      PREEMPTED: recomputed when it gets a row again
 
 WAITING and PREEMPTED sequences are in the waiting queue, except for the later choices of a request
-whose prompt is not computed yet: these follow the first choice. FINISHED_* is never left.
+whose prompt is not computed yet: these follow the first choice, and queue as PREEMPTED should it
+end before them. FINISHED_* is never left.
 """
 
 from __future__ import annotations
@@ -45,7 +46,12 @@ _FINISHED = frozenset(
     }
 )
 _NEXT_STATES = {
-    SequenceState.WAITING: {SequenceState.RUNNING, SequenceState.RESERVED} | _FINISHED,
+    SequenceState.WAITING: {
+        SequenceState.RUNNING,
+        SequenceState.RESERVED,
+        SequenceState.PREEMPTED,
+    }
+    | _FINISHED,
     SequenceState.RESERVED: {
         SequenceState.RUNNING,
         SequenceState.PREEMPTED,

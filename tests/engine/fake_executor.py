@@ -133,6 +133,9 @@ class FakeExecutor:
         ]
         self.rows: dict[int, FakeRow] = {}
         self.plans: list[StepPlan] = []
+        self.violations: list[
+            str
+        ] = []  # the engine takes a raise for a failed step; tests look here
         self.fail_at = ""
         self.fail_always_for: int | None = None  # a token: any step with it in a row raises
 
@@ -140,6 +143,10 @@ class FakeExecutor:
         if self.fail_at == point:
             self.fail_at = ""
             raise FakeFailure(f"asked to fail at {point}")
+
+    def _violation(self, message: str) -> KVStoreError:
+        self.violations.append(message)
+        return KVStoreError(message)
 
     def forward(self, plan: StepPlan) -> StepPlan:
         self.maybe_fail("forward")
@@ -167,7 +174,7 @@ class FakeExecutor:
     def _copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
         destinations = [destination for _, destination in copies]
         if len(set(destinations)) != len(destinations):
-            raise KVStoreError(f"two copies into one block: {copies}")
+            raise self._violation(f"two copies into one block: {copies}")
         for store in self.store:
             read = [list(store[source]) for source, _ in copies]
             for content, destination in zip(read, destinations, strict=True):
@@ -175,7 +182,7 @@ class FakeExecutor:
 
     def _admit(self, admitted: AdmittedRow) -> None:
         if admitted.row in self.rows:
-            raise KVStoreError(f"row {admitted.row} is admitted and was not released")
+            raise self._violation(f"row {admitted.row} is admitted and was not released")
         row = FakeRow(admitted, tables=[list(table) for table in admitted.block_tables])
         for token in admitted.token_ids:
             row.append(token)
@@ -199,7 +206,7 @@ class FakeExecutor:
             self._poison(group, row.tables[group], range(start, end))
         end = row.num_computed + planned.num_scheduled_tokens
         if planned.num_scheduled_tokens < 1 or end > len(row.token_ids):
-            raise KVStoreError(f"row {planned.row} has no {planned.num_scheduled_tokens} tokens")
+            raise self._violation(f"row {planned.row} has no {planned.num_scheduled_tokens} tokens")
         for group, size in enumerate(self.block_sizes):
             for position in range(row.num_computed, end):
                 block = self._block(planned.row, group, position // size)
@@ -210,13 +217,13 @@ class FakeExecutor:
     def _block(self, row: int, group: int, index: int) -> int:
         table = self.rows[row].tables[group]
         if index >= len(table):
-            raise KVStoreError(f"row {row} has no block for a scheduled token")
+            raise self._violation(f"row {row} has no block for a scheduled token")
         return table[index]
 
     def _check_private(self, row: int, group: int, block: int) -> None:
         for other, fake_row in self.rows.items():
             if other != row and block in fake_row.tables[group]:
-                raise KVStoreError(f"row {row} writes block {block}, which row {other} holds")
+                raise self._violation(f"row {row} writes block {block}, which row {other} holds")
 
     def _verify(self, planned: PlannedRow) -> None:
         row = self.rows[planned.row]
@@ -225,7 +232,7 @@ class FakeExecutor:
                 block = self._block(planned.row, group, position // size)
                 found = self.store[group][block][position % size]
                 if found != row.prefixes[position]:
-                    raise KVStoreError(
+                    raise self._violation(
                         f"row {planned.row} reads position {position} in block {block}, "
                         f"which holds {'nothing' if found is None else 'another prefix'}"
                     )
@@ -240,7 +247,7 @@ class FakeExecutor:
         if not planned.samples:
             return RowResult(planned.row, prompt_logprobs=prompt_logprobs)
         if row.num_computed != len(row.token_ids):
-            raise KVStoreError(f"row {planned.row} samples before its last known token")
+            raise self._violation(f"row {planned.row} samples before its last known token")
         sampling = row.admitted.sampling
         prefix = row.prefixes[-1]
         forbidden = self._forbidden(sampling) if planned.min_tokens_pending else ()
@@ -260,10 +267,10 @@ class FakeExecutor:
         if not planned.num_prompt_logits:
             return None
         if num_top is None:
-            raise KVStoreError(f"row {planned.row} scores a prompt that nobody asked about")
+            raise self._violation(f"row {planned.row} scores a prompt that nobody asked about")
         start = row.num_computed - planned.num_scheduled_tokens
         positions = range(start, start + planned.num_prompt_logits)
         if positions[-1] + 1 >= row.admitted.num_prompt_tokens:
-            raise KVStoreError(f"row {planned.row} scores a token after its prompt")
+            raise self._violation(f"row {planned.row} scores a token after its prompt")
         scored = [(row.prefixes[p], row.token_ids[p + 1]) for p in positions]
         return pack_logprobs(scored, num_top, self.vocab)
