@@ -6,8 +6,10 @@
 The learning rate warms up, stays, and falls to zero over the last `--decay-steps`. The run
 is saved every `--save-every` steps as one safetensors file under `--run`; starting again
 with the same folder goes on from there, and starting again with a nearer `--steps` begins
-the fall at once. The last `--long-steps` use rows of 1024 tokens instead of `--short-row`, so that
-every position is trained. The tokenizer is trained first if the run folder has none.
+the fall at once. The last `--long-steps` use rows of 1024 tokens instead of `--short-row`, so
+that every position is trained. With `--minutes` the plan counts time instead of steps, for a
+machine that has other work too; `--decay-minutes` and `--long-minutes` take the place of the
+two step counts. The tokenizer is trained first if the run folder has none.
 """
 
 from __future__ import annotations
