@@ -60,8 +60,9 @@ sweep: $(SETUP_TEST)
 bench: $(SETUP)
 	$(BIN)/python -m server.bench $(ARGS)
 
+# The figure of weights/demo/CARD.md, measured through a server that is started for it.
 demo-score: $(SETUP)
-	$(BIN)/python -m weights.demo.score $(ARGS)
+	$(BIN)/python -m weights.demo.score --serve $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

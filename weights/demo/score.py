@@ -1,11 +1,13 @@
 """Measure the demo model's held-out bits per byte, through a server or with torch.
 
+    python -m weights.demo.score --serve
     python -m weights.demo.score --url http://127.0.0.1:8000
     python -m weights.demo.score --offline
 
-The first form asks a served OpenAI-style endpoint to echo the prompt's log-probabilities;
-it needs `tokenizers` and the standard library. The second runs the trainer's own model.
-Both score every token of every held-out file once, and end with status 1 when the model
+The first form starts a Quire server for the purpose, the second takes any served OpenAI-style
+endpoint; both ask it to echo the prompt's log-probabilities and need `tokenizers` and the
+standard library. The third runs the trainer's own model.
+All score every token of every held-out file once, and end with status 1 when the model
 is not below `xz -9` on the same files.
 """
 
@@ -23,6 +25,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from weights.demo.corpus import read_heldout
+from weights.demo.own_server import own_server
 from weights.demo.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from weights.demo.windows import Window, bits_per_byte, windows, xz_bits_per_byte
 
@@ -37,6 +40,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--serve", action="store_true", help="start a server for the purpose")
     which.add_argument("--url", help="root of the server, without /v1")
     which.add_argument("--offline", action="store_true", help="score with the trainer's model")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
@@ -116,6 +120,13 @@ def document_windows(
     return [window for row in rows for window in windows([END_OF_TEXT_ID, *row], length, stride)]
 
 
+def served_nats(url: str, options: argparse.Namespace, work: Sequence[Window]) -> float:
+    """Negative log-likelihood of all windows through the server at ``url``."""
+    model = options.model or first_model(url, options.timeout)
+    with ThreadPoolExecutor(options.parallel) as pool:
+        return math.fsum(pool.map(served(url, model, options.timeout), work))
+
+
 def main() -> int:
     """Score, print both figures, and say by the exit status whether the model is below xz."""
     options = parse()
@@ -125,11 +136,11 @@ def main() -> int:
     work = document_windows(tokenizer, texts, options.window, options.stride)
     if options.offline:
         nats = math.fsum(map(offline(options.checkpoint), work))
+    elif options.serve:
+        with own_server(options.checkpoint) as url:
+            nats = served_nats(url, options, work)
     else:
-        url = options.url.rstrip("/")
-        model = options.model or first_model(url, options.timeout)
-        with ThreadPoolExecutor(options.parallel) as pool:
-            nats = math.fsum(pool.map(served(url, model, options.timeout), work))
+        nats = served_nats(options.url.rstrip("/"), options, work)
     files = [text.encode() for text in texts]
     size = sum(map(len, files))
     ours, xz = bits_per_byte(nats, size), xz_bits_per_byte(files)
