@@ -1,6 +1,6 @@
 """The composition root of the API process: every part is made and joined here, and nowhere else.
 
-    main thread:  spawn engine --> check the folder, plan --> import the web parts, make the app
+    main thread:  spawn engine --> check the folder, plan --> bind --> import the web parts
     engine:            import torch ---------------> settings --> load --> Ready
 
 Start-up is over when the engine says Ready; requests before that get a 503. SIGTERM or SIGINT
@@ -11,17 +11,25 @@ second signal ends everything at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import sys
 import time
+from pathlib import Path
 
 from server import logs
 from server.config import ServerConfig
 from server.engine_facts import GAUGE_NAMES
+from server.errors import StartupError
 from server.ipc.gauges import GaugeBlock
 from server.ipc.process import EngineProcess, spawn_engine
+from server.listener import bind
 from server.model_facts import read_model
 
 ENGINE_COMMAND = (sys.executable, "-m", "server.engine_process")
+# -m looks in the working directory first: it is ours, not the user's, who may have a folder of the
+# same name there.
+ENGINE_FOLDER = Path(__file__).resolve().parents[1]
 
 
 def serve(config: ServerConfig) -> int:
@@ -35,15 +43,25 @@ def serve(config: ServerConfig) -> int:
     gauges = GaugeBlock.create(GAUGE_NAMES)
 
     def spawn() -> EngineProcess:
-        return spawn_engine(ENGINE_COMMAND, gauges.fd)
+        return spawn_engine(ENGINE_COMMAND, gauges.fd, ENGINE_FOLDER)
 
     first = spawn()  # it imports torch while this process reads the folder
     try:
         model = read_model(config)
-        from server.http_server import HttpServer  # the web packages, late
+        with contextlib.closing(_listen(config)) as listener:
+            from server.http_server import HttpServer  # the web packages, late
 
-        server = HttpServer(config, model, gauges, spawn, started)
-        return asyncio.run(server.run(first))
+            server = HttpServer(config, model, listener, gauges, spawn, started)
+            return asyncio.run(server.run(first))
     finally:
         first.close()
         gauges.close()
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    try:
+        return bind(config.host, config.port)
+    except OSError as error:
+        raise StartupError(
+            f"--host {config.host} --port {config.port}: {error.strerror or error}"
+        ) from None

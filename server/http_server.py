@@ -14,7 +14,6 @@ from dataclasses import asdict
 import server
 from server.api.app import create_app
 from server.api.fields import generation_defaults
-from server.api.http import bind
 from server.api.http import serve as http_server
 from server.api.state import ApiState, GenerationDefaults, HttpLimits, ModelCard
 from server.config import ServerConfig
@@ -25,13 +24,14 @@ from server.ipc.client import IpcEngineClient, shutting_down
 from server.ipc.gauges import GaugeBlock
 from server.ipc.process import EngineProcess
 from server.ipc.supervisor import EngineState, Supervisor
+from server.listener import address
 from server.memory.report import MemoryReport, MemorySources
 from server.memory.snapshot import process_resident
 from server.metrics.prometheus import GaugeSources, PrometheusMetrics
 from server.metrics.request_log import RequestLog
 from server.metrics.stats import RequestMetricsFanOut
 from server.model_facts import ModelFacts, engine_settings
-from server.report import ReportInput, promise, startup_report
+from server.report import ReportInput, print_report, promise, startup_report
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
 
@@ -48,13 +48,14 @@ class HttpServer:
     """Everything of the API process, joined. ``run`` is called once.
 
     Raises:
-        StartupError: the tokenizer or the template cannot be used, or the address is taken.
+        StartupError: the tokenizer or the template cannot be used.
     """
 
     def __init__(
         self,
         config: ServerConfig,
         model: ModelFacts,
+        listener: socket.socket,
         gauges: GaugeBlock,
         spawn: Callable[[], EngineProcess],
         started: float,
@@ -62,7 +63,7 @@ class HttpServer:
         self._config, self._model, self._gauges = config, model, gauges
         self._started = started
         self._facts: EngineFacts | None = None
-        self._socket = _bind(config)
+        self._socket = listener
         self._metrics = PrometheusMetrics(self._gauge_sources())
         self._memory = MemoryReport(model.plan, self._memory_sources())
         self.client = IpcEngineClient(self._metrics)
@@ -78,7 +79,10 @@ class HttpServer:
         self._defaults = self._generation_defaults()
         self._state = self._api_state()
         self._http = http_server(
-            create_app(self._state), self._state.limits, drain_timeout_s=_CLOSE_S
+            create_app(self._state),
+            self._state.limits,
+            self._state.metrics,
+            drain_timeout_s=_CLOSE_S,
         )
         self._stop = asyncio.Event()
 
@@ -141,12 +145,12 @@ class HttpServer:
                 engine=facts,
                 reading=self._reading(),
                 defaults=asdict(self._defaults),
-                address=_address(self._socket),
+                address=address(self._socket),
                 chat=self._state.chat_template is not None,
                 seconds=time.monotonic() - self._started,
             )
         )
-        print(report, flush=True)
+        print_report(report)
 
     def _reading(self) -> Mapping[str, int]:
         return memory_reading(self._gauges.read())
@@ -227,17 +231,3 @@ class HttpServer:
                 "determinism": promise(model.plan.runner.format),
             },
         )
-
-
-def _bind(config: ServerConfig) -> socket.socket:
-    try:
-        return bind(config.host, config.port)
-    except OSError as error:
-        raise StartupError(
-            f"--host {config.host} --port {config.port}: {error.strerror or error}"
-        ) from None
-
-
-def _address(bound: socket.socket) -> str:
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

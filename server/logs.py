@@ -47,7 +47,9 @@ def configure(log_format: str, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # start and stop are told by us
+    # Start and stop are told by us; of what is no HTTP there is a metric, for a client's every
+    # malformed line must not become one of the log.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
 
 
 def log_fields(logger: logging.Logger, message: str, /, **fields: object) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +15,7 @@ from server.model_facts import ModelFacts
 from server.option_values import format_size
 from weights.spec import PositionKind, RopeScaling
 
+log = logging.getLogger("quire.server")
 _SHOWN = (
     *(MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.ACTIVATIONS, MemoryKind.IO),
     *(MemoryKind.WORKSPACE, MemoryKind.ALLOCATOR_SLACK, MemoryKind.RUNTIME),
@@ -31,6 +35,16 @@ class ReportInput:
     address: str  # http://host:port
     chat: bool  # the model has a chat template
     seconds: float  # from the command to ready
+
+
+def print_report(report: str) -> None:
+    """A reader that has gone, or a full disk, is no reason not to serve."""
+    try:
+        print(report, flush=True)
+    except OSError as error:
+        log.warning("the start-up report could not be printed: %s", error.strerror)
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # what it still holds would fail again at the exit
 
 
 def promise(format: str) -> str:

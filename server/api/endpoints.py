@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from server.api.answers import DONE, Answer, AnswerForm, ChatForm, CompletionForm, to_json
-from server.api.errors import error_event, shown
+from server.api.errors import shown
 from server.api.fields import Route
 from server.api.generation import Generation
 from server.api.json_body import parse_object
-from server.api.middleware import header, read_body, trace_of
+from server.api.middleware import EVENT_STREAM, header, read_body, trace_of
 from server.api.state import ApiState
 from server.api.trace import ClientDisconnected, RequestTrace
 from server.api.validation import GenerationRequest, context_error, sampling_params, validate
@@ -64,7 +64,7 @@ class GenerationEndpoint:
         try:
             await generation.submit()
             if request.stream:
-                await stream_answer(generation, answer, trace, send)
+                await stream_answer(generation, answer, send)
             else:
                 await whole_answer(generation, answer, send)
         finally:
@@ -170,11 +170,10 @@ async def whole_answer(generation: Generation, answer: Answer, send: Send) -> No
     await send({"type": "http.response.body", "body": body})
 
 
-async def stream_answer(
-    generation: Generation, answer: Answer, trace: RequestTrace, send: Send
-) -> None:
+async def stream_answer(generation: Generation, answer: Answer, send: Send) -> None:
+    """Writes the stream. What it raises after the headers becomes an event in RequestBoundary."""
     headers = [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"content-type", EVENT_STREAM),
         (b"cache-control", b"no-cache"),
         (b"x-accel-buffering", b"no"),  # a proxy must not collect the stream
     ]
@@ -184,21 +183,14 @@ async def stream_answer(
         if data or not more:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
-    try:
-        opening = [
-            choice
-            for index in range(generation.num_choices)
-            for choice in answer.form.opening(index)
-        ]
-        await write(b"".join(answer.chunk(choice) for choice in opening))
-        async with aclosing(generation.deltas()) as deltas:
-            async for index, delta in deltas:
-                changes = answer.form.changes(index, delta)
-                await write(b"".join(answer.chunk(choice) for choice in changes))
-    except QuireError as error:
-        trace.error = error
-        await write(error_event(error), more=False)
-        return
+    opening = [
+        choice for index in range(generation.num_choices) for choice in answer.form.opening(index)
+    ]
+    await write(b"".join(answer.chunk(choice) for choice in opening))
+    async with aclosing(generation.deltas()) as deltas:
+        async for index, delta in deltas:
+            changes = answer.form.changes(index, delta)
+            await write(b"".join(answer.chunk(choice) for choice in changes))
     usage = answer.last_chunk(generation.usage()) if answer.usage_chunk else b""
     await write(usage + DONE, more=False)
 
@@ -236,7 +228,7 @@ async def _disconnection(receive: Receive) -> None:
 def _check_content_type(scope: Scope) -> None:
     kind = (header(scope, b"content-type") or b"application/json").decode("latin-1")
     name, _, parameters = kind.partition(";")
-    charset = parameters.replace(" ", "").lower()
+    charset = parameters.replace(" ", "").replace('"', "").lower()
     if name.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
         raise QuireError(
             ErrorCode.UNSUPPORTED_MEDIA_TYPE,

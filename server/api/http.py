@@ -7,7 +7,6 @@ HTTP) is the protocol's to answer; everything after is the application's.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from server.api.errors import error_json
 from server.api.state import HttpLimits
 from server.errors import ErrorCode, QuireError
+from server.metrics.stats import RequestMetrics
 
 MAX_UNREAD_BYTES = 64 * 1024 * 1024  # of a refused body, read and thrown away before closing
 
@@ -27,6 +27,7 @@ MAX_UNREAD_BYTES = 64 * 1024 * 1024  # of a refused body, read and thrown away b
 def serve(
     app: ASGIApp,
     limits: HttpLimits,
+    metrics: RequestMetrics,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -35,14 +36,14 @@ def serve(
     """A server that is not running yet: ``await server.serve(sockets=...)`` runs it.
 
     Signals are the caller's: setting ``server.should_exit`` stops accepting connections, finishes
-    those that are open (for at most ``drain_timeout_s``), and returns. With ``sockets`` (see
-    ``bind``) host and port are only names.
+    those that are open (for at most ``drain_timeout_s``), and returns. With ``sockets`` host and
+    port are only names. ``metrics`` hears of answers that the application knows nothing of.
     """
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=_protocol_class(limits),
+        http=_protocol_class(limits, metrics),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -56,21 +57,6 @@ def serve(
     return _Server(config)
 
 
-def bind(host: str, port: int, backlog: int = 2048) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(backlog)
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -78,11 +64,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _protocol_class(limits: HttpLimits) -> type[H11Protocol]:
-    """uvicorn makes protocols itself, so the limits are bound to a class."""
+def _protocol_class(limits: HttpLimits, metrics: RequestMetrics) -> type[H11Protocol]:
+    """uvicorn makes protocols itself, so what they need is bound to a class."""
 
     class LimitedProtocol(_LimitedProtocol):
         quire_limits = limits
+        quire_metrics = metrics
 
     return LimitedProtocol
 
@@ -96,6 +83,7 @@ class _LimitedProtocol(H11Protocol):
     """
 
     quire_limits: HttpLimits
+    quire_metrics: RequestMetrics
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -182,9 +170,10 @@ class _LimitedProtocol(H11Protocol):
         self._refuse(QuireError(ErrorCode.REQUEST_TIMEOUT, message))
 
     def _refuse(self, error: QuireError) -> None:
-        """Writes a whole response past the state machine, and closes."""
+        """Writes a whole response past the state machine, counts it, and closes."""
         if self.transport.is_closing():
             return
+        self.quire_metrics.observe_http("unmatched", "OTHER", error.code.value.status)
         body = error_json(error)
         kind = error.code.value
         retry = f"retry-after: {error.retry_after}\r\n" if error.retry_after else ""

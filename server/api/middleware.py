@@ -9,12 +9,13 @@ from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.errors import error_headers, error_json
+from server.api.errors import error_event, error_headers, error_json
 from server.api.state import HttpLimits
 from server.api.trace import ClientDisconnected, RequestTrace, safe_label
 from server.errors import ErrorCode, QuireError
 from server.metrics.stats import RequestMetrics
 
+EVENT_STREAM = b"text/event-stream; charset=utf-8"  # the content type of a stream
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 log = logging.getLogger("quire.api")
 
@@ -87,23 +88,30 @@ class RequestBoundary:
 
 
 class _Answer:
-    """The send side: adds the request id to the headers, and knows whether they are gone."""
+    """The send side: adds the request id to the headers, and knows how far the answer got."""
 
     def __init__(self, send: Send, trace: RequestTrace) -> None:
         self._send = send
         self._trace = trace
+        self._streams = False  # events can still be written
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._trace.status = message["status"]
+            self._streams = (b"content-type", EVENT_STREAM) in message.get("headers", ())
             id = self._trace.label or self._trace.request_id
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
+        elif not message.get("more_body", False):
+            self._streams = False
         await self._send(message)
 
     async def fail(self, error: QuireError) -> None:
+        """The error as the answer, or as a stream's last event where it is late for a status."""
         self._trace.error = error
+        if self._streams:
+            await self({"type": "http.response.body", "body": error_event(error)})
         if self._trace.status:
-            return  # too late for a status: the stream has said what it could
+            return
         body = error_json(error)
         headers = [*error_headers(error), (b"content-length", str(len(body)).encode())]
         if error.code is ErrorCode.REQUEST_TIMEOUT:

@@ -17,6 +17,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _SOCKET_BUFFER_BYTES = 4 * 2**20
@@ -47,8 +48,11 @@ class EngineProcess:
             os.close(self.death_pipe)
 
 
-def spawn_engine(command: Sequence[str], gauges_fd: int) -> EngineProcess:
-    """Starts ``command SOCKET GAUGES DEATH_PIPE PARENT`` (file descriptors, then our pid).
+def spawn_engine(
+    command: Sequence[str], gauges_fd: int, folder: Path | None = None
+) -> EngineProcess:
+    """Starts ``command SOCKET GAUGES DEATH_PIPE PARENT`` (file descriptors, then our pid) in
+    ``folder``, by default the working directory.
 
     Raises:
         RuntimeError: called from a thread that may end before the process does.
@@ -65,6 +69,7 @@ def spawn_engine(command: Sequence[str], gauges_fd: int) -> EngineProcess:
             [*command, *arguments],
             pass_fds=(theirs.fileno(), gauges_fd, read_end),
             stdin=subprocess.DEVNULL,
+            cwd=folder,
         )
     except OSError:
         ours.close()

@@ -13,8 +13,10 @@ import pytest
 from api_fakes import FakeEngine, RecordingMetrics, make_state, saying
 
 from server.api.app import create_app
-from server.api.http import bind, serve
+from server.api.http import serve
 from server.api.state import HttpLimits
+from server.engine.events import Event
+from server.listener import bind
 from server.metrics.stats import Outcome
 
 LIMITS = HttpLimits(
@@ -27,7 +29,7 @@ LIMITS = HttpLimits(
 async def running(engine: FakeEngine, **changes: Any) -> AsyncIterator[tuple[int, Any]]:
     state = make_state(engine, limits=replace(LIMITS, **changes), chat_template=None)
     sock = bind("127.0.0.1", 0)
-    server = serve(create_app(state), state.limits, drain_timeout_s=5)
+    server = serve(create_app(state), state.limits, state.metrics, drain_timeout_s=5)
     task = asyncio.create_task(server.serve(sockets=[sock]))
     while not server.started:
         await asyncio.sleep(0.005)
@@ -259,3 +261,54 @@ def test_stopping_finishes_what_is_open() -> None:
         assert [record.outcome for record in metrics.records] == [Outcome.STOP] * 4
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [(b"rubbish\r\n\r\n", 400), (b"GET / HTTP/1.1\r\n", 408)],
+    ids=["no HTTP", "no end of the headers"],
+)
+def test_what_the_application_never_sees_is_counted(data: bytes, status: int) -> None:
+    async def story(port: int, state: Any) -> None:
+        await answer(port, data)
+        assert state.metrics.http == [("unmatched", "OTHER", status)]
+
+    run(FakeEngine(), story)
+
+
+def test_a_refused_connection_is_counted() -> None:
+    async def story(port: int, state: Any) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(0.05)
+        await answer(port, b"")
+        assert state.metrics.http == [("unmatched", "OTHER", 503)]
+        writer.close()
+
+    run(FakeEngine(), story, max_connections=1)
+
+
+class BreaksInTheMiddle(FakeEngine):
+    async def events(self, request_id: str) -> AsyncIterator[Event]:
+        seen = 0
+        async for event in super().events(request_id):
+            yield event
+            seen += 1
+            if seen == 3:
+                raise ValueError("a bug of ours")
+
+
+@pytest.mark.parametrize("engine", [BreaksInTheMiddle(), FakeEngine(dies_after=2)])
+def test_whatever_fails_in_a_stream_ends_it_with_an_error_event(engine: FakeEngine) -> None:
+    async def story(port: int, state: Any) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes(stream=True))
+        data = await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), 5)
+        writer.close()
+        assert data.startswith(b"HTTP/1.1 200 ")
+        event = data.split(b"event: error\ndata: ")[1].split(b"\n\n")[0]
+        assert json.loads(event)["error"]["type"] == "server_error"
+        assert b"a bug of ours" not in data
+        await until(lambda: len(state.metrics.records) == 1)
+        assert state.metrics.records[0].outcome is Outcome.ERROR
+
+    run(engine, story)

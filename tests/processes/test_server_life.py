@@ -208,6 +208,28 @@ def test_a_second_signal_ends_the_server_at_once_and_its_engine_with_it() -> Non
     stream.join(10)
 
 
+def test_a_folder_of_the_same_name_where_it_is_started_is_not_taken_for_ours(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "__init__.py").write_text("raise RuntimeError('not ours')")
+    installed = "import sys; from server.cli import main; sys.exit(main())"  # as the quire script
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", installed, "serve", "--port", "0", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert first.startswith("Quire serves "), errors
+    assert process.returncode == 0, errors
+
+
 def cmdline(pid: int) -> str:
     """Empty for a process that is gone, or dead and not yet reaped."""
     try:
