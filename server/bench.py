@@ -32,9 +32,11 @@ from server.bench_shapes import shapes
 from server.engine.core import EngineCore
 from server.engine.events import StepStats
 from server.engine.request import EngineLimits, EngineRequest, SamplingParams
+from server.errors import StartupError
 from server.execution.build import BuiltRunner, build_runner
 from server.memory.layout import RunnerConfig, max_context
 from weights.checkpoint import open_checkpoint
+from weights.errors import CheckpointError
 from weights.families import resolve
 from weights.formats import FORMATS
 from weights.inventory import num_parameters
@@ -44,6 +46,7 @@ from weights.synthetic import write_checkpoint
 DEMO = Path(__file__).parent.parent / "weights" / "demo" / "checkpoint"
 BLOCK_SIZE = 16
 MAX_BATCHED_TOKENS = 2048
+EXIT_REFUSED = 2  # as the quire command
 READ_BYTES = 1 << 30  # of the bandwidth measurement: well past any cache
 READ_ROUNDS = 7
 
@@ -99,8 +102,12 @@ class Figures:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
-    with _model_folder(options) as folder:
-        built = _build(options, folder)
+    try:
+        with _model_folder(options) as folder:
+            built = _build(options, folder)
+    except (CheckpointError, StartupError) as error:
+        print(f"server.bench: {options.model_dir or options.synthetic}: {error}", file=sys.stderr)
+        return EXIT_REFUSED
     bandwidth = measure_bandwidth()
     rounds: dict[int, list[Round]] = {batch: [] for batch in options.batches}
     for turn in range(-1, options.rounds):  # round -1 warms up and is not counted

@@ -64,7 +64,7 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
         built = build_runner(Path(settings.model_dir), settings.runner, progress=loading)
         core = EngineCore(built.runner, built.kv, settings.limits, strict=settings.strict_ledger)
     except CheckpointError as error:
-        raise StartupError(str(error)) from error
+        raise StartupError(f"{settings.model_dir}: {error}") from error
     except MemoryError as error:
         raise StartupError(f"out of memory while loading: {error}") from error
     gc.collect()

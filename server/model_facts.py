@@ -64,7 +64,7 @@ def read_model(config: ServerConfig) -> ModelFacts:
         ends = end_of_sequence_ids(spec, checkpoint.generation_config)
         unread = family.unread_keys(checkpoint.config)
     except CheckpointError as error:
-        raise StartupError(str(error)) from error
+        raise StartupError(f"{folder}: {error}") from error
     stored = checkpoint.parameter_format or spec.parameter_dtype
     request = PlanRequest(
         format=resolve_format(config.dtype, stored, spec),

@@ -65,7 +65,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises CheckpointError that names the file and, where there is one, the tensor.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
+        what = "a file; give the folder that holds it" if folder.exists() else "no such folder"
+        raise CheckpointError(what)
     if (folder / ADAPTER_CONFIG_FILE).exists():
         raise CheckpointError(
             f"{ADAPTER_CONFIG_FILE}: the folder holds an adapter, not a model; "

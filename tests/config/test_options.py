@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from server.config import DEMO_MODEL_DIR, OPTIONS, Option, ServerConfig, resolve
 from server.errors import StartupError
 from server.option_values import format_size
+from server.report import print_report
 
 # A value other than the default for each option: what is written, and what it comes to.
 EXAMPLES: dict[str, tuple[str, object]] = {
@@ -190,3 +192,36 @@ def test_a_server_that_cannot_start_says_why_in_one_line_and_exits_with_2(
     assert result.stderr.startswith("quire: ")
     for word in words:
         assert word in result.stderr
+
+
+def test_a_busy_port_is_refused_before_the_web_packages_are_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code = (
+            "import sys; from server.cli import main; code = main(sys.argv[1:]);"
+            "print(code, sorted({'uvicorn', 'fastapi', 'tokenizers'} & set(sys.modules)))"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code, "serve", "--port", port],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert result.stdout == "2 []\n"
+    assert f"--port {port}: Address already in use" in result.stderr
+
+
+def test_a_refused_folder_is_named_with_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    assert f"{tmp_path}: config.json: " in command("serve", str(tmp_path)).stderr
+    file.write_text("{}")
+    assert f"{file}: a file; give the folder" in command("serve", str(file)).stderr
+
+
+def test_a_report_that_nobody_can_read_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        print_report("ready")
+        assert full.closed  # so that the interpreter does not fail at its end either

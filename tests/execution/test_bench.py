@@ -61,3 +61,13 @@ def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_that_cannot_be_served_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, words in ((tmp_path / "none", "no such folder"), (tmp_path, "config.json")):
+        assert bench.main([str(folder), "--threads", "1"]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert str(folder) in line
+        assert words in line
