@@ -78,7 +78,8 @@ class Generation:
         if processor.num_discarded > discarded:
             self._metrics.observe_discarded(processor.num_discarded - discarded)
         if not isinstance(event, ChoiceOutput):
-            self._trace.scheduled()
+            if event.queue_seconds is not None:
+                self._trace.scheduled(event.queue_seconds)
         elif event.token_ids:
             choice = index * request.n + event.choice
             self._trace.tokens(choice, len(event.token_ids), self._metrics)

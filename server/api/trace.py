@@ -60,10 +60,9 @@ class RequestTrace:
             return Outcome.INVALID if self.error.code.value.status < 500 else Outcome.ERROR
         return Outcome.LENGTH if "length" in self.finish_reasons else Outcome.STOP
 
-    def scheduled(self) -> None:
-        """A prompt of the request was scheduled for the first time."""
-        if self.queue_s is None:
-            self.queue_s = time.monotonic() - self.arrival
+    def scheduled(self, waited_s: float) -> None:
+        """A prompt of the request was scheduled for the first time. The longest wait counts."""
+        self.queue_s = max(waited_s, self.queue_s or 0.0)
 
     def tokens(self, choice: int, count: int, metrics: RequestMetrics) -> None:
         """``count`` tokens of one choice arrived together."""

@@ -34,12 +34,14 @@ class PromptOutput:
     """Sent when a request's prompt is first scheduled and, with arrays, as its logprobs arrive.
 
     ``logprobs`` describe prompt tokens ``first_position`` onwards (position 0 has none).
+    ``queue_seconds`` is the wait that ended with the first scheduling; only that output has it.
     """
 
     request_id: str
     num_cached_tokens: int
     first_position: int = 1
     logprobs: LogprobArrays | None = None
+    queue_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,8 +209,11 @@ class Scheduler:
         self.counts.prefix_hit_tokens += hit.num_tokens
         if not request.was_scheduled:
             request.was_scheduled = True
-            self.counts.queue_seconds.append(self._clock() - request.arrival_time)
-            self.roster.outbox.prompts.append(PromptOutput(request.id, hit.num_tokens))
+            waited = self._clock() - request.arrival_time
+            self.counts.queue_seconds.append(waited)
+            self.roster.outbox.prompts.append(
+                PromptOutput(request.id, hit.num_tokens, queue_seconds=waited)
+            )
 
     def _next_chunk(self, draft: StepDraft, sequence: Sequence, start: int) -> Chunk | None:
         return next_chunk(sequence, start, draft.tokens_left, draft.logits_left)

@@ -30,9 +30,10 @@ class RequestRecord:
     """One finished request of a route that generates. Times in seconds.
 
     ``route`` is the route's template, never the raw path. ``client_request_id`` is the client's own
-    label. ``queue_s`` is the wait before the first token was scheduled, ``ttft_s`` runs from the
-    arrival to the first token, ``tpot_s`` is the mean time of each later token; each is None where
-    the request did not get that far. Token counts are over all prompts and choices.
+    label. ``queue_s`` is the engine's wait before a prompt was first scheduled (the longest of
+    several), ``ttft_s`` runs from the arrival to the first token, ``tpot_s`` is the mean time of
+    each later token; each is None where the request did not get that far. Token counts are over all
+    prompts and choices.
     """
 
     request_id: str

@@ -71,6 +71,7 @@ class FakeEngine:
     tokens_per_event: int = 1
     max_open: int = 10_000
     cached_tokens: int = 0
+    queue_seconds: float = 0.0
     failure: QuireError | None = None
     dies_after: int | None = None
     open: dict[str, EngineRequest] = field(default_factory=dict)
@@ -143,7 +144,12 @@ class FakeEngine:
         width = request.sampling.prompt_logprobs
         ids = request.prompt_token_ids[1:]
         arrays = None if width is None else packed(ids, width + 1)
-        return PromptOutput(request.request_id, self.cached_tokens, logprobs=arrays)
+        return PromptOutput(
+            request.request_id,
+            self.cached_tokens,
+            logprobs=arrays,
+            queue_seconds=self.queue_seconds,
+        )
 
     def _output(
         self, request: EngineRequest, choice: int, tokens: list[int], position: int

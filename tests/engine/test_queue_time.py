@@ -1,0 +1,37 @@
+"""What a request is told of its wait."""
+
+from __future__ import annotations
+
+from fake_executor import FakeExecutor, kv_spec
+
+from server.engine.core import EngineCore
+from server.engine.request import EngineLimits, EngineRequest, SamplingParams
+
+LIMITS = EngineLimits(
+    max_num_seqs=1,
+    max_num_batched_tokens=64,
+    max_model_len=64,
+    max_logit_rows=64,
+    max_queued_requests=8,
+    max_queued_tokens=512,
+    queue_timeout_s=60,
+)
+
+
+def test_the_wait_ends_where_the_prompts_own_step_begins() -> None:
+    now = 0.0
+    spec = kv_spec(num_blocks=16, block_size=4)
+    core = EngineCore(FakeExecutor(spec, vocab=32), spec, LIMITS, clock=lambda: now)
+    sampling = SamplingParams(seed=0, max_tokens=2)
+    core.submit([EngineRequest(name, (1, 2, 3), sampling) for name in ("first", "second")])
+    told: dict[str, list[float | None]] = {}
+    figures: list[float] = []
+    while core.has_work:
+        now += 1.0
+        frame = core.step()
+        assert frame is not None
+        for prompt in frame.prompts:
+            told.setdefault(prompt.request_id, []).append(prompt.queue_seconds)
+        figures += frame.stats.queue_seconds if frame.stats else ()
+    assert told == {"first": [1.0], "second": [3.0]}
+    assert figures == [1.0, 3.0]
