@@ -137,10 +137,13 @@ class _Worker:
         try:
             self._write(job)
             line = await asyncio.wait_for(self._read(), 2 * seconds + 5)
-        except (TimeoutError, ConnectionError, ValueError):
+        except ConnectionError:
             line = b""
-        if not line.endswith(b"\n"):
+        except (TimeoutError, ValueError):
+            line = b""
             await self.kill()
+        if not line.endswith(b"\n"):
+            await self._process.wait()  # it has ended; to kill it now would take its exit code
             return {"kind": "time", "error": f"it did not end within {seconds:g} s"}
         reply: dict[str, str] = json.loads(line)
         return reply
@@ -164,7 +167,7 @@ class _Worker:
 
 
 def _refusal(reply: Mapping[str, str]) -> QuireError:
-    detail = reply["error"]
+    detail = reply["error"].rstrip(".")
     if reply["kind"] == "raised":
         message = f"The model's chat template refused the messages: {detail}"
         return QuireError(ErrorCode.INVALID_VALUE, message, param="messages")
