@@ -5,17 +5,19 @@
 
 Start-up is over when the engine says Ready; requests before that get a 503. SIGTERM or SIGINT
 drains: new requests get a 503, open ones finish for at most --drain-timeout, the exit code is 0. A
-second signal ends everything at once.
+second signal ends everything at once. Before there is a server, nothing is open to drain.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from server import logs
 from server.config import ServerConfig
@@ -40,6 +42,8 @@ def serve(config: ServerConfig) -> int:
     """
     started = time.monotonic()
     logs.configure(config.log_format)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop_starting)
     gauges = GaugeBlock.create(GAUGE_NAMES)
 
     def spawn() -> EngineProcess:
@@ -56,6 +60,11 @@ def serve(config: ServerConfig) -> int:
     finally:
         first.close()
         gauges.close()
+
+
+def _stop_starting(number: int, frame: object) -> NoReturn:
+    """A signal's handler until HttpServer sets its own."""
+    sys.exit(0)
 
 
 def _listen(config: ServerConfig) -> socket.socket:

@@ -10,6 +10,7 @@ import server
 from server.config import DEMO_MODEL_DIR, OPTIONS, Option, resolve
 from server.errors import StartupError
 
+EXIT_INTERRUPTED = 130  # as a shell says it
 EXIT_REFUSED = 2  # a start-up error: an option, the folder, a checkpoint, a busy port
 
 _PRECEDENCE = """\
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StartupError as error:
         print(f"quire: {error}", file=sys.stderr)
         return EXIT_REFUSED
+    except KeyboardInterrupt:  # before a command has handlers of its own
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

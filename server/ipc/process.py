@@ -70,6 +70,7 @@ def spawn_engine(
             pass_fds=(theirs.fileno(), gauges_fd, read_end),
             stdin=subprocess.DEVNULL,
             cwd=folder,
+            start_new_session=True,  # Ctrl-C is the parent's: it drains
         )
     except OSError:
         ours.close()

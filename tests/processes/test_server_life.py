@@ -230,6 +230,23 @@ def test_a_folder_of_the_same_name_where_it_is_started_is_not_taken_for_ours(
     assert process.returncode == 0, errors
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_starts_ends_it_in_silence(number: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "serve", "--port", "0", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until(children.read_text)
+    os.killpg(process.pid, number)  # as a terminal does
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (0, "", "")
+
+
 def cmdline(pid: int) -> str:
     """Empty for a process that is gone, or dead and not yet reaped."""
     try:
