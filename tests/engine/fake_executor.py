@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
 from server.engine.plan import (
     AdmittedRow,
+    ForwardHandle,
     LogprobArrays,
     PlannedRow,
     RowResult,
@@ -164,8 +165,10 @@ class FakeExecutor:
             raise FakeFailure("a row has the token that always fails")
         return plan
 
-    def sample(self, handle: StepPlan, masks: dict[int, bytes] | None) -> FakePending:
+    def sample(self, handle: ForwardHandle, masks: dict[int, bytes] | None) -> FakePending:
         self.maybe_fail("sample")
+        if not isinstance(handle, StepPlan):
+            raise TypeError("the handle is not one of this executor's")
         rows = tuple(self._result(planned) for planned in handle.rows)
         return FakePending(self, StepResult(handle.step_id, rows))
 

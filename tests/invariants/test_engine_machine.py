@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from engine_machine import EngineMachine
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
-from oracle import Visits
+from engine_machine import EngineMachine, counted_machine, explore
+from engine_oracle import Visits
 
 RULES = (
     "submit",
@@ -53,24 +51,6 @@ EVENTS = (
 )
 
 
-def explore(
-    machine: type[EngineMachine], *, examples: int, steps: int, shrink: bool = True
-) -> None:
-    phases = (Phase.explicit, Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            derandomize=True,
-            database=None,
-            deadline=None,
-            phases=phases,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 def assert_everything_was_visited(visits: Visits, min_steps: int) -> None:
     for name, counter, wanted in (
         ("rule", visits.rules, RULES),
@@ -82,16 +62,25 @@ def assert_everything_was_visited(visits: Visits, min_steps: int) -> None:
     assert visits.rules.total() >= min_steps
 
 
-def counted_machine() -> type[EngineMachine]:
-    """A machine with visit counts of its own."""
-    return type("CountedMachine", (EngineMachine,), {"visits": Visits()})
+def run(
+    machine: type[EngineMachine],
+    report: list[tuple[str, Visits]],
+    *,
+    examples: int,
+    min_steps: int,
+) -> None:
+    explore(machine, examples=examples, steps=100)
+    report.append((f"engine state machine, {examples} examples", machine.visits))
+    assert_everything_was_visited(machine.visits, min_steps)
 
 
-def test_every_property_holds_in_every_order_of_events(request: pytest.FixtureRequest) -> None:
-    machine = counted_machine()
-    explore(machine, examples=1100, steps=50)
-    request.config.stash.setdefault(VISITS, []).append(machine.visits)
-    assert_everything_was_visited(machine.visits, 50_000)
+def test_every_property_holds_in_every_order_of_events(
+    report_visits: list[tuple[str, Visits]],
+) -> None:
+    run(counted_machine(), report_visits, examples=750, min_steps=50_000)
 
 
-VISITS: pytest.StashKey[list[Visits]] = pytest.StashKey()
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_property_holds_for_much_longer(report_visits: list[tuple[str, Visits]]) -> None:
+    run(counted_machine(), report_visits, examples=6000, min_steps=400_000)

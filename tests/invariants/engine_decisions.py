@@ -1,0 +1,151 @@
+"""What the engine decides on the way: whose turn it is, which prefix is reused, who gives way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine_oracle import BlockContents, Promise, Visits
+from fake_executor import FakeExecutor
+
+from server.engine.core import StepInFlight
+from server.engine.kv_cache_manager import PrefixHit
+from server.engine.roster import Roster
+from server.engine.sequence import Sequence
+
+
+class Decisions:
+    """Stands beside the engine and looks at each of its decisions as it is taken.
+
+    It keeps its own record of what every block holds, from what completed steps wrote.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        roster: Roster,
+        executor: FakeExecutor,
+        promises: dict[str, Promise],
+        visits: Visits,
+    ) -> None:
+        self.config = config
+        self.roster = roster
+        self.executor = executor
+        self.promises = promises
+        self.visits = visits
+        self.max_preemptions = config["max_preemptions"]
+        self.contents = BlockContents()
+        self.is_forced = False  # a preemption that the test itself asks for
+        self._watch_admissions()
+        self._watch_preemptions()
+
+    def _watch_admissions(self) -> None:
+        admit = self.roster.kv.admit
+
+        def watched(sequence: Sequence, hit: PrefixHit, num_tokens: int) -> bool:
+            self._check_turn(sequence)
+            self._check_hit(sequence, hit)
+            return admit(sequence, hit, num_tokens)
+
+        self.roster.kv.admit = watched  # type: ignore[method-assign]
+
+    def _watch_preemptions(self) -> None:
+        preempt = self.roster.preempt
+
+        def watched(sequence: Sequence, *, counts: bool = True) -> None:
+            if counts and not self.is_forced:
+                self._check_victim(sequence)
+            preempt(sequence, counts=counts)
+            self.visits.events["preempted"] += counts
+
+        self.roster.preempt = watched  # type: ignore[method-assign]
+
+    def _check_turn(self, sequence: Sequence) -> None:
+        """Strict order: nothing waiting is overtaken, but for a retry after a failed step."""
+        if self.roster.suspects:
+            return
+        mine = (*self.promises[sequence.request.id].rank, sequence.choice)
+        for other in self.roster.waiting:
+            rank = (*self.promises[other.request.id].rank, other.choice)
+            assert mine <= rank, "the queue is served in order of priority, then arrival"
+
+    def _check_hit(self, sequence: Sequence, hit: PrefixHit) -> None:
+        size, kv = self.config["block_size"], self.roster.kv
+        request = self.promises[sequence.request.id].request
+        tokens = tuple(sequence.token_ids)
+        assert hit.num_tokens % size == 0, "a hit is whole blocks"
+        assert hit.num_tokens <= len(tokens) - 1, "a hit leaves a token to compute"
+        scored = request.sampling.prompt_logprobs is not None and sequence.choice == 0
+        assert not (hit.num_tokens and scored), "a scored prompt reads no cached prefix"
+        longest = [0] * kv.num_groups
+        for group in range(kv.num_groups):
+            scope = (group, request.cache_salt, request.adapter_id, request.adapter_version)
+            for index, block in enumerate(hit.block_ids[group]):
+                content = (scope, tokens[: (index + 1) * size])
+                assert self.contents.by_block.get(block) == content, (
+                    "a hit is the same prefix under the same salt, adapter and version, "
+                    "computed by a completed step"
+                )
+            for end in range(size, len(tokens), size):
+                blocks = self.contents.blocks_with((scope, tokens[:end]))
+                if not any(kv.cache.holds(block) for block in blocks):
+                    break
+                longest[group] = end
+        if not scored and self.config["caching"]:
+            assert hit.num_tokens == min(longest), "a hit is the longest cached prefix"
+        self.visits.events["prefix hit"] += hit.num_tokens > 0
+
+    def _check_victim(self, victim: Sequence) -> None:
+        running = self.roster.running
+        oldest = min(running, key=lambda s: (self.promises[s.request.id].arrival, s.choice))
+        assert victim is not oldest, "the one that arrived first is never preempted"
+        assert victim.num_preemptions < self.max_preemptions, "nor is a protected one"
+
+        def rank(s: Sequence) -> tuple[float, int, int]:
+            return (*self.promises[s.request.id].rank, s.choice)
+
+        later = [s for s in running if rank(s) > rank(victim) and s is not oldest]
+        assert all(s.num_preemptions >= self.max_preemptions for s in later), (
+            "the victim is the lowest in priority, then the latest"
+        )
+
+    def check_plan(self, step: StepInFlight, now: float) -> None:
+        plan, config = step.plan, self.config
+        rows = [row.row for row in plan.rows]
+        assert len(set(rows)) == len(rows) <= config["max_seqs"], "at most max_num_seqs rows"
+        assert plan.num_tokens <= config["budget"], "a step keeps to its token budget"
+        assert all(row.num_scheduled_tokens > 0 for row in plan.rows), "no empty chunk"
+        logits = sum(row.num_prompt_logits + row.samples for row in plan.rows)
+        assert logits <= config["logit_rows"], "a step keeps to max_logit_rows"
+        for planned, scheduled in zip(plan.rows, self.roster.in_flight[plan.step_id], strict=True):
+            sequence = scheduled.sequence
+            promise = self.promises[sequence.request.id]
+            generated = sequence.num_tokens - len(promise.request.prompt_token_ids)
+            pending = generated < promise.request.sampling.min_tokens
+            assert planned.min_tokens_pending == (planned.samples and pending), (
+                "end ids are forbidden exactly while fewer than min_tokens were generated"
+            )
+            assert promise.was_scheduled or now <= promise.deadline, (
+                "what waited past its deadline is never scheduled"
+            )
+            promise.was_scheduled = True
+            self.visits.events["mixed step"] += len(plan.rows) > 1 and plan.num_tokens > len(rows)
+        if any(row.num_computed_tokens and row.choice for row in plan.admitted):
+            self.visits.events["fork or resumed choice"] += 1
+
+    def note_writes(
+        self, namespaces: Any, chunk: Any, tables: Any, tokens: tuple[int, ...], failed: bool
+    ) -> None:
+        """What each block written in this step holds now: a full prefix, or nothing of use."""
+        size = self.config["block_size"]
+        for namespace, table in zip(namespaces, tables, strict=True):
+            scope = (
+                namespace.group,
+                namespace.salt,
+                namespace.adapter_id,
+                namespace.adapter_version,
+            )
+            for index in range(chunk.start // size, -(-chunk.end // size)):
+                end = (index + 1) * size
+                is_full = chunk.end >= end and not failed
+                content = (scope, tokens[:end]) if is_full else None
+                self.contents.overwrite(table[index], content)

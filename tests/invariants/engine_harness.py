@@ -1,0 +1,376 @@
+"""One engine, its fake executor, its clients and its clock, and what can be done to them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from engine_clients import Clients
+from engine_decisions import Decisions
+from engine_oracle import Choice, Promise, Visits, solo_run
+from fake_executor import FakeExecutor, kv_spec
+
+from server.engine.core import EngineCore, StepInFlight
+from server.engine.events import EngineFrame
+from server.engine.prefix_cache import sha256_digest
+from server.engine.request import EngineLimits, EngineRequest, SamplingParams
+from server.engine.sequence import SequenceState
+
+QUEUE_TIMEOUT = 30.0
+DIGESTS = {
+    "sha256": sha256_digest,
+    "constant": lambda _: b"",
+    "1 byte": lambda data: sha256_digest(data)[:1],
+}
+
+
+class Harness:
+    def __init__(self, config: dict[str, Any], visits: Visits) -> None:
+        logging.getLogger("server.engine.core").setLevel(logging.CRITICAL + 1)
+        self.config = config
+        self.visits = visits
+        self.now = 0.0
+        spec = kv_spec(config["num_blocks"], config["block_size"], config["num_groups"])
+        self.eos = (config["vocab"] - 1,)
+        self.executor = FakeExecutor(
+            spec,
+            vocab=config["vocab"],
+            eos_token_ids=self.eos,
+            poison_tokens=(config["vocab"],),
+        )
+        self.core = EngineCore(
+            self.executor,
+            spec,
+            self._limits(),
+            clock=lambda: self.now,
+            strict=True,
+            digest=DIGESTS[config["digest"]],
+        )
+        self.roster = self.core.scheduler.roster
+        self.clients = Clients(config["block_size"], visits)
+        self.promises = self.clients.promises
+        self.decisions = Decisions(config, self.roster, self.executor, self.promises, visits)
+        self.prompts: list[tuple[int, ...]] = []
+        self.in_flight: StepInFlight | None = None
+        self.is_drained = False
+        self.best_computed: dict[tuple[str, int], int] = {}
+        self.steps_without_progress = 0
+        self.ended_before = 0
+
+    def _limits(self) -> EngineLimits:
+        config = self.config
+        return EngineLimits(
+            max_num_seqs=config["max_seqs"],
+            max_num_batched_tokens=config["budget"],
+            max_model_len=config["context"],
+            max_logit_rows=config["logit_rows"],
+            max_queued_requests=config["queue"],
+            max_queued_tokens=1000,
+            queue_timeout_s=QUEUE_TIMEOUT,
+            prefix_caching=config["caching"],
+            max_preemptions=config["max_preemptions"],
+            eos_token_ids=self.eos,
+        )
+
+    # -- clients -------------------------------------------------------------------------------
+
+    def request(self, ask: dict[str, Any], offset: int = 0) -> EngineRequest:
+        vocab = self.config["vocab"]
+        tokens = tuple(token % vocab for token in ask["tokens"])
+        if self.prompts and ask["kind"] != "new":
+            earlier = self.prompts[ask["pick"] % len(self.prompts)]
+            tokens = earlier if ask["kind"] == "repeat" else (*earlier[: ask["pick"] // 3], *tokens)
+        if ask["poison"]:
+            tokens = (*tokens, vocab)
+        room = min(self.config["context"], self._pool_tokens()) if ask["fits"] else 26
+        tokens = tokens[: max(1, room - ask["max_tokens"] // 2)]
+        max_tokens = min(ask["max_tokens"], room - len(tokens))
+        self.prompts.append(tokens[:12])
+        salt, adapter, version = ask["scope"]
+        sampling = SamplingParams(
+            seed=ask["seed"],
+            max_tokens=max_tokens,
+            min_tokens=min(ask["min_tokens"], max_tokens),
+            stop_token_ids=(0,) if ask["ends"] == "stop" else (),
+            ignore_eos=ask["ends"] == "ignore",
+            logprobs=ask["logprobs"],
+            prompt_logprobs=ask["scored"],
+        )
+        return EngineRequest(
+            request_id=f"r{self.clients.num_submitted + offset}",
+            prompt_token_ids=tokens,
+            sampling=sampling,
+            n=min(ask["n"], self.config["max_seqs"]) if ask["fits"] else ask["n"],
+            priority=ask["priority"],
+            adapter_id=adapter,
+            adapter_version=version,
+            cache_salt=salt,
+        )
+
+    def _pool_tokens(self) -> int:
+        blocks = self.config["num_blocks"] // self.config["num_groups"]
+        return int(blocks * self.config["block_size"])
+
+    def submit(self, requests: list[EngineRequest]) -> None:
+        code = self._expected_refusal(requests)
+        self.core.submit(requests)
+        ids = tuple(request.request_id for request in requests)
+        if code:
+            self.clients.expected_refusals.append((ids, code))
+            self.clients.note_submission(len(ids), refused=len(ids))
+            self.visits.events[f"refused {code}"] += 1
+            assert not any(i in self.roster.requests for i in ids), "refused is never queued"
+            return
+        self.clients.expected_accepts.append(ids)
+        for offset, request in enumerate(requests):
+            solo = [
+                solo_run(
+                    request.prompt_token_ids, request.sampling, i, self.eos, self.config["vocab"]
+                )
+                for i in range(request.n)
+            ]
+            self.promises[request.request_id] = Promise(
+                request,
+                arrival=self.clients.num_submitted + offset,
+                arrival_time=self.now,
+                deadline=self.now + QUEUE_TIMEOUT,
+                choices=[Choice(run) for run in solo],
+            )
+        self.clients.note_submission(len(ids))
+
+    def _expected_refusal(self, requests: list[EngineRequest]) -> str:
+        """By arithmetic of its own: what can never run, then what finds the queue full."""
+        config = self.config
+        if self.is_drained:
+            return "SHUTTING_DOWN"
+        for request in requests:
+            total = len(request.prompt_token_ids) + request.sampling.max_tokens
+            blocks = config["num_groups"] * -(-total // config["block_size"])
+            if request.n > config["max_seqs"]:
+                return "CAPACITY"
+            if total > config["context"]:
+                return "CONTEXT_LENGTH"
+            if blocks > config["num_blocks"]:
+                return "CAPACITY"
+        queued = sum(not self.promises[i].was_scheduled for i in self.roster.requests)
+        if len(requests) > config["queue"]:
+            return "CAPACITY"
+        return "QUEUE_FULL" if queued + len(requests) > config["queue"] else ""
+
+    def abort(self, promise: Promise) -> None:
+        promise.was_aborted = promise.was_aborted or promise.is_live
+        self.core.abort([promise.request.request_id, "never seen"])
+
+    def submit_again(self, request_id: str) -> None:
+        self.core.submit([self.promises[request_id].request])
+        code = "SHUTTING_DOWN" if self.is_drained else "INTERNAL"
+        self.clients.expected_refusals.append(((request_id,), code))
+        self.clients.note_submission(1, refused=1)
+
+    def finish(self, promise: Promise, index: int) -> None:
+        self.core.finish(promise.request.request_id, index)
+        promise.choices[index].outcome = "silent"
+        self.clients.num_ended += 1
+        self.core.finish(promise.request.request_id, index)
+        self.core.finish("never seen", 0)
+
+    # -- stepping ------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        self.begin()
+        if self.in_flight is not None:
+            self.end()
+            return
+        if self.roster.outbox:
+            self.observe(self.roster.outbox.collect())
+
+    def observe(self, frame: EngineFrame) -> None:
+        self.clients.now = self.now
+        self.clients.observe(frame)
+
+    def begin(self) -> None:
+        could_run = bool(self._runnable())
+        beats = self.core.gauges().heartbeat
+        self.in_flight = self.core.begin_step()
+        violations = self.executor.violations
+        assert not violations, f"a row reads and writes its own slots only: {violations}"
+        assert self.core.gauges().heartbeat == beats + 1, "the heartbeat advances with every step"
+        if could_run and self.in_flight is None:
+            raise AssertionError("no stall: while a request is live, a step computes something")
+        if self.in_flight is not None:
+            self.decisions.check_plan(self.in_flight, self.now)
+
+    def end(self) -> None:
+        step, self.in_flight = self.in_flight, None
+        assert step is not None
+        scheduled = self.roster.in_flight[step.plan.step_id]
+        writes = [
+            (row.sequence, tuple(row.sequence.request.namespaces), row.chunk, row.row)
+            for row in scheduled
+        ]
+        failures = self.core.gauges().failed_steps
+        in_step = [(row.sequence.request.id, row.is_current) for row in scheduled]
+        tables = {row: [list(t) for t in r.tables] for row, r in self.executor.rows.items()}
+        known = {row: tuple(r.token_ids) for row, r in self.executor.rows.items()}
+        frame = self.core.end_step(step)
+        failed = self.core.gauges().failed_steps > failures
+        self._note_failures({i for i, is_current in in_step if failed or is_current}, failed)
+        for _, namespaces, chunk, row in writes:
+            if step.plan in self.executor.plans[-1:]:  # else it raised before any effect
+                self.decisions.note_writes(namespaces, chunk, tables[row], known[row], failed)
+        for _, destination in step.plan.block_copies:
+            self.visits.events["block copied"] += 1
+            if destination in self.decisions.contents.by_block and failed:
+                self.decisions.contents.overwrite(destination, None)
+        self.observe(frame)
+        self._check_progress(failed)
+
+    def _note_failures(self, request_ids: set[str], failed: bool) -> None:
+        for request_id in request_ids:
+            promise = self.promises[request_id]
+            promise.num_failed_steps = promise.num_failed_steps + 1 if failed else 0
+        self.visits.events["step failed"] += failed
+
+    def _check_progress(self, failed: bool) -> None:
+        """The most that each sequence ever had computed keeps growing while anything is live."""
+        rose = failed or self.clients.num_ended > self.ended_before
+        self.ended_before = self.clients.num_ended
+        for sequence in self.roster.running:
+            key = (sequence.request.id, sequence.choice)
+            if sequence.num_confirmed_tokens > self.best_computed.get(key, 0):
+                self.best_computed[key] = sequence.num_confirmed_tokens
+                rose = True
+        self.steps_without_progress = 0 if rose else self.steps_without_progress + 1
+        known = sum(s.num_tokens for r in self.roster.requests.values() for s in r.live_sequences)
+        bound = self.config["max_seqs"] + 2 + -(-known // self.config["budget"])
+        assert self.steps_without_progress <= bound, (
+            f"progress: something new is computed within {bound} steps"
+        )
+
+    def run_to_the_end(self) -> None:
+        """Everything accepted ends, in a bounded number of steps, and leaves nothing behind."""
+        if self.in_flight is not None:
+            self.end()
+        self.drain()
+        bound = 60 + 60 * sum(len(promise.choices) for promise in self.clients.live())
+        for _ in range(bound):
+            if not self.core.has_work:
+                break
+            live = len(self.roster.requests)
+            self.step()
+            assert len(self.roster.requests) <= live, "draining never adds a live request"
+        assert not self.core.has_work, f"a drained engine is empty within {bound} steps"
+        assert not self.clients.live(), "every accepted choice ends in exactly one outcome"
+        self.check_nothing_is_left()
+
+    # -- the world -----------------------------------------------------------------------------
+
+    def force_preemption(self, pick: int) -> None:
+        sequence = self.roster.running[pick % len(self.roster.running)]
+        is_protected = sequence.num_preemptions >= self.config["max_preemptions"]
+        self.decisions.is_forced = True
+        done = self.core.scheduler.preempt(sequence.request.id, sequence.choice)
+        self.decisions.is_forced = False
+        assert done is not is_protected, "only a protected sequence keeps its row"
+        self.core.check()
+        self.steps_without_progress = 0
+
+    def reset_prefix_cache(self) -> None:
+        tables = [[list(t) for t in sequence.block_tables] for sequence in self.roster.running]
+        self.core.reset_prefix_cache()
+        assert not self.roster.kv.cache.entries, "a reset empties the cache"
+        assert tables == [
+            [list(t) for t in sequence.block_tables] for sequence in self.roster.running
+        ], "a reset leaves running requests what they hold"
+
+    def poll_idle(self) -> None:
+        before = self.core.gauges().heartbeat
+        self.core.poll_idle()
+        assert self.core.gauges().heartbeat == before + 1, "the heartbeat advances while idle"
+
+    def drain(self) -> None:
+        self.core.drain()
+        self.is_drained = True
+
+    # -- the books -----------------------------------------------------------------------------
+
+    def check_books(self) -> None:
+        self.core.check()
+        self.check_gauges()
+        self.check_counts()
+        for request in self.roster.requests.values():
+            for sequence in request.sequences:
+                self.visits.states[sequence.state.value] += 1
+                bound = self.config["max_preemptions"]
+                assert sequence.num_preemptions <= bound, "preemptions are bounded per sequence"
+
+    def check_gauges(self) -> None:
+        gauges, roster = self.core.gauges(), self.roster
+        held = {b for s in roster.running for t in s.block_tables for b in t}
+        deferred = {b for d in roster.kv.deferred for b in d.block_ids} - held
+        assert gauges.blocks_active == len(held), "the gauges are the state, at any moment"
+        assert gauges.blocks_reserved == len(deferred)
+        total = gauges.blocks_active + gauges.blocks_reserved
+        assert total + gauges.blocks_cached + gauges.blocks_free == self.config["num_blocks"]
+        states = [s.state for r in roster.requests.values() for s in r.sequences]
+        assert gauges.sequences_running == states.count(SequenceState.RUNNING)
+        live = gauges.requests_running + gauges.requests_waiting
+        assert live == len(roster.requests)
+        assert 0 <= gauges.kv_tokens_filled <= gauges.kv_tokens_reserved
+        if self.config["num_groups"] == 1:
+            assert gauges.kv_tokens_filled == self._filled_slots(), "filled slots are counted once"
+
+    def _filled_slots(self) -> int:
+        size = self.config["block_size"]
+        filled: dict[int, int] = {}
+        for sequence in self.roster.running:
+            for index, block in enumerate(sequence.block_tables[0]):
+                tokens = min(size, max(0, sequence.num_computed_tokens - index * size))
+                filled[block] = max(tokens, filled.get(block, 0))
+        return sum(filled.values())
+
+    def check_counts(self) -> None:
+        accepted = self.clients.num_submitted - self.clients.num_refused
+        assert accepted == len(self.promises), "submitted is refused plus accepted"
+        live = {i for i, promise in self.promises.items() if promise.is_live}
+        unsaid = {output.request_id for output in self.roster.outbox.choices}
+        assert set(self.roster.requests) | unsaid >= live, "what is live is known to the engine"
+        assert set(self.roster.requests) <= live, "what has ended is forgotten"
+
+    def check_nothing_is_left(self) -> None:
+        gauges, pool = self.core.gauges(), self.roster.kv.pool
+        held = [pool.num_references(block) for block in range(pool.num_blocks)]
+        assert not any(held), "after all requests end no block is held"
+        assert gauges.blocks_cached + gauges.blocks_free == gauges.blocks_total
+        assert not self.roster.requests
+        assert not self.roster.running
+        assert not self.roster.waiting
+        assert not self.roster.in_flight
+        assert not self.roster.copies, "no copy waits for a fork that ended"
+        assert not self.roster.suspects, "no suspicion outlives its request"
+        assert not self.roster.kv.deferred
+        assert self.roster.rows.num_free == self.config["max_seqs"]
+        assert self.roster.waiting.num_tokens == 0
+        assert self.roster.waiting.num_new == 0
+        self.core.reset_prefix_cache()
+        assert self.core.gauges().blocks_free == gauges.blocks_total
+
+    # -- choosing ------------------------------------------------------------------------------
+
+    def _runnable(self) -> list[str]:
+        """Requests that the engine still knows and that the clock has not ended."""
+        return [
+            i
+            for i in self.roster.requests
+            if self.promises[i].was_scheduled or self.now <= self.promises[i].deadline
+        ]
+
+    def speaking(self) -> list[tuple[Promise, int]]:
+        """Choices that are live and have delivered a token."""
+        return [
+            (promise, index)
+            for promise in self.clients.live()
+            if promise.request.request_id in self.roster.requests
+            for index, choice in enumerate(promise.choices)
+            if choice.delivered and not choice.outcome
+        ]
