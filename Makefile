@@ -47,15 +47,15 @@ format: $(SETUP_TEST)
 	$(BIN)/ruff format .
 
 test: $(SETUP_TEST)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not sweep" $(ARGS)
 
 # pytest's exit code 5 means that no test was marked slow.
 test-slow: $(SETUP_TEST)
 	$(BIN)/python -m pytest -m slow $(ARGS) || test $$? -eq 5
 
-# The whole of what CI runs a seeded slice of; its dates and results are kept in tests/sweep.md.
+# Longer runs of what CI does a seeded slice of. Their dates and results are kept in tests/SWEEP.md.
 sweep: $(SETUP_TEST)
-	SWEEP=whole $(BIN)/python -m pytest tests/invariants tests/equivalence -m "slow or not slow" $(ARGS)
+	$(BIN)/python -m pytest -m sweep $(ARGS)
 
 bench: $(SETUP)
 	$(BIN)/python -m server.bench $(ARGS)
