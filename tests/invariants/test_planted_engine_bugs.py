@@ -1,0 +1,61 @@
+"""The properties and stories can fail: each planted bug of the engine is noticed by one of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+from engine_machine import counted_machine, explore
+from planted_engine_bugs import BUGS, PlantedBug
+
+from server.engine.block_pool import BlockError
+from server.engine.ledger import LedgerError
+
+# What notices a bug says so in one of these; a bug that is badly planted raises something else.
+NOTICED = (AssertionError, LedgerError, BlockError, pytest.fail.Exception)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logger = logging.getLogger("server.engine.core")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    yield
+    logger.setLevel(level)
+
+
+def short_run() -> None:
+    """The same examples, whatever is planted."""
+    explore(counted_machine(), examples=150, steps=60)
+
+
+def first_failure(check: Callable[[], None]) -> BaseException | None:
+    """What went wrong first: tearing a broken engine down often fails as well."""
+    try:
+        check()
+    except (Exception, pytest.fail.Exception) as error:
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        return first
+    return None
+
+
+def test_the_product_passes_the_short_run() -> None:
+    short_run()
+
+
+@pytest.mark.parametrize("bug", [bug for bug in BUGS if bug.story], ids=lambda bug: bug.name)
+def test_the_product_passes_the_story(bug: PlantedBug) -> None:
+    assert bug.story is not None
+    bug.story()
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_noticed(bug: PlantedBug, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug.plant(monkeypatch)
+    failure = first_failure(bug.story or short_run)
+    assert failure is not None, f"nobody noticed: {bug.plant.__doc__}"
+    assert isinstance(failure, NOTICED), f"{failure!r} is not the bug but its planting"
+    print(f"{type(failure).__name__}: {str(failure).splitlines()[0]}")
