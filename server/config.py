@@ -28,6 +28,7 @@ from server.option_values import (
 DEMO_MODEL_DIR = Path(__file__).resolve().parents[1] / "weights" / "demo" / "checkpoint"
 DEMO_MODEL_NAME = "quire-demo"
 _PREFIX = "QUIRE_"
+_SPIN_COUNT = "1000"  # about a microsecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,17 @@ def resolve(
         values[option.field] = None if text is None else _read(option, text, source)
     config = ServerConfig(**values)  # type: ignore[arg-type]  # the table and the fields agree
     return _checked(config)
+
+
+def limit_thread_spinning() -> None:
+    """Makes idle compute threads sleep soon instead of spinning; to be called before torch loads.
+
+    GNU's OpenMP spins for long at every barrier. When another process wants a core, the thread that
+    the others wait for may be the one that lost it, and a step takes ten times as long. What
+    the operator set wins.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
 
 
 def available_cores() -> int:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 from server import logs
+from server.config import limit_thread_spinning
 from server.engine_facts import GAUGE_NAMES, EngineSettings
 from server.errors import StartupError
 from server.ipc.engine_channel import ChannelClosed, EngineChannel
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     limit_malloc_arenas()
+    limit_thread_spinning()
     channel = EngineChannel(socket.socket(fileno=socket_fd))
     try:
         _serve(channel, GaugeBlock(gauges_fd, GAUGE_NAMES))

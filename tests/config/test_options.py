@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from server.config import DEMO_MODEL_DIR, OPTIONS, Option, ServerConfig, resolve
+from server.config import (
+    DEMO_MODEL_DIR,
+    OPTIONS,
+    Option,
+    ServerConfig,
+    limit_thread_spinning,
+    resolve,
+)
 from server.errors import StartupError
 from server.option_values import format_size
 from server.report import print_report
@@ -225,3 +233,23 @@ def test_a_report_that_nobody_can_read_stops_nothing(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(sys, "stdout", full)
         print_report("ready")
         assert full.closed  # so that the interpreter does not fail at its end either
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+)
+def test_threads_stop_spinning_unless_the_operator_says_otherwise(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    limit_thread_spinning()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
