@@ -110,15 +110,26 @@ class Admission:
             and num_tokens + new_tokens <= self._limits.max_queued_tokens
         ):
             return None
+        problem = self._list_problem(len(requests), new_tokens)
+        if problem is not None:
+            return Refused(ids, "CAPACITY", problem)
         message = (
             f"The queue is full: {num_requests} requests with {num_tokens} tokens wait, and at "
             f"most {self._limits.max_queued_requests} requests with "
             f"{self._limits.max_queued_tokens} tokens may. Try again later."
         )
-        if len(requests) > self._limits.max_queued_requests:
-            message = (
-                f"The list has {len(requests)} prompts; the queue holds at most "
+        return Refused(ids, "QUEUE_FULL", message, self.throughput.seconds_for(num_tokens))
+
+    def _list_problem(self, num_requests: int, num_tokens: int) -> str | None:
+        """Why the list does not fit an empty queue either: trying again would never help."""
+        if num_requests > self._limits.max_queued_requests:
+            return (
+                f"The list has {num_requests} prompts; the queue holds at most "
                 f"{self._limits.max_queued_requests} requests."
             )
-            return Refused(ids, "CAPACITY", message)
-        return Refused(ids, "QUEUE_FULL", message, self.throughput.seconds_for(num_tokens))
+        if num_tokens > self._limits.max_queued_tokens:
+            return (
+                f"The list has {num_tokens} prompt tokens; the queue holds at most "
+                f"{self._limits.max_queued_tokens}."
+            )
+        return None

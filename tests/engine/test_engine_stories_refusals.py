@@ -143,6 +143,14 @@ def test_a_list_longer_than_the_queue_is_told_never_to_come_again() -> None:
     assert told.message == "The list has 3 prompts; the queue holds at most 2 requests."
 
 
+def test_a_list_with_more_tokens_than_the_queue_is_told_never_to_come_again() -> None:
+    story = Story(max_queued_tokens=10)
+    story.core.submit([story.request(name, prompt(4)) for name in "abc"])
+    (told,) = story.step().refused
+    assert (told.code, told.retry_after) == ("CAPACITY", None)
+    assert told.message == "The list has 12 prompt tokens; the queue holds at most 10."
+
+
 def test_an_id_in_use_is_refused_and_its_owner_notices_nothing() -> None:
     story = Story()
     story.ask("a", prompt(3), max_tokens=3)
