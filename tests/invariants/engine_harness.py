@@ -296,6 +296,7 @@ class Harness:
 
     def check_books(self) -> None:
         self.core.check()
+        self.check_step_in_flight()
         self.check_gauges()
         self.check_counts()
         for request in self.roster.requests.values():
@@ -303,6 +304,14 @@ class Harness:
                 self.visits.states[sequence.state.value] += 1
                 bound = self.config["max_preemptions"]
                 assert sequence.num_preemptions <= bound, "preemptions are bounded per sequence"
+
+    def check_step_in_flight(self) -> None:
+        if self.in_flight is None or self.in_flight.plan not in self.executor.plans[-1:]:
+            return  # nothing is under way, or it raised before any effect
+        for planned in self.in_flight.plan.rows:
+            for table in self.executor.rows[planned.row].tables:
+                held = [self.roster.kv.pool.num_references(block) for block in table]
+                assert all(held), "no block is free while a step in flight may use it"
 
     def check_gauges(self) -> None:
         gauges, roster = self.core.gauges(), self.roster
