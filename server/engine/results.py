@@ -27,7 +27,7 @@ def check_result(plan: StepPlan, result: StepResult) -> None:
         if len(row.token_ids) != wanted:
             raise ValueError(f"row {row.row} gave {len(row.token_ids)} tokens, not {wanted}")
         scored = 0 if row.prompt_logprobs is None else row.prompt_logprobs.num_positions
-        if scored != planned.num_prompt_logits:
+        if scored != planned.num_prompt_logits and not row.non_finite:
             raise ValueError(
                 f"row {row.row} scored {scored} prompt tokens, not {planned.num_prompt_logits}"
             )
@@ -44,7 +44,7 @@ def _apply_row(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
     """
     1. The step went through: its request is no suspect any more.
     2. The computed tokens are confirmed, and full blocks offered to the cache.
-    3. Prompt log-probabilities are delivered.
+    3. Prompt log-probabilities are delivered, where they are numbers.
     4. Where the prompt is complete, the other choices fork.
     5. The token is appended and delivered, and may end the sequence.
     """
@@ -53,7 +53,7 @@ def _apply_row(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
     if not result.non_finite:
         sequence.num_confirmed_tokens = row.chunk.end
         roster.kv.commit(sequence)
-    if result.prompt_logprobs is not None:
+    if result.prompt_logprobs is not None and not result.non_finite:
         _deliver_prompt_logprobs(roster, row, result)
     prompt_is_computed = row.chunk.end >= sequence.num_prompt_tokens
     if not request.is_forked and prompt_is_computed:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from engine_story import Story, prompt, solo
 
-from server.engine.plan import StepPlan, StepResult
+from server.engine.plan import RowResult, StepPlan, StepResult
 from server.engine.results import check_result
 
 
@@ -130,6 +130,26 @@ def test_every_choice_of_a_poisoned_prompt_ends_with_the_error() -> None:
     story.ask("bad", prompt(6, 200), n=3, max_tokens=4)
     story.run()
     assert sorted(story.endings()) == [("bad", choice, "error") for choice in range(3)]
+    assert story.blocks() == (0, 0, 0, 16)
+
+
+@pytest.mark.parametrize("has_scores", [False, True])
+def test_a_scored_prompt_that_is_not_finite_ends_with_that_word_and_no_scores(
+    has_scores: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = Story()
+    story.ask("bad", prompt(6), prompt_logprobs=0)
+    step = story.begin()
+    assert step.pending is not None
+    result = step.pending.result()
+    (row,) = result.rows
+    scores = row.prompt_logprobs if has_scores else None
+    broken = RowResult(row.row, non_finite=True, prompt_logprobs=scores)
+    monkeypatch.setattr(step.pending, "result", lambda: replace(result, rows=(broken,)))
+    story.end(step)
+    assert story.ending("bad").error_code == "NON_FINITE"
+    assert [output.logprobs for output in story.prompts] == [None]
+    assert story.core.gauges().failed_steps == 0
     assert story.blocks() == (0, 0, 0, 16)
 
 
