@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import kernels
+from kernels.product_forms import MANY_ROWS, padded_sizes
 from server.engine.core import EngineCore
 from server.engine_facts import EngineFacts, EngineSettings, gauge_values
 from server.errors import StartupError
@@ -37,7 +38,6 @@ _READ_SHARE = 100  # a reading of the memory is taken at most 1/100 of the time
 _READ_PAUSE_S = 0.25  # and at most this often
 _UNACCOUNTED_BYTES = 8 * 2**20  # the alarm's bound is the larger of this
 _UNACCOUNTED_SHARE = 0.03  # and this share of the resident set
-_PADDED_ROWS = (16, 32, 64)  # what kernels pads a 16-bit product of fewer rows to
 _WARM_SIZE = 1024  # rows and columns of the products that make the libraries set themselves up
 
 
@@ -173,9 +173,9 @@ def _warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:
         _product(rows, torch.empty(_WARM_SIZE, _WARM_SIZE))
     if config.format == "f32":
         return
-    for shape in _product_shapes(spec):
+    for shape, most_rows in _product_shapes(config, spec).items():
         weight = torch.empty(shape, dtype=dtype_of(config.format))
-        for rows in _PADDED_ROWS:
+        for rows in padded_sizes(min(most_rows, MANY_ROWS - 1)):
             _product(rows, weight, config.format)
 
 
@@ -184,11 +184,13 @@ def _product(rows: int, weight: torch.Tensor, format: str = "f32") -> None:
     kernels.linear(x, kernels.pack_linear(weight, format))
 
 
-def _product_shapes(spec: ModelSpec) -> set[tuple[int, int]]:
-    """[out, in] of every matrix that the model multiplies by, each shape once."""
+def _product_shapes(config: RunnerConfig, spec: ModelSpec) -> dict[tuple[int, int], int]:
+    """[out, in] of every matrix that the model multiplies by, and the most rows it meets."""
     shapes = {parameter.name: parameter.shape for parameter in inventory(spec)}
-    fused = {(spec.vocab_size, spec.hidden_size)}
+    found = {(spec.vocab_size, spec.hidden_size): config.logit_rows}
     for linear in fused_linears(spec):
         parts = [shapes[f"{part}.weight"] for part in linear.parts]
-        fused.add((sum(part[0] for part in parts), parts[0][1]))
-    return fused
+        shape = (sum(part[0] for part in parts), parts[0][1])
+        if linear.name != "unembedding":
+            found[shape] = config.max_num_batched_tokens
+    return found

@@ -1,6 +1,7 @@
 """The matrix product on a CPU: torch's own, in whichever form is fastest for the number of rows.
 
-Weights stay as they were given. Four forms, chosen by shape and type alone; all add up in float32:
+Weights stay as they were given. Four forms, chosen by shape and type alone (the numbers are in
+kernels.product_forms); all add up in float32:
 
 - one row: a matrix-vector product, which streams the weight at nearly the memory's speed;
 - a few rows of a large float32 weight: the weight times the transposed rows, up to three times
@@ -20,11 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PANEL_BYTES = 4 << 20
-MANY_ROWS = 128
-LEAST_PADDED = 16  # the smallest padded number of rows; the others are its doubles
-FEW_ROWS = range(6, 17)
-LARGE_WEIGHT = 1 << 20  # elements
+from kernels.product_forms import MANY_ROWS, is_transposed, padded_rows, panel_rows
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -32,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     if rows == 1:
         row = torch.mv(weight, x[0]) if bias is None else torch.addmv(bias, weight, x[0])
         return row.unsqueeze(0) if residual is None else row.unsqueeze(0).add_(residual)
-    if x.dtype is torch.float32 and rows in FEW_ROWS and weight.numel() >= LARGE_WEIGHT:
+    if x.dtype is torch.float32 and is_transposed(rows, x.shape[1], weight.shape[0]):
         out = torch.mm(weight, x.t()).t().contiguous()
         if bias is not None:
             out.add_(bias)
@@ -51,14 +48,9 @@ def _has_matrix_unit() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def padded_rows(rows: int) -> int:
-    """The number of rows that a 16-bit plain product of ``rows`` really computes."""
-    return max(LEAST_PADDED, 1 << (rows - 1).bit_length())
-
-
 def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     out_features, in_features = weight.shape
-    step = max(1, min(out_features, PANEL_BYTES // (4 * in_features)))
+    step = panel_rows(in_features, out_features)
     panel = torch.empty(step, in_features)
     wide = x.float()
     out = torch.empty(x.shape[0], out_features, dtype=x.dtype)

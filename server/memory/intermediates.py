@@ -13,13 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.product_forms import product_temporaries
 from kernels.workspace import QUERY_TILES, AttentionShape, attention_temporary_bytes
 from weights.spec import ModelSpec, NormKind, PositionKind
-
-# What the CPU kernels for matrix products take beside their result (kernels.cpu.linear).
-PANEL_BYTES = 4 << 20
-MANY_ROWS = 128
-FEW_ROWS = range(6, 17)
 
 # The sampler works on this much of the logits at a time; beside them it holds, in bytes per logit:
 # counts and mask of penalties (5), the penalised row (4), the scaled one (4), two copies as
@@ -86,8 +82,8 @@ def _attention_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, .
     qkv = ("qkv", tokens * qkv_size * element)
     attended = ("attended", tokens * heads.query_size * element)
     scratch = ("attention_temporary", attention_temporary_bytes(shape))
-    widened_qkv = _product(tokens, model.hidden_size, qkv_size, element)
-    widened_output = _product(tokens, heads.query_size, model.hidden_size, element)
+    widened_qkv = product_temporaries(tokens, model.hidden_size, qkv_size, element)
+    widened_output = product_temporaries(tokens, heads.query_size, model.hidden_size, element)
     embed: Tensors = (("hidden", hidden),)
     if model.position is PositionKind.LEARNED:
         embed += (("positions", hidden),)
@@ -109,8 +105,10 @@ def _mlp_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, ...]:
     wide = tokens * model.mlp.intermediate_size
     up_size = (2 if model.mlp.gated else 1) * model.mlp.intermediate_size
     up = ("up", tokens * up_size * element)
-    widened_up = _product(tokens, model.hidden_size, up_size, element)
-    widened_down = _product(tokens, model.mlp.intermediate_size, model.hidden_size, element)
+    widened_up = product_temporaries(tokens, model.hidden_size, up_size, element)
+    widened_down = product_temporaries(
+        tokens, model.mlp.intermediate_size, model.hidden_size, element
+    )
     inner = ("inner", wide * element)
     # A gated 16-bit activation works on float32 copies: of the gate, then of its image.
     lifted: Tensors = (inner,)
@@ -157,23 +155,6 @@ def _store(model: ModelSpec, tokens: int, element: int) -> Tensors:
     )
 
 
-def _product(rows: int, columns: int, out: int, element: int) -> Tensors:
-    """Beside the result of [rows, columns] x [columns, out]: a 16-bit weight meets many rows in
-    float32, a panel at a time, and fewer padded to a power of two; a float32 one meets a few rows
-    as the transposed product."""
-    if element == 4:
-        return (("transposed_product", 4 * rows * out),) if rows in FEW_ROWS else ()
-    if rows < MANY_ROWS:
-        padded = max(16, 1 << (rows - 1).bit_length())
-        return (("rows_padded", element * padded * columns), ("padded", element * padded * out))
-    panel = max(1, min(out, PANEL_BYTES // (4 * columns)))
-    return (
-        ("rows_float32", 4 * rows * columns),
-        ("panel_float32", 4 * panel * columns),
-        ("product_float32", 4 * rows * panel),
-    )
-
-
 def _logit_phases(
     model: ModelSpec, shape: AttentionShape, rows: int, num_top: int
 ) -> tuple[Phase, ...]:
@@ -187,7 +168,7 @@ def _logit_phases(
     logits = ("logits", 4 * rows * vocab)
     narrow = () if element == 4 else (("logits_narrow", element * rows * vocab),)
     at_once = min(sampled, sample_rows(vocab))
-    widened = _product(rows, model.hidden_size, vocab, element)
+    widened = product_temporaries(rows, model.hidden_size, vocab, element)
     return (
         Phase("final_norm", (*every, *_norm(model, picked_rows, element))),
         Phase("logits", (picked, logits, *narrow, *widened)),
