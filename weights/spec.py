@@ -103,9 +103,10 @@ class NormSpec:
 class ModelSpec:
     """One decoder-only transformer with pre-normalised blocks.
 
-    ``learned_position_offset`` is added to a position before the table of learned positions is
-    read. ``parameter_dtype`` is the checkpoint's own dtype as a canonical format name
-    (weights.formats). ``eos_token_ids`` are config.json's; generation_config.json may add to them.
+    ``max_positions`` is the context that config.json states, in tokens; a scaling of rotary
+    positions may stretch it. ``parameter_dtype`` is the checkpoint's own dtype as a
+    canonical format name (weights.formats). ``eos_token_ids`` are config.json's;
+    generation_config.json may add to them.
     """
 
     family: str

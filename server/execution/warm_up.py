@@ -14,7 +14,7 @@ def largest_plan(config: RunnerConfig) -> StepPlan:
     tokens = min(
         config.max_num_batched_tokens // rows,
         blocks_per_row * config.block_size,
-        config.max_model_len - 1,
+        max(1, config.max_model_len - 1),
     )
     scored = min(tokens - 1, config.logit_rows // rows)
     num_blocks = -(-tokens // config.block_size)
@@ -35,7 +35,7 @@ def largest_plan(config: RunnerConfig) -> StepPlan:
         PlannedRow(
             row=row,
             num_scheduled_tokens=tokens,
-            samples=True,
+            samples=tokens < config.max_model_len,
             num_prompt_logits=scored,
         )
         for row in range(rows)

@@ -28,8 +28,8 @@ from weights.inventory import inventory
 from weights.spec import ModelSpec
 
 PREFIX_SHARE = 1.25  # room for cached prefixes beside the live sequences
-LOGIT_ELEMENTS = 2**21  # rows x vocabulary of float32 logits that a step holds at once
-MIN_LOGIT_ROWS, MAX_LOGIT_ROWS = 8, 256
+LOGIT_ELEMENTS = 2**21  # rows x vocabulary of logits to hold at once, but a row a sequence
+MAX_LOGIT_ROWS = 256  # likewise
 MAX_LOGPROBS = 20
 SMALL_MODEL_BYTES = 2**30  # in float32; --dtype auto widens what takes no more
 _PLANNED = (
@@ -172,7 +172,10 @@ def formulas(plan: MemoryPlan) -> dict[str, str]:
 def _runner_config(
     model: ModelSpec, request: PlanRequest, max_model_len: int, num_blocks: int
 ) -> RunnerConfig:
-    logit_rows = max(MIN_LOGIT_ROWS, min(MAX_LOGIT_ROWS, LOGIT_ELEMENTS // model.vocab_size))
+    # A step may lack rows for scoring prompts, which are cut, but never for its sequences' tokens:
+    # those that are last in rank would wait until others end.
+    to_score = min(MAX_LOGIT_ROWS, LOGIT_ELEMENTS // model.vocab_size)
+    logit_rows = max(request.max_num_seqs, to_score)
     return RunnerConfig(
         format=request.format,
         block_size=request.block_size,
@@ -181,7 +184,7 @@ def _runner_config(
         max_num_batched_tokens=request.max_num_batched_tokens,
         max_model_len=max_model_len,
         max_logit_rows=min(logit_rows, request.max_num_batched_tokens),
-        max_logprobs=MAX_LOGPROBS,
+        max_logprobs=min(MAX_LOGPROBS, model.vocab_size - 1),
     )
 
 

@@ -80,6 +80,11 @@ def test_sizes_that_do_not_fit_the_model_are_refused_at_start(tmp_path: Path) ->
         stepping.built(tmp_path, max_model_len=64, max_logprobs=100)
 
 
+@pytest.mark.parametrize("length", [1, 2])
+def test_the_shortest_contexts_warm_up(length: int, tmp_path: Path) -> None:
+    assert stepping.built_from_spec(SPEC, tmp_path, max_model_len=length).runner.warm_up() > 0
+
+
 def test_a_stretched_context_counts_the_stretch() -> None:
     stretched = RopeSpec(scaling=RopeScaling.LINEAR, factor=4.0)
     assert max_context(tiny_llama(max_positions=64, rope=stretched)) == 256

@@ -89,6 +89,15 @@ def test_a_length_beyond_the_models_is_refused() -> None:
         plan_memory(MODEL, replace(REQUEST, max_model_len=1025), 8 * GIB)
 
 
+def test_a_large_vocabulary_leaves_a_row_of_logits_for_every_sequence() -> None:
+    """Else the sequences that are last in rank would wait for their tokens until others end."""
+    for vocab_size in (2, 1000, 50_257, 151_936):
+        model = replace(MODEL, vocab_size=vocab_size)
+        runner = plan_memory(model, replace(REQUEST, max_num_seqs=32), 8 * GIB).runner
+        assert runner.max_logit_rows >= 32
+        assert runner.max_logprobs < vocab_size
+
+
 def test_half_the_bytes_a_number_half_the_weights_and_half_the_pool() -> None:
     wide = plan_memory(MODEL, REQUEST, 8 * GIB).kinds
     narrow = plan_memory(MODEL, replace(REQUEST, format="bf16"), 8 * GIB).kinds
