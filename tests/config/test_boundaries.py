@@ -59,6 +59,9 @@ def test_every_import_contract_names_modules_that_exist() -> None:
 
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     for contract in document["tool"]["importlinter"]["contracts"]:
-        for module in contract["source_modules"]:
+        keys = ("source_modules", "allowed_importers", "ancestors")
+        named = [module for key in keys for module in contract.get(key, ())]
+        assert named, contract["name"]
+        for module in named:
             path = ROOT.joinpath(*module.split("."))
             assert path.is_dir() or path.with_suffix(".py").is_file(), module
