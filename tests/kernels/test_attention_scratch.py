@@ -53,7 +53,7 @@ def test_torch_allocates_little_beyond_the_workspace():
     workspace = AttentionWorkspace(step.shape)
     largest = 0
     run(step)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         kernels.paged_attention(
             step.q, step.cache, step.metadata, scale=step.scale, workspace=workspace
         )
