@@ -42,6 +42,7 @@ EXIT_ENGINE_GAVE_UP = 1
 EXIT_AT_ONCE = 130
 _CLOSE_S = 5  # for connections to close after the last answer
 _DRAIN_CHECK_S = 0.02
+_SAME_SIGNAL_S = 0.1  # a launcher passes on what its whole process group was sent: one wish, twice
 
 
 class HttpServer:
@@ -85,6 +86,7 @@ class HttpServer:
             drain_timeout_s=_CLOSE_S,
         )
         self._stop = asyncio.Event()
+        self._signalled = 0.0
 
     async def run(self, first: EngineProcess) -> int:
         """Serves until a signal or the engine's end; returns the exit code."""
@@ -115,6 +117,10 @@ class HttpServer:
             loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: int) -> None:
+        now = time.monotonic()
+        if self._stop.is_set() and now - self._signalled < _SAME_SIGNAL_S:
+            return
+        self._signalled = now
         if self._stop.is_set():
             log.warning("second signal: stopping at once")
             os._exit(EXIT_AT_ONCE)  # the engine dies with this process
@@ -152,15 +158,22 @@ class HttpServer:
         )
         print_report(report)
 
+    def _live_gauges(self) -> Mapping[str, int]:
+        """The block of an engine that is there: what a dead one wrote last is true no more."""
+        return self._gauges.read() if self.supervisor.state is EngineState.READY else {}
+
     def _reading(self) -> Mapping[str, int]:
-        return memory_reading(self._gauges.read())
+        return memory_reading(self._live_gauges())
+
+    def _requests_running(self) -> int:
+        return engine_gauges(self._live_gauges()).get("requests_running", 0)
 
     def _weights(self) -> Mapping[str, int]:
         return {} if self._facts is None else self._facts.weights
 
     def _gauge_sources(self) -> GaugeSources:
         return GaugeSources(
-            engine=lambda: engine_gauges(self._gauges.read()),
+            engine=lambda: engine_gauges(self._live_gauges()),
             engine_up=lambda: self.supervisor.state is EngineState.READY,
             memory=self._reading,
             planned=lambda: self._model.plan.kinds,
@@ -175,7 +188,7 @@ class HttpServer:
         return MemorySources(
             reading=self._reading,
             weights=self._weights,
-            requests_running=lambda: engine_gauges(self._gauges.read())["requests_running"],
+            requests_running=self._requests_running,
             host_bytes=process_resident,
         )
 

@@ -8,7 +8,6 @@ main thread may spawn), and a pipe whose other end only the parent holds.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -17,6 +16,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -29,7 +29,7 @@ class EngineProcess:
 
     popen: subprocess.Popen[bytes]
     connection: socket.socket
-    death_pipe: int
+    death_pipe: FileIO  # no number: it might be another file's when it is closed once more
 
     @property
     def pid(self) -> int:
@@ -44,8 +44,7 @@ class EngineProcess:
         """Kills the process and gives back what it held here."""
         self.kill()
         self.connection.close()
-        with contextlib.suppress(OSError):
-            os.close(self.death_pipe)
+        self.death_pipe.close()
 
 
 def spawn_engine(
@@ -79,7 +78,7 @@ def spawn_engine(
     finally:
         theirs.close()
         os.close(read_end)
-    return EngineProcess(popen, ours, write_end)
+    return EngineProcess(popen, ours, FileIO(write_end, "w"))
 
 
 def die_with_parent(parent: int, death_pipe: int) -> None:

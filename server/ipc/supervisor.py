@@ -211,6 +211,7 @@ class Supervisor:
 
     def _lose(self) -> None:
         """Every request that is open ends in an error now. Idempotent."""
+        self._still_s = 0.0
         if self.state is EngineState.READY:
             self.state = EngineState.STARTING
         self._client.detach(unavailable("The engine stopped while it served the request."))

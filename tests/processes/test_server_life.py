@@ -169,6 +169,9 @@ def test_kill_9_of_the_engine_ends_streams_with_an_error_and_service_comes_back(
         assert stream.error is not None
         assert stream.error["code"] == "engine_unavailable"
     assert time.monotonic() - killed < 2
+    down = json.loads(server.get("/memory")[1])["devices"][0]
+    assert (down["ready"], down["resident_bytes"]) == (False, 0)
+    assert server.gauge("quire_requests_running") == server.gauge("quire_engine_up") == 0
     assert server.get("/health")[0] == 200
     until(lambda: server.get("/ready")[0] == 200)
     assert server.complete(max_tokens=2)[0] == 200
@@ -201,7 +204,10 @@ def test_a_second_signal_ends_the_server_at_once_and_its_engine_with_it() -> Non
     stream = Stream(server, 1000)
     assert stream.first.wait(30)
     server.process.send_signal(signal.SIGINT)
+    server.process.send_signal(signal.SIGINT)  # as a launcher passes on what its group got
     until(lambda: server.get("/ready")[0] == 503, 2)
+    time.sleep(0.2)
+    assert server.process.poll() is None
     code, _ = server.end(signal.SIGINT)
     assert code == 130
     until(lambda: not cmdline(engine), 5)

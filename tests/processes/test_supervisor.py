@@ -210,6 +210,21 @@ def test_an_engine_that_makes_no_progress_is_killed_and_replaced() -> None:
     asyncio.run(story())
 
 
+def test_an_engine_that_dies_while_it_is_in_doubt_leaves_no_doubt_about_its_successor() -> None:
+    async def story() -> None:
+        policy = RestartPolicy(first_pause_s=30, stall_s=60, doubt_s=0.1, check_s=0.02)
+        async with engine("serves", policy=policy) as it:
+            submission = asyncio.create_task(it.client.submit([request("a", prompt=668)]))
+            await it.until(lambda: it.supervisor.stalls)
+            assert it.supervisor.pid is not None
+            os.kill(it.supervisor.pid, signal.SIGKILL)
+            with pytest.raises(QuireError):
+                await submission
+            assert not it.supervisor.stalls
+
+    asyncio.run(story())
+
+
 def test_an_engine_that_sends_rubbish_is_replaced() -> None:
     async def story() -> None:
         async with engine("babbles", "serves") as it:
