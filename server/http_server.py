@@ -216,12 +216,7 @@ class HttpServer:
         model, config = self._model, self._config
         return ApiState(
             engine=self.client,
-            tokenizer=Tokenizer.from_folder(
-                model.folder,
-                vocab_size=model.spec.vocab_size,
-                config=model.config,
-                generation_config=model.generation_config,
-            ),
+            tokenizer=Tokenizer.from_folder(model.folder, vocab_size=model.spec.vocab_size),
             chat_template=ChatTemplate.from_folder(model.folder),
             model=self._card(),
             defaults=self._defaults,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from server.memory.layout import Layout, MemoryKind
+from weights.formats import FORMATS
+from weights.tensor_reader import torch_dtype
 
 _DTYPES = {
-    "f32": torch.float32,
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
+    **{name: torch_dtype(name) for name in FORMATS},
     "i64": torch.int64,
     "i32": torch.int32,
     "u8": torch.uint8,

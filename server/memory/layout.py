@@ -16,11 +16,14 @@ from enum import StrEnum
 from kernels.workspace import AttentionShape, attention_workspace_bytes
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
 from server.memory.intermediates import Phase, phases
-from weights.formats import tensor_bytes
+from weights.formats import FORMATS, tensor_bytes
 from weights.inventory import inventory
 from weights.spec import ModelSpec, PositionKind, RopeScaling
 
-ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "bool": 1, "u8": 1}
+ELEMENT_BYTES = {
+    **{name: fmt.bytes_per_element for name, fmt in FORMATS.items()},
+    **{"i64": 8, "i32": 4, "bool": 1, "u8": 1},
+}
 
 _STRETCHING = (RopeScaling.LINEAR, RopeScaling.DYNAMIC, RopeScaling.YARN)
 

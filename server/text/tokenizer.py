@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
@@ -20,41 +19,28 @@ ENCODE_THREADS = 2
 class Tokenizer:
     """A tokenizer.json, by the `tokenizers` library.
 
-    ``vocab_size`` is the model's, which may be padded beyond the tokenizer's own: an id in the
-    padding has no text.
+    ``vocab_size`` is the model's. It may be padded beyond the tokenizer's own: an id in the padding
+    has no text. Or some tokens were added that the model was never given: a text that holds one is
+    refused.
     """
 
-    def __init__(
-        self,
-        backend: tokenizers.Tokenizer,
-        *,
-        vocab_size: int | None = None,
-        eos_token_ids: tuple[int, ...] = (),
-    ) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, *, vocab_size: int | None = None) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self.vocab_size = vocab_size or backend.get_vocab_size(with_added_tokens=True)
-        self.eos_token_ids = eos_token_ids
         self._stages = decoder_stages(json.loads(backend.to_str()).get("decoder"))
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
-        self._longest_token_bytes = max(
-            (len(token.encode()) for token in backend.get_vocab(with_added_tokens=True)), default=1
-        )
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self._longest_token_bytes = max((len(token.encode()) for token in vocabulary), default=1)
+        self._exceeds_model = max(vocabulary.values(), default=0) >= self.vocab_size
         self._bytes: dict[int, bytes] = {}
         self._threads = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="tokenizer")
 
     @classmethod
-    def from_folder(
-        cls,
-        folder: Path,
-        *,
-        vocab_size: int | None = None,
-        config: Mapping[str, Any] | None = None,
-        generation_config: Mapping[str, Any] | None = None,
-    ) -> Tokenizer:
-        """The tokenizer of a checkpoint folder. EOS ids come from both configurations.
+    def from_folder(cls, folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
+        """The tokenizer of a checkpoint folder.
 
         Raises:
             StartupError: there is no tokenizer.json, or it cannot be used; names the file.
@@ -64,8 +50,7 @@ class Tokenizer:
             raise StartupError(f"tokenizer.json is missing from {folder.name}")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-            ids = eos_token_ids(config or {}, generation_config or {})
-            return cls(backend, vocab_size=vocab_size, eos_token_ids=ids)
+            return cls(backend, vocab_size=vocab_size)
         except (ValueError, OSError) as error:
             raise StartupError(f"tokenizer.json cannot be used: {error}") from error
         except Exception as error:  # the library raises a bare Exception for a malformed file
@@ -77,11 +62,23 @@ class Tokenizer:
         """Token ids of ``text``; special tokens as the tokenizer's post-processor adds them.
 
         Raises:
-            QuireError: the text holds a lone surrogate, which no encoding can carry.
+            QuireError: the text holds a lone surrogate, which no encoding can carry, or a token
+                that the model does not know.
         """
         check_text(text)
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        if self._exceeds_model:
+            self._check_known(ids)
         return ids
+
+    def _check_known(self, ids: Sequence[int]) -> None:
+        for token_id in ids:
+            if token_id >= self.vocab_size:
+                raise QuireError(
+                    ErrorCode.INVALID_VALUE,
+                    f"The text makes the token {self.piece(token_id)!r}, whose id {token_id} is "
+                    f"beyond the model's vocabulary of {self.vocab_size}. Leave it out.",
+                )
 
     async def encode_in_thread(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """As ``encode``, without holding the event loop. Cancelling abandons the result."""
@@ -136,21 +133,3 @@ def check_text(text: str, param: str | None = None) -> None:
             "it is no valid Unicode. Send the whole character.",
             param=param,
         ) from None
-
-
-def eos_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """The end-of-sequence ids that both configurations name, each an integer or a list.
-
-    Raises:
-        ValueError: a value is neither.
-    """
-    found: list[int] = []
-    for source in (generation, config):
-        value = source.get("eos_token_id")
-        for id in value if isinstance(value, list) else [value]:
-            if id is None or id in found:
-                continue
-            if isinstance(id, bool) or not isinstance(id, int) or id < 0:
-                raise ValueError(f"eos_token_id holds {id!r}, which is no token id")
-            found.append(id)
-    return tuple(found)

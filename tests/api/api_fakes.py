@@ -34,7 +34,7 @@ def byte_tokenizer(vocab_size: int = 300) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<end>", special=True)])
-    return Tokenizer(backend, vocab_size=vocab_size, eos_token_ids=(EOS,))
+    return Tokenizer(backend, vocab_size=vocab_size)
 
 
 Script = Callable[[EngineRequest, int], Sequence[int]]

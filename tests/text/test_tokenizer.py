@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_tokenizers import byte_fallback, byte_level, word_piece
 
-from server.errors import QuireError, StartupError
-from server.text.tokenizer import Tokenizer, eos_token_ids
+from server.errors import ErrorCode, QuireError, StartupError
+from server.text.tokenizer import Tokenizer
 
 
 def test_special_tokens_are_added_as_the_post_processor_says() -> None:
@@ -48,11 +48,16 @@ def test_the_bytes_of_single_tokens() -> None:
     assert Tokenizer(word_piece()).token_bytes(3) == " 深度".encode()
 
 
-def test_eos_ids_come_from_both_configurations_without_doubles() -> None:
-    assert eos_token_ids({"eos_token_id": 2}, {"eos_token_id": [5, 2]}) == (5, 2)
-    assert eos_token_ids({}, {"eos_token_id": None}) == ()
-    with pytest.raises(ValueError, match="no token id"):
-        eos_token_ids({"eos_token_id": "2"}, {})
+def test_a_text_with_a_token_that_the_model_was_never_given_is_refused() -> None:
+    backend = byte_level()
+    known = backend.get_vocab_size(with_added_tokens=True)
+    backend.add_special_tokens(["[PAD]"])
+    tokenizer = Tokenizer(backend, vocab_size=known)
+    assert all(token_id < known for token_id in tokenizer.encode("PAD"))
+    with pytest.raises(QuireError, match=rf"'\[PAD\]', whose id {known} is beyond") as raised:
+        tokenizer.encode("a [PAD] b")
+    assert raised.value.code is ErrorCode.INVALID_VALUE
+    assert Tokenizer(backend, vocab_size=known + 1).encode("[PAD]") == [known]
 
 
 def test_a_folder_without_a_usable_tokenizer_is_refused_by_file(tmp_path: Path) -> None:
@@ -66,6 +71,5 @@ def test_a_folder_without_a_usable_tokenizer_is_refused_by_file(tmp_path: Path) 
 
 def test_a_folder_with_one_is_read(tmp_path: Path) -> None:
     byte_level().save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer.from_folder(tmp_path, vocab_size=512, config={"eos_token_id": 7})
+    tokenizer = Tokenizer.from_folder(tmp_path, vocab_size=512)
     assert tokenizer.vocab_size == 512
-    assert tokenizer.eos_token_ids == (7,)
