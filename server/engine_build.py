@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -28,6 +30,7 @@ from weights.errors import CheckpointError
 from weights.families import resolve
 from weights.fusion import fused_linears
 from weights.inventory import inventory
+from weights.progress import ProgressBar
 from weights.spec import ModelSpec
 
 Progress = Callable[[str], None]
@@ -56,7 +59,7 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
     """
     started = time.monotonic()
     torch.set_num_threads(settings.num_threads)
-    loading = _Loading(progress)
+    loading = loading_display(settings.log_format, progress, sys.stderr)
     try:
         _warm_libraries(settings.runner, _spec(settings))
         gc.collect()
@@ -122,6 +125,15 @@ class GaugePublisher:
         )
 
 
+def loading_display(
+    log_format: str, progress: Progress, stream: TextIO
+) -> Callable[[int, int], None]:
+    """Takes bytes done and bytes to do: a bar where somebody watches the text log, else lines."""
+    if log_format == "text" and stream.isatty():
+        return ProgressBar(stream)
+    return _Loading(progress)
+
+
 class _Loading:
     """Tells about a long load every few seconds."""
 
@@ -133,7 +145,7 @@ class _Loading:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _PROGRESS_S
-            self._progress(f"loading: {100 * done // max(1, total)} % of {total} bytes")
+            self._progress(f"loading: {100 * done // max(1, total)} % of {format_size(total)}")
 
 
 def _books(built: BuiltRunner, core: EngineCore) -> Books:
