@@ -238,7 +238,7 @@ def test_a_report_that_nobody_can_read_stops_nothing(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "1000"),
+        ({}, "10000"),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
     ],
