@@ -110,6 +110,7 @@ class OfflineEngineClient:
         if frame.stats is not None:
             self._metrics.observe_step(frame.stats)
         self._streams.feed(frame)
+        self._metrics.observe_discarded(self._streams.take_discarded())
 
     def _to_loop(self, function: Callable[..., None], *arguments: object) -> None:
         if self._loop is not None and not self._loop.is_closed():

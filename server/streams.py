@@ -8,17 +8,22 @@ aborted, or its engine is gone.
     submit --> waiting --Accepted--> open --last choice's finish--> closed
                   |                    |
                Refused            abort, fail_all
+
+A choice that its client ended (a stop string) goes on in the engine until the engine hears of it.
+The tokens of that overrun are counted and dropped here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from server.engine.events import ChoiceOutput, EngineFrame, Event, PromptOutput, Refused
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
+
+_STOPPED_KEPT = 4096  # choices whose overrun, of a step or two, is still told from what was aborted
 
 
 class _Stream:
@@ -32,6 +37,10 @@ class _Stream:
         self.wake = asyncio.Event()
         self.closed = False
         self.error: QuireError | None = None
+
+    @property
+    def num_unread_tokens(self) -> int:
+        return sum(len(event.token_ids) for event in self.events if isinstance(event, ChoiceOutput))
 
     def put(self, event: Event) -> None:
         self.events.append(event)
@@ -53,6 +62,8 @@ class RequestStreams:
     def __init__(self) -> None:
         self._streams: dict[str, _Stream] = {}
         self._answers: dict[str, asyncio.Future[None]] = {}
+        self._stopped: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._num_discarded = 0
 
     @property
     def num_open(self) -> int:
@@ -102,6 +113,7 @@ class RequestStreams:
         finally:
             if stream.closed and self._streams.get(request_id) is stream:
                 del self._streams[request_id]
+                self._num_discarded += stream.num_unread_tokens
         if stream.error is not None:
             raise _own(stream.error)
 
@@ -111,7 +123,15 @@ class RequestStreams:
         if stream is None or choice not in stream.open_choices:
             return False
         stream.end_choice(choice)
+        self._stopped[request_id, choice] = None
+        if len(self._stopped) > _STOPPED_KEPT:
+            self._stopped.popitem(last=False)
         return True
+
+    def take_discarded(self) -> int:
+        """Tokens that came for choices after their clients had ended them, since the last call."""
+        count, self._num_discarded = self._num_discarded, 0
+        return count
 
     def drop(self, request_ids: Iterable[str]) -> list[str]:
         """Forgets the requests and ends their streams; returns those that were open."""
@@ -130,6 +150,7 @@ class RequestStreams:
         for stream in self._streams.values():
             stream.close(error)
         self._streams.clear()
+        self._stopped.clear()
 
     def _answer(self, request_ids: Iterable[str], error: QuireError | None) -> None:
         for request_id in request_ids:
@@ -149,7 +170,10 @@ class RequestStreams:
     def _put_choice(self, event: ChoiceOutput) -> None:
         stream = self._streams.get(event.request_id)
         if stream is None or event.choice not in stream.open_choices:
-            return  # aborted, or finished by a stop string: the event crossed it on the way
+            # Aborted, or ended by a stop string: the event crossed it on the way.
+            if (event.request_id, event.choice) in self._stopped:
+                self._num_discarded += len(event.token_ids)
+            return
         stream.put(event)
         if event.finish_reason is not None:
             stream.end_choice(event.choice)

@@ -78,6 +78,7 @@ class IpcEngineClient:
         if frame.stats is not None:
             self._metrics.observe_step(frame.stats)
         self._streams.feed(frame)
+        self._metrics.observe_discarded(self._streams.take_discarded())
 
 
 def shutting_down() -> QuireError:

@@ -70,7 +70,7 @@ class RequestMetrics(Protocol):
         ...
 
     def observe_discarded(self, count: int) -> None:
-        """``count`` tokens arrived after their choice had met a stop string."""
+        """``count`` tokens were delivered after their choice had met a stop string."""
         ...
 
 
@@ -78,6 +78,10 @@ class StepMetrics(Protocol):
     """What the engine client reports."""
 
     def observe_step(self, stats: StepStats) -> None: ...
+
+    def observe_discarded(self, count: int) -> None:
+        """``count`` tokens came for choices that had met a stop string, and were dropped."""
+        ...
 
     def observe_engine_restart(self) -> None: ...
 

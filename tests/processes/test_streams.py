@@ -69,6 +69,23 @@ def test_nothing_is_delivered_of_a_choice_that_has_ended() -> None:
     run(story())
 
 
+def test_the_overrun_of_a_stopped_choice_is_counted_once_and_that_of_an_abort_is_not() -> None:
+    async def story() -> None:
+        streams = RequestStreams()
+        streams.open([request("stopped"), request("aborted")])
+        reader = streams.events("stopped")
+        streams.feed(choices(*(token("stopped", 0, step) for step in range(3))))
+        await anext(reader)  # completes a stop string; two more have come
+        streams.end_choice("stopped", 0)
+        await reader.aclose()  # type: ignore[attr-defined]
+        streams.drop(["aborted"])
+        streams.feed(choices(token("stopped", 0, 3), token("aborted", 0, 3)))
+        assert streams.take_discarded() == 3
+        assert streams.take_discarded() == 0
+
+    run(story())
+
+
 def test_events_of_unknown_requests_are_ignored() -> None:
     async def story() -> None:
         streams = RequestStreams()
