@@ -49,7 +49,6 @@ class Field:
     required: bool = False
 
 
-ANY_TEXT = Text(0, 1 << 24)
 SOME_TEXT = Text(1, 1 << 24)
 MODEL_NAME = Text(1, 1024)
 

@@ -82,10 +82,7 @@ def build_runner(
         progress=progress,
     )
     buffers = allocate(layout, device)
-    table = rotary_table(model, config.max_model_len)
-    if table is not None:
-        buffers["rotary_table"].copy_(table)
-        table = buffers["rotary_table"]
+    table = _rotary_buffer(model, config, buffers)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
     decoder = Decoder(model, loaded.linears, loaded.tensors, table)
     runner = ModelRunner(decoder, layout, buffers, eos_token_ids, poison=poison)
@@ -99,6 +96,14 @@ def build_runner(
         held=HeldBytes(model, layout, loaded, buffers, runner.workspace),
         warm_up_bytes=runner.warm_up() if warm_up else 0,
     )
+
+
+def _rotary_buffer(
+    model: ModelSpec, config: RunnerConfig, buffers: dict[str, torch.Tensor]
+) -> torch.Tensor | None:
+    """The layout's own buffer, filled; None for a model without rotary positions."""
+    table = rotary_table(model, config.max_model_len)
+    return None if table is None else buffers["rotary_table"].copy_(table)
 
 
 def _check(model: ModelSpec, config: RunnerConfig) -> None:

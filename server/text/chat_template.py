@@ -26,7 +26,6 @@ class TemplateLimits:
     """What one rendering may use. ``workers`` bounds how many run at once."""
 
     seconds: float = 2.0
-    start_seconds: float = 20.0  # for the worker's own start, on a busy machine
     memory_bytes: int = 1024 * 1024 * 1024  # address space
     max_characters: int = 4 * 1024 * 1024
     workers: int = 2
