@@ -115,6 +115,7 @@ class GenerationEndpoint:
                 ),
                 n=request.n,
                 priority=request.fields["priority"],
+                tenant=request.fields["user"] or "",
                 cache_salt=request.fields["cache_salt"],
             )
             for index, ids in enumerate(prompts)

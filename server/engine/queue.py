@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from server.engine.sequence import LiveRequest, Rank, Sequence, SequenceState
 
+_SLACK = 64  # entries of what has gone that may stay in a heap
+
 
 class WaitingQueue:
     def __init__(self) -> None:
@@ -47,6 +49,7 @@ class WaitingQueue:
         request = sequence.request
         if not request.was_scheduled:
             heapq.heappush(self._deadlines, (request.deadline, request.arrival, request))
+        self._tidy()
 
     def head(self) -> Sequence | None:
         while self._heap and not self._is_current(self._heap[0]):
@@ -70,9 +73,22 @@ class WaitingQueue:
         late: list[LiveRequest] = []
         while self._deadlines and self._deadlines[0][0] < now:
             request = heapq.heappop(self._deadlines)[2]
-            if not request.was_scheduled and self.head_of(request) is not None:
+            if self._is_waiting(request):
                 late.append(request)
         return late
+
+    def _tidy(self) -> None:
+        """Forgets what has gone, so that memory follows the queue's length and not its traffic."""
+        bound = 2 * len(self._members) + _SLACK
+        if len(self._heap) > bound:
+            self._heap = [item for item in self._heap if self._is_current(item)]
+            heapq.heapify(self._heap)
+        if len(self._deadlines) > bound:
+            self._deadlines = [item for item in self._deadlines if self._is_waiting(item[2])]
+            heapq.heapify(self._deadlines)
+
+    def _is_waiting(self, request: LiveRequest) -> bool:
+        return not request.was_scheduled and self.head_of(request) is not None
 
     def _count(self, sequence: Sequence, sign: int) -> None:
         self.num_tokens += sign * sequence.num_tokens

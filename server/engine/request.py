@@ -41,7 +41,8 @@ class EngineRequest:
     """One prompt and its n choices.
 
     ``request_id`` is made by the server and unique for its life. A lower ``priority`` is served
-    first. ``timeout_s`` bounds the wait in the queue, in seconds; None takes the engine's own.
+    first. ``tenant`` is the client's own label of its user, which changes nothing. ``timeout_s``
+    bounds the wait in the queue, in seconds; None takes the engine's own.
     """
 
     request_id: str
