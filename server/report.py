@@ -158,5 +158,5 @@ def _endpoints(facts: ReportInput) -> list[str]:
         "try:",
         f"curl {facts.address}/v1/completions -H 'Content-Type: application/json' \\",
         f'  -d \'{{"model": "{facts.config.model_name}", "prompt": "def add(a, b):", '
-        '"max_tokens": 32, "temperature": 0}\'',
+        '"max_tokens": 48, "temperature": 0.7, "seed": 1}\'',
     ]
