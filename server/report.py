@@ -50,7 +50,7 @@ def print_report(report: str) -> None:
 def promise(format: str) -> str:
     """What equal requests may expect of each other, whatever shares their batch."""
     if format == "f32":
-        return "equal requests get equal tokens, log-probabilities within 1e-5 nats"
+        return "equal requests get equal tokens, log-probabilities up to float32 rounding"
     return (
         "equal requests get equal tokens but for near ties: sums round to 16 bits, and how they "
         "are grouped depends on the batch (--dtype float32 promises equal tokens)"
