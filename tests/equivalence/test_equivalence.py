@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import checks
+import oracle
 import pytest
+import workloads
 from checks import Setting
+
+SEEDS = range(4)
 
 
 @pytest.fixture(scope="module", params=checks.SPECS)
@@ -35,8 +39,19 @@ def test_a_preemption_every_step_gives_the_same_answers(settings: dict[int, Sett
     checks.preempted_equals_not(settings[16], every=1, prefix_caching=True)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("family", checks.SPECS)
+def test_the_checkpoints_are_sharp(family: str, seed: int, tmp_path: Path) -> None:
+    """Else a wrong mask or position would change nothing that the checks see."""
+    model = oracle.load(checks.write(family, tmp_path, seed=seed))
+    ids = list(workloads.prompt(1, 37))
+    output = oracle.greedy(model, ids, 64)
+    assert oracle.relative_entropy(model, ids) < 0.6
+    assert len(set(output)) >= 16
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("family", checks.SPECS)
 def test_answers_are_equal_on_many_checkpoints(family: str, seed: int, tmp_path: Path) -> None:
     folder = checks.write(family, tmp_path, seed=seed)
