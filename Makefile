@@ -10,9 +10,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The stamps carry a checksum of what was installed, so that a fresh checkout's file times do not
 # matter and a second start takes no network.
-SUM := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+SUM := $(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d" " -f1)
 SETUP := $(VENV)/.setup-$(SUM)
 SETUP_TEST := $(VENV)/.setup-test-$(SUM)
+# Only where torch has not brought its own: kernels are interpreted and compiled without a GPU.
+TRITON := "triton==3.6.0; platform_system == 'Linux' and platform_machine == 'x86_64'"
 
 .PHONY: setup serve check format test test-slow sweep bench demo-score clean
 .DEFAULT_GOAL := serve
@@ -31,6 +33,8 @@ $(SETUP):
 
 $(SETUP_TEST): $(SETUP)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[test,dev]" -c constraints.txt
+	@$(BIN)/python -c 'import triton' 2>/dev/null || \
+	  $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) $(TRITON) -c constraints.txt
 	@touch $@
 
 serve: $(SETUP)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         prepare_attention,
         varlen_attention,
     )
-    from kernels.attention_types import AttentionMetadata
+    from kernels.attention_types import AttentionFeatures, AttentionMetadata
     from kernels.embeddings import embedding
     from kernels.kv_store import copy_blocks, rotary_store_kv
     from kernels.linears import LinearWeight, linear, pack_linear
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kernels.workspace import AttentionShape, attention_workspace_bytes
 
 __all__ = [
+    "AttentionFeatures",
     "AttentionMetadata",
     "AttentionShape",
     "AttentionWorkspace",
@@ -62,7 +63,7 @@ __all__ = [
 _HOMES = {
     "activations": ("activation", "gated_activation"),
     "attention": ("AttentionWorkspace", "paged_attention", "prepare_attention", "varlen_attention"),
-    "attention_types": ("AttentionMetadata",),
+    "attention_types": ("AttentionFeatures", "AttentionMetadata"),
     "embeddings": ("embedding",),
     "kv_store": ("copy_blocks", "rotary_store_kv"),
     "linears": ("LinearWeight", "linear", "pack_linear"),

@@ -21,7 +21,9 @@ def _check(x: Tensor, kind: str) -> None:
 def activation(x: Tensor, kind: str) -> Tensor:
     """The activation of every element of x [T, I], in float32, rounded once to x's dtype."""
     _check(x, kind)
-    return select("activation", x.device, cpu=elementwise.activation)(x, kind)
+    return select("activation", x.device, cpu=elementwise.activation, gpu="elementwise:activation")(
+        x, kind
+    )
 
 
 def gated_activation(x: Tensor, kind: str) -> Tensor:
@@ -32,4 +34,9 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     _check(x, kind)
     if x.shape[1] % 2:
         raise ValueError(f"x has {x.shape[1]} columns; it must have an even number")
-    return select("gated_activation", x.device, cpu=elementwise.gated_activation)(x, kind)
+    return select(
+        "gated_activation",
+        x.device,
+        cpu=elementwise.gated_activation,
+        gpu="elementwise:gated_activation",
+    )(x, kind)

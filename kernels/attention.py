@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from kernels.attention_types import AttentionMetadata
-from kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
+from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
+from kernels.checks import FLOATS, check_dtype, check_range, check_same_device, check_shape
 from kernels.cpu import attention as cpu_attention
-from kernels.dispatch import select
+from kernels.dispatch import resolve, select
 from kernels.kv_store import check_cache_layer
 from kernels.workspace import AttentionShape, attention_workspace_bytes
+
+Prepare = Callable[[AttentionMetadata, AttentionShape, Tensor], object]
 
 
 class AttentionWorkspace:
@@ -36,6 +41,9 @@ def prepare_attention(
     slot_mapping: Tensor,
     positions: Tensor,
     shape: AttentionShape,
+    max_query_len: int | None = None,
+    max_seq_len: int | None = None,
+    workspace: AttentionWorkspace | None = None,
 ) -> AttentionMetadata:
     """The metadata of one step, with the backend's work list; made once, used by every layer.
 
@@ -43,7 +51,11 @@ def prepare_attention(
     seq_lens [B] int32 is each row's context with this step's tokens. block_tables
     [B, max_blocks] int32 is read only as far as a row's context reaches. slot_mapping [T] and
     positions [T] are int64. Tensors may be views of persistent buffers: they are not copied, but
-    the work list is made from their values now. Raises ValueError for a wrong argument.
+    the work list is made from their values now.
+
+    On a GPU nothing is read back: the values are trusted, ``max_query_len`` and ``max_seq_len``
+    (upper bounds) must be given, and the work list is built on the device in ``workspace``, which
+    must be given too. A row of no tokens is padding there. Raises ValueError for a wrong argument.
     """
     rows = seq_lens.shape[0]
     check_shape("seq_lens", seq_lens, (None,))
@@ -66,10 +78,24 @@ def prepare_attention(
         slot_mapping=slot_mapping,
         positions=positions,
     )
+    if block_tables.device.type == "cuda":
+        return _prepared_on_device(
+            AttentionMetadata(
+                query_start_loc=query_start_loc,
+                seq_lens=seq_lens,
+                block_tables=block_tables,
+                slot_mapping=slot_mapping,
+                positions=positions,
+                max_query_len=_known("max_query_len", max_query_len),
+                max_seq_len=_known("max_seq_len", max_seq_len),
+                work=None,
+            ),
+            shape,
+            workspace,
+        )
     starts, contexts = query_start_loc.tolist(), seq_lens.tolist()
     lengths = [after - before for before, after in itertools.pairwise(starts)]
     _check_rows(starts, lengths, contexts, slot_mapping.shape[0], block_tables.shape[1], shape)
-    run = select("prepare_attention", block_tables.device, cpu=cpu_attention.prepare)
     return AttentionMetadata(
         query_start_loc=query_start_loc,
         seq_lens=seq_lens,
@@ -78,8 +104,26 @@ def prepare_attention(
         positions=positions,
         max_query_len=max(lengths, default=0),
         max_seq_len=max(contexts, default=0),
-        work=run(starts, contexts, block_tables, shape),
+        work=cpu_attention.prepare(starts, contexts, block_tables, shape),
     )
+
+
+def _known(name: str, value: int | None) -> int:
+    if value is None:
+        raise ValueError(f"{name} is missing; on a GPU it must be given, for nothing is read back")
+    return value
+
+
+def _prepared_on_device(
+    metadata: AttentionMetadata, shape: AttentionShape, workspace: AttentionWorkspace | None
+) -> AttentionMetadata:
+    if workspace is None:
+        raise ValueError("workspace is missing; on a GPU the work list is built in it")
+    rows, tokens = metadata.seq_lens.shape[0], metadata.slot_mapping.shape[0]
+    check_range("rows of seq_lens", rows, 1, shape.max_num_seqs)
+    check_range("tokens of slot_mapping", tokens, 1, shape.max_num_batched_tokens)
+    prepare = cast(Prepare, resolve("attention:prepare"))
+    return replace(metadata, work=prepare(metadata, shape, workspace.buffer))
 
 
 def _check_rows(
@@ -119,6 +163,8 @@ def paged_attention(
     *,
     scale: float,
     workspace: AttentionWorkspace | None = None,
+    features: AttentionFeatures = PLAIN,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of every row's tokens over that row's own context in the cache.
 
@@ -126,24 +172,61 @@ def paged_attention(
     step's keys and values already stored (rotary_store_kv). Returns [T, Hq, hd] in q's dtype.
     ``scale`` multiplies q.k before the softmax. What lies in the cache outside a row's context,
     NaN included, has no influence. Without a ``workspace`` one is allocated for the call.
-    Raises ValueError for a wrong argument.
+
+    A quantised cache (float8_e4m3fn or int8) comes with ``kv_scales`` [num_blocks, 2, Hkv,
+    block_size] float32: the value of an element is its number times its slot's and head's scale.
+    Raises ValueError for a wrong argument, NotImplementedError for a feature that the device's
+    backend does not have.
     """
-    check_cache_layer(cache_layer)
+    check_cache_layer(cache_layer, kv_scales)
     check_shape("q", q, (metadata.slot_mapping.shape[0], None, cache_layer.shape[4]))
-    check_dtype("q", q, (cache_layer.dtype,))
-    check_same_device(cache_layer=cache_layer, q=q)
-    run = select("paged_attention", cache_layer.device, cpu=cpu_attention.paged)
-    return run(q, cache_layer, metadata, scale, None if workspace is None else workspace.buffer)
+    check_dtype("q", q, FLOATS if kv_scales is not None else (cache_layer.dtype,))
+    check_features(features, q.shape[1])
+    check_same_device(
+        cache_layer=cache_layer,
+        q=q,
+        kv_scales=kv_scales,
+        alibi_slopes=features.alibi_slopes,
+        sinks=features.sinks,
+    )
+    run = select(
+        "paged_attention", cache_layer.device, cpu=cpu_attention.paged, gpu="attention:paged"
+    )
+    buffer = None if workspace is None else workspace.buffer
+    return run(q, cache_layer, metadata, scale, buffer, features, kv_scales)
+
+
+def check_features(features: AttentionFeatures, num_query_heads: int) -> None:
+    if features.window < 0 or features.soft_cap < 0:
+        raise ValueError(
+            f"features have window {features.window} and soft_cap {features.soft_cap}; neither may"
+            " be negative, and 0 is off"
+        )
+    for name, tensor in (("alibi_slopes", features.alibi_slopes), ("sinks", features.sinks)):
+        if tensor is not None:
+            check_shape(f"features.{name}", tensor, (num_query_heads,))
+            check_dtype(f"features.{name}", tensor, (torch.float32,))
 
 
 def varlen_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    features: AttentionFeatures = PLAIN,
+    max_query_len: int | None = None,
 ) -> Tensor:
     """Attention within each of B sequences that lie one after the other, without a cache.
 
     q is [T, Hq, hd], k and v are [T, Hkv, hd]; sequence b is
     ``cu_seqlens[b] : cu_seqlens[b + 1]``, cu_seqlens [B + 1] int32 rising from 0 to T. Returns
-    [T, Hq, hd] in q's dtype. Raises ValueError for a wrong argument.
+    [T, Hq, hd] in q's dtype. A window also hides keys at j >= i + window where not causal. On a
+    GPU cu_seqlens is not read back and ``max_query_len``, the longest sequence, must be given.
+    Raises ValueError for a wrong argument, NotImplementedError for a feature that the device's
+    backend does not have.
     """
     check_shape("q", q, (None, None, None))
     check_dtype("q", q, FLOATS)
@@ -155,10 +238,14 @@ def varlen_attention(
         raise ValueError(f"q has {q.shape[1]} heads; it must be a multiple of k's {k.shape[1]}")
     check_shape("cu_seqlens", cu_seqlens, (None,))
     check_dtype("cu_seqlens", cu_seqlens, (torch.int32,))
+    check_features(features, q.shape[1])
     check_same_device(q=q, k=k, v=v, cu_seqlens=cu_seqlens)
+    if q.device.type == "cuda":
+        longest = _known("max_query_len", max_query_len)
+        on_device = cast(Callable[..., Tensor], resolve("varlen_attention:varlen"))
+        return on_device(q, k, v, cu_seqlens, longest, causal, scale, features)
     bounds = cu_seqlens.tolist()
     rising = all(low <= high for low, high in itertools.pairwise(bounds))
     if not bounds or bounds[0] != 0 or bounds[-1] != q.shape[0] or not rising:
         raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[0]}, the tokens of q")
-    run = select("varlen_attention", q.device, cpu=cpu_attention.varlen)
-    return run(q, k, v, bounds, causal, scale)
+    return cpu_attention.varlen(q, k, v, bounds, causal, scale, features)

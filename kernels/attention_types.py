@@ -8,6 +8,30 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionFeatures:
+    """What some families do to attention's scores; the defaults are plain attention.
+
+    The score of query position i and key position j is ``scale * q.k``, then in this order:
+    ``soft_cap * tanh(score / soft_cap)``, plus ``alibi_slopes[head] * (j - i)``; keys with
+    ``j <= i - window`` are not seen. ``sinks`` are logits of one more key per head that takes
+    weight and has no value.
+    """
+
+    window: int = 0  # keys that a query sees, itself included; 0 is all
+    soft_cap: float = 0.0  # 0 is none
+    alibi_slopes: Tensor | None = None  # [Hq] float32
+    sinks: Tensor | None = None  # [Hq] float32
+
+    @property
+    def is_plain(self) -> bool:
+        unused = self.alibi_slopes is None and self.sinks is None
+        return unused and self.window == 0 and self.soft_cap == 0.0
+
+
+PLAIN = AttentionFeatures()
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionMetadata:
     """One step's rows and tokens, made once by prepare_attention and shared by all layers.
 

@@ -28,7 +28,7 @@ def embedding(
 
     token_ids [T] and positions [T] are int32 or int64; table [V, D] and position_table [P, D] are
     float32, bfloat16 or float16. The sum is rounded once. Raises ValueError for a wrong argument
-    and IndexError for an id outside its table.
+    and, on a CPU, IndexError for an id outside its table; on a GPU ids are trusted.
     """
     check_shape("token_ids", token_ids, (None,))
     check_dtype("token_ids", token_ids, INTEGERS)
@@ -44,5 +44,5 @@ def embedding(
         check_dtype("positions", positions, INTEGERS)
         check_shape("position_table", position_table, (None, table.shape[1]))
         check_dtype("position_table", position_table, (table.dtype,))
-    run = select("embedding", table.device, cpu=elementwise.embedding)
+    run = select("embedding", table.device, cpu=elementwise.embedding, gpu="elementwise:embedding")
     return run(token_ids, table, positions, position_table)

@@ -18,10 +18,12 @@ from kernels.cpu import kv_store as cpu_kv_store
 from kernels.dispatch import select
 
 
-def _check_heads(name: str, heads: Tensor, tokens: int, cache_layer: Tensor) -> None:
+def _check_heads(
+    name: str, heads: Tensor, tokens: int, cache_layer: Tensor, dtypes: tuple[torch.dtype, ...]
+) -> None:
     """[T, heads, head_dim] with the heads of a token side by side; tokens may be strided."""
     check_shape(name, heads, (tokens, None, cache_layer.shape[4]))
-    check_dtype(name, heads, (cache_layer.dtype,))
+    check_dtype(name, heads, dtypes)
     if heads.stride(2) != 1 or (heads.shape[1] > 1 and heads.stride(1) != heads.shape[2]):
         raise ValueError(
             f"{name} has strides {list(heads.stride())}; the heads of a token must lie side by"
@@ -29,9 +31,16 @@ def _check_heads(name: str, heads: Tensor, tokens: int, cache_layer: Tensor) -> 
         )
 
 
-def check_cache_layer(cache_layer: Tensor) -> None:
+QUANTISED = (torch.float8_e4m3fn, torch.int8)
+
+
+def check_cache_layer(cache_layer: Tensor, kv_scales: Tensor | None = None) -> None:
     check_shape("cache_layer", cache_layer, (None, 2, None, None, None))
-    check_dtype("cache_layer", cache_layer, FLOATS)
+    check_dtype("cache_layer", cache_layer, FLOATS if kv_scales is None else QUANTISED)
+    if kv_scales is not None:
+        check_shape("kv_scales", kv_scales, tuple(cache_layer.shape[:4]))
+        check_dtype("kv_scales", kv_scales, (torch.float32,))
+        check_contiguous("kv_scales", kv_scales)
     check_contiguous("cache_layer", cache_layer)
 
 
@@ -45,6 +54,10 @@ def rotary_store_kv(
     positions: Tensor | None = None,
     cos_sin: Tensor | None = None,
     interleaved: bool = False,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    norm_epsilon: float = 1e-6,
+    kv_scales: Tensor | None = None,
 ) -> None:
     """Turns q and k in place (where ``cos_sin`` is given) and writes k and v to their slots.
 
@@ -53,12 +66,27 @@ def rotary_store_kv(
     ``slot_mapping[t] // block_size`` at offset ``slot_mapping[t] % block_size``; slots [T] int64
     are distinct. cos_sin [P, dim] float32 comes from rotary_table, positions [T] int64 index it,
     and only the first ``dim`` channels of a head turn: as pairs (i, i + dim/2), or (2i, 2i + 1)
-    when ``interleaved``. float32 arithmetic, rounded once. Raises ValueError for a wrong argument.
+    when ``interleaved``. float32 arithmetic, rounded once.
+
+    ``q_norm`` and ``k_norm`` [hd] are the weights of an RMSNorm over each head's channels, applied
+    before the turn. A quantised cache (float8_e4m3fn or int8) comes with ``kv_scales`` [num_blocks,
+    2, Hkv, block_size] float32, which are written too: a slot's scale of one head is its largest
+    absolute value over the format's largest number (448 or 127), or 1 where all are zero; numbers
+    are rounded to nearest even. k and v themselves stay unquantised in their own tensors.
+    Raises ValueError for a wrong argument, NotImplementedError for what the device's backend does
+    not have.
     """
-    check_cache_layer(cache_layer)
+    check_cache_layer(cache_layer, kv_scales)
     tokens = q.shape[0]
+    dtypes = (cache_layer.dtype,) if kv_scales is None else (q.dtype,)
+    check_dtype("q", q, FLOATS)
     for name, heads in (("q", q), ("k", k), ("v", v)):
-        _check_heads(name, heads, tokens, cache_layer)
+        _check_heads(name, heads, tokens, cache_layer, dtypes)
+    check_both("q_norm", q_norm, "k_norm", k_norm)
+    for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if norm is not None:
+            check_shape(name, norm, (q.shape[2],))
+            check_dtype(name, norm, FLOATS)
     for name, heads in (("k", k), ("v", v)):
         if heads.shape[1] != cache_layer.shape[2]:
             raise ValueError(
@@ -78,10 +106,24 @@ def rotary_store_kv(
                 f" of at most head_dim, {q.shape[2]}"
             )
     check_same_device(
-        cache_layer=cache_layer, q=q, k=k, v=v, slot_mapping=slot_mapping, cos_sin=cos_sin
+        cache_layer=cache_layer,
+        q=q,
+        k=k,
+        v=v,
+        slot_mapping=slot_mapping,
+        cos_sin=cos_sin,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        kv_scales=kv_scales,
     )
-    run = select("rotary_store_kv", cache_layer.device, cpu=cpu_kv_store.rotary_store_kv)
-    run(q, k, v, cache_layer, slot_mapping, positions, cos_sin, interleaved)
+    run = select(
+        "rotary_store_kv",
+        cache_layer.device,
+        cpu=cpu_kv_store.rotary_store_kv,
+        gpu="kv_store:rotary_store_kv",
+    )
+    norms = None if q_norm is None or k_norm is None else (q_norm, k_norm, norm_epsilon)
+    run(q, k, v, cache_layer, slot_mapping, positions, cos_sin, interleaved, norms, kv_scales)
 
 
 def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
@@ -97,4 +139,7 @@ def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
         check_shape(name, ids, (sources.shape[0],))
         check_dtype(name, ids, INTEGERS)
     check_same_device(cache=cache, sources=sources, destinations=destinations)
-    select("copy_blocks", cache.device, cpu=cpu_kv_store.copy_blocks)(cache, sources, destinations)
+    run = select(
+        "copy_blocks", cache.device, cpu=cpu_kv_store.copy_blocks, gpu="kv_store:copy_blocks"
+    )
+    run(cache, sources, destinations)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.activations import KINDS
 from kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
+from kernels.cpu import elementwise
 from kernels.cpu import linear as cpu_linear
 from kernels.dispatch import select
 
@@ -63,11 +65,18 @@ def pack_linear(weight: Tensor, format: str, bias: Tensor | None = None) -> Line
     return LinearWeight(format=format, weight=weight.to(dtype).contiguous(), bias=bias)
 
 
-def linear(x: Tensor, weight: LinearWeight, *, residual: Tensor | None = None) -> Tensor:
-    """``x @ weight.T (+ bias) (+ residual)``: x [T, in] to [T, out] in x's dtype.
+def linear(
+    x: Tensor,
+    weight: LinearWeight,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``act(x @ weight.T (+ bias)) (+ residual)``: x [T, in] to [T, out] in x's dtype.
 
-    x must have the weight's dtype; sums are accumulated in float32. residual is [T, out] in x's
-    dtype and is not changed. Raises ValueError for a wrong argument.
+    x must have the weight's dtype; sums are accumulated in float32. ``activation`` is one of
+    ``activation``'s kinds, applied before the residual is added. residual is [T, out] in x's dtype
+    and is not changed. Raises ValueError for a wrong argument.
     """
     check_shape("x", x, (None, weight.in_features))
     check_dtype("x", x, (weight.weight.dtype,))
@@ -75,5 +84,16 @@ def linear(x: Tensor, weight: LinearWeight, *, residual: Tensor | None = None) -
     if residual is not None:
         check_shape("residual", residual, (x.shape[0], weight.out_features))
         check_dtype("residual", residual, (x.dtype,))
-    run = select("linear", x.device, cpu=cpu_linear.linear)
-    return run(x, weight.weight, weight.bias, residual)
+    if activation is not None and activation not in KINDS:
+        raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(KINDS)}")
+    run = select("linear", x.device, cpu=_on_cpu, gpu="linear:linear")
+    return run(x, weight, activation, residual)
+
+
+def _on_cpu(
+    x: Tensor, weight: LinearWeight, activation: str | None, residual: Tensor | None
+) -> Tensor:
+    if activation is None:
+        return cpu_linear.linear(x, weight.weight, weight.bias, residual)
+    out = elementwise.activation(cpu_linear.linear(x, weight.weight, weight.bias, None), activation)
+    return out if residual is None else out.add_(residual)

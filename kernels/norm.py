@@ -34,7 +34,9 @@ def add_rms_norm(
     Neither input is changed. Raises ValueError for a wrong argument.
     """
     _check(x, residual, weight, None)
-    return select("add_rms_norm", x.device, cpu=cpu_norm.add_rms_norm)(x, residual, weight, epsilon)
+    return select("add_rms_norm", x.device, cpu=cpu_norm.add_rms_norm, gpu="norm:add_rms_norm")(
+        x, residual, weight, epsilon
+    )
 
 
 def add_layer_norm(
@@ -42,5 +44,5 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm (Ba et al. 2016, arXiv 1607.06450) of ``x + residual``; as add_rms_norm."""
     _check(x, residual, weight, bias)
-    run = select("add_layer_norm", x.device, cpu=cpu_norm.add_layer_norm)
+    run = select("add_layer_norm", x.device, cpu=cpu_norm.add_layer_norm, gpu="norm:add_layer_norm")
     return run(x, residual, weight, bias, epsilon)

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.attention_types import AttentionMetadata
+from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
 from kernels.linears import LinearWeight
 from kernels.philox import sampling_bits
 from kernels.sampling_types import SampleOutput, SamplingTensors
@@ -59,6 +59,24 @@ def add_layer_norm(
     return normed.to(x.dtype), total
 
 
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    values = x.float()
+    mean_square = (values * values).mean(dim=-1, keepdim=True)
+    return (values / torch.sqrt(mean_square + epsilon) * weight.float()).to(x.dtype)
+
+
+def quantise_heads(heads: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Numbers [H, hd] in int8 or float8_e4m3fn, and the scale of each head [H] float32."""
+    largest = 127.0 if dtype is torch.int8 else 448.0
+    values = heads.float()
+    scales = values.abs().amax(dim=1) / largest
+    scales = torch.where(scales == 0, torch.ones_like(scales), scales)
+    numbers = values / scales.unsqueeze(1)
+    if dtype is torch.int8:
+        numbers = numbers.round().clamp(-127, 127)
+    return numbers.clamp(-largest, largest).to(dtype), scales
+
+
 def rotate(vector: Tensor, cos_sin_row: Tensor, interleaved: bool) -> Tensor:
     """One head [head_dim] turned by one row of the table: first ``dim`` channels only."""
     half = cos_sin_row.shape[0] // 2
@@ -82,8 +100,15 @@ def rotary_store_kv(
     positions: Tensor | None = None,
     cos_sin: Tensor | None = None,
     interleaved: bool = False,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    norm_epsilon: float = 1e-6,
+    kv_scales: Tensor | None = None,
 ) -> None:
     block_size = cache_layer.shape[3]
+    for heads, weight in ((q, q_norm), (k, k_norm)):
+        if weight is not None:
+            heads.copy_(_rms_norm(heads, weight, norm_epsilon))
     for token, slot in enumerate(slot_mapping.tolist()):
         if cos_sin is not None and positions is not None:
             row = cos_sin[int(positions[token])]
@@ -91,23 +116,50 @@ def rotary_store_kv(
                 for head in range(heads.shape[1]):
                     heads[token, head] = rotate(heads[token, head], row, interleaved)
         block, offset = divmod(slot, block_size)
-        cache_layer[block, 0, :, offset] = k[token].to(cache_layer.dtype)
-        cache_layer[block, 1, :, offset] = v[token].to(cache_layer.dtype)
+        for half, heads in enumerate((k, v)):
+            numbers = heads[token]
+            if kv_scales is not None:
+                numbers, scales = quantise_heads(numbers, cache_layer.dtype)
+                kv_scales[block, half, :, offset] = scales
+            cache_layer[block, half, :, offset] = numbers.to(cache_layer.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """One query token [Hq, hd] over a whole context [n, Hkv, hd]."""
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    features: AttentionFeatures = PLAIN,
+    distances: Tensor | None = None,
+) -> Tensor:
+    """One query token [Hq, hd] over a whole context [n, Hkv, hd].
+
+    ``distances`` [n] are key positions minus the query's, for ALiBi.
+    """
     group = q.shape[0] // k.shape[1]
     out = torch.empty_like(q, dtype=torch.float32)
     for head in range(q.shape[0]):
         keys, values = k[:, head // group].float(), v[:, head // group].float()
-        weights = torch.softmax(keys @ q[head].float() * scale, dim=0)
+        scores = keys @ q[head].float() * scale
+        if features.soft_cap:
+            scores = features.soft_cap * torch.tanh(scores / features.soft_cap)
+        if features.alibi_slopes is not None and distances is not None:
+            scores = scores + features.alibi_slopes[head] * distances
+        if features.sinks is not None:
+            scores = torch.cat((scores, features.sinks[head : head + 1]))
+        weights = torch.softmax(scores, dim=0)[: keys.shape[0]]
         out[head] = weights @ values
     return out.to(q.dtype)
 
 
 def paged_attention(
-    q: Tensor, cache_layer: Tensor, metadata: AttentionMetadata, *, scale: float
+    q: Tensor,
+    cache_layer: Tensor,
+    metadata: AttentionMetadata,
+    *,
+    scale: float,
+    features: AttentionFeatures = PLAIN,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     block_size = cache_layer.shape[3]
     out = torch.empty_like(q)
@@ -115,24 +167,45 @@ def paged_attention(
     for row, seq_len in enumerate(metadata.seq_lens.tolist()):
         slots = torch.arange(seq_len)
         blocks = metadata.block_tables[row, slots // block_size].long()
-        context = cache_layer[blocks, :, :, slots % block_size]  # [seq_len, 2, Hkv, hd]
+        context = cache_layer[blocks, :, :, slots % block_size].float()  # [seq_len, 2, Hkv, hd]
+        if kv_scales is not None:
+            context = context * kv_scales[blocks, :, :, slots % block_size].unsqueeze(-1)
         first, last = starts[row], starts[row + 1]
         for token in range(first, last):
             visible = seq_len - (last - 1 - token)
-            out[token] = attend(q[token], context[:visible, 0], context[:visible, 1], scale)
+            seen = slice(max(0, visible - features.window) if features.window else 0, visible)
+            distances = (slots[seen] - (visible - 1)).float()
+            out[token] = attend(
+                q[token], context[seen, 0], context[seen, 1], scale, features, distances
+            )
     return out
 
 
 def varlen_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    features: AttentionFeatures = PLAIN,
 ) -> Tensor:
     out = torch.empty_like(q)
     bounds = cu_seqlens.tolist()
     for first, last in itertools.pairwise(bounds):
         for token in range(first, last):
-            end = token + 1 if causal else last
-            out[token] = attend(q[token], k[first:end], v[first:end], scale)
+            begin, end = first, token + 1 if causal else last
+            if features.window:
+                begin = max(begin, token - features.window + 1)
+                end = min(end, token + features.window)
+            distances = (torch.arange(begin, end) - token).float()
+            out[token] = attend(q[token], k[begin:end], v[begin:end], scale, features, distances)
     return out
+
+
+def _activate(x: Tensor, kind: str) -> Tensor:
+    return activation(x, kind)
 
 
 def activation(x: Tensor, kind: str) -> Tensor:
@@ -156,10 +229,18 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     return (activation(x[:, :half].float(), kind) * x[:, half:].float()).to(x.dtype)
 
 
-def linear(x: Tensor, weight: LinearWeight, *, residual: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: LinearWeight,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
     out = x.float() @ weight.weight.float().T
     if weight.bias is not None:
         out = out + weight.bias.float()
+    if activation is not None:
+        out = _activate(out, activation)
     if residual is not None:
         out = out + residual.float()
     return out.to(x.dtype)
@@ -182,7 +263,7 @@ def gumbel(key: int, position: int, token_id: int) -> float:
 
 
 def _logits_of_row(logits: Tensor, params: SamplingTensors, row: int) -> Tensor:
-    """Penalties, bias and forbidden tokens, in that order, on one row [V]."""
+    """Penalties, bias, forbidden tokens and bitmask, in that order, on one row [V]."""
     out = logits[row].clone()
     counts = None if params.output_counts is None else params.output_counts[row]
     if params.repetition is not None and counts is not None and params.prompt_mask is not None:
@@ -199,6 +280,11 @@ def _logits_of_row(logits: Tensor, params: SamplingTensors, row: int) -> Tensor:
             out[token] = out[token] + value
     if params.forbidden is not None:
         out[params.forbidden.ids[params.forbidden.rows == row]] = -math.inf
+    if params.bitmask is not None:
+        words = params.bitmask[row].tolist()
+        for token in range(out.shape[0]):
+            if not words[token // 32] >> (token % 32) & 1:
+                out[token] = -math.inf
     return out
 
 

@@ -1,7 +1,7 @@
 """Choosing tokens from logits, and log-probabilities.
 
 The order of a row's processing: repetition, frequency and presence penalty, bias, forbidden tokens,
-temperature, min_p, top_k, top_p, and then one draw. Penalties, top_k, top_p and min_p mean what
+bitmask, temperature, min_p, top_k, top_p, and then one draw. Penalties, top_k, top_p and min_p mean what
 they mean in vLLM, min_p before the other two as there, with one refinement: of equal logits the
 lower token id ranks first, so that top_k keeps exactly k tokens.
 """
@@ -50,6 +50,10 @@ def _check_params(logits: Tensor, params: SamplingTensors) -> None:
     for name, needed in _NEEDS:
         if getattr(params, name) is not None and getattr(params, needed) is None:
             raise ValueError(f"params.{name} is given without params.{needed}, which it needs")
+    if params.bitmask is not None:
+        check_shape("params.bitmask", params.bitmask, (rows, -(-vocab // 32)))
+        check_dtype("params.bitmask", params.bitmask, (torch.int32,))
+        check_same_device(**{"logits": logits, "params.bitmask": params.bitmask})
     for name in ("bias", "forbidden"):
         sparse = getattr(params, name)
         if sparse is not None:
@@ -76,7 +80,9 @@ def sample(logits: Tensor, params: SamplingTensors) -> SampleOutput:
     if logits.shape[1] < 1:
         raise ValueError("logits has no columns; it must have at least one")
     _check_params(logits, params)
-    return select("sample", logits.device, cpu=cpu_sampling.sample)(logits, params)
+    return select("sample", logits.device, cpu=cpu_sampling.sample, gpu="sampling:sample")(
+        logits, params
+    )
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
@@ -92,5 +98,10 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Ten
     check_dtype("token_ids", token_ids, INTEGERS)
     check_range("num_top", num_top, 0, logits.shape[1])
     check_same_device(logits=logits, token_ids=token_ids)
-    run = select("token_logprobs", logits.device, cpu=cpu_sampling.token_logprobs)
+    run = select(
+        "token_logprobs",
+        logits.device,
+        cpu=cpu_sampling.token_logprobs,
+        gpu="sampling:token_logprobs",
+    )
     return run(logits, token_ids, num_top)

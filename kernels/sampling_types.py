@@ -53,6 +53,7 @@ class SamplingTensors:
     position: Tensor | None = None  # [R] int64. Needed when a temperature is above 0
     bias: SparseBias | None = None
     forbidden: SparseIds | None = None
+    bitmask: Tensor | None = None  # [R, ceil(V / 32)] int32; bit v % 32 of word v // 32 allows v
 
 
 @dataclass(frozen=True, slots=True)

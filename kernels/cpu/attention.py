@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.attention_types import AttentionMetadata
+from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
 from kernels.cpu.attention_work import (
     AttentionWork,
     Segment,
@@ -49,7 +49,10 @@ def paged(
     metadata: AttentionMetadata,
     scale: float,
     buffer: Tensor | None,
+    features: AttentionFeatures = PLAIN,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
+    _check_plain(features, kv_scales)
     work = metadata.work
     if not isinstance(work, AttentionWork):
         raise ValueError("metadata was not made by prepare_attention for a CPU")
@@ -66,8 +69,15 @@ def paged(
 
 
 def varlen(
-    q: Tensor, k: Tensor, v: Tensor, bounds: list[int], causal: bool, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: list[int],
+    causal: bool,
+    scale: float,
+    features: AttentionFeatures = PLAIN,
 ) -> Tensor:
+    _check_plain(features, None)
     lengths = [end - start for start, end in itertools.pairwise(bounds)]
     if not q.shape[0]:
         return torch.empty_like(q)
@@ -84,6 +94,15 @@ def varlen(
     work = plan(bounds, lengths, causal, shape, varlen_lookup(bounds, shape))
     sources = (k.reshape(-1, k.shape[2]), v.reshape(-1, v.shape[2]))
     return _run(q, sources, work, scale, None)
+
+
+def _check_plain(features: AttentionFeatures, kv_scales: Tensor | None) -> None:
+    if not features.is_plain:
+        raise NotImplementedError(
+            "attention on a CPU has no window, soft cap, ALiBi or sinks; use a GPU for such a model"
+        )
+    if kv_scales is not None:
+        raise NotImplementedError("attention on a CPU reads no quantised KV cache; leave it off")
 
 
 def _run(

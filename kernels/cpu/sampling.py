@@ -60,6 +60,8 @@ def _special_rows(logits: Tensor, params: SamplingTensors) -> Tensor:
     for value, neutral in ((params.repetition, 1), (params.frequency, 0), (params.presence, 0)):
         if value is not None:
             special |= value != neutral
+    if params.bitmask is not None:
+        special.fill_(True)
     for sparse in (params.bias, params.forbidden):
         if sparse is not None:
             special[sparse.rows] = True
@@ -67,7 +69,7 @@ def _special_rows(logits: Tensor, params: SamplingTensors) -> Tensor:
 
 
 def _process(processed: Tensor, rows: Tensor, params: SamplingTensors) -> None:
-    """In place on the special rows: penalties, then bias, then forbidden tokens."""
+    """In place on the special rows: penalties, bias, forbidden tokens, bitmask."""
     if params.output_counts is not None:
         _penalise(processed, rows, params, params.output_counts.index_select(0, rows))
     place = torch.zeros(params.temperature.shape[0], dtype=torch.int64)
@@ -78,6 +80,15 @@ def _process(processed: Tensor, rows: Tensor, params: SamplingTensors) -> None:
     if params.forbidden is not None:
         index = (place[params.forbidden.rows], params.forbidden.ids)
         processed.index_put_(index, processed.new_full((), -torch.inf))
+    if params.bitmask is not None:
+        _mask(processed, params.bitmask.index_select(0, rows))
+
+
+def _mask(processed: Tensor, words: Tensor) -> None:
+    """Forbids what a bitmask [R, ceil(V / 32)] int32 does not allow."""
+    allowed = (words.unsqueeze(2) >> torch.arange(32, dtype=torch.int32)) & 1
+    denied = allowed.view(words.shape[0], -1)[:, : processed.shape[1]] == 0
+    processed.masked_fill_(denied, -torch.inf)
 
 
 def _penalise(processed: Tensor, rows: Tensor, params: SamplingTensors, counts: Tensor) -> None:

@@ -1,0 +1,86 @@
+"""Block shapes, warps and stages of every kernel, as a table.
+
+The table is kernels/tuning_table.json, rewritten by ``python -m kernels.tune`` on a GPU. Nothing is
+tuned while serving: a configuration that is not in the table does not run. A row holds a kernel's
+name, the architectures it is for (compute capability times ten; none means all), the conditions
+under which it applies (a fact's value, or a range [low, high] of it), and the configuration. The
+first row that applies wins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TABLE = Path(__file__).with_name("tuning_table.json")
+INTERPRETED_ARCH = 90  # what a CPU interprets is what the best known GPU would run
+
+Fact = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """``blocks`` are the kernel's own constexpr sizes, by the names that its launcher uses."""
+
+    blocks: Mapping[str, int]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    kernel: str
+    archs: tuple[int, ...]
+    when: Mapping[str, Any]  # fact -> value, or [low, high]
+    tuning: Tuning
+
+    def applies(self, arch: int, facts: Mapping[str, Fact]) -> bool:
+        if self.archs and arch not in self.archs:
+            return False
+        return all(_holds(want, facts.get(fact)) for fact, want in self.when.items())
+
+
+def _holds(want: Any, value: Fact | None) -> bool:
+    if isinstance(want, list):
+        return isinstance(value, int) and want[0] <= value <= want[1]
+    return bool(want == value)
+
+
+def architecture(device: torch.device) -> int:
+    """Compute capability times ten: 90 for an H200."""
+    if device.type != "cuda":
+        return INTERPRETED_ARCH
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """The shipped table, in order."""
+    return tuple(
+        Row(
+            kernel=row["kernel"],
+            archs=tuple(row.get("archs", ())),
+            when=row.get("when", {}),
+            tuning=Tuning(row.get("blocks", {}), row["num_warps"], row["num_stages"]),
+        )
+        for row in json.loads(TABLE.read_text())["rows"]
+    )
+
+
+def lookup(kernel: str, arch: int, **facts: Fact) -> Tuning:
+    """The first row for ``kernel`` that applies.
+
+    Raises LookupError that names kernel, architecture and facts where there is none.
+    """
+    for row in rows():
+        if row.kernel == kernel and row.applies(arch, facts):
+            return row.tuning
+    told = ", ".join(f"{fact} {value}" for fact, value in facts.items())
+    raise LookupError(f"no configuration of {kernel} for sm_{arch} with {told or 'no facts'}")
