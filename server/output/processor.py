@@ -17,6 +17,8 @@ from server.output.choice import ChoiceText, Delta
 from server.output.logprobs import TokenLogprob, unpack
 from server.text.tokenizer import Tokenizer
 
+RETRY_AFTER_SECONDS = 1  # of a request that waited in the queue past its deadline
+
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
@@ -178,7 +180,11 @@ def _raise_failure(event: ChoiceOutput) -> None:
     if event.finish_reason is FinishReason.ERROR:
         name = event.error_code or ""
         code = ErrorCode[name] if name in ErrorCode.__members__ else ErrorCode.INTERNAL
-        raise QuireError(code, event.error_message or "The engine could not finish the request.")
+        raise QuireError(
+            code,
+            event.error_message or "The engine could not finish the request.",
+            retry_after=RETRY_AFTER_SECONDS if code is ErrorCode.QUEUE_TIMEOUT else None,
+        )
     if event.finish_reason is FinishReason.ABORT:
         raise QuireError(
             ErrorCode.ENGINE_UNAVAILABLE, "The server ended the request. Send it again."

@@ -48,6 +48,13 @@ def chunks(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(event[6:]) for event in events]
 
 
+def test_the_user_of_a_request_reaches_the_engine() -> None:
+    engine = FakeEngine()
+    post(make_state(engine), user="alice")
+    post(make_state(engine))
+    assert [request.tenant for request in engine.seen] == ["alice", ""]
+
+
 def test_the_answer_is_complete() -> None:
     engine = FakeEngine(saying("学习是"), cached_tokens=2, queue_seconds=0.125)
     state = make_state(engine)

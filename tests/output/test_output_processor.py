@@ -193,6 +193,13 @@ def test_an_engine_error_is_raised_with_its_code(code: str, expected: ErrorCode)
     assert raised.value.code is expected
 
 
+def test_a_request_that_waited_too_long_is_told_when_to_come_back() -> None:
+    late = ChoiceOutput("r", 0, (), None, FinishReason.ERROR, error_code="QUEUE_TIMEOUT")
+    with pytest.raises(QuireError) as raised:
+        processor().feed(late)
+    assert raised.value.retry_after == 1
+
+
 def test_echo_with_logprobs_begins_with_null_and_keeps_offsets() -> None:
     one = processor(list("a深".encode()), echo=True, logprobs=1, prompt_logprobs=1)
     rows = [[(id, -0.5), (66, -0.25)] for id in "深".encode()]
