@@ -17,16 +17,19 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def tile_pages(table, first, context, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def tile_pages(table, first, oldest, context, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr):
     """Block ids of positions first : first + TILE, ``first`` being a multiple of TILE.
 
-    A scalar where one block holds the tile, else [TILE]. Entries of ``table`` (a row of the block
-    tables) at or past ``context`` are not read; block 0 stands in for them.
+    A scalar where one block holds the tile, else [TILE]. ``table`` is a row of the block tables.
+    Only entries of blocks with a position in oldest : context are read; block 0 stands in for the
+    others.
     """
     if BLOCK_SIZE >= TILE:
-        return tl.load(table + first // BLOCK_SIZE, mask=first < context, other=0)
+        needed = (first < context) & (first + TILE > oldest)
+        return tl.load(table + first // BLOCK_SIZE, mask=needed, other=0)
     positions = first + tl.arange(0, TILE)
-    return tl.load(table + positions // BLOCK_SIZE, mask=positions < context, other=0)
+    needed = (positions < context) & (positions >= oldest)
+    return tl.load(table + positions // BLOCK_SIZE, mask=needed, other=0)
 
 
 @triton.jit
@@ -154,12 +157,12 @@ def softmax_step(scores, highest):
 
     ``scores`` [M, N] are times log2(e) and -inf where hidden; ``highest`` [M] is the highest score
     so far, -inf at the start. Returns (the new highest, the weights [M, N], the factor [M] for the
-    sums so far). A row that has seen nothing yet gets weights 0 and factor 1, not NaN.
+    sums so far). A row that has seen nothing yet gets weights 0, not NaN.
     """
     now = tl.maximum(highest, tl.max(scores, 1))
     origin = tl.where(now == float("-inf"), 0.0, now)
     weights = tl.exp2(scores - origin[:, None])
-    return now, weights, tl.where(highest == now, 1.0, tl.exp2(highest - origin))
+    return now, weights, tl.exp2(highest - origin)
 
 
 @triton.jit
