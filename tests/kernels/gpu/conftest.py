@@ -1,11 +1,12 @@
 """Kernels on a GPU where there is one, else in Triton's interpreter on the CPU.
 
-The switch must be set before a module of kernels.jit is imported: a kernel is interpreted or
-compiled for good when it is decorated.
+The switch must be set before Triton itself is imported: a function is interpreted or compiled for
+good when it is decorated, and Triton's own library (tl.sum, tl.max) is decorated on import.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # attention_cases
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 try:
     import triton
 except ImportError:
@@ -21,6 +25,8 @@ except ImportError:
 else:
     if not torch.cuda.is_available():
         triton.knobs.runtime.interpret = True
+finally:
+    os.environ.pop("TRITON_INTERPRET", None)  # processes that tests start compile kernels
 
 
 @pytest.fixture(scope="session")
