@@ -1,0 +1,106 @@
+"""Residual addition and normalisation on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels import tuning
+from kernels.gpu.compile_case import CompileCase
+from kernels.gpu.interpreter import interpreted
+from kernels.jit import norm as jit
+
+MAX_WIDTH = 16384  # a row is held in registers
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    return _add_norm(x, residual, weight, None, epsilon)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    return _add_norm(x, residual, weight, bias, epsilon)
+
+
+def _add_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    rows, width = x.shape
+    if not 1 <= width <= MAX_WIDTH:
+        raise ValueError(f"x has {width} columns; a GPU normalises 1 .. {MAX_WIDTH}")
+    x = dense_rows(x)
+    residual = None if residual is None else dense_rows(residual)
+    normed = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    total = x if residual is None else torch.empty_like(normed)
+    if rows == 0:
+        return normed, total
+    # By width alone: the number of rows must not change a row's bits.
+    tuned = tuning.lookup("add_norm", tuning.architecture(x.device), width=width)
+    jit.add_norm[(triton.cdiv(rows, tuned.blocks["ROWS"]),)](
+        x,
+        residual,
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        normed,
+        None if residual is None else total,
+        rows,
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        epsilon,
+        WIDTH=width,
+        PADDED=triton.next_power_of_2(width),
+        ROWS=tuned.blocks["ROWS"],
+        HAS_RESIDUAL=residual is not None,
+        CENTRED=bias is not None,
+        INTERPRETED=interpreted(),
+        num_warps=tuned.num_warps,
+        num_stages=tuned.num_stages,
+    )
+    return normed, total
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """x, or a copy of it where the columns of a row do not lie side by side."""
+    return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
+
+
+def compile_cases(arch: int) -> Iterator[CompileCase]:
+    for width in (64, 512, 1024, 2048, 4096, 5120, 8192, 16384):
+        tuned = tuning.lookup("add_norm", arch, width=width)
+        for dtype in ("bf16", "fp32"):
+            for residual, centred in ((True, False), (False, False), (True, True)):
+                yield _case(width, dtype, residual, centred, tuned)
+
+
+def _case(
+    width: int, dtype: str, residual: bool, centred: bool, tuned: tuning.Tuning
+) -> CompileCase:
+    wanted = ["x_ptr", "weight_ptr", "normed_ptr"]
+    wanted += ["residual_ptr", "total_ptr"] if residual else []
+    wanted += ["bias_ptr"] if centred else []
+    absent = {"residual_ptr", "total_ptr", "bias_ptr"} - set(wanted)
+    kind = ("add-" if residual else "") + ("layer" if centred else "rms")
+    return CompileCase(
+        name=f"add_norm/{kind}-{dtype}-{width}",
+        fn=jit.add_norm,
+        signature=dict.fromkeys(wanted, f"*{dtype}")
+        | {"rows": "i32", "x_stride": "i32", "residual_stride": "i32", "epsilon": "fp32"},
+        constexprs=dict.fromkeys(sorted(absent))
+        | {
+            "WIDTH": width,
+            "PADDED": triton.next_power_of_2(width),
+            "ROWS": tuned.blocks["ROWS"],
+            "HAS_RESIDUAL": residual,
+            "CENTRED": centred,
+            "INTERPRETED": False,
+        },
+        num_warps=tuned.num_warps,
+        num_stages=tuned.num_stages,
+        aligned=frozenset([*wanted, "x_stride", "residual_stride"]),
+    )
