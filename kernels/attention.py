@@ -24,12 +24,12 @@ class AttentionWorkspace:
     """The scratch of paged_attention, allocated once for the largest step of a shape.
 
     One workspace serves one call at a time; it may be shared by all layers. ``nbytes`` is exactly
-    ``attention_workspace_bytes(shape)``.
+    ``attention_workspace_bytes(shape)``, with ``shape.on_gpu`` as the device has it.
     """
 
     def __init__(self, shape: AttentionShape, device: torch.device | str = "cpu") -> None:
-        self.shape = shape
-        self.nbytes = attention_workspace_bytes(shape)
+        self.shape = replace(shape, on_gpu=torch.device(device).type == "cuda")
+        self.nbytes = attention_workspace_bytes(self.shape)
         self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
 
 

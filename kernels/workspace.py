@@ -9,10 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.gpu_workspace import decode_regions
+
 KEY_TILE = 512  # tokens of context a step of the key loop reads; a fixed grid from position 0
 QUERY_TILES = (1, 8, 32, 128)  # queries an item may hold; a chunk is cut into these
 GATHER_BYTES = 8 << 20  # most bytes of keys and values gathered at once, but for a single item
 QUERY_BYTES = 4 << 20  # most bytes of float32 queries, and of mask, at once; same exception
+SIZES = (
+    "num_query_heads",
+    "num_kv_heads",
+    "head_dim",
+    "block_size",
+    "element_bytes",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+)
 ALIGNMENT = 64  # every region of the scratch starts on a cache line
 
 
@@ -21,6 +33,8 @@ class AttentionShape:
     """The facts that attention's work list and scratch are made from.
 
     ``element_bytes`` is the size of an element of the KV cache (and of the queries): 4 or 2.
+    ``on_gpu`` says whose scratch is meant. ``batch_invariant``, which the GPU's kernels heed, asks
+    for answers that are the same bits in any batch: one order of additions for every row.
     Raises ValueError when a number is out of range.
     """
 
@@ -32,9 +46,11 @@ class AttentionShape:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
+    on_gpu: bool = False
+    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
+        for name in SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_query_heads % self.num_kv_heads:
@@ -142,7 +158,17 @@ def scratch_regions(shape: AttentionShape, query_tile: int) -> ScratchRegions:
 
 
 def attention_workspace_bytes(shape: AttentionShape) -> int:
-    """Exact bytes of an AttentionWorkspace of this shape."""
+    """Exact bytes of an AttentionWorkspace of this shape.
+
+    None on a GPU in batch-invariant mode: no row is cut there, so that nothing is left to join.
+    """
+    if shape.on_gpu:
+        if shape.batch_invariant:
+            return 0
+        regions = decode_regions(
+            group=shape.group, head_dim=shape.head_dim, max_num_seqs=shape.max_num_seqs
+        )
+        return regions.total
     return max(scratch_regions(shape, tile).total for tile in QUERY_TILES)
 
 
