@@ -27,9 +27,10 @@ def tile_pages(table, first, oldest, context, TILE: tl.constexpr, BLOCK_SIZE: tl
     if BLOCK_SIZE >= TILE:
         needed = (first < context) & (first + TILE > oldest)
         return tl.load(table + first // BLOCK_SIZE, mask=needed, other=0)
-    positions = first + tl.arange(0, TILE)
-    needed = (positions < context) & (positions >= oldest)
-    return tl.load(table + positions // BLOCK_SIZE, mask=needed, other=0)
+    else:
+        positions = first + tl.arange(0, TILE)
+        needed = (positions < context) & (positions >= oldest)
+        return tl.load(table + positions // BLOCK_SIZE, mask=needed, other=0)
 
 
 @triton.jit
