@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from kernels.rotary import rotary_table
     from kernels.sampling import sample, token_logprobs
     from kernels.sampling_types import SampleOutput, SamplingTensors, SparseBias, SparseIds
+    from kernels.step_inputs import commit_tokens, count_tokens, gather_step, write_rows
+    from kernels.step_types import StepBuffers
     from kernels.workspace import AttentionShape, attention_workspace_bytes
 
 __all__ = [
@@ -40,15 +42,19 @@ __all__ = [
     "SamplingTensors",
     "SparseBias",
     "SparseIds",
+    "StepBuffers",
     "activation",
     "add_layer_norm",
     "add_rms_norm",
     "as_int64",
     "attention_workspace_bytes",
+    "commit_tokens",
     "copy_blocks",
+    "count_tokens",
     "derive_key",
     "embedding",
     "gated_activation",
+    "gather_step",
     "linear",
     "pack_linear",
     "paged_attention",
@@ -58,6 +64,7 @@ __all__ = [
     "sample",
     "token_logprobs",
     "varlen_attention",
+    "write_rows",
 ]
 
 _HOMES = {
@@ -72,6 +79,8 @@ _HOMES = {
     "rotary": ("rotary_table",),
     "sampling": ("sample", "token_logprobs"),
     "sampling_types": ("SampleOutput", "SamplingTensors", "SparseBias", "SparseIds"),
+    "step_inputs": ("commit_tokens", "count_tokens", "gather_step", "write_rows"),
+    "step_types": ("StepBuffers",),
     "workspace": ("AttentionShape", "attention_workspace_bytes"),
 }
 

@@ -18,6 +18,18 @@ from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
 from kernels.linears import LinearWeight
 from kernels.philox import sampling_bits
 from kernels.sampling_types import SampleOutput, SamplingTensors
+from kernels.step_reference import (
+    commit_tokens as commit_tokens,
+)
+from kernels.step_reference import (
+    count_tokens as count_tokens,
+)
+from kernels.step_reference import (
+    gather_step as gather_step,
+)
+from kernels.step_reference import (
+    write_rows as write_rows,
+)
 
 
 def embedding(
