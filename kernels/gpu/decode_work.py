@@ -1,0 +1,148 @@
+"""Decode attention's scratch and work lists: views into the workspace, filled on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels import tuning
+from kernels.attention_types import AttentionMetadata
+from kernels.gpu.interpreter import interpreted
+from kernels.gpu_workspace import (
+    HEADER_WORDS,
+    MAX_LISTS,
+    MAX_PROGRAMS,
+    START_WORDS,
+    decode_regions,
+    list_words,
+)
+from kernels.jit.decode_work import build_decode_work
+from kernels.workspace import AttentionShape
+
+ROWS = 256  # rows that build_decode_work looks at together
+PROGRAMS = 16  # starts that one of its programs finds
+WARPS = 4
+INTERPRETED_PROGRAMS = 5  # enough to split and to join; each takes milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class WorkList:
+    """Views into the workspace; what they hold is told in kernels.jit.decode_work."""
+
+    header: Tensor  # [4] int32
+    program_starts: Tensor  # [MAX_PROGRAMS, 4] int32
+    records: Tensor  # [max_num_seqs, 4] int32
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeScratch:
+    """The workspace, cut as kernels.gpu_workspace books it."""
+
+    lists: Tensor  # int32, MAX_LISTS times as WorkList
+    counters: Tensor  # [MAX_PROGRAMS] int32
+    partials: Tensor  # [2 * MAX_PROGRAMS, group, head_dim] float32
+    maxima: Tensor  # [2 * MAX_PROGRAMS, group] float32
+    sums: Tensor  # [2 * MAX_PROGRAMS, group] float32
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWork:
+    """A step's work on a GPU, shared by all layers.
+
+    Layers may differ in their window, and a window shortens the runs that the list is made of, so
+    that there is a list for each window: that of no window at once, others when a layer first asks,
+    in the order of the stream and so before the step's tensors can change.
+    """
+
+    shape: AttentionShape
+    scratch: DecodeScratch
+    programs: int
+    tile: int
+    least_tiles: int
+    lists: dict[int, WorkList] = field(default_factory=dict)
+
+    def list_for(self, window: int, metadata: AttentionMetadata) -> WorkList:
+        """The work list of layers with this window, built now if no layer has asked before.
+
+        Raises ValueError where a model has more different windows than the workspace has room for.
+        """
+        known = self.lists.get(window)
+        if known is not None:
+            return known
+        if len(self.lists) == MAX_LISTS:
+            raise ValueError(
+                f"window {window} is one too many; a step holds work lists for {MAX_LISTS}"
+                f" different windows, and has {sorted(self.lists)}"
+            )
+        built = self._place(len(self.lists))
+        self._build(built, window, metadata)
+        self.lists[window] = built
+        return built
+
+    def _place(self, index: int) -> WorkList:
+        words = list_words(self.shape.max_num_seqs)
+        room = self.scratch.lists[index * words : (index + 1) * words]
+        starts = HEADER_WORDS + START_WORDS * MAX_PROGRAMS
+        return WorkList(
+            header=room[:HEADER_WORDS],
+            program_starts=room[HEADER_WORDS:starts],
+            records=room[starts:],
+        )
+
+    def _build(self, built: WorkList, window: int, metadata: AttentionMetadata) -> None:
+        build_decode_work[(triton.cdiv(self.programs, PROGRAMS),)](
+            metadata.query_start_loc,
+            metadata.seq_lens,
+            built.header,
+            built.program_starts,
+            built.records,
+            self.scratch.counters,
+            metadata.seq_lens.shape[0],
+            window,
+            self.programs,
+            self.least_tiles,
+            NUM_KV_HEADS=self.shape.num_kv_heads,
+            HAS_WINDOW=window > 0,
+            TILE=self.tile,
+            ROWS=ROWS,
+            PROGRAMS=PROGRAMS,
+            num_warps=WARPS,
+        )
+
+
+def plan(shape: AttentionShape, buffer: Tensor) -> AttentionWork:
+    """The work of a step before any list. Raises ValueError where the workspace is too small."""
+    sizes = decode_regions(
+        group=shape.group, head_dim=shape.head_dim, max_num_seqs=shape.max_num_seqs
+    )
+    needed = sizes.total
+    if buffer.numel() < needed:
+        raise ValueError(
+            f"workspace has {buffer.numel()} bytes; this step needs {needed}: make the workspace"
+            " from the shape that prepare_attention was given"
+        )
+    arch = tuning.architecture(buffer.device)
+    blocks = tuning.lookup(
+        "paged_decode_work", arch, head_dim=shape.head_dim, group=shape.group
+    ).blocks
+    lists, counters, *floats = buffer[:needed].split_with_sizes(sizes.sizes)
+    partials, maxima, sums = (part.view(torch.float32) for part in floats)
+    return AttentionWork(
+        shape=shape,
+        scratch=DecodeScratch(
+            lists.view(torch.int32), counters.view(torch.int32), partials, maxima, sums
+        ),
+        programs=min(MAX_PROGRAMS, blocks["PER_SM"] * _multiprocessors(buffer.device)),
+        tile=blocks["TILE"],
+        least_tiles=blocks["LEAST_TILES"],
+    )
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if interpreted():
+        return INTERPRETED_PROGRAMS
+    return cast(int, torch.cuda.get_device_properties(device).multi_processor_count)
