@@ -2,6 +2,8 @@
 #   PYTHON=python3.12      the interpreter that makes .venv
 #   PIP_ARGS="..."         options for pip, such as an index with CPU-only builds of torch
 #   ARGS="--port 9000"     options for the verb's command
+#   ONLY=decode            of kernels-check, test-gpu and bench-gpu: what has this in its name
+#   GPU_PYTHON=python3     the interpreter of the verbs for a GPU: .venv's where there is one
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -16,7 +18,16 @@ SETUP_TEST := $(VENV)/.setup-test-$(SUM)
 # Only where torch has not brought its own: kernels are interpreted and compiled without a GPU.
 TRITON := "triton==3.6.0; platform_system == 'Linux' and platform_machine == 'x86_64'"
 
-.PHONY: setup serve check format test test-slow sweep bench demo-score clean
+# The version after, installed beside: every kernel must compile with it too.
+NEXT_TRITON_VERSION := 3.7.1
+NEXT_TRITON := $(VENV)/triton-$(NEXT_TRITON_VERSION)
+ONLY ?=
+GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
+GPU_JOBS ?= 6
+# Needs no plugin and no particular version: a GPU machine comes with packages of its own.
+GPU_PYTEST := -m pytest -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
+
+.PHONY: setup serve check format test test-slow sweep kernels-check test-gpu bench bench-gpu demo-score clean
 .DEFAULT_GOAL := serve
 
 setup: $(SETUP)
@@ -35,6 +46,8 @@ $(SETUP_TEST): $(SETUP)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[test,dev]" -c constraints.txt
 	@$(BIN)/python -c 'import triton' 2>/dev/null || \
 	  $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) $(TRITON) -c constraints.txt
+	@test -d $(NEXT_TRITON) || $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+	  --no-deps --target $(NEXT_TRITON) $(subst ==3.6.0,==$(NEXT_TRITON_VERSION),$(TRITON))
 	@touch $@
 
 serve: $(SETUP)
@@ -60,6 +73,24 @@ test-slow: $(SETUP_TEST)
 # Longer runs of what CI does a seeded slice of. Their dates and results are kept in tests/SWEEP.md.
 sweep: $(SETUP_TEST)
 	$(BIN)/python -m pytest -m sweep $(ARGS)
+
+# Every kernel compiled without a GPU, its figures held to kernels/compile_baseline.json;
+# ARGS=--write renews that. Then a case of each with the next version of Triton.
+kernels-check: $(SETUP_TEST)
+	$(BIN)/python -m kernels.compile_gate --only "$(ONLY)" $(ARGS)
+	test ! -d $(NEXT_TRITON) || PYTHONPATH=$(NEXT_TRITON) \
+	  $(BIN)/python -m kernels.compile_gate --only "$(ONLY)" --smoke --arch sm_90
+
+# On a machine with a GPU. A process a file, some at once: most of the time goes into compiling.
+# pytest's exit code 5 means that a file has no test of that name.
+test-gpu:
+	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' || \
+	  { echo "test-gpu needs a GPU that torch sees" >&2; exit 1; }
+	ls tests/kernels/gpu/test_*.py | xargs -P $(GPU_JOBS) -I FILE sh -c \
+	  '$(GPU_PYTHON) $(GPU_PYTEST) -m "not sweep" -k "$(ONLY)" $(ARGS) FILE || test $$? -eq 5'
+
+bench-gpu:
+	$(GPU_PYTHON) -m kernels.bench --only "$(ONLY)" $(ARGS)
 
 bench: $(SETUP)
 	$(BIN)/python -m server.bench $(ARGS)
