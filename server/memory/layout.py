@@ -15,7 +15,11 @@ from enum import StrEnum
 
 from kernels.workspace import AttentionShape, attention_workspace_bytes
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
+from server.memory.gpu_intermediates import gpu_phases
+from server.memory.gpu_layout import NUM_SLOTS, Shapes, device_shapes, pinned_shapes
+from server.memory.graph_sizes import graph_sizes
 from server.memory.intermediates import Phase, phases
+from server.memory.runner_config import RunnerConfig as RunnerConfig
 from weights.formats import FORMATS, tensor_bytes
 from weights.inventory import inventory
 from weights.spec import ModelSpec, PositionKind, RopeScaling
@@ -59,38 +63,13 @@ class Buffer:
 
 
 @dataclass(frozen=True, slots=True)
-class RunnerConfig:
-    """The sizes that decide what a runner allocates. Tokens, rows and blocks; no bytes.
-
-    ``format`` is that of weights, activations and KV cache. ``max_logit_rows`` bounds the rows x
-    vocabulary of logits that exist at once; ``max_logprobs`` the alternatives reported per token.
-    """
-
-    format: str
-    block_size: int
-    num_blocks: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    max_logit_rows: int
-    max_logprobs: int
-
-    @property
-    def max_blocks_per_row(self) -> int:
-        return math.ceil(self.max_model_len / self.block_size)
-
-    @property
-    def logit_rows(self) -> int:
-        """The most rows of logits that a step can meet at once."""
-        return min(self.max_logit_rows, self.max_num_batched_tokens)
-
-
-@dataclass(frozen=True, slots=True)
 class Layout:
     """Everything a runner of ``model`` under ``config`` will hold.
 
     ``buffers`` are persistent; ``phases`` are the largest step's intermediates, one phase alive at
-    a time; ``weights`` maps a component of the inventory to its bytes (tied tables once).
+    a time; ``weights`` maps a component of the inventory to its bytes (tied tables once). On a GPU
+    ``pinned`` is one set of the host's buffers that the device copies from and to, and
+    ``graph_bytes`` what captured decode steps keep.
     """
 
     model: ModelSpec
@@ -98,6 +77,8 @@ class Layout:
     buffers: tuple[Buffer, ...]
     phases: tuple[Phase, ...]
     weights: dict[str, int]
+    pinned: tuple[Buffer, ...] = ()
+    graph_bytes: int = 0
 
     def buffer(self, name: str) -> Buffer:
         """The persistent buffer of that name. Raises KeyError for a name that is not listed."""
@@ -105,6 +86,11 @@ class Layout:
             if buffer.name == name:
                 return buffer
         raise KeyError(f"the layout lists no buffer named {name!r}")
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Pinned host memory of all sets: none of the device's."""
+        return NUM_SLOTS * sum(buffer.nbytes for buffer in self.pinned)
 
     @property
     def peak_phase(self) -> Phase:
@@ -117,6 +103,8 @@ class Layout:
             return sum(self.weights.values())
         if kind is MemoryKind.ACTIVATIONS:
             return self.peak_phase.nbytes
+        if kind is MemoryKind.GRAPHS:
+            return self.graph_bytes
         return sum(buffer.nbytes for buffer in self.buffers if buffer.kind is kind)
 
 
@@ -155,11 +143,15 @@ def attention_shape(model: ModelSpec, config: RunnerConfig) -> AttentionShape:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len,
+        on_gpu=config.on_gpu,
+        batch_invariant=config.batch_invariant,
     )
 
 
 def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
     """Lists every buffer, the largest step's intermediates and the weights of a runner."""
+    if config.on_gpu:
+        return _gpu_layout(model, config)
     return Layout(
         model=model,
         config=config,
@@ -179,6 +171,50 @@ def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
         ),
         weights=_weights(model, config.format),
     )
+
+
+def _gpu_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
+    decode_rows = decode_graph_sizes(config)[-1]
+    return Layout(
+        model=model,
+        config=config,
+        buffers=(
+            _kv_cache(model, config),
+            *_io(device_shapes(config, model.vocab_size)),
+            *_positions(model, config),
+            _attention_workspace(model, config),
+        ),
+        phases=_gpu_phases(model, config, config.max_num_batched_tokens, config.logit_rows),
+        weights=_weights(model, config.format),
+        pinned=_io(pinned_shapes(config)),
+        # Graphs share one pool, in which the largest one's intermediates stay taken.
+        graph_bytes=max(
+            phase.nbytes for phase in _gpu_phases(model, config, decode_rows, decode_rows)
+        ),
+    )
+
+
+def decode_graph_sizes(config: RunnerConfig) -> tuple[int, ...]:
+    """The batch sizes that a runner on a GPU captures decode steps for, rising."""
+    rows = min(config.max_num_seqs, config.logit_rows, config.max_num_batched_tokens)
+    return graph_sizes(rows)
+
+
+def _gpu_phases(
+    model: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
+) -> tuple[Phase, ...]:
+    return gpu_phases(
+        model,
+        tokens=tokens,
+        rows=config.max_num_seqs,
+        element_bytes=ELEMENT_BYTES[config.format],
+        logit_rows=logit_rows,
+        num_top=config.max_logprobs,
+    )
+
+
+def _io(shapes: Shapes) -> tuple[Buffer, ...]:
+    return tuple(Buffer(name, shape, fmt, MemoryKind.IO) for name, shape, fmt in shapes)
 
 
 def _weights(model: ModelSpec, format: str) -> dict[str, int]:

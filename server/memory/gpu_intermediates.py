@@ -1,0 +1,81 @@
+"""Bytes of a step's intermediate tensors on a GPU, phase by phase.
+
+As server.memory.intermediates, but the kernels work in registers and leave nothing beside their
+results, and logits go into a persistent buffer. What libraries take inside a product is theirs
+(workspace), and is not listed here.
+"""
+
+from __future__ import annotations
+
+from server.memory.intermediates import Phase, Tensors
+from weights.spec import ModelSpec
+
+# Rows whose penalties read counts and masks are sampled in parts of this much of the logits: a
+# part's counts (4 bytes a logit) and masks (1) are set apart beside them.
+TABLE_LOGIT_BYTES = 64 << 20
+
+
+def gpu_phases(
+    model: ModelSpec,
+    *,
+    tokens: int,
+    rows: int,
+    element_bytes: int,
+    logit_rows: int,
+    num_top: int,
+) -> tuple[Phase, ...]:
+    """Every phase of a step of ``tokens`` tokens and ``logit_rows`` rows of logits at once."""
+    return (
+        *_layer_phases(model, tokens, element_bytes),
+        *_logit_phases(model, tokens, rows, element_bytes, logit_rows, num_top),
+    )
+
+
+def table_rows(vocab_size: int) -> int:
+    """How many rows with penalties are sampled at a time."""
+    return max(1, TABLE_LOGIT_BYTES // (4 * vocab_size))
+
+
+def _layer_phases(model: ModelSpec, tokens: int, element: int) -> tuple[Phase, ...]:
+    heads, mlp = model.attention, model.mlp
+    hidden = tokens * model.hidden_size * element
+    residual, given, normed = ("residual", hidden), ("hidden", hidden), ("normed", hidden)
+    qkv = ("qkv", tokens * (heads.query_size + 2 * heads.kv_size) * element)
+    attended = ("attended", tokens * heads.query_size * element)
+    up_size = (2 if mlp.gated else 1) * mlp.intermediate_size
+    up = ("up", tokens * up_size * element)
+    inner = ("inner", tokens * mlp.intermediate_size * element)
+    return (
+        Phase("norm", (given, residual, ("total", hidden), normed)),
+        Phase("qkv", (residual, normed, qkv)),
+        Phase("attention", (residual, qkv, attended)),
+        Phase("attention_output", (residual, attended, given)),
+        Phase("up", (residual, normed, up)),
+        Phase("activation", (residual, up, inner)),
+        Phase("down", (residual, inner, given)),
+    )
+
+
+def _logit_phases(
+    model: ModelSpec, tokens: int, rows: int, element: int, logit_rows: int, num_top: int
+) -> tuple[Phase, ...]:
+    vocab = model.vocab_size
+    hidden = tokens * model.hidden_size * element
+    picked = (logit_rows + min(rows, tokens)) * model.hidden_size * element
+    narrow = ("logits_narrow", logit_rows * vocab * element)
+    apart = min(rows, table_rows(vocab), logit_rows) * vocab
+    tables: Tensors = (("counts_apart", 4 * apart), ("mask_apart", apart))
+    final = (("all_hidden", hidden), ("all_residual", hidden), ("final_normed", 4 * picked))
+    return (
+        Phase("final_norm", final),
+        Phase("logits", (("picked", picked), narrow)),
+        Phase("sample", (("picked", picked), *tables)),
+        Phase(
+            "logprobs",
+            (
+                ("picked", picked),
+                ("logits_apart", 4 * min(rows, logit_rows) * vocab),
+                ("reported", 8 * logit_rows * (1 + num_top)),
+            ),
+        ),
+    )

@@ -1,0 +1,37 @@
+"""RunnerConfig: the sizes that a runner is made with. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """The sizes that decide what a runner allocates. Tokens, rows and blocks; no bytes.
+
+    ``format`` is that of weights, activations and KV cache. ``max_logit_rows`` bounds the rows x
+    vocabulary of logits that exist at once; ``max_logprobs`` the alternatives reported per token.
+    ``on_gpu`` says whose buffers, intermediates and scratch are meant; ``batch_invariant``, which a
+    GPU heeds, asks for answers that are the same bits in any batch.
+    """
+
+    format: str
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_logit_rows: int
+    max_logprobs: int
+    on_gpu: bool = False
+    batch_invariant: bool = False
+
+    @property
+    def max_blocks_per_row(self) -> int:
+        return math.ceil(self.max_model_len / self.block_size)
+
+    @property
+    def logit_rows(self) -> int:
+        """The most rows of logits that a step can meet at once."""
+        return min(self.max_logit_rows, self.max_num_batched_tokens)
