@@ -82,7 +82,7 @@ def load_tile(pointers, held, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr):
     mask = held[:, None]
     if HEAD_DIM != HEAD_PAD:
         mask = mask & (tl.arange(0, HEAD_PAD) < HEAD_DIM)[None, :]
-    return tl.load(pointers, mask=mask, other=0)
+    return tl.load(pointers, mask=mask, other=0.0)
 
 
 @triton.jit
