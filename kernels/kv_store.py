@@ -64,9 +64,11 @@ def rotary_store_kv(
     q is [T, Hq, hd]; k and v are [T, Hkv, hd]; views of one qkv tensor are fine. cache_layer is
     [num_blocks, 2, Hkv, block_size, hd] of their dtype. Token t goes to block
     ``slot_mapping[t] // block_size`` at offset ``slot_mapping[t] % block_size``; slots [T] int64
-    are distinct. cos_sin [P, dim] float32 comes from rotary_table, positions [T] int64 index it,
-    and only the first ``dim`` channels of a head turn: as pairs (i, i + dim/2), or (2i, 2i + 1)
-    when ``interleaved``. float32 arithmetic, rounded once.
+    are distinct. On a GPU a token with a negative slot is padding: neither its q and k nor the
+    cache are written, and its position is not looked up. cos_sin [P, dim] float32 comes from
+    rotary_table, positions [T] int64 index it, and only the first ``dim`` channels of a head turn:
+    as pairs (i, i + dim/2), or (2i, 2i + 1) when ``interleaved``. float32 arithmetic, rounded
+    after the norm and after the turn.
 
     ``q_norm`` and ``k_norm`` [hd] are the weights of an RMSNorm over each head's channels, applied
     before the turn. A quantised cache (float8_e4m3fn or int8) comes with ``kv_scales`` [num_blocks,
