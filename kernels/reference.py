@@ -241,6 +241,25 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     return (activation(x[:, :half].float(), kind) * x[:, half:].float()).to(x.dtype)
 
 
+def weight_values(weight: LinearWeight) -> Tensor:
+    """The float32 values [out, in] of a packed weight: in a quantised format, number * scale.
+
+    int4: input channel k is in tile k // (2 g), there in the low nibbles if its place is below g.
+    """
+    if weight.scales is None:
+        return weight.weight.float()
+    if weight.format != "int4":
+        return weight.weight.float() * weight.scales[:, None]
+    group = weight.weight.shape[2]
+    columns = []
+    for channel in range(weight.in_features):
+        tile, place = divmod(channel, 2 * group)
+        half, byte = divmod(place, group)
+        nibble = weight.weight[tile, :, byte].int() // 16**half % 16
+        columns.append((nibble - 8).float() * weight.scales[tile, :, half].float())
+    return torch.stack(columns, dim=1)
+
+
 def linear(
     x: Tensor,
     weight: LinearWeight,
@@ -248,7 +267,7 @@ def linear(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    out = x.float() @ weight.weight.float().T
+    out = x.float() @ weight_values(weight).T
     if weight.bias is not None:
         out = out + weight.bias.float()
     if activation is not None:
