@@ -27,7 +27,7 @@ from kernels.workspace import AttentionShape
 
 NATIVE_FLOAT8 = 89  # the first architecture whose instructions know float8_e4m3fn
 LEAST_ROWS = 16  # of a tensor-core product; a smaller group is padded
-JOINED_NUMBERS = 8192  # that a program holds at once while it joins the parts of a pair
+JOINED_NUMBERS = 2048  # that a program holds at once while it joins the parts of a pair
 TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -137,7 +137,7 @@ def decode(
         HAS_ALIBI=features.alibi_slopes is not None,
         HAS_SINKS=features.sinks is not None,
         QUANTISED=kv_scales is not None,
-        VALUE_TYPE=_value_type(q.dtype, kv_scales is not None),
+        PRODUCT_TYPE=_product_type(q.dtype, kv_scales is not None),
         INTERPRETED=interpreted(),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
@@ -150,10 +150,9 @@ def _tuned(arch: int, head_dim: int, group: int, cache_bytes: int) -> tuning.Tun
     )
 
 
-def _value_type(dtype: torch.dtype, quantised: bool) -> tl.dtype:
-    """Weights meet values in q's type; weights times a quantised slot's scale may be too small for
-    float16, so they take bfloat16 there, which holds int8 and float8 numbers exactly."""
-    return tl.bfloat16 if quantised and dtype is torch.float16 else TRITON_TYPES[dtype]
+def _product_type(dtype: torch.dtype, quantised: bool) -> tl.dtype:
+    """float16 for quantised numbers, for it is one instruction from them; see in_units."""
+    return tl.float16 if quantised and dtype is not torch.float32 else TRITON_TYPES[dtype]
 
 
 def _constants(

@@ -100,6 +100,10 @@ def numbers(tile, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
         tile = halves.to(tl.float32) * 256.0 if INTERPRETED else halves * 256.0
     if INTERPRETED:
         return tile.to(tl.float32)
+    if tile.dtype == tl.int8 and tl.float16 == DTYPE:
+        # 1024 + 128 + the number, put together by its bits: conversions of integers are slow.
+        bits = (tile.to(tl.uint8, bitcast=True) ^ 0x80).to(tl.uint16) | 0x6400
+        return bits.to(tl.float16, bitcast=True) - 1152.0
     return tile.to(DTYPE)
 
 
@@ -153,6 +157,12 @@ def first_visible(query, window, HAS_WINDOW: tl.constexpr):
 
 
 @triton.jit
+def origin_of(highest):
+    """What weights are counted from: the highest score, or 0 where nothing was seen."""
+    return tl.where(highest == float("-inf"), 0.0, highest)
+
+
+@triton.jit
 def softmax_step(scores, highest):
     """One tile's weights and what the sums so far are still worth.
 
@@ -161,7 +171,7 @@ def softmax_step(scores, highest):
     sums so far). A row that has seen nothing yet gets weights 0, not NaN.
     """
     now = tl.maximum(highest, tl.max(scores, 1))
-    origin = tl.where(now == float("-inf"), 0.0, now)
+    origin = origin_of(now)
     weights = tl.exp2(scores - origin[:, None])
     return now, weights, tl.exp2(highest - origin)
 

@@ -14,6 +14,7 @@ from kernels.jit.attention_math import (
     load_tile,
     normalised,
     numbers,
+    origin_of,
     product,
     scale_pointers,
     scaled_scores,
@@ -23,10 +24,33 @@ from kernels.jit.attention_math import (
     with_sinks,
 )
 
+LEAST_POWER = tl.constexpr(-100)  # a scale below 2 ** -100 is as good as zero
+
+
+@triton.jit
+def split_scale(scales):
+    """Positive scales as 2 ** power * fraction, fraction in 1 .. 2; and 2 ** -power. By their bits:
+    a logarithm costs more than all else that a slot's scale is used for."""
+    bits = scales.to(tl.int32, bitcast=True)
+    power = tl.maximum((bits >> 23) - 127, LEAST_POWER)
+    fraction = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    return power.to(tl.float32), fraction, ((127 - power) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def in_units(queries, PRODUCT_TYPE: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Queries [M, D] divided by their rows' largest, and these [M]: float16, which numbers of 8
+    bits become in one instruction, then holds what bfloat16 may hold."""
+    wide = queries.to(tl.float32)
+    largest = tl.max(tl.abs(wide), 1)
+    units = tl.where(largest == 0.0, 1.0, largest)
+    return numbers(wide / units[:, None], PRODUCT_TYPE, INTERPRETED), units
+
 
 @triton.jit
 def attend_segment(
-    queries,  # [GROUP_ROWS, HEAD_PAD] in the type of products
+    queries,  # [GROUP_ROWS, HEAD_PAD] in PRODUCT_TYPE, and divided by units if QUANTISED
+    units,  # [GROUP_ROWS] float32
     slopes,  # [GROUP_ROWS]
     cache,
     kv_scales,
@@ -48,7 +72,7 @@ def attend_segment(
     HAS_SOFT_CAP: tl.constexpr,
     HAS_ALIBI: tl.constexpr,
     QUANTISED: tl.constexpr,
-    VALUE_TYPE: tl.constexpr,
+    PRODUCT_TYPE: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Highest scores [GROUP_ROWS], sums of weights and weighted values over the segment."""
@@ -74,23 +98,31 @@ def attend_segment(
         values = load_tile(
             pointers + NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM, held, HEAD_DIM, HEAD_PAD
         )
-        scores = product(queries, tl.trans(numbers(keys, queries.dtype, INTERPRETED)), INTERPRETED)
+        keys = numbers(keys, PRODUCT_TYPE, INTERPRETED)
+        scores = product(queries, tl.trans(keys), INTERPRETED)
         if QUANTISED:
             scales = scale_pointers(kv_scales, pages, start, head, NUM_KV_HEADS, TILE, BLOCK_SIZE)
-            key_scales = tl.load(scales, mask=held, other=0.0)
-            value_scales = tl.load(scales + NUM_KV_HEADS * BLOCK_SIZE, mask=held, other=0.0)
-            scores *= key_scales[None, :]
+            key_scales = tl.load(scales, mask=held, other=1.0)
+            value_scales = tl.load(scales + NUM_KV_HEADS * BLOCK_SIZE, mask=held, other=1.0)
+            scores *= key_scales[None, :] * units[:, None]
         scores = scaled_scores(scores, scale, soft_cap, HAS_SOFT_CAP)
         if HAS_ALIBI:
             scores = alibi(scores, slopes, query, positions)
         scores = tl.where(held[None, :], scores, float("-inf"))
-        highest, weights, kept = softmax_step(scores, highest)
-        totals = totals * kept[:, None] + weights
         if QUANTISED:
-            weights *= value_scales[None, :]
-        weights = numbers(weights, VALUE_TYPE, INTERPRETED)
+            # The power of two in a value's scale joins the score, and the highest is taken over
+            # their sums: so a weight fits float16 however small the scales are.
+            power, fraction, inverse = split_scale(value_scales)
+            highest, weights, kept = softmax_step(scores + power[None, :], highest)
+            totals = totals * kept[:, None] + weights * inverse[None, :]
+            weights *= fraction[None, :]
+        else:
+            highest, weights, kept = softmax_step(scores, highest)
+            totals = totals * kept[:, None] + weights
         weighted = weighted * kept[:, None] + product(
-            weights, numbers(values, VALUE_TYPE, INTERPRETED), INTERPRETED
+            numbers(weights, PRODUCT_TYPE, INTERPRETED),
+            numbers(values, PRODUCT_TYPE, INTERPRETED),
+            INTERPRETED,
         )
         pages = next_pages
     return highest, tl.sum(totals, 1), weighted
@@ -116,7 +148,7 @@ def join_parts(
     highest = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     weighted = tl.zeros([GROUP_PAD, HEAD_PAD], tl.float32)
-    for base in range(0, parts, PARTS):
+    for base in tl.range(0, parts, PARTS, num_stages=3):
         part = base + tl.arange(0, PARTS)
         slot = 2 * (first_program + part) + tl.where(part == 0, late, 0)
         cell = slot[:, None] * GROUP + member[None, :]
@@ -131,7 +163,7 @@ def join_parts(
             cache_modifier=".cg",
         )
         now = tl.maximum(highest, tl.max(peaks, 0))
-        origin = tl.where(now == float("-inf"), 0.0, now)
+        origin = origin_of(now)
         worth = tl.exp2(peaks - origin[None, :])
         kept = tl.exp2(highest - origin)
         total = total * kept + tl.sum(worth * masses, 0)
@@ -205,7 +237,7 @@ def paged_decode(
     HAS_ALIBI: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     QUANTISED: tl.constexpr,
-    VALUE_TYPE: tl.constexpr,  # of weights and values in their product
+    PRODUCT_TYPE: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """One program's share of the work list: parts of pairs at its ends, whole pairs between."""
@@ -234,11 +266,15 @@ def paged_decode(
             mask=(member < GROUP)[:, None] & (channels < HEAD_DIM)[None, :],
             other=0.0,
         )
+        units = tl.full([GROUP_ROWS], 1.0, tl.float32)
+        if QUANTISED:
+            queries, units = in_units(queries, PRODUCT_TYPE, INTERPRETED)
         slope = tl.zeros([GROUP_ROWS], tl.float32)
         if HAS_ALIBI:
             slope = tl.load(slopes + heads, mask=member < GROUP, other=0.0)
         highest, total, weighted = attend_segment(
             queries,
+            units,
             slope,
             cache,
             kv_scales,
@@ -260,7 +296,7 @@ def paged_decode(
             HAS_SOFT_CAP,
             HAS_ALIBI,
             QUANTISED,
-            VALUE_TYPE,
+            PRODUCT_TYPE,
             INTERPRETED,
         )
         # 3. Write a whole pair; leave a part, and join the parts if this was the last to come.
