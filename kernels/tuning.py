@@ -10,9 +10,11 @@ first row that applies wins.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +57,50 @@ def _holds(want: Any, value: Fact | None) -> bool:
 def architecture(device: torch.device) -> int:
     """Compute capability times ten: 90 for an H200."""
     if device.type != "cuda":
-        return INTERPRETED_ARCH
+        trial = _TRIAL.get()
+        return INTERPRETED_ARCH if trial is None else trial.arch
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Rows that come before the table's, and which of them a lookup has found."""
+
+    rows: tuple[Row, ...]
+    arch: int  # the architecture of tensors that are on no GPU
+    found: list[Row] = field(default_factory=list)
+
+
+# Launchers look their configuration up themselves, so that no caller hands it down; only the tuner,
+# which compares configurations, puts others before them. Nothing else sets this.
+_TRIAL: ContextVar[Trial | None] = ContextVar("tuning trial", default=None)
+
+
+@contextmanager
+def trying(rows: Sequence[Row], arch: int) -> Iterator[Trial]:
+    """Inside, ``rows`` come before the table's: how the tuner runs a candidate."""
+    trial = Trial(tuple(rows), arch)
+    token = _TRIAL.set(trial)
+    try:
+        yield trial
+    finally:
+        _TRIAL.reset(token)
 
 
 @cache
 def rows() -> tuple[Row, ...]:
     """The shipped table, in order."""
-    return tuple(
-        Row(
-            kernel=row["kernel"],
-            archs=tuple(row.get("archs", ())),
-            when=row.get("when", {}),
-            tuning=Tuning(row.get("blocks", {}), row["num_warps"], row["num_stages"]),
-        )
-        for row in json.loads(TABLE.read_text())["rows"]
+    return tuple(row_from(entry) for entry in json.loads(TABLE.read_text())["rows"])
+
+
+def row_from(entry: Mapping[str, Any]) -> Row:
+    """A row of the table's JSON."""
+    return Row(
+        kernel=entry["kernel"],
+        archs=tuple(entry.get("archs", ())),
+        when=entry.get("when", {}),
+        tuning=Tuning(entry.get("blocks", {}), entry["num_warps"], entry["num_stages"]),
     )
 
 
@@ -79,8 +109,19 @@ def lookup(kernel: str, arch: int, **facts: Fact) -> Tuning:
 
     Raises LookupError that names kernel, architecture and facts where there is none.
     """
+    trial = _TRIAL.get()
+    if trial is not None:
+        for row in trial.rows:
+            if row.kernel == kernel and row.applies(arch, facts):
+                trial.found.append(row)
+                return row.tuning
+    return _lookup(kernel, arch, tuple(facts.items()))
+
+
+@lru_cache(maxsize=8192)
+def _lookup(kernel: str, arch: int, facts: tuple[tuple[str, Fact], ...]) -> Tuning:
     for row in rows():
-        if row.kernel == kernel and row.applies(arch, facts):
+        if row.kernel == kernel and row.applies(arch, dict(facts)):
             return row.tuning
-    told = ", ".join(f"{fact} {value}" for fact, value in facts.items())
+    told = ", ".join(f"{fact} {value}" for fact, value in facts)
     raise LookupError(f"no configuration of {kernel} for sm_{arch} with {told or 'no facts'}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 import triton
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kernels import tuning
 from kernels.attention_types import AttentionMetadata
-from kernels.gpu.interpreter import interpreted
 from kernels.gpu_workspace import (
     HEADER_WORDS,
     MAX_LISTS,
@@ -111,6 +110,7 @@ class AttentionWork:
             ROWS=ROWS,
             PROGRAMS=PROGRAMS,
             num_warps=WARPS,
+            num_stages=1,
         )
 
 
@@ -125,10 +125,7 @@ def plan(shape: AttentionShape, buffer: Tensor) -> AttentionWork:
             f"workspace has {buffer.numel()} bytes; this step needs {needed}: make the workspace"
             " from the shape that prepare_attention was given"
         )
-    arch = tuning.architecture(buffer.device)
-    blocks = tuning.lookup(
-        "paged_decode_work", arch, head_dim=shape.head_dim, group=shape.group
-    ).blocks
+    blocks = work_blocks(tuning.architecture(buffer.device), shape.head_dim, shape.group)
     lists, counters, *floats = buffer[:needed].split_with_sizes(sizes.sizes)
     partials, maxima, sums = (part.view(torch.float32) for part in floats)
     return AttentionWork(
@@ -142,7 +139,42 @@ def plan(shape: AttentionShape, buffer: Tensor) -> AttentionWork:
     )
 
 
+def work_blocks(arch: int, head_dim: int, group: int) -> Mapping[str, int]:
+    """TILE tokens of a key tile; PER_SM programs for each multiprocessor; LEAST_TILES of a
+    program's share."""
+    return tuning.lookup("paged_decode_work", arch, head_dim=head_dim, group=group).blocks
+
+
 def _multiprocessors(device: torch.device) -> int:
-    if interpreted():
+    if device.type != "cuda":
         return INTERPRETED_PROGRAMS
-    return cast(int, torch.cuda.get_device_properties(device).multi_processor_count)
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def compile_cases(arch: int) -> Iterator[CompileCase]:
+    pointers = (
+        "query_start_loc",
+        "seq_lens",
+        "header",
+        "program_starts",
+        "records",
+        "counters",
+    )
+    tile = work_blocks(arch, head_dim=128, group=4)["TILE"]
+    for window in (False, True):
+        yield CompileCase(
+            name="build_decode_work/" + ("window" if window else "all"),
+            fn=build_decode_work,
+            signature=dict.fromkeys(pointers, "*i32")
+            | dict.fromkeys(("rows", "window", "programs", "least_tiles"), "i32"),
+            constexprs={
+                "NUM_KV_HEADS": 8,
+                "HAS_WINDOW": window,
+                "TILE": tile,
+                "ROWS": ROWS,
+                "PROGRAMS": PROGRAMS,
+            },
+            num_warps=WARPS,
+            num_stages=1,
+            aligned=frozenset(pointers),
+        )
