@@ -16,6 +16,7 @@ shape of linear_tiled for any number of rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -23,6 +24,8 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
+from kernels.gpu import linear_cases
+from kernels.gpu.compile_case import CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.gpu_product_forms import panel_rows, splits_allowed
 from kernels.jit.linear_skinny import linear_dot, linear_finish, linear_reduce
@@ -32,7 +35,6 @@ from kernels.tuning import Tuning
 
 FINISH_BLOCK = 1024
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-_FP8_ARCH = 89  # the first that converts float8_e4m3fn
 
 
 def linear(
@@ -61,6 +63,10 @@ def linear(
     else:
         launch.by_panels()
     return out
+
+
+def compile_cases(arch: int) -> Iterator[CompileCase]:
+    yield from linear_cases.cases(arch)
 
 
 @lru_cache(maxsize=4096)
@@ -105,7 +111,7 @@ class _Launch:
         if weight.format == "int4":
             self._group = weight.weight.shape[2]
             self._scales = None if weight.scales is None else weight.scales.view(torch.int32)
-        elif weight.format == "fp8" and self._arch < _FP8_ARCH:
+        elif weight.format == "fp8" and self._arch < linear_cases.FP8_ARCH:
             self._format = "fp8_bits"
             self._numbers = weight.weight.view(torch.uint8)
 
@@ -135,6 +141,7 @@ class _Launch:
             BLOCK_K=block_k,
             INTERPRETED=interpreted(),
             num_warps=tuned.num_warps,
+            num_stages=tuned.num_stages,
         )
 
     def dot(self) -> None:
@@ -161,6 +168,7 @@ class _Launch:
             STAGES=tuned.num_stages,
             INTERPRETED=interpreted(),
             num_warps=tuned.num_warps,
+            num_stages=tuned.num_stages,
         )
         if splits > 1:
             self._finish(out, splits, self._bias, self._residual)
@@ -186,6 +194,7 @@ class _Launch:
             STAGES=tuned.num_stages,
             INTERPRETED=interpreted(),
             num_warps=tuned.num_warps,
+            num_stages=tuned.num_stages,
         )
 
     def by_library(self, weight: Tensor, out: Tensor) -> None:
@@ -230,6 +239,7 @@ class _Launch:
             BLOCK_K=block_k,
             INTERPRETED=interpreted(),
             num_warps=tuned.num_warps,
+            num_stages=tuned.num_stages,
         )
 
     def _finish(
