@@ -7,28 +7,16 @@ prefill, whose order of additions depends on nothing but the row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from kernels import tuning
 from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
-from kernels.gpu.compile_case import ASYNC_COPY, CompileCase
-from kernels.gpu.decode_work import PROGRAMS, ROWS, WARPS, AttentionWork, plan
-from kernels.gpu.interpreter import interpreted
-from kernels.jit.decode_work import build_decode_work
-from kernels.jit.paged_decode import paged_decode
+from kernels.gpu.decode_work import AttentionWork, plan
+from kernels.gpu.paged_decode import decode
 from kernels.workspace import AttentionShape
-
-NATIVE_FLOAT8 = 89  # the first architecture whose instructions know float8_e4m3fn
-LEAST_ROWS = 16  # of a tensor-core product; a smaller group is padded
-JOINED_NUMBERS = 2048  # that a program holds at once while it joins the parts of a pair
-TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,85 +76,3 @@ def _check_step(q: Tensor, cache_layer: Tensor, shape: AttentionShape) -> None:
         )
     if q.stride(2) != 1:
         raise ValueError(f"q has strides {list(q.stride())}; the last must be 1")
-
-
-def decode(
-    q: Tensor,
-    cache_layer: Tensor,
-    metadata: AttentionMetadata,
-    work: AttentionWork,
-    scale: float,
-    features: AttentionFeatures,
-    kv_scales: Tensor | None,
-    out: Tensor,
-) -> None:
-    """Writes the rows of one query token to ``out`` [T, Hq, hd], contiguous; no others."""
-    shape = work.shape
-    arch = tuning.architecture(q.device)
-    cache = cache_layer
-    if cache.dtype is torch.float8_e4m3fn and arch < NATIVE_FLOAT8:
-        cache = cache.view(torch.uint8)
-    tuned = _tuned(arch, shape.head_dim, shape.group, cache.element_size())
-    todo = work.list_for(features.window, metadata)
-    scratch = work.scratch
-    absent = scratch.sums  # a pointer that is never followed
-    paged_decode[(work.programs,)](
-        q,
-        cache,
-        absent if kv_scales is None else kv_scales,
-        metadata.block_tables,
-        out,
-        absent if features.alibi_slopes is None else features.alibi_slopes,
-        absent if features.sinks is None else features.sinks,
-        todo.header,
-        todo.program_starts,
-        todo.records,
-        scratch.counters,
-        scratch.partials,
-        scratch.maxima,
-        scratch.sums,
-        scale,
-        features.soft_cap,
-        features.window,
-        q.stride(0),
-        q.stride(1),
-        metadata.block_tables.stride(0),
-        **_constants(shape.group, shape.num_kv_heads, shape.head_dim, shape.block_size, work.tile),
-        HAS_WINDOW=features.window > 0,
-        HAS_SOFT_CAP=features.soft_cap > 0,
-        HAS_ALIBI=features.alibi_slopes is not None,
-        HAS_SINKS=features.sinks is not None,
-        QUANTISED=kv_scales is not None,
-        PRODUCT_TYPE=_product_type(q.dtype, kv_scales is not None),
-        INTERPRETED=interpreted(),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
-    )
-
-
-def _tuned(arch: int, head_dim: int, group: int, cache_bytes: int) -> tuning.Tuning:
-    return tuning.lookup(
-        "paged_decode", arch, head_dim=head_dim, group=group, cache_bytes=cache_bytes
-    )
-
-
-def _product_type(dtype: torch.dtype, quantised: bool) -> tl.dtype:
-    """float16 for quantised numbers, for it is one instruction from them; see in_units."""
-    return tl.float16 if quantised and dtype is not torch.float32 else TRITON_TYPES[dtype]
-
-
-def _constants(
-    group: int, num_kv_heads: int, head_dim: int, block_size: int, tile: int
-) -> dict[str, int]:
-    group_pad, head_pad = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
-    return {
-        "GROUP": group,
-        "GROUP_ROWS": max(LEAST_ROWS, group_pad),
-        "GROUP_PAD": group_pad,
-        "NUM_KV_HEADS": num_kv_heads,
-        "HEAD_DIM": head_dim,
-        "HEAD_PAD": head_pad,
-        "BLOCK_SIZE": block_size,
-        "TILE": tile,
-        "PARTS": max(1, min(16, JOINED_NUMBERS // (group_pad * head_pad))),
-    }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import tuning
 from kernels.attention_types import AttentionMetadata
+from kernels.gpu.compile_case import CompileCase
 from kernels.gpu_workspace import (
     HEADER_WORDS,
     MAX_LISTS,
