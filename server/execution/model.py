@@ -113,9 +113,10 @@ class Decoder:
         normed, _ = self.final_norm(x.index_select(0, rows), residual.index_select(0, rows))
         return normed
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[R, D] -> [R, V] float32."""
-        return kernels.linear(hidden, self.unembedding).float()
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[R, D] -> [R, V] float32, in ``out`` where it is given."""
+        product = kernels.linear(hidden, self.unembedding)
+        return product.float() if out is None else out.copy_(product)
 
     def _embed(self, step: StepTensors) -> torch.Tensor:
         if self.position_table is None:

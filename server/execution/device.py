@@ -1,0 +1,166 @@
+"""A device that runs by itself: work is handed over, and the host goes on.
+
+Work is handed over as a function of no arguments that starts kernels and copies. On a GPU it is
+called at once, because what it calls only enqueues; it may not ask for a result. One stream does
+everything in order: what a step uploads and downloads is kilobytes, so a second stream would save
+less than its events cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+Work = Callable[[], None]
+
+
+class Event(Protocol):
+    """A place in the order of work."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the device has come past it. Does not wait."""
+        ...
+
+    def wait(self) -> None:
+        """The host waits until the device has come past it. Raises what the work raised."""
+        ...
+
+    def seconds_since(self, earlier: Event) -> float:
+        """Device time between two events that are both done."""
+        ...
+
+
+class Graph(Protocol):
+    """Captured work, to be handed over again with ``Device.replay``. Opaque."""
+
+
+class Device(Protocol):
+    @property
+    def torch_device(self) -> torch.device:
+        """Where tensors are made."""
+        ...
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Zeroed host memory that the device copies from and to without the host waiting."""
+        ...
+
+    def run(self, work: Work) -> None:
+        """Hands ``work`` over, behind all before it."""
+        ...
+
+    def record(self) -> Event:
+        """An event behind everything handed over so far."""
+        ...
+
+    def capture(self, work: Work) -> Graph:
+        """Runs ``work`` once, then captures it without running it. Waits for the device.
+
+        What the captured work reads and writes is fixed: the same addresses, the same numbers.
+        Captured graphs share one pool of memory, so their intermediates must not outlive them.
+        """
+        ...
+
+    def replay(self, graph: Graph) -> None:
+        """Hands captured work over, behind all before it."""
+        ...
+
+    def synchronize(self) -> None:
+        """The host waits for everything handed over so far."""
+        ...
+
+    @property
+    def graph_bytes(self) -> int:
+        """Measured bytes of the captured graphs' pool."""
+        ...
+
+
+class CudaEvent:
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self.event.record(stream)
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.event.query())  # type: ignore[no-untyped-call]
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+    def seconds_since(self, earlier: Event) -> float:
+        if not isinstance(earlier, CudaEvent):
+            raise ValueError(f"{type(earlier).__name__} is no event of this device")
+        return float(earlier.event.elapsed_time(self.event)) / 1e3
+
+
+class CudaDevice:
+    """One NVIDIA GPU, with a stream and a pool for graphs of its own."""
+
+    def __init__(self, index: int = 0) -> None:
+        self.torch_device = torch.device("cuda", index)
+        self._stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(self.torch_device):
+            self._pool = torch.cuda.graph_pool_handle()
+        # What was loaded on the default stream is there before this stream reads it.
+        self._stream.wait_stream(torch.cuda.default_stream(self.torch_device))
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, pin_memory=True)
+
+    def run(self, work: Work) -> None:
+        with (
+            torch.cuda.device(self.torch_device),
+            torch.cuda.stream(self._stream),
+            torch.inference_mode(),
+        ):
+            work()
+
+    def record(self) -> CudaEvent:
+        return CudaEvent(self._stream)
+
+    def capture(self, work: Work) -> torch.cuda.CUDAGraph:
+        self.run(work)  # compiles kernels and sets libraries up, which a capture cannot
+        self.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.device(self.torch_device),
+            torch.inference_mode(),
+            torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=self._stream,
+                capture_error_mode="thread_local",  # other threads may read memory figures
+            ),
+        ):
+            work()
+        return graph
+
+    def replay(self, graph: Graph) -> None:
+        if not isinstance(graph, torch.cuda.CUDAGraph):
+            raise ValueError(f"{type(graph).__name__} is no graph of this device")
+        with torch.cuda.device(self.torch_device), torch.cuda.stream(self._stream):
+            graph.replay()
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+    @property
+    def graph_bytes(self) -> int:
+        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        ours = [one for one in segments if tuple(one["segment_pool_id"]) == tuple(self._pool)]
+        return sum(int(segment["total_size"]) for segment in ours)
+
+
+def keep_compiled_kernels(folder: Path) -> None:
+    """Has Triton keep what it compiles in ``folder``, so that a later start compiles nothing.
+
+    To be called before the first kernel runs. Entries are named by a hash of source, options,
+    Triton's version and the GPU's architecture, so one folder serves all of them.
+    """
+    import triton
+
+    folder.mkdir(parents=True, exist_ok=True)
+    triton.knobs.cache.dir = str(folder)

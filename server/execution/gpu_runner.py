@@ -1,0 +1,225 @@
+"""Runs step plans on a device that runs by itself: the engine's Executor on a GPU.
+
+    plan -> what changes about rows, and which take part, as one packet     (GpuRows, PacketDraft)
+         -> uploaded; rows and cache blocks changed on the device           (GpuStep.change)
+         -> one forward pass, captured for pure decode steps                (GpuStep, DecodeGraphs)
+         -> tokens and log-probabilities, into the rows and to the host     (GpuStep.sample)
+
+``forward`` and ``sample`` hand work over and return. The token that a row chose is written into the
+row on the device, where the next step reads it, so that step can be planned and handed over before
+the host has seen the token: a plan tells places and lengths, never tokens. ``result`` waits for an
+event behind the step and reads what was copied into the step's own pinned memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from server.engine.plan import ForwardHandle, PendingResult, StepPlan, StepResult
+from server.engine.request import SamplingParams
+from server.execution.cuda_graphs import DecodeGraphs, GraphMode
+from server.execution.device import Device, Event
+from server.execution.gpu_rows import GpuRows, StepRows
+from server.execution.gpu_sampling import SampleWork, SamplingLimits, plan_sampling
+from server.execution.gpu_step import BlockChanges, GpuStep, OnDevice
+from server.execution.model import Decoder
+from server.execution.packet import EMPTY, PacketDraft
+from server.execution.step_slots import GpuPending, Slots, StepEvents, StepSlot
+from server.memory.gpu_intermediates import table_rows
+from server.memory.gpu_layout import row_layout
+from server.memory.layout import Layout, decode_graph_sizes
+
+Change = Callable[[OnDevice], None]
+
+_MOST_WORDS = 2**31 - 1  # of all records: places in them are int32
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """A forward pass that was handed over. ``params`` are its rows' when it was planned: when the
+    result is read a row may belong to another sequence."""
+
+    plan: StepPlan
+    rows: StepRows
+    params: tuple[SamplingParams, ...]
+    work: SampleWork
+    slot: StepSlot
+    started: Event
+    forwarded: Event
+    tensors: OnDevice
+
+
+@dataclass(frozen=True, slots=True)
+class RowsChanged:
+    """The handle and the result of a plan without rows."""
+
+    step_id: int
+
+    def result(self) -> StepResult:
+        return StepResult(self.step_id, ())
+
+
+class GpuRunner:
+    """Holds a decoder, its rows and its cache, all in the buffers of one layout.
+
+    Args:
+        layout: of a configuration that is ``on_gpu``.
+        buffers: the layout's, on the device, zeroed.
+        eos_token_ids: what min_tokens forbids beside a request's own stop ids.
+        graphs: when decode steps are captured.
+        poison: fill blocks with NaN when they are handed out (tests).
+
+    Raises:
+        ValueError: rows times tokens of a context are more than records can number.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        layout: Layout,
+        buffers: Mapping[str, torch.Tensor],
+        eos_token_ids: tuple[int, ...],
+        device: Device,
+        *,
+        graphs: GraphMode = GraphMode.LAZY,
+        poison: bool = False,
+    ) -> None:
+        config = layout.config
+        if buffers["row_state"].numel() > _MOST_WORDS:
+            raise ValueError(
+                f"max_num_seqs {config.max_num_seqs} times max_model_len {config.max_model_len} is"
+                f" too much: the rows of a GPU hold at most {_MOST_WORDS} numbers"
+            )
+        self.layout = layout
+        self.decoder = decoder
+        self.device = device
+        self.rows = GpuRows(
+            row_layout(config), max_num_seqs=config.max_num_seqs, block_size=config.block_size
+        )
+        self.slots = Slots(device, layout.pinned)
+        self._limits = SamplingLimits(config.logit_rows, table_rows(decoder.spec.vocab_size))
+        self.step = GpuStep(decoder, layout, buffers, device.torch_device, self._limits)
+        self.graphs = DecodeGraphs(
+            device, decode_graph_sizes(config), self.step.decode, self.step.forget, mode=graphs
+        )
+        self._eos_token_ids = eos_token_ids
+        self._poison = poison
+        self._last: Forwarded | RowsChanged | None = None
+        device.run(self.step.clear)
+        if poison:
+            device.run(lambda: _poison(buffers["kv_cache"]))
+        device.synchronize()
+
+    @property
+    def overlaps(self) -> bool:
+        """The next step may be handed over before the last result was asked for."""
+        return True
+
+    def forward(self, plan: StepPlan) -> Forwarded | RowsChanged:
+        """Applies the plan to rows and cache, and hands over the model's work on its tokens.
+
+        Raises:
+            ValueError: the plan asks for tokens or slots that a row does not have, or for a
+                feature that this runner does not serve.
+        """
+        return self.forward_layers(plan, None)
+
+    def forward_layers(self, plan: StepPlan, num_layers: int | None) -> Forwarded | RowsChanged:
+        """As ``forward``, through the first ``num_layers`` layers only (to measure by)."""
+        if any(row.draft_token_ids for row in plan.rows):
+            raise ValueError("draft tokens are not served by this runner")
+        packet = PacketDraft(self.step.table)
+        blocks = self._block_changes(plan, packet)
+        changes = self.rows.apply(plan, packet)
+        moves = plan.row_moves
+        if not plan.rows:
+            if moves or blocks.sources or changes.segments:
+                self._hand_over(packet, lambda on: self.step.change(on, moves, blocks, changes))
+            self._last = RowsChanged(plan.step_id)
+            return self._last
+        rows = self.rows.step(plan.rows)
+        params = tuple(self.rows.params_of(row.row) for row in plan.rows)
+        packet.set_rows(rows.rows, rows.starts, rows.computed, rows.places, rows.outputs)
+        work = plan_sampling(
+            plan, self.rows, rows, packet, limits=self._limits, eos_token_ids=self._eos_token_ids
+        )
+        size = self._graph_size(plan) if num_layers is None else None
+        # Captured before the packet is uploaded: a capture takes every row out of the batch.
+        graph = None if size is None else self.graphs.graph(size)
+        started = self.device.record()
+        slot, on = self._hand_over(packet, lambda on: self.step.change(on, moves, blocks, changes))
+        if graph is None:
+            self.device.run(lambda: self.step.forward(rows, work, on, num_layers))
+        else:
+            self.device.replay(graph)
+        forwarded = self.device.record()
+        self._last = Forwarded(plan, rows, params, work, slot, started, forwarded, on)
+        return self._last
+
+    def sample(self, handle: ForwardHandle, masks: dict[int, bytes] | None) -> PendingResult:
+        """Hands over the choice of tokens and the scoring of prompts of the last forward pass.
+
+        Raises:
+            ValueError: the handle is not this runner's last, grammar masks are given, or a row
+                that chooses a token is full.
+        """
+        if not isinstance(handle, Forwarded | RowsChanged):
+            raise ValueError(f"{type(handle).__name__} is no forward pass of this runner")
+        if masks:
+            raise ValueError("grammar masks are not served by this runner")
+        if isinstance(handle, RowsChanged):
+            return handle
+        if handle is not self._last:
+            raise ValueError(
+                f"step {handle.plan.step_id} is sampled after a later step was handed over"
+            )
+        rows, work, slot, on = handle.rows, handle.work, handle.slot, handle.tensors
+        self.rows.append(rows.rows[rows.samples])
+        self._last = None  # once
+        self.device.run(lambda: self.step.sample(rows, work, on, slot.pinned))
+        events = StepEvents(handle.started, handle.forwarded, self.device.record())
+        return GpuPending(handle.plan, work, handle.params, slot, events, self.step.peak)
+
+    def _hand_over(self, packet: PacketDraft, change: Change) -> tuple[StepSlot, OnDevice]:
+        """Uploads a packet and changes what it says about rows and blocks."""
+        slot = self.slots.take()
+        pinned, on = slot.fill(packet), OnDevice()
+        self.device.run(lambda: self.step.upload(pinned, on))
+        slot.sent(self.device.record())
+        self.device.run(lambda: change(on))
+        return slot, on
+
+    def _block_changes(self, plan: StepPlan, packet: PacketDraft) -> BlockChanges:
+        sources = [source for source, _ in plan.block_copies]
+        destinations = [destination for _, destination in plan.block_copies]
+        return BlockChanges(
+            packet.put(sources),
+            packet.put(destinations),
+            packet.put(self._new_blocks(plan)) if self._poison else EMPTY,
+        )
+
+    def _new_blocks(self, plan: StepPlan) -> list[int]:
+        """Blocks in which nothing may be read before it is written."""
+        block_size = self.layout.config.block_size
+        new: list[int] = []
+        for admitted in plan.admitted:
+            new += admitted.block_tables[0][-(-admitted.num_computed_tokens // block_size) :]
+        for row in plan.rows:
+            new += row.new_block_ids[0] if row.new_block_ids else ()
+        return new
+
+    def _graph_size(self, plan: StepPlan) -> int | None:
+        """The size of the captured step that runs this plan: one token of each row, each chosen
+        after. None for everything else."""
+        decodes = all(
+            row.num_scheduled_tokens == 1 and row.samples and not row.num_prompt_logits
+            for row in plan.rows
+        )
+        return self.graphs.size_for(len(plan.rows)) if decodes else None
+
+
+def _poison(cache: torch.Tensor) -> None:
+    cache.fill_(float("nan"))

@@ -1,0 +1,235 @@
+"""What is run on the device in a step. Nothing here waits, or looks at a value.
+
+Functions of this class are handed to a Device, one after the other; each starts kernels and copies
+on persistent buffers. ``decode`` is also what a captured decode step consists of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+import kernels
+from kernels.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
+from server.execution.gpu_rows import RowChanges, StepRows
+from server.execution.gpu_sampling import DeviceSampler, SampleWork, SamplingLimits
+from server.execution.live_bytes import PeakMeter
+from server.execution.model import Decoder, StepTensors
+from server.execution.packet import Span
+from server.memory.gpu_layout import row_layout
+from server.memory.layout import Layout, attention_shape
+
+
+@dataclass(frozen=True, slots=True)
+class BlockChanges:
+    """Cache blocks to copy before the step, and those that are new to their rows."""
+
+    sources: Span
+    destinations: Span
+    new: Span  # filled with NaN where the runner poisons
+
+
+@dataclass(slots=True)
+class OnDevice:
+    """Tensors of one step, filled in as its work is run."""
+
+    packet: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None  # [P + S, D]; None after a captured step
+
+
+class GpuStep:
+    """
+    Args:
+        buffers: the layout's, on the device.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        layout: Layout,
+        buffers: Mapping[str, torch.Tensor],
+        torch_device: torch.device,
+        limits: SamplingLimits,
+    ) -> None:
+        config = layout.config
+        self.decoder = decoder
+        self.table = StepTable(config.max_num_seqs)
+        self.peak = PeakMeter()
+        self.workspace = kernels.AttentionWorkspace(
+            attention_shape(decoder.spec, config), torch_device
+        )
+        self._config = config
+        self._layout = row_layout(config)
+        self._buffers = buffers
+        self._inputs = _step_buffers(buffers)
+        self._sampler = DeviceSampler(buffers, decoder.logits, limits)
+
+    def clear(self) -> None:
+        """Scratch starts as zeros, which its kernels may count on."""
+        self.workspace.buffer.zero_()
+
+    def forget(self) -> None:
+        """Takes every row out of the batch: a step that is run now changes nothing."""
+        self._buffers["packet"][: self.table.words].zero_()
+
+    def upload(self, pinned: torch.Tensor, tensors: OnDevice) -> None:
+        """The packet, to where captured steps read it. What is too long for there also goes whole
+        to memory of its own."""
+        fixed = self._buffers["packet"]
+        fits = pinned.shape[0] <= fixed.shape[0]
+        words = pinned.shape[0] if fits else self.table.words
+        fixed[:words].copy_(pinned[:words], non_blocking=True)
+        if fits:
+            tensors.packet = fixed
+        else:
+            tensors.packet = torch.empty_like(pinned, device=fixed.device)
+            tensors.packet.copy_(pinned, non_blocking=True)
+
+    def change(
+        self,
+        tensors: OnDevice,
+        moves: Sequence[tuple[int, int]],
+        blocks: BlockChanges,
+        rows: RowChanges,
+    ) -> None:
+        """Rows and cache blocks, in the order of a plan's effects."""
+        packet = _there(tensors.packet)
+        for source, destination in moves:
+            for name in ("row_state", "output_counts", "prompt_mask"):
+                self._buffers[name][destination].copy_(self._buffers[name][source])
+        cache = self._buffers["kv_cache"]
+        if blocks.sources:
+            sources, destinations = blocks.sources.of(packet), blocks.destinations.of(packet)
+            kernels.copy_blocks(cache, sources, destinations)
+        if rows.segments:
+            kernels.write_rows(
+                self._buffers["row_state"],
+                packet,
+                segments_at=rows.segments.first,
+                num_segments=rows.segments.length // SEGMENT_WORDS,
+            )
+        if rows.counted:
+            kernels.count_tokens(
+                self._buffers["row_state"],
+                packet,
+                self._buffers["output_counts"],
+                self._buffers["prompt_mask"],
+                layout=self._layout,
+                counted_at=rows.counted.first,
+                num_counted=rows.counted.length // COUNTED_WORDS,
+            )
+        if blocks.new:
+            cache.index_fill_(1, blocks.new.of(packet).long(), float("nan"))
+
+    def forward(
+        self, step: StepRows, work: SampleWork, tensors: OnDevice, num_layers: int | None
+    ) -> None:
+        """Any step: the model over its tokens, then the final norm of those that need logits."""
+        packet = _there(tensors.packet)
+        self._gather(packet, step.num_rows)
+        with self.peak.watch(step.num_tokens, 0):
+            inputs = self._step_tensors(
+                step.num_rows, step.num_tokens, step.max_query_len, step.max_seq_len
+            )
+            x, residual = self.decoder.forward(inputs, num_layers)
+            tensors.hidden = self.decoder.pick(x, residual, work.picks.of(packet))
+
+    def decode(self, num_rows: int) -> None:
+        """One token of every row, up to the logits of all. The packet may name fewer rows."""
+        self._gather(self._buffers["packet"], num_rows)
+        inputs = self._step_tensors(num_rows, num_rows, 1, self._config.max_model_len)
+        x, residual = self.decoder.forward(inputs)
+        normed, _ = self.decoder.final_norm(x, residual)
+        del x, residual
+        self.decoder.logits(normed, self._buffers["logits"][:num_rows])
+
+    def sample(
+        self,
+        step: StepRows,
+        work: SampleWork,
+        tensors: OnDevice,
+        pinned: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Scores prompts and chooses tokens; these go into their rows and to the host."""
+        packet, hidden, scored = _there(tensors.packet), tensors.hidden, work.num_scored
+        logit_rows = min(scored + work.num_sampled, self._config.logit_rows)
+        with self.peak.watch(0, logit_rows):
+            if scored:
+                self._sampler.score(work, packet, _there(hidden)[:scored], pinned)
+            if not work.num_sampled:
+                return
+            to_choose = None if hidden is None else hidden[scored:]
+            token_ids, non_finite = self._sampler.choose(work, packet, to_choose, pinned)
+        chosen = self._buffers["chosen"][: work.num_sampled]
+        kernels.commit_tokens(
+            self._buffers["row_state"],
+            packet,
+            token_ids,
+            non_finite,
+            self._buffers["output_counts"],
+            chosen,
+            layout=self._layout,
+            table=self.table,
+            num_rows=step.num_rows,
+        )
+        pinned["chosen"][: work.num_sampled].copy_(chosen, non_blocking=True)
+        tensors.hidden = None
+
+    def _gather(self, packet: torch.Tensor, num_rows: int) -> None:
+        kernels.gather_step(
+            self._buffers["row_state"],
+            packet,
+            self._inputs,
+            layout=self._layout,
+            table=self.table,
+            num_rows=num_rows,
+            block_size=self._config.block_size,
+        )
+
+    def _step_tensors(
+        self, num_rows: int, num_tokens: int, max_query_len: int, max_seq_len: int
+    ) -> StepTensors:
+        inputs = self._inputs
+        positions = inputs.positions[:num_tokens]
+        slot_mapping = inputs.slot_mapping[:num_tokens]
+        return StepTensors(
+            token_ids=inputs.token_ids[:num_tokens],
+            positions=positions,
+            slot_mapping=slot_mapping,
+            cache=self._buffers["kv_cache"],
+            metadata=kernels.prepare_attention(
+                query_start_loc=inputs.query_start_loc[: num_rows + 1],
+                seq_lens=inputs.seq_lens[:num_rows],
+                block_tables=inputs.block_tables[:num_rows],
+                slot_mapping=slot_mapping,
+                positions=positions,
+                shape=self.workspace.shape,
+                max_query_len=max_query_len,
+                max_seq_len=max_seq_len,
+                workspace=self.workspace,
+            ),
+            workspace=self.workspace,
+        )
+
+
+def _there(tensor: torch.Tensor | None) -> torch.Tensor:
+    if tensor is None:
+        raise ValueError("the step's work is run in the wrong order")
+    return tensor
+
+
+def _step_buffers(buffers: Mapping[str, torch.Tensor]) -> kernels.StepBuffers:
+    return kernels.StepBuffers(
+        token_ids=buffers["step_token_ids"],
+        positions=buffers["positions"],
+        slot_mapping=buffers["slot_mapping"],
+        query_start_loc=buffers["query_start_loc"],
+        seq_lens=buffers["seq_lens"],
+        block_tables=buffers["step_block_tables"],
+        floats=buffers["step_floats"],
+        top_k=buffers["step_top_k"],
+        keys=buffers["step_keys"],
+        output_positions=buffers["step_output_positions"],
+    )

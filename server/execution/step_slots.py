@@ -1,0 +1,190 @@
+"""Pinned memory of steps in flight: a packet on its way up, results on their way down.
+
+There are two slots, used in turn. A step's packet is put together in one while the step before it
+runs from the other, and its results stay readable until the slot is used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from server.engine.plan import LogprobArrays, RowResult, StepPlan, StepResult
+from server.engine.request import SamplingParams
+from server.execution.buffers import dtype_of
+from server.execution.device import Device, Event
+from server.execution.gpu_sampling import SampleWork
+from server.execution.live_bytes import PeakMeter
+from server.execution.packet import PacketDraft
+from server.execution.packing import pack_logprobs
+from server.memory.gpu_layout import NUM_SLOTS
+from server.memory.layout import Buffer
+
+
+class Unread(Protocol):
+    def read(self) -> None:
+        """Waits for the step and copies what it left in the slot."""
+        ...
+
+
+class StepSlot:
+    """One set of pinned buffers. ``pinned`` are for the device; ``views`` the same for the host."""
+
+    def __init__(self, device: Device, buffers: Sequence[Buffer]) -> None:
+        self._device = device
+        self.pinned = {
+            buffer.name: device.pinned(buffer.shape, dtype_of(buffer.format)) for buffer in buffers
+        }
+        self.views = {name: tensor.numpy() for name, tensor in self.pinned.items()}
+        self._uploaded: Event | None = None
+        self._unread: Unread | None = None
+
+    def take(self) -> None:
+        """Makes sure that nothing on its way still needs the slot. Waits only if something does:
+        never while at most two steps are in flight."""
+        if self._unread is not None:
+            self._unread.read()
+        if self._uploaded is not None and not self._uploaded.is_done:
+            self._uploaded.wait()
+        self._uploaded = self._unread = None
+
+    def fill(self, draft: PacketDraft) -> torch.Tensor:
+        """The packet in pinned memory; in memory of its own where it is longer than the slot's."""
+        packet = self.pinned["packet"]
+        if draft.num_words > packet.shape[0]:
+            packet = self._device.pinned((draft.num_words,), torch.int32)
+        draft.write(packet.numpy())
+        return packet[: draft.num_words]
+
+    def sent(self, uploaded: Event) -> None:
+        self._uploaded = uploaded
+
+    def holds(self, unread: Unread) -> None:
+        self._unread = unread
+
+
+class Slots:
+    def __init__(self, device: Device, buffers: Sequence[Buffer]) -> None:
+        self._slots = [StepSlot(device, buffers) for _ in range(NUM_SLOTS)]
+        self._next = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(
+            tensor.untyped_storage().nbytes()
+            for slot in self._slots
+            for tensor in slot.pinned.values()
+        )
+
+    def take(self) -> StepSlot:
+        slot = self._slots[self._next]
+        self._next = (self._next + 1) % len(self._slots)
+        slot.take()
+        return slot
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvents:
+    started: Event
+    forwarded: Event
+    done: Event
+
+
+class GpuPending:
+    """A step on its way. ``params`` are its rows' when it was planned."""
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        work: SampleWork,
+        params: Sequence[SamplingParams],
+        slot: StepSlot,
+        events: StepEvents,
+        peak: PeakMeter,
+    ) -> None:
+        self._plan = plan
+        self._work = work
+        self._params = params
+        self._slot = slot
+        self._events = events
+        self._peak = peak
+        self._result: StepResult | None = None
+        self._error: BaseException | None = None
+        self._was_read = False
+        slot.holds(self)
+
+    def result(self) -> StepResult:
+        self.read()
+        if self._result is None:
+            raise self._error or RuntimeError("the step gave no result")
+        return self._result
+
+    def read(self) -> None:
+        if self._was_read:
+            return
+        self._was_read = True
+        try:
+            self._events.done.wait()
+            self._result = self._collect()
+        except Exception as error:  # kept for whoever asks for the result
+            self._error = error
+
+    def _collect(self) -> StepResult:
+        events = self._events
+        return StepResult(
+            step_id=self._plan.step_id,
+            rows=read_rows(self._plan, self._work, self._params, self._slot.views),
+            forward_seconds=events.forwarded.seconds_since(events.started),
+            sample_seconds=events.done.seconds_since(events.forwarded),
+            peak_activation_bytes=self._peak.peak_bytes,
+        )
+
+
+def read_rows(
+    plan: StepPlan,
+    work: SampleWork,
+    params: Sequence[SamplingParams],
+    views: Mapping[str, np.ndarray],
+) -> tuple[RowResult, ...]:
+    """What a finished step left in its slot, in the order of the plan."""
+    tokens = views["chosen"][: work.num_sampled].tolist()
+    chosen = _Report(views["chosen_logprob_ids"], views["chosen_logprobs"], work.asked_width)
+    scored = _Report(views["scored_ids"], views["scored_logprobs"], work.scored_width)
+    results: list[RowResult] = []
+    choice = 0
+    for planned, given in zip(plan.rows, params, strict=True):
+        prompt = logprobs = None
+        finite = True
+        token_ids: tuple[int, ...] = ()
+        if planned.num_prompt_logits:
+            prompt, finite = scored.next(planned.num_prompt_logits, given.prompt_logprobs or 0)
+        if planned.samples:
+            asked = None
+            if given.logprobs is not None:
+                asked, _ = chosen.next(1, given.logprobs)
+            finite = finite and tokens[choice] >= 0
+            if finite:
+                token_ids, logprobs = (tokens[choice],), asked
+            choice += 1
+        results.append(RowResult(planned.row, token_ids, not finite, logprobs, prompt))
+    return tuple(results)
+
+
+class _Report:
+    """Log-probabilities one row of ``width`` after the other, read from the front."""
+
+    def __init__(self, ids: np.ndarray, logprobs: np.ndarray, width: int) -> None:
+        self._ids, self._logprobs, self._width = ids, logprobs, width
+        self._position = 0
+
+    def next(self, count: int, num_top: int) -> tuple[LogprobArrays, bool]:
+        """The next ``count`` rows, packed, and whether all of them are numbers."""
+        span = slice(self._position * self._width, (self._position + count) * self._width)
+        self._position += count
+        ids = self._ids[span].reshape(count, self._width)
+        logprobs = self._logprobs[span].reshape(count, self._width)
+        return pack_logprobs(ids, logprobs, num_top), bool(np.isfinite(logprobs).all())
