@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from kernels.attention_types import AttentionFeatures, AttentionMetadata
     from kernels.embeddings import embedding
-    from kernels.kv_store import copy_blocks, rotary_store_kv
+    from kernels.kv_store import copy_blocks, gather_blocks, rotary_store_kv, scatter_blocks
     from kernels.linears import LinearWeight, linear, pack_linear
     from kernels.norm import add_layer_norm, add_rms_norm
     from kernels.philox import as_int64, derive_key
@@ -54,6 +54,7 @@ __all__ = [
     "derive_key",
     "embedding",
     "gated_activation",
+    "gather_blocks",
     "gather_step",
     "linear",
     "pack_linear",
@@ -62,6 +63,7 @@ __all__ = [
     "rotary_store_kv",
     "rotary_table",
     "sample",
+    "scatter_blocks",
     "token_logprobs",
     "varlen_attention",
     "write_rows",
@@ -72,7 +74,7 @@ _HOMES = {
     "attention": ("AttentionWorkspace", "paged_attention", "prepare_attention", "varlen_attention"),
     "attention_types": ("AttentionFeatures", "AttentionMetadata"),
     "embeddings": ("embedding",),
-    "kv_store": ("copy_blocks", "rotary_store_kv"),
+    "kv_store": ("copy_blocks", "gather_blocks", "rotary_store_kv", "scatter_blocks"),
     "linears": ("LinearWeight", "linear", "pack_linear"),
     "norm": ("add_layer_norm", "add_rms_norm"),
     "philox": ("as_int64", "derive_key"),

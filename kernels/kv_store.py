@@ -1,4 +1,4 @@
-"""Writing the KV cache: rotation and store in one operation, and copies of whole blocks."""
+"""Writing the KV cache: norm, rotation and store in one operation, and copies of whole blocks."""
 
 from __future__ import annotations
 
@@ -132,8 +132,9 @@ def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
     """Copies whole blocks in every layer: ``cache[:, destinations] = cache[:, sources]``.
 
     cache is [num_layers, num_blocks, 2, Hkv, block_size, hd]; sources and destinations are [n]
-    int32 or int64. All sources are read before anything is written. Destinations are distinct.
-    Raises ValueError for a wrong argument.
+    int32 or int64. All sources are read before anything is written, so that a block may be both.
+    Destinations are distinct. The scales of a quantised cache, one axis shorter, are copied as a
+    cache with a head_dim of 1. Raises ValueError for a wrong argument.
     """
     check_shape("cache", cache, (None, None, 2, None, None, None))
     check_contiguous("cache", cache)
@@ -142,6 +143,49 @@ def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
         check_dtype(name, ids, INTEGERS)
     check_same_device(cache=cache, sources=sources, destinations=destinations)
     run = select(
-        "copy_blocks", cache.device, cpu=cpu_kv_store.copy_blocks, gpu="kv_store:copy_blocks"
+        "copy_blocks", cache.device, cpu=cpu_kv_store.copy_blocks, gpu="block_copy:copy_blocks"
     )
     run(cache, sources, destinations)
+
+
+def _check_staged(cache: Tensor, name: str, ids: Tensor, staged_name: str, staged: Tensor) -> None:
+    check_shape("cache", cache, (None, None, 2, None, None, None))
+    check_contiguous("cache", cache)
+    check_shape(name, ids, (None,))
+    check_dtype(name, ids, INTEGERS)
+    check_shape(staged_name, staged, (cache.shape[0], ids.shape[0], *cache.shape[2:]))
+    check_dtype(staged_name, staged, (cache.dtype,))
+    check_contiguous(staged_name, staged)
+    check_same_device(cache=cache, **{name: ids, staged_name: staged})
+
+
+def gather_blocks(cache: Tensor, sources: Tensor, out: Tensor) -> None:
+    """Copies whole blocks of every layer side by side: ``out[:] = cache[:, sources]``.
+
+    cache is [num_layers, num_blocks, 2, Hkv, block_size, hd], sources [n] int32 or int64, out
+    [num_layers, n, 2, Hkv, block_size, hd] of the cache's dtype: one contiguous run, which a single
+    transfer moves to pinned memory. Raises ValueError for a wrong argument.
+    """
+    _check_staged(cache, "sources", sources, "out", out)
+    run = select(
+        "gather_blocks",
+        cache.device,
+        cpu=cpu_kv_store.gather_blocks,
+        gpu="block_copy:gather_blocks",
+    )
+    run(cache, sources, out)
+
+
+def scatter_blocks(cache: Tensor, destinations: Tensor, blocks: Tensor) -> None:
+    """The way back: ``cache[:, destinations] = blocks``; shapes as gather_blocks.
+
+    Destinations are distinct. Raises ValueError for a wrong argument.
+    """
+    _check_staged(cache, "destinations", destinations, "blocks", blocks)
+    run = select(
+        "scatter_blocks",
+        cache.device,
+        cpu=cpu_kv_store.scatter_blocks,
+        gpu="block_copy:scatter_blocks",
+    )
+    run(cache, destinations, blocks)

@@ -283,6 +283,16 @@ def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
         cache[:, block] = content
 
 
+def gather_blocks(cache: Tensor, sources: Tensor, out: Tensor) -> None:
+    for index, block in enumerate(sources.tolist()):
+        out[:, index] = cache[:, block]
+
+
+def scatter_blocks(cache: Tensor, destinations: Tensor, blocks: Tensor) -> None:
+    for index, block in enumerate(destinations.tolist()):
+        cache[:, block] = blocks[:, index]
+
+
 def gumbel(key: int, position: int, token_id: int) -> float:
     """-log(-log(u)) with u = (bits + 1/2) / 2**32, in float64, then rounded to float32.
 

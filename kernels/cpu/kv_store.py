@@ -73,3 +73,11 @@ def rotary_store_kv(
 def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
     for layer in cache.unbind(0):  # one layer at a time bounds the copy that is held
         layer.index_copy_(0, destinations.long(), layer.index_select(0, sources))
+
+
+def gather_blocks(cache: Tensor, sources: Tensor, out: Tensor) -> None:
+    torch.index_select(cache, 1, sources, out=out)
+
+
+def scatter_blocks(cache: Tensor, destinations: Tensor, blocks: Tensor) -> None:
+    cache.index_copy_(1, destinations.long(), blocks)
