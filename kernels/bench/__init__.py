@@ -1,0 +1,1 @@
+"""Benchmarks of single kernels on a GPU: ``python -m kernels.bench``."""
