@@ -18,8 +18,8 @@ from server.memory.snapshot import machine_memory
 from weights.checkpoint import open_checkpoint
 from weights.errors import CheckpointError
 from weights.families import resolve
-from weights.formats import get_format
 from weights.generation import end_of_sequence_ids
+from weights.inventory import num_parameters
 from weights.spec import ModelSpec
 
 
@@ -40,8 +40,7 @@ class ModelFacts:
     @property
     def num_parameters(self) -> int:
         """Parameters as held: a tied table once."""
-        held = sum(self.plan.layout.weights.values())
-        return held // get_format(self.plan.runner.format).bytes_per_element
+        return num_parameters(self.spec)
 
     @property
     def fingerprint(self) -> str:

@@ -1,5 +1,8 @@
 """Canonical number formats of parameters and their exact bytes.
 
+A plain format holds any tensor, one element a number. A quantised one holds matrices [out, in]
+only, with their scales; how their values come about is said where they are packed.
+
 A format is named the same way everywhere: on the command line, in metrics, in plans. The names of
 other worlds (safetensors headers, ``dtype`` in config.json) are translated here and nowhere else.
 """
@@ -27,6 +30,38 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "f32": Format("f32", 4, "F32", "float32"),
         "bf16": Format("bf16", 2, "BF16", "bfloat16"),
         "f16": Format("f16", 2, "F16", "float16"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedFormat:
+    """How a matrix is held in numbers of ``bits`` bits.
+
+    ``group`` input channels share a scale of ``scale_bytes``; None: all of an output channel's.
+    Groups come in pairs: input channels are padded to a multiple of two groups.
+    """
+
+    name: str
+    bits: int
+    group: int | None
+    scale_bytes: int
+
+    def matrix_bytes(self, out_features: int, in_features: int) -> int:
+        """Bytes of a matrix [out, in]: numbers, scales, padding. Output channels add up: a fused
+        matrix takes what its parts take."""
+        held, scales = in_features, 1
+        if self.group is not None:
+            scales = 2 * -(-in_features // (2 * self.group))
+            held = scales * self.group
+        return out_features * (held * self.bits // 8 + scales * self.scale_bytes)
+
+
+QUANTISED: Mapping[str, QuantisedFormat] = MappingProxyType(
+    {
+        "int8": QuantisedFormat("int8", 8, None, 4),
+        "int4": QuantisedFormat("int4", 4, 64, 2),
+        "fp8": QuantisedFormat("fp8", 8, None, 4),
     }
 )
 
@@ -64,6 +99,16 @@ def get_format(name: str) -> Format:
         return FORMATS[name]
     except KeyError:
         raise ValueError(f"unknown format {name!r}; known: {', '.join(FORMATS)}") from None
+
+
+def get_quantised(name: str) -> QuantisedFormat:
+    """The quantised format called ``name``. Raises ValueError that lists the names there are."""
+    try:
+        return QUANTISED[name]
+    except KeyError:
+        raise ValueError(
+            f"unknown quantised format {name!r}; known: {', '.join(QUANTISED)}"
+        ) from None
 
 
 def from_safetensors(dtype: str) -> str | None:

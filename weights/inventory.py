@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
 
-from weights.formats import tensor_bytes
+from weights.formats import get_quantised, tensor_bytes
 from weights.spec import ModelSpec, PositionKind
 
 
@@ -30,6 +30,21 @@ class Component(StrEnum):
     POSITION = "position"
     NORM = "norm"
     BIAS = "bias"
+
+
+# What a quantised format holds. The unembedding keeps the plain format, tied or not: every logit
+# depends on it directly, and it is one matrix among hundreds.
+QUANTISABLE = frozenset(
+    {
+        Component.QUERY,
+        Component.KEY,
+        Component.VALUE,
+        Component.OUTPUT,
+        Component.GATE,
+        Component.UP,
+        Component.DOWN,
+    }
+)
 
 
 class Split(StrEnum):
@@ -53,7 +68,13 @@ class Parameter:
     def num_elements(self) -> int:
         return prod(self.shape)
 
-    def num_bytes(self, format: str) -> int:
+    def num_bytes(self, format: str, quantization: str | None = None) -> int:
+        """Bytes as held: matrices in ``quantization`` where one is given, all else in ``format``.
+
+        Raises ValueError for a format that there is not.
+        """
+        if quantization is not None and self.component in QUANTISABLE:
+            return get_quantised(quantization).matrix_bytes(*self.shape)
         return tensor_bytes(self.shape, format)
 
 

@@ -1,8 +1,9 @@
 """Streams a checkpoint into memory: checks, reads, converts, fuses, packs; strict throughout.
 
 Peak memory: what is held at the end, plus one staging chunk (LoadReport.peak_transient_bytes), plus
-what ``pack`` allocates for one matrix where it does not keep the tensor that it is given. Files are
-read with pread, so nothing stays mapped.
+what ``pack`` allocates for one matrix where it does not keep the tensor that it is given. A matrix
+that is to be quantised exists in the plain format until it is packed: that is counted too. Files
+are read with pread, so nothing stays mapped.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import torch
 
 from weights import families
 from weights.checkpoint import Checkpoint
-from weights.formats import get_format, tensor_bytes
+from weights.formats import get_format, get_quantised
 from weights.fusion import FusedLinear, fused_linears, held_name, plain_tensors
-from weights.inventory import Parameter, inventory
+from weights.inventory import QUANTISABLE, Parameter, inventory
 from weights.matching import Matching, SkippedTensor, match, tied_copies_differ
 from weights.spec import ModelSpec
 from weights.tensor_reader import TensorReader, torch_dtype
@@ -70,20 +71,26 @@ def load(
     spec: ModelSpec,
     *,
     format: str,
+    quantization: str | None = None,
     device: torch.device | str = "cpu",
     pack: Pack[_Packed],
     progress: Progress | None = None,
 ) -> LoadedModel[_Packed]:
     """Every parameter of ``spec`` in ``format`` on ``device``.
 
+    With a ``quantization``, the matrices of weights.inventory.QUANTISABLE are packed in that format
+    instead; their biases keep ``format``.
+
     Raises CheckpointError, before any tensor is read, where tensors are missing, unexpected or of
     the wrong shape; ValueError for a format that there is not.
     """
     get_format(format)
+    if quantization is not None:
+        get_quantised(quantization)
     started = time.monotonic()
     matching = match(checkpoint, families.by_name(spec.family), spec)
     counter = _ByteCounter(matching.bytes_to_read, progress)
-    assembly = _Assembly(spec, format, torch.device(device), pack)
+    assembly = _Assembly(spec, format, quantization, torch.device(device), pack)
     with TensorReader(checkpoint, counter.add) as reader:
         _check_tied_copies(matching, reader)
         for placement in matching.placements:
@@ -98,8 +105,8 @@ def load(
         tensors=len(matching.placements),
         bytes_read=counter.done,
         seconds=time.monotonic() - started,
-        held_bytes=sum(tensor_bytes(p.shape, format) for p in inventory(spec)),
-        peak_transient_bytes=staging_bytes,
+        held_bytes=sum(p.num_bytes(format, quantization) for p in inventory(spec)),
+        peak_transient_bytes=staging_bytes + assembly.peak_unpacked_bytes,
         skipped=matching.skipped,
         unprefixed=matching.unprefixed,
     )
@@ -128,10 +135,16 @@ class _Assembly(Generic[_Packed]):
     and packed when its last one is complete, whatever file or order the parts come in."""
 
     def __init__(
-        self, spec: ModelSpec, format: str, device: torch.device, pack: Pack[_Packed]
+        self,
+        spec: ModelSpec,
+        format: str,
+        quantization: str | None,
+        device: torch.device,
+        pack: Pack[_Packed],
     ) -> None:
         self._spec = spec
         self._format = format
+        self._quantization = quantization
         self._device = device
         self._pack = pack
         self._parameters = {parameter.name: parameter for parameter in inventory(spec)}
@@ -143,6 +156,7 @@ class _Assembly(Generic[_Packed]):
         self._open: dict[str, torch.Tensor] = {}
         self._plain: dict[str, torch.Tensor] = {}
         self._linears: dict[str, _Packed] = {}
+        self.peak_unpacked_bytes = 0  # most of matrices that wait to be quantised
 
     def view(self, name: str) -> torch.Tensor:
         """The place of parameter ``name``, in its parameter's shape."""
@@ -158,6 +172,9 @@ class _Assembly(Generic[_Packed]):
         if fused not in self._open:
             rows = sum(member.shape[0] for member in members)
             self._open[fused] = self._empty((rows, *parameter.shape[1:]))
+            if self._quantization is not None:
+                unpacked = sum(tensor.nbytes for tensor in self._open.values())
+                self.peak_unpacked_bytes = max(self.peak_unpacked_bytes, unpacked)
         start = _rows_before(members, name)
         return self._open[fused][start : start + parameter.shape[0]]
 
@@ -182,7 +199,12 @@ class _Assembly(Generic[_Packed]):
     def _pack_fused(self, linear: FusedLinear) -> _Packed:
         weight = self._open.pop(f"{linear.name}.weight")
         bias = self._open.pop(f"{linear.name}.bias", None)
-        return self._pack(weight, self._format, bias)
+        format = self._quantization if self._is_quantised(linear) else None
+        return self._pack(weight, format or self._format, bias)
+
+    def _is_quantised(self, linear: FusedLinear) -> bool:
+        first = self._parameters[f"{linear.parts[0]}.weight"]
+        return self._quantization is not None and first.component in QUANTISABLE
 
     def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=torch_dtype(self._format), device=self._device)

@@ -169,7 +169,7 @@ def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
             logit_rows=config.logit_rows,
             num_top=config.max_logprobs,
         ),
-        weights=_weights(model, config.format),
+        weights=_weights(model, config),
     )
 
 
@@ -185,7 +185,7 @@ def _gpu_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
             _attention_workspace(model, config),
         ),
         phases=_gpu_phases(model, config, config.max_num_batched_tokens, config.logit_rows),
-        weights=_weights(model, config.format),
+        weights=_weights(model, config),
         pinned=_io(pinned_shapes(config)),
         # Graphs share one pool, in which the largest one's intermediates stay taken.
         graph_bytes=max(
@@ -217,10 +217,10 @@ def _io(shapes: Shapes) -> tuple[Buffer, ...]:
     return tuple(Buffer(name, shape, fmt, MemoryKind.IO) for name, shape, fmt in shapes)
 
 
-def _weights(model: ModelSpec, format: str) -> dict[str, int]:
+def _weights(model: ModelSpec, config: RunnerConfig) -> dict[str, int]:
     by_component: dict[str, int] = {}
     for parameter in inventory(model):
-        nbytes = tensor_bytes(parameter.shape, format)
+        nbytes = parameter.num_bytes(config.format, config.quantization)
         component = str(parameter.component)
         by_component[component] = by_component.get(component, 0) + nbytes
     return by_component

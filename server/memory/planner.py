@@ -24,7 +24,7 @@ from server.memory.layout import (
 )
 from server.option_values import format_size
 from weights.formats import FORMATS, get_format, tensor_bytes
-from weights.inventory import inventory
+from weights.inventory import QUANTISABLE, inventory, num_parameters
 from weights.spec import ModelSpec
 
 PREFIX_SHARE = 1.25  # room for cached prefixes beside the live sequences
@@ -51,6 +51,7 @@ class PlanRequest:
     max_num_batched_tokens: int
     max_model_len: int | None = None
     kv_cache_bytes: int | None = None
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +139,8 @@ def formulas(plan: MemoryPlan) -> dict[str, str]:
     width = get_format(config.format).bytes_per_element
     phase = plan.layout.peak_phase
     tied = ", tied unembedding counted once" if model.tied_unembedding else ""
-    elements = sum(plan.layout.weights.values()) // width
     return {
-        "weights": f"{elements} parameters x {width} B ({config.format}){tied}",
+        "weights": f"{_weights_formula(model, config)}{tied}",
         "kv_cache": (
             f"{plan.kv.num_blocks} blocks x {config.block_size} tokens x {model.num_layers} layers "
             f"x 2 (K, V) x {model.attention.num_kv_heads} heads x {model.attention.head_dim} "
@@ -169,6 +169,19 @@ def formulas(plan: MemoryPlan) -> dict[str, str]:
     }
 
 
+def _weights_formula(model: ModelSpec, config: RunnerConfig) -> str:
+    width = get_format(config.format).bytes_per_element
+    if config.quantization is None:
+        return f"{num_parameters(model)} parameters x {width} B ({config.format})"
+    matrices = [p for p in inventory(model) if p.component in QUANTISABLE]
+    elements = sum(parameter.num_elements for parameter in matrices)
+    nbytes = sum(p.num_bytes(config.format, config.quantization) for p in matrices)
+    return (
+        f"{elements} parameters of layers' matrices in {config.quantization} with their scales "
+        f"({nbytes} B) + {num_parameters(model) - elements} others x {width} B ({config.format})"
+    )
+
+
 def _runner_config(
     model: ModelSpec, request: PlanRequest, max_model_len: int, num_blocks: int
 ) -> RunnerConfig:
@@ -185,6 +198,7 @@ def _runner_config(
         max_model_len=max_model_len,
         max_logit_rows=min(logit_rows, request.max_num_batched_tokens),
         max_logprobs=min(MAX_LOGPROBS, model.vocab_size - 1),
+        quantization=request.quantization,
     )
 
 

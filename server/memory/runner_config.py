@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class RunnerConfig:
     """The sizes that decide what a runner allocates. Tokens, rows and blocks; no bytes.
 
-    ``format`` is that of weights, activations and KV cache. ``max_logit_rows`` bounds the rows x
+    ``format`` is that of weights, activations and KV cache; ``quantization`` that of the matrices
+    that a layer multiplies by, where it is another. ``max_logit_rows`` bounds the rows x
     vocabulary of logits that exist at once; ``max_logprobs`` the alternatives reported per token.
     ``on_gpu`` says whose buffers, intermediates and scratch are meant; ``batch_invariant``, which a
     GPU heeds, asks for answers that are the same bits in any batch.
@@ -24,6 +25,7 @@ class RunnerConfig:
     max_model_len: int
     max_logit_rows: int
     max_logprobs: int
+    quantization: str | None = None
     on_gpu: bool = False
     batch_invariant: bool = False
 
