@@ -39,7 +39,7 @@ def decode(
     cache = cache_layer
     if cache.dtype is torch.float8_e4m3fn and arch < NATIVE_FLOAT8:
         cache = cache.view(torch.uint8)
-    tuned = _tuned(arch, shape.head_dim, shape.group, cache.element_size())
+    tuned = _tuned(arch, shape.head_dim, shape.group, q.element_size(), cache.element_size())
     todo = work.list_for(features.window, metadata)
     scratch = work.scratch
     absent = scratch.sums  # a pointer that is never followed
@@ -77,9 +77,17 @@ def decode(
     )
 
 
-def _tuned(arch: int, head_dim: int, group: int, cache_bytes: int) -> tuning.Tuning:
+def _tuned(
+    arch: int, head_dim: int, group: int, query_bytes: int, cache_bytes: int
+) -> tuning.Tuning:
+    """``query_bytes`` and ``cache_bytes`` are of an element."""
     return tuning.lookup(
-        "paged_decode", arch, head_dim=head_dim, group=group, cache_bytes=cache_bytes
+        "paged_decode",
+        arch,
+        head_dim=head_dim,
+        group=group,
+        query_bytes=query_bytes,
+        cache_bytes=cache_bytes,
     )
 
 
@@ -155,7 +163,7 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
 
 def _case(gated: _Gated, arch: int) -> CompileCase:
     cache = gated.cache or gated.dtype
-    tuned = _tuned(arch, gated.head_dim, gated.group, _BYTES[cache])
+    tuned = _tuned(arch, gated.head_dim, gated.group, _BYTES[gated.dtype], _BYTES[cache])
     tile = work_blocks(arch, gated.head_dim, gated.group)["TILE"]
     if cache == "fp8e4nv" and arch < NATIVE_FLOAT8:
         cache = "u8"
