@@ -22,7 +22,7 @@ _WINDOW = 64  # steps
 
 
 class Throughput:
-    """Tokens computed per second over the last steps."""
+    """Tokens computed per second over the last steps, of which a failed one computed none."""
 
     def __init__(self) -> None:
         self._steps: deque[tuple[int, float]] = deque(maxlen=_WINDOW)

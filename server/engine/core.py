@@ -3,17 +3,23 @@
 Standard library only: it runs the same in the engine process, in tests and offline. One thread
 calls everything here. Between ``begin_step`` and ``end_step`` the executor may be busy, and
 ``submit``, ``abort`` and ``finish`` may be called.
+
+With an executor that overlaps, a step is begun before the one in flight is ended, so that the
+device never waits for the scheduler:
+
+    host    begin 0, begin 1 | end 0, begin 2 | end 1, begin 3 | ...
+    device  step 0 ............ step 1 ......... step 2 ......... ...
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from server.engine.admission import Admission
-from server.engine.events import Accepted, EngineFrame, StepStats
+from server.engine.events import Accepted, EngineFrame
 from server.engine.gauges import EngineGauges, LoopCounts, read_gauges
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.kv_spec import KVCacheSpec
@@ -24,17 +30,9 @@ from server.engine.request import EngineLimits, EngineRequest
 from server.engine.results import check_result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import LiveRequest
+from server.engine.step_in_flight import StepInFlight, StepOutcome, step_stats
 
 _STEP_FAILED = "The model failed twice on a step of this request. Try again later."
-
-
-@dataclass(frozen=True, slots=True)
-class StepInFlight:
-    """A step that was handed to the executor. ``pending`` is None where that raised already."""
-
-    plan: StepPlan
-    pending: PendingResult | None
-    began: float
 
 
 class EngineCore:
@@ -67,6 +65,9 @@ class EngineCore:
         self.scheduler = Scheduler(self._kv, limits, clock)
         self._roster = self.scheduler.roster
         self._admission = Admission(self._kv, limits, self._roster.waiting)
+        self._in_flight: deque[StepInFlight] = deque()
+        self._num_void = 0  # steps in flight that followed one that raised
+        self._last_end = clock()
         self._num_arrivals = 0
         self._steps = 0
         self._failed_steps = 0
@@ -74,8 +75,8 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """There is something to compute, or something to say."""
-        return bool(self._roster.requests or self._roster.outbox)
+        """There is something to compute, to wait for or to say."""
+        return bool(self._roster.requests or self._roster.outbox or self._in_flight)
 
     @property
     def num_live_requests(self) -> int:
@@ -131,38 +132,71 @@ class EngineCore:
 
     # -- the loop ----------------------------------------------------------------------------
 
+    @property
+    def max_in_flight(self) -> int:
+        """Steps that may have been begun and not ended."""
+        return 2 if self._executor.overlaps else 1
+
     def step(self) -> EngineFrame | None:
-        """One whole step, and what happened since the last. None: there was nothing to do."""
-        step = self.begin_step()
-        if step is not None:
-            return self.end_step(step)
+        """Begins what can be begun, ends the oldest step, and tells what happened since the last.
+
+        None: there was nothing to do.
+        """
+        while len(self._in_flight) < self.max_in_flight and self.begin_step() is not None:
+            continue
+        if self._in_flight:
+            return self.end_step(self._in_flight[0])
         return self._roster.outbox.collect() if self._roster.outbox else None
 
     def begin_step(self) -> StepInFlight | None:
         """
-        1. The scheduler plans a step. None, where there is nothing to compute.
+        1. The scheduler plans a step. None, where there is nothing to compute, or it cannot be
+           known before a step in flight has ended.
         2. The executor starts the forward pass, and the sampling behind it.
         """
         self._heartbeat += 1
+        if not self._may_begin():
+            return None
         began = self._clock()
         plan = self.scheduler.schedule()
         self._check_if_strict()
         if not plan.rows:
             return None
-        return StepInFlight(plan, self._start(plan), began)
+        step = StepInFlight(plan, self._start(plan), began, self.scheduler.take_counts())
+        self._in_flight.append(step)
+        return step
+
+    def _may_begin(self) -> bool:
+        """After a step that raised, nothing is begun until all that were begun are ended."""
+        if not self._in_flight:
+            return True
+        if self._num_void or any(step.pending is None for step in self._in_flight):
+            return False
+        return len(self._in_flight) < self.max_in_flight and self.scheduler.may_overlap
 
     def end_step(self, step: StepInFlight) -> EngineFrame:
-        """
+        """Ends the oldest step in flight.
+
         1. Wait for the executor.
-        2. The scheduler takes in the result; a step that raised is retried or given up.
+        2. The scheduler takes in the result; a step that raised is retried or given up, and the
+           steps after it are void.
         3. Everything that happened goes into one frame.
+
+        Raises:
+            ValueError: ``step`` is not the oldest in flight.
         """
-        result = self._finish_step(step)
+        if not self._in_flight or self._in_flight[0] is not step:
+            raise ValueError(f"step {step.plan.step_id} is not the oldest in flight")
+        outcome = self._finish_step(step)
+        self._in_flight.popleft()
         self._steps += 1
-        seconds = self._clock() - step.began
-        self._admission.throughput.note(step.plan.num_tokens, seconds)
+        now = self._clock()
+        seconds = now - max(step.began, self._last_end)
+        self._last_end = now
+        num_computed = step.plan.num_tokens if outcome.result is not None else 0
+        self._admission.throughput.note(num_computed, seconds)
         self._check_if_strict()
-        return self._roster.outbox.collect(self._stats(step.plan, result, seconds))
+        return self._roster.outbox.collect(step_stats(step, outcome, seconds))
 
     def poll_idle(self) -> None:
         """The loop is alive and has nothing to do."""
@@ -177,37 +211,29 @@ class EngineCore:
             logging.getLogger(__name__).exception("step %d failed to start", plan.step_id)
             return None
 
-    def _finish_step(self, step: StepInFlight) -> StepResult | None:
-        result = None
-        if step.pending is not None:
-            try:
-                result = step.pending.result()
-                check_result(step.plan, result)
-            except Exception:
-                logging.getLogger(__name__).exception("step %d failed", step.plan.step_id)
-                result = None
+    def _finish_step(self, step: StepInFlight) -> StepOutcome:
+        result = self._await(step)
+        if self._num_void:
+            self._num_void -= 1
+            self.scheduler.void_step(step.plan)
+            return StepOutcome(None, 0 if result is None else result.num_tokens)
         if result is None:
             self._failed_steps += 1
+            self._num_void = len(self._in_flight) - 1
             self.scheduler.fail_step(step.plan, _STEP_FAILED)
-        else:
-            self.scheduler.update(step.plan, result)
-        return result
+            return StepOutcome(None)
+        return StepOutcome(result, self.scheduler.update(step.plan, result))
 
-    def _stats(self, plan: StepPlan, result: StepResult | None, seconds: float) -> StepStats:
-        counts = self.scheduler.counts
-        return StepStats(
-            step_id=plan.step_id,
-            num_rows=len(plan.rows),
-            num_prompt_tokens=counts.num_prompt_tokens,
-            num_decode_tokens=counts.num_decode_tokens,
-            num_preemptions=counts.num_preemptions,
-            prefix_queried_tokens=counts.prefix_queried_tokens,
-            prefix_hit_tokens=counts.prefix_hit_tokens,
-            step_seconds=seconds,
-            forward_seconds=0.0 if result is None else result.forward_seconds,
-            sample_seconds=0.0 if result is None else result.sample_seconds,
-            queue_seconds=tuple(counts.queue_seconds),
-        )
+    def _await(self, step: StepInFlight) -> StepResult | None:
+        if step.pending is None:
+            return None
+        try:
+            result = step.pending.result()
+            check_result(step.plan, result)
+        except Exception:
+            logging.getLogger(__name__).exception("step %d failed", step.plan.step_id)
+            return None
+        return result
 
     # -- what can be seen --------------------------------------------------------------------
 

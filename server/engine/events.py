@@ -76,6 +76,7 @@ class StepStats:
     forward_seconds: float
     sample_seconds: float
     queue_seconds: tuple[float, ...] = ()  # waits of the requests first scheduled in this step
+    num_discarded_tokens: int = 0  # chosen for sequences that had ended or lost their row
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,13 @@ class KVCacheManager:
             for size, table in zip(self.block_sizes, sequence.block_tables, strict=True)
         )
 
+    def will_have_blocks(self, sequence: Sequence, num_tokens: int) -> bool:
+        """``extend`` will succeed when the steps in flight are done, if nobody else takes more."""
+        if not self._deferred:
+            return False
+        available = self.pool.num_available + len(self.reserved_block_ids())
+        return self.blocks_missing(sequence, num_tokens) <= available
+
     def find_prefix(self, sequence: Sequence, max_tokens: int) -> PrefixHit:
         """The longest prefix of at most ``max_tokens`` tokens that every group has cached."""
         if not self._prefix_caching:
@@ -190,11 +197,20 @@ class KVCacheManager:
             sequence.num_cached_blocks[group] = min(cached, num_tokens // size)
 
     def release(self, sequence: Sequence, step_in_flight: int | None) -> None:
-        """Empties the tables, last block first, so that a prefix outlives what follows it.
+        """Empties the tables, last tokens first, so that a prefix outlives what follows it.
 
-        The blocks stay reserved until ``step_in_flight``, which may write them, is done.
+        A prefix is found only where every group has it, so the groups' blocks take turns by their
+        place in the sequence: what is evicted early is the end of the prefix in each of them. The
+        blocks stay reserved until ``step_in_flight``, which may write them, is done.
         """
-        block_ids = [block for table in sequence.block_tables for block in reversed(table)]
+        places = [
+            (index * size, group, block)
+            for group, (size, table) in enumerate(
+                zip(self.block_sizes, sequence.block_tables, strict=True)
+            )
+            for index, block in enumerate(table)
+        ]
+        block_ids = [block for *_, block in sorted(places, reverse=True)]
         if step_in_flight is None:
             self.pool.release(block_ids)
         elif block_ids:

@@ -24,6 +24,7 @@ def check_ledger(roster: Roster) -> None:
     _check_tables(roster)
     _check_writable(roster)
     _check_cache(roster)
+    _check_pending(roster)
     _check_places(roster)
     _check_rows(roster)
 
@@ -67,11 +68,12 @@ def _check_tables(roster: Roster) -> None:
             if (
                 not sequence.num_confirmed_tokens
                 <= sequence.num_computed_tokens
-                <= sequence.num_tokens
+                <= sequence.num_foreseen_tokens
             ):
                 raise LedgerError(
                     f"{sequence!r}: {sequence.num_confirmed_tokens} confirmed, "
-                    f"{sequence.num_computed_tokens} computed, {sequence.num_tokens} known tokens"
+                    f"{sequence.num_computed_tokens} computed, {sequence.num_tokens} known and "
+                    f"{sequence.num_pending_tokens} pending tokens"
                 )
 
 
@@ -137,6 +139,23 @@ def _check_cached_content(roster: Roster, sequence: Sequence) -> None:
             parent = kv.cache.entry_of(table[index - 1]) if index else None
             if entry.parent is not parent:
                 raise LedgerError(f"block {block} is cached after another prefix")
+
+
+def _check_pending(roster: Roster) -> None:
+    """A sequence waits for as many tokens as steps in flight choose for its present life."""
+    expected = Counter(
+        row.sequence
+        for rows in roster.in_flight.values()
+        for row in rows
+        if row.is_current and row.chunk.samples
+    )
+    for request in roster.requests.values():
+        for sequence in request.live_sequences:
+            if sequence.num_pending_tokens != expected[sequence]:
+                raise LedgerError(
+                    f"{sequence!r}: {sequence.num_pending_tokens} tokens pending, "
+                    f"{expected[sequence]} in the steps in flight"
+                )
 
 
 def _check_places(roster: Roster) -> None:

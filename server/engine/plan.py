@@ -2,7 +2,8 @@
 
 Plain data that encodes with msgspec, so that several ranks can be sent the same bytes. A running
 sequence has a stable *row*: the runner keeps that row's tokens, penalty counts and bias between
-steps, so a plan never carries a decode token. ``admitted`` carries everything that rebuilds a row.
+steps, so a plan never carries a decode token, and can be made while that token is still being
+chosen. ``admitted`` carries everything that rebuilds a row.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class PlannedRow:
 
     ``new_block_ids`` extend the row's tables, one tuple a group (for a row admitted in the same
     plan they are already in its ``block_tables`` and these are empty). ``samples`` says that the
-    chunk reaches the last known token, so that its logits choose a new one. ``num_prompt_logits``
+    chunk reaches the row's last token, so that its logits choose a new one. ``num_prompt_logits``
     positions, the first of the chunk onwards, report the log-probability of the prompt token that
     follows each. ``min_tokens_pending`` forbids the end-of-sequence and stop ids for this token.
     """
@@ -108,6 +109,11 @@ class StepResult:
     sample_seconds: float = 0.0
     peak_activation_bytes: int = 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were chosen."""
+        return sum(len(row.token_ids) for row in self.rows)
+
 
 class ForwardHandle(Protocol):
     """A forward pass that may still be running. Opaque to the engine."""
@@ -120,7 +126,17 @@ class PendingResult(Protocol):
 
 
 class Executor(Protocol):
-    """Runs plans in order. ``masks`` are grammar bitmasks by row, or None."""
+    """Runs plans in order. ``masks`` are grammar bitmasks by row, or None.
+
+    Where it ``overlaps``, ``forward`` and ``sample`` only start work: the next plan may come before
+    the last result was asked for, and may schedule the token that the step in flight is choosing.
+    Such a plan counts on that token only by its place, so the executor keeps it; a row whose result
+    was not finite has some token there. Steps are done in order, at most two are in flight, and
+    none is started between one that raised and the last one's result.
+    """
+
+    @property
+    def overlaps(self) -> bool: ...
 
     def forward(self, plan: StepPlan) -> ForwardHandle: ...
 

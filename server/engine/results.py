@@ -33,11 +33,18 @@ def check_result(plan: StepPlan, result: StepResult) -> None:
             )
 
 
-def apply_result(roster: Roster, scheduled: Iterable[ScheduledRow], result: StepResult) -> None:
-    """Row by row; rows that ended or were preempted since the plan are dropped."""
+def apply_result(roster: Roster, scheduled: Iterable[ScheduledRow], result: StepResult) -> int:
+    """Row by row; rows that ended or were preempted since the plan are dropped.
+
+    Returns the number of tokens that were dropped with them.
+    """
+    num_dropped = 0
     for row, row_result in zip(scheduled, result.rows, strict=True):
         if row.is_current:
             _apply_row(roster, row, row_result)
+        else:
+            num_dropped += len(row_result.token_ids)
+    return num_dropped
 
 
 def _apply_row(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
@@ -50,6 +57,7 @@ def _apply_row(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
     """
     sequence, request = row.sequence, row.sequence.request
     roster.suspects.pop(request.id, None)
+    sequence.num_pending_tokens -= row.chunk.samples
     if not result.non_finite:
         sequence.num_confirmed_tokens = row.chunk.end
         roster.kv.commit(sequence)

@@ -6,6 +6,10 @@ one decoded token, or the recomputation of what a preemption freed. There are no
 
 Running sequences come first, in rank, then waiting ones; only the head of the queue is ever
 admitted, so nothing overtakes it.
+
+A step may be planned while the one before it is under way. A sequence then has *pending* tokens,
+whose places are known and whose ids are not: its next decode counts on them. What only an id
+decides (an end, a failure) is found out one step late, and that step's result is dropped.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ class Scheduler:
         self.roster = Roster(kv, limits)
         self._clock = clock
         self._next_step_id = 0
-        self.counts = StepCounts()  # of the last schedule()
+        self._counts = StepCounts()
 
     # -- a step ------------------------------------------------------------------------------
 
@@ -51,7 +55,6 @@ class Scheduler:
 
         While a request is under suspicion of having made a step fail, it runs alone once.
         """
-        self.counts = StepCounts()
         self._expire()
         draft = StepDraft(self.limits.max_num_batched_tokens, self.limits.max_logit_rows)
         for focus in (*list(self.roster.suspects.values())[:1], None):
@@ -61,17 +64,36 @@ class Scheduler:
                 break
         return self._seal(draft)
 
-    def update(self, plan: StepPlan, result: StepResult) -> None:
-        """Takes in a step's checked result: confirms, caches, forks, appends tokens, ends."""
+    @property
+    def may_overlap(self) -> bool:
+        """A step can be planned before the one in flight is done.
+
+        While a request is under suspicion, nothing may run beside it, not even the step after it.
+        """
+        return not self.roster.suspects
+
+    def take_counts(self) -> StepCounts:
+        """What was done since the last call, for the step that was just planned."""
+        counts, self._counts = self._counts, StepCounts()
+        return counts
+
+    def update(self, plan: StepPlan, result: StepResult) -> int:
+        """Takes in a step's checked result: confirms, caches, forks, appends tokens, ends.
+
+        Returns how many of its tokens were dropped, because their sequence had ended or lost its
+        row.
+        """
         scheduled = self.roster.in_flight.pop(plan.step_id)
-        apply_result(self.roster, scheduled, result)
+        num_dropped = apply_result(self.roster, scheduled, result)
         self.kv.step_done(plan.step_id)
+        return num_dropped
 
     def fail_step(self, plan: StepPlan, message: str) -> None:
         """The step raised. Its requests are tried once more, from the tokens they had, or ended.
 
         Nobody knows what the executor still holds, so every row is given up and rebuilt, and each
         request of the step is first tried alone, so that one bad request takes no other with it.
+        Steps planned after it are void: ``void_step`` must end them before anything is planned.
         """
         scheduled = self.roster.in_flight.pop(plan.step_id)
         for sequence in list(self.roster.running):
@@ -85,6 +107,12 @@ class Scheduler:
                 self.roster.end_request(request, FinishReason.ERROR, "INTERNAL", message)
             else:
                 self.roster.suspects[request.id] = request
+
+    def void_step(self, plan: StepPlan) -> None:
+        """The step followed one that raised: whatever came of it, nothing is taken from it."""
+        self.roster.in_flight.pop(plan.step_id)
+        self.kv.step_done(plan.step_id)
+        self.roster.rows.release_again((*plan.released, *(row.row for row in plan.rows)))
 
     # -- from outside ------------------------------------------------------------------------
 
@@ -128,12 +156,13 @@ class Scheduler:
             self.roster.end_request(request, FinishReason.ERROR, "QUEUE_TIMEOUT", message)
 
     def _schedule_running(self, draft: StepDraft, focus: LiveRequest | None) -> None:
-        for sequence in list(self.roster.running):
+        """Each sequence leaves a row of logits to each of those after it, for their next token."""
+        running = [s for s in self.roster.running if focus is None or s.request is focus]
+        for index, sequence in enumerate(running):
             if sequence.state is not SequenceState.RUNNING:
                 continue  # preempted for one before it
-            if focus is not None and sequence.request is not focus:
-                continue
-            chunk = self._next_chunk(draft, sequence, sequence.num_computed_tokens)
+            reserved = len(running) - index - 1
+            chunk = self._next_chunk(draft, sequence, sequence.num_computed_tokens, reserved)
             if chunk is None:
                 continue
             new_ids = self._make_room(draft, sequence, chunk.end)
@@ -143,15 +172,18 @@ class Scheduler:
     def _make_room(self, draft: StepDraft, sequence: Sequence, num_tokens: int) -> BlockIds | None:
         """The new blocks that ``num_tokens`` tokens need, taken from others where it must be.
 
-        None: the sequence waits with what it has, or gave way itself.
+        None: the sequence waits with what it has, or gave way itself. It waits as well where enough
+        blocks come free when the steps in flight are done: nobody else gives way for it.
         """
         while (new_ids := self.kv.extend(sequence, num_tokens)) is None:
             draft.was_short_of_blocks = True
+            if self.kv.will_have_blocks(sequence, num_tokens):
+                return None
             victim = choose_victim(self.roster.running, self.limits.max_preemptions)
             if victim is None:
                 return None
             draft.remove(victim)
-            self.counts.num_preemptions += 1
+            self._counts.num_preemptions += 1
             self.roster.preempt(victim)
             if victim is sequence:
                 return None
@@ -187,10 +219,11 @@ class Scheduler:
     def _find_prefix(self, sequence: Sequence) -> PrefixHit:
         """At least one token is left to compute: its logits are wanted.
 
-        What owes prompt log-probabilities needs the logits of every prompt token.
+        What owes prompt log-probabilities needs the logits of every prompt token not yet scored.
         """
-        if sequence.choice == 0 and sequence.sampling.prompt_logprobs is not None:
-            return self.kv.no_prefix
+        request = sequence.request
+        if sequence.choice == 0 and request.owes_prompt_logits:
+            return self.kv.find_prefix(sequence, request.num_prompt_logits_sent)
         return self.kv.find_prefix(sequence, sequence.num_tokens - 1)
 
     def _admit(self, sequence: Sequence, hit: PrefixHit, chunk: Chunk, promised: int) -> bool:
@@ -205,25 +238,27 @@ class Scheduler:
 
     def _note_admission(self, sequence: Sequence, hit: PrefixHit) -> None:
         request = sequence.request
-        self.counts.prefix_queried_tokens += sequence.num_tokens
-        self.counts.prefix_hit_tokens += hit.num_tokens
+        self._counts.prefix_queried_tokens += sequence.num_tokens
+        self._counts.prefix_hit_tokens += hit.num_tokens
         if not request.was_scheduled:
             request.was_scheduled = True
             waited = self._clock() - request.arrival_time
-            self.counts.queue_seconds.append(waited)
+            self._counts.queue_seconds.append(waited)
             self.roster.outbox.prompts.append(
                 PromptOutput(request.id, hit.num_tokens, queue_seconds=waited)
             )
 
-    def _next_chunk(self, draft: StepDraft, sequence: Sequence, start: int) -> Chunk | None:
-        return next_chunk(sequence, start, draft.tokens_left, draft.logits_left)
+    def _next_chunk(
+        self, draft: StepDraft, sequence: Sequence, start: int, reserved_logits: int = 0
+    ) -> Chunk | None:
+        logits_left = min(draft.logits_left, max(1, draft.logits_left - reserved_logits))
+        return next_chunk(sequence, start, draft.tokens_left, logits_left)
 
     def _plan_row(
         self, draft: StepDraft, sequence: Sequence, chunk: Chunk, new_ids: BlockIds
     ) -> None:
         if sequence.row is None:
             raise ValueError(f"{sequence!r} is planned without a row")
-        sequence.num_computed_tokens = chunk.end
         draft.add(
             ScheduledRow(
                 sequence=sequence,
@@ -235,6 +270,8 @@ class Scheduler:
                 min_tokens_pending=chunk.samples and sequence.min_tokens_pending,
             )
         )
+        sequence.num_computed_tokens = chunk.end
+        sequence.num_pending_tokens += chunk.samples
 
     def _seal(self, draft: StepDraft) -> StepPlan:
         step_id = self._next_step_id
@@ -252,7 +289,7 @@ class Scheduler:
         for row in rows:
             self.roster.rows.mark_known(row.row)
             row.sequence.last_step_id = step_id
-            self.counts.count_row(row)
+            self._counts.count_row(row)
         self.roster.in_flight[step_id] = rows
         return plan
 

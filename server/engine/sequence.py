@@ -76,6 +76,7 @@ class Sequence:
 
     ``num_computed_tokens`` counts the tokens whose keys and values are in the cache or will be
     when the steps in flight are done; ``num_confirmed_tokens`` only those of completed steps.
+    ``num_pending_tokens`` are being chosen by steps in flight: they have a place, and no id yet.
     ``epoch`` rises when the sequence loses its row, so that a result that was under way is known
     as stale. ``num_cached_blocks`` counts, a group, the blocks offered to the prefix cache.
     """
@@ -87,6 +88,7 @@ class Sequence:
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_computed_tokens = 0
         self.num_confirmed_tokens = 0
+        self.num_pending_tokens = 0
         self.num_reserved_tokens = 0
         self.block_tables: tuple[list[int], ...] = tuple([] for _ in range(num_groups))
         self.num_cached_blocks = [0] * num_groups
@@ -109,6 +111,11 @@ class Sequence:
         return len(self.token_ids)
 
     @property
+    def num_foreseen_tokens(self) -> int:
+        """The length when the steps in flight are done, unless one of them ends the sequence."""
+        return self.num_tokens + self.num_pending_tokens
+
+    @property
     def num_prompt_tokens(self) -> int:
         return len(self.request.prompt_token_ids)
 
@@ -126,9 +133,15 @@ class Sequence:
         return self.num_tokens < self.max_num_tokens
 
     @property
+    def num_tokens_to_compute(self) -> int:
+        """Of the tokens foreseen, those that a step has to compute: never the last one of all."""
+        return min(self.num_foreseen_tokens, max(self.num_prompt_tokens, self.max_num_tokens - 1))
+
+    @property
     def min_tokens_pending(self) -> bool:
-        """The next token may not be an end-of-sequence or stop id."""
-        return self.num_generated_tokens < self.sampling.min_tokens
+        """The next token to be planned may not be an end-of-sequence or stop id."""
+        num_foreseen = self.num_foreseen_tokens - self.num_prompt_tokens
+        return num_foreseen < self.sampling.min_tokens
 
     @property
     def is_finished(self) -> bool:
@@ -151,6 +164,7 @@ class Sequence:
         """Back to nothing computed. Tokens stay; results under way become stale."""
         self.num_computed_tokens = 0
         self.num_confirmed_tokens = 0
+        self.num_pending_tokens = 0
         self.num_reserved_tokens = 0
         self.num_cached_blocks = [0] * len(self.num_cached_blocks)
         self.epoch += 1

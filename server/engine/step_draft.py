@@ -33,7 +33,7 @@ def next_chunk(sequence: Sequence, start: int, max_tokens: int, max_logits: int)
     Prompt positions whose log-probabilities were delivered before a preemption are a chunk of
     their own, because a chunk's logits are those of its first positions.
     """
-    length = min(sequence.num_tokens - start, max_tokens)
+    length = min(sequence.num_tokens_to_compute - start, max_tokens)
     first_logit, last_logit = _prompt_logit_span(sequence)
     if start < first_logit:
         length = min(length, first_logit - start)
@@ -41,7 +41,8 @@ def next_chunk(sequence: Sequence, start: int, max_tokens: int, max_logits: int)
     def chunk(num_tokens: int) -> Chunk:
         end = start + num_tokens
         logits = max(0, min(end, last_logit) - start) if start >= first_logit else 0
-        samples = end == sequence.num_tokens and sequence.wants_tokens
+        is_last = end == sequence.num_foreseen_tokens
+        samples = is_last and end < sequence.max_num_tokens
         return Chunk(start, num_tokens, logits, samples)
 
     # Rows of logits grow by at most one a token: full length, all but the sampled one, or as many

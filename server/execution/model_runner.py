@@ -105,6 +105,11 @@ class ModelRunner:
             sample_rows=sample_rows(decoder.spec.vocab_size),
         )
 
+    @property
+    def overlaps(self) -> bool:
+        """On a CPU a step is done when ``forward`` and ``sample`` return."""
+        return False
+
     def warm_up(self) -> int:
         """Measures the intermediates of the largest step, before the first request: bytes.
 

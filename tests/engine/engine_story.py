@@ -12,12 +12,13 @@ from typing import Any
 
 from fake_executor import FakeExecutor, extend_prefix, kv_spec, model_logprob, model_token
 
-from server.engine.core import EngineCore, StepInFlight
-from server.engine.events import ChoiceOutput, EngineFrame, PromptOutput, Refused
+from server.engine.core import EngineCore
+from server.engine.events import ChoiceOutput, EngineFrame, PromptOutput, Refused, StepStats
 from server.engine.plan import LogprobArrays, StepPlan
 from server.engine.prefix_cache import Digest, sha256_digest
 from server.engine.request import EngineLimits, EngineRequest, SamplingParams
 from server.engine.sequence import Sequence as LiveSequence
+from server.engine.step_in_flight import StepInFlight
 
 VOCAB = 1000
 
@@ -70,6 +71,7 @@ class Story:
         num_groups: int = 1,
         poison: tuple[int, ...] = (),
         digest: Digest = sha256_digest,
+        overlaps: bool = False,
         **limits: Any,
     ) -> None:
         wide: dict[str, Any] = {
@@ -85,7 +87,11 @@ class Story:
         self.now = 0.0
         spec = kv_spec(num_blocks, block_size, num_groups)
         self.executor = FakeExecutor(
-            spec, vocab=VOCAB, eos_token_ids=self.limits.eos_token_ids, poison_tokens=poison
+            spec,
+            vocab=VOCAB,
+            eos_token_ids=self.limits.eos_token_ids,
+            poison_tokens=poison,
+            overlaps=overlaps,
         )
         self.core = EngineCore(
             self.executor,
@@ -100,6 +106,7 @@ class Story:
         self.prompts: list[PromptOutput] = []
         self.choices: list[ChoiceOutput] = []
         self.refused: list[Refused] = []
+        self.stats: list[StepStats] = []
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -157,11 +164,18 @@ class Story:
             self.step()
         raise AssertionError("the engine comes to an end")
 
+    @property
+    def num_discarded(self) -> int:
+        """Tokens that were chosen for nobody."""
+        return sum(stats.num_discarded_tokens for stats in self.stats)
+
     def _note(self, frame: EngineFrame) -> EngineFrame:
         assert not self.executor.violations
         self.prompts += frame.prompts
         self.choices += frame.choices
         self.refused += frame.refused
+        if frame.stats is not None:
+            self.stats.append(frame.stats)
         return frame
 
     # -- what happened -----------------------------------------------------------------------

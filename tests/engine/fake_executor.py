@@ -4,6 +4,9 @@ Its model is a pure function of all the tokens before and the row's key, so what
 is known without running the engine. Its KV store remembers, for every slot, which prefix was
 written there; before a row's token is chosen, every slot of the row's context must hold exactly the
 row's own prefix. A stale slot, a wrong share, a missing copy or a lost write raises.
+
+Where it overlaps, a step is carried out when its result is asked for: as late as a device could.
+Until then none of its rows' blocks may be handed out again.
 """
 
 from __future__ import annotations
@@ -100,20 +103,46 @@ class FakeFailure(RuntimeError):
 
 
 @dataclass
+class RowAfter:
+    """A row as a step left it."""
+
+    tables: list[list[int]]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class FakeStep:
+    """A step that was handed over. ``blocks`` are those of its rows, when it was planned."""
+
+    plan: StepPlan
+    blocks: set[int]
+    after: dict[int, RowAfter] = field(default_factory=dict)
+    is_sampled: bool = False
+    result: StepResult | None = None
+    error: Exception | None = None
+
+
+@dataclass
 class FakePending:
     executor: FakeExecutor
-    step: StepResult
+    step: FakeStep
 
     def result(self) -> StepResult:
+        self.executor.finish(self.step)
         self.executor.maybe_fail("result")
-        return self.step
+        if self.step.error is not None:
+            raise self.step.error
+        assert self.step.result is not None
+        return self.step.result
 
 
 class FakeExecutor:
     """
     Args:
-        fail_at: "forward" (before any effect), "sample" or "result" (after them): the next step
-            raises there, once.
+        overlaps: steps are carried out in order, each when its result is asked for.
+        fail_at: "forward" (before any effect), "device" (in the midst of them), "sample" or
+            "result" (after them): the next step raises there, once. What a device was given after
+            a step that failed on it fails as well.
         poison_tokens: a row that knows one of these gives non-finite logits.
     """
 
@@ -124,7 +153,9 @@ class FakeExecutor:
         vocab: int,
         eos_token_ids: tuple[int, ...] = (),
         poison_tokens: tuple[int, ...] = (),
+        overlaps: bool = False,
     ) -> None:
+        self.overlaps = overlaps
         self.vocab = vocab
         self.eos_token_ids = eos_token_ids
         self.poison_tokens = poison_tokens
@@ -133,6 +164,9 @@ class FakeExecutor:
             [[None] * size for _ in range(spec.num_blocks)] for size in self.block_sizes
         ]
         self.rows: dict[int, FakeRow] = {}
+        self.planned_tables: dict[int, list[list[int]]] = {}  # by row, as the last plan left them
+        self.steps: list[FakeStep] = []  # begun, and not known to be done
+        self.every_step: dict[int, FakeStep] = {}
         self.plans: list[StepPlan] = []
         self.violations: list[
             str
@@ -152,25 +186,108 @@ class FakeExecutor:
     def forward(self, plan: StepPlan) -> StepPlan:
         self.maybe_fail("forward")
         self.plans.append(plan)
+        step = FakeStep(plan, self._note_blocks(plan))
+        self.steps.append(step)
+        self.every_step[plan.step_id] = step
+        if not self.overlaps:
+            self._carry_out(step)
+            if step.error is not None:
+                self.finish(step)
+                raise step.error
+        return plan
+
+    def sample(self, handle: ForwardHandle, masks: dict[int, bytes] | None) -> FakePending:
+        if not isinstance(handle, StepPlan):
+            raise TypeError("the handle is not one of this executor's")
+        (step,) = (step for step in self.steps if step.plan is handle)
+        if self.fail_at == "sample":
+            self.finish(step)  # so that nothing of it is still to come
+        self.maybe_fail("sample")
+        step.is_sampled = True
+        if not self.overlaps:
+            self._choose(step)
+            if step.error is not None:
+                self.finish(step)
+                raise step.error
+        return FakePending(self, step)
+
+    def finish(self, step: FakeStep) -> None:
+        """Carries out what is left to do up to the step, after which its blocks are let go."""
+        while step in self.steps:
+            first = self.steps[0]
+            if self.overlaps:
+                self._carry_out(first)
+                self._choose(first)
+            self.steps.pop(0)
+            if first.error is not None:
+                for later in self.steps:
+                    later.error = FakeFailure("a step before this one failed")
+                    later.after.clear()
+
+    def _note_blocks(self, plan: StepPlan) -> set[int]:
+        """The blocks of the plan's rows; those handed out by it must be nobody's in flight."""
+        for row in plan.released:
+            self.planned_tables.pop(row, None)
+        fresh = {destination for _, destination in plan.block_copies}
+        for admitted in plan.admitted:
+            self.planned_tables[admitted.row] = [list(table) for table in admitted.block_tables]
+            for table, size in zip(admitted.block_tables, self.block_sizes, strict=True):
+                fresh.update(table[-(-admitted.num_computed_tokens // size) :])
+        for planned in plan.rows:
+            for group, block_ids in enumerate(planned.new_block_ids):
+                self.planned_tables[planned.row][group].extend(block_ids)
+                fresh.update(block_ids)
+        for step in self.steps:
+            if fresh & step.blocks:
+                raise self._violation(
+                    f"step {plan.step_id} is given blocks {fresh & step.blocks}, which step "
+                    f"{step.plan.step_id} in flight still uses"
+                )
+        blocks = {
+            block for row in plan.rows for table in self.planned_tables[row.row] for block in table
+        }
+        # A copy's source may be nobody's any more: a step reads its sources before it writes.
+        return blocks | {destination for _, destination in plan.block_copies}
+
+    def _carry_out(self, step: FakeStep) -> None:
+        if step.error is not None:
+            return
+        try:
+            self._effects(step.plan)
+        except Exception as error:
+            step.error = error.with_traceback(None)
+        step.after = {
+            row.row: self._after(row.row) for row in step.plan.rows if row.row in self.rows
+        }
+
+    def _choose(self, step: FakeStep) -> None:
+        if step.error is not None or not step.is_sampled:
+            return
+        try:
+            rows = tuple(self._result(planned) for planned in step.plan.rows)
+        except Exception as error:
+            step.error = error.with_traceback(None)
+            return
+        step.result = StepResult(step.plan.step_id, rows)
+        step.after = {row.row: self._after(row.row) for row in step.plan.rows}
+
+    def _after(self, row: int) -> RowAfter:
+        fake = self.rows[row]
+        return RowAfter([list(table) for table in fake.tables], tuple(fake.token_ids))
+
+    def _effects(self, plan: StepPlan) -> None:
         for row in plan.released:
             self.rows.pop(row, None)
         self._copy_blocks(plan.block_copies)
         for admitted in plan.admitted:
             self._admit(admitted)
+        self.maybe_fail("device")
         for planned in plan.rows:
             self._write(planned)
         for planned in plan.rows:
             self._verify(planned)
         if any(self.fail_always_for in self.rows[row.row].token_ids for row in plan.rows):
             raise FakeFailure("a row has the token that always fails")
-        return plan
-
-    def sample(self, handle: ForwardHandle, masks: dict[int, bytes] | None) -> FakePending:
-        self.maybe_fail("sample")
-        if not isinstance(handle, StepPlan):
-            raise TypeError("the handle is not one of this executor's")
-        rows = tuple(self._result(planned) for planned in handle.rows)
-        return FakePending(self, StepResult(handle.step_id, rows))
 
     # -- effects, in the order that StepPlan declares ------------------------------------------
 
@@ -245,6 +362,8 @@ class FakeExecutor:
     def _result(self, planned: PlannedRow) -> RowResult:
         row = self.rows[planned.row]
         if any(token in self.poison_tokens for token in row.token_ids):
+            if planned.samples:
+                row.append(0)  # a place that a step in flight may count on
             return RowResult(planned.row, non_finite=True)
         prompt_logprobs = self._prompt_logprobs(row, planned)
         if not planned.samples:

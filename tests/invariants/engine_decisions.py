@@ -7,10 +7,10 @@ from typing import Any
 from engine_oracle import BlockContents, Promise, Visits
 from fake_executor import FakeExecutor
 
-from server.engine.core import StepInFlight
 from server.engine.kv_cache_manager import PrefixHit
 from server.engine.roster import Roster
 from server.engine.sequence import Sequence
+from server.engine.step_in_flight import StepInFlight
 
 
 class Decisions:
@@ -74,8 +74,12 @@ class Decisions:
         tokens = tuple(sequence.token_ids)
         assert hit.num_tokens % size == 0, "a hit is whole blocks"
         assert hit.num_tokens <= len(tokens) - 1, "a hit leaves a token to compute"
-        scored = request.sampling.prompt_logprobs is not None and sequence.choice == 0
-        assert not (hit.num_tokens and scored), "a scored prompt reads no cached prefix"
+        limit = len(tokens) - 1
+        num_scored = len(self.promises[request.request_id].prompt_logprobs)
+        owes = num_scored < len(request.prompt_token_ids) - 1
+        if request.sampling.prompt_logprobs is not None and sequence.choice == 0 and owes:
+            limit = num_scored
+        assert hit.num_tokens <= limit, "a prompt reads no cached prefix past what is scored"
         longest = [0] * kv.num_groups
         for group in range(kv.num_groups):
             scope = (group, request.cache_salt, request.adapter_id, request.adapter_version)
@@ -85,12 +89,12 @@ class Decisions:
                     "a hit is the same prefix under the same salt, adapter and version, "
                     "computed by a completed step"
                 )
-            for end in range(size, len(tokens), size):
+            for end in range(size, limit + 1, size):
                 blocks = self.contents.blocks_with((scope, tokens[:end]))
                 if not any(kv.cache.holds(block) for block in blocks):
                     break
                 longest[group] = end
-        if not scored and self.config["caching"]:
+        if self.config["caching"]:
             assert hit.num_tokens == min(longest), "a hit is the longest cached prefix"
         self.visits.events["prefix hit"] += hit.num_tokens > 0
 
@@ -119,7 +123,17 @@ class Decisions:
         for planned, scheduled in zip(plan.rows, self.roster.in_flight[plan.step_id], strict=True):
             sequence = scheduled.sequence
             promise = self.promises[sequence.request.id]
-            generated = sequence.num_tokens - len(promise.request.prompt_token_ids)
+            under_way = sum(
+                row.chunk.samples and row.is_current and row.sequence is sequence
+                for step_id, rows in self.roster.in_flight.items()
+                for row in rows
+                if step_id < plan.step_id
+            )
+            known = sequence.num_tokens - len(promise.request.prompt_token_ids)
+            generated = known + under_way
+            assert generated < max(1, promise.request.sampling.max_tokens), (
+                "what is known to end is never planned past its end"
+            )
             pending = generated < promise.request.sampling.min_tokens
             assert planned.min_tokens_pending == (planned.samples and pending), (
                 "end ids are forbidden exactly while fewer than min_tokens were generated"
@@ -144,7 +158,7 @@ class Decisions:
                 namespace.adapter_id,
                 namespace.adapter_version,
             )
-            for index in range(chunk.start // size, -(-chunk.end // size)):
+            for index in range(chunk.start // size, min(len(table), -(-chunk.end // size))):
                 end = (index + 1) * size
                 is_full = chunk.end >= end and not failed
                 content = (scope, tokens[:end]) if is_full else None

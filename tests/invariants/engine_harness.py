@@ -10,11 +10,12 @@ from engine_decisions import Decisions
 from engine_oracle import Choice, Promise, Visits, solo_run
 from fake_executor import FakeExecutor, kv_spec
 
-from server.engine.core import EngineCore, StepInFlight
+from server.engine.core import EngineCore
 from server.engine.events import EngineFrame
 from server.engine.prefix_cache import sha256_digest
 from server.engine.request import EngineLimits, EngineRequest, SamplingParams
 from server.engine.sequence import SequenceState
+from server.engine.step_in_flight import StepInFlight
 
 QUEUE_TIMEOUT = 30.0
 DIGESTS = {
@@ -37,6 +38,7 @@ class Harness:
             vocab=config["vocab"],
             eos_token_ids=self.eos,
             poison_tokens=(config["vocab"],),
+            overlaps=config["overlaps"],
         )
         self.core = EngineCore(
             self.executor,
@@ -51,7 +53,8 @@ class Harness:
         self.promises = self.clients.promises
         self.decisions = Decisions(config, self.roster, self.executor, self.promises, visits)
         self.prompts: list[tuple[int, ...]] = []
-        self.in_flight: StepInFlight | None = None
+        self.in_flight: list[StepInFlight] = []
+        self.num_void = 0  # of those, followed a step that failed
         self.is_drained = False
         self.best_computed: dict[tuple[str, int], int] = {}
         self.steps_without_progress = 0
@@ -177,53 +180,94 @@ class Harness:
     # -- stepping ------------------------------------------------------------------------------
 
     def step(self) -> None:
-        self.begin()
-        if self.in_flight is not None:
+        """What the core's own loop does in one turn."""
+        while self.may_begin and self.begin():
+            continue
+        if self.in_flight:
             self.end()
-            return
-        if self.roster.outbox:
+        elif self.roster.outbox:
             self.observe(self.roster.outbox.collect())
+
+    @property
+    def may_begin(self) -> bool:
+        return len(self.in_flight) < self.core.max_in_flight
+
+    def settle(self) -> None:
+        """Ends what is in flight."""
+        while self.in_flight:
+            self.end()
 
     def observe(self, frame: EngineFrame) -> None:
         self.clients.now = self.now
         self.clients.observe(frame)
 
-    def begin(self) -> None:
-        could_run = bool(self._runnable())
+    def begin(self) -> bool:
+        """Whether there was something to compute."""
+        could_run = bool(self._runnable()) and not self.in_flight
         beats = self.core.gauges().heartbeat
-        self.in_flight = self.core.begin_step()
+        step = self.core.begin_step()
         violations = self.executor.violations
         assert not violations, f"a row reads and writes its own slots only: {violations}"
         assert self.core.gauges().heartbeat == beats + 1, "the heartbeat advances with every step"
-        if could_run and self.in_flight is None:
-            raise AssertionError("no stall: while a request is live, a step computes something")
-        if self.in_flight is not None:
-            self.decisions.check_plan(self.in_flight, self.now)
+        if step is None:
+            assert not could_run, "no stall: while a request is live, a step computes something"
+            return False
+        self.in_flight.append(step)
+        self.decisions.check_plan(step, self.now)
+        self.visits.events["two in flight"] += len(self.in_flight) > 1
+        return True
 
     def end(self) -> None:
-        step, self.in_flight = self.in_flight, None
-        assert step is not None
+        """Ends the oldest step in flight."""
+        step = self.in_flight.pop(0)
+        device = self.executor.every_step.pop(
+            step.plan.step_id, None
+        )  # None: raised before any effect
         scheduled = self.roster.in_flight[step.plan.step_id]
         writes = [
             (row.sequence, tuple(row.sequence.request.namespaces), row.chunk, row.row)
             for row in scheduled
         ]
         failures = self.core.gauges().failed_steps
+        in_void = self.num_void > 0
         in_step = [(row.sequence.request.id, row.is_current) for row in scheduled]
-        tables = {row: [list(t) for t in r.tables] for row, r in self.executor.rows.items()}
-        known = {row: tuple(r.token_ids) for row, r in self.executor.rows.items()}
         frame = self.core.end_step(step)
         failed = self.core.gauges().failed_steps > failures
-        self._note_failures({i for i, is_current in in_step if failed or is_current}, failed)
+        self.num_void = len(self.in_flight) if failed else max(0, self.num_void - 1)
+        is_void = in_void
+        assert not (failed and in_void), "what followed a failed step is not blamed for it"
+        if not is_void:
+            self._note_failures({i for i, is_current in in_step if failed or is_current}, failed)
+        self.visits.events["step void"] += is_void
+        after = {} if device is None else device.after
         for _, namespaces, chunk, row in writes:
-            if step.plan in self.executor.plans[-1:]:  # else it raised before any effect
-                self.decisions.note_writes(namespaces, chunk, tables[row], known[row], failed)
+            if row in after:
+                at = after[row]
+                failed_or_void = failed or is_void
+                self.decisions.note_writes(
+                    namespaces, chunk, at.tables, at.token_ids, failed_or_void
+                )
         for _, destination in step.plan.block_copies:
             self.visits.events["block copied"] += 1
             if destination in self.decisions.contents.by_block and failed:
                 self.decisions.contents.overwrite(destination, None)
         self.observe(frame)
-        self._check_progress(failed)
+        self._check_waste(step, in_step, frame)
+        self._check_progress(failed or is_void)
+
+    def _check_waste(
+        self, step: StepInFlight, in_step: list[tuple[str, bool]], frame: EngineFrame
+    ) -> None:
+        """Tokens that nobody gets are those of rows that ended or moved, and are counted."""
+        assert frame.stats is not None
+        delivered = sum(len(output.token_ids) for output in frame.choices)
+        chosen = sum(row.samples for row in step.plan.rows)
+        stale = sum(
+            row.samples and not is_current
+            for row, (_, is_current) in zip(step.plan.rows, in_step, strict=True)
+        )
+        assert frame.stats.num_discarded_tokens <= max(stale, chosen - delivered)
+        self.visits.events["token dropped"] += frame.stats.num_discarded_tokens
 
     def _note_failures(self, request_ids: set[str], failed: bool) -> None:
         for request_id in request_ids:
@@ -249,8 +293,7 @@ class Harness:
 
     def run_to_the_end(self) -> None:
         """Everything accepted ends, in a bounded number of steps, and leaves nothing behind."""
-        if self.in_flight is not None:
-            self.end()
+        self.settle()
         self.drain()
         bound = 60 + 60 * sum(len(promise.choices) for promise in self.clients.live())
         for _ in range(bound):
@@ -306,12 +349,9 @@ class Harness:
                 assert sequence.num_preemptions <= bound, "preemptions are bounded per sequence"
 
     def check_step_in_flight(self) -> None:
-        if self.in_flight is None or self.in_flight.plan not in self.executor.plans[-1:]:
-            return  # nothing is under way, or it raised before any effect
-        for planned in self.in_flight.plan.rows:
-            for table in self.executor.rows[planned.row].tables:
-                held = [self.roster.kv.pool.num_references(block) for block in table]
-                assert all(held), "no block is free while a step in flight may use it"
+        for fake in self.executor.steps:
+            held = [self.roster.kv.pool.num_references(block) for block in fake.blocks]
+            assert all(held), "no block is free while a step in flight may use it"
 
     def check_gauges(self) -> None:
         gauges, roster = self.core.gauges(), self.roster

@@ -22,6 +22,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         "max_preemptions": draw(st.sampled_from((8, 8, 2, 1, 0))),
         "caching": draw(st.sampled_from((True, True, True, False))),
         "digest": draw(st.sampled_from(("sha256", "sha256", "constant", "1 byte"))),
+        "overlaps": draw(st.booleans()),
         "queue": draw(st.sampled_from((3, 8, 30))),
     }
 

@@ -242,8 +242,9 @@ def draw_every_choice_with_one_key(patch: Patch) -> None:
 def hand_the_tokens_to_the_wrong_rows(patch: Patch) -> None:
     """Results are taken in another order than the plan's rows."""
 
-    def rotated(roster: Roster, rows: Iterable[ScheduledRow], result: StepResult) -> None:
-        apply_result(roster, rows, replace(result, rows=(*result.rows[1:], *result.rows[:1])))
+    def rotated(roster: Roster, rows: Iterable[ScheduledRow], result: StepResult) -> int:
+        rotation = (*result.rows[1:], *result.rows[:1])
+        return apply_result(roster, rows, replace(result, rows=rotation))
 
     patch.setattr(scheduler_module, "apply_result", rotated)
 

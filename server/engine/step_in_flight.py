@@ -1,0 +1,52 @@
+"""A step between its beginning and its end, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.engine.events import StepStats
+from server.engine.plan import PendingResult, StepPlan, StepResult
+from server.engine.step_draft import StepCounts
+
+
+@dataclass(frozen=True, slots=True)
+class StepInFlight:
+    """A step that was handed to the executor. ``pending`` is None where that raised already.
+
+    ``began`` is in the engine clock's seconds.
+    """
+
+    plan: StepPlan
+    pending: PendingResult | None
+    began: float
+    counts: StepCounts
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What became of a step. No result where it raised, or followed one that did.
+
+    ``num_dropped`` of its tokens belonged to sequences that had ended or lost their row.
+    """
+
+    result: StepResult | None
+    num_dropped: int = 0
+
+
+def step_stats(step: StepInFlight, outcome: StepOutcome, seconds: float) -> StepStats:
+    """The step's figures, once it has ended."""
+    counts, result = step.counts, outcome.result
+    return StepStats(
+        step_id=step.plan.step_id,
+        num_rows=len(step.plan.rows),
+        num_prompt_tokens=counts.num_prompt_tokens,
+        num_decode_tokens=counts.num_decode_tokens,
+        num_preemptions=counts.num_preemptions,
+        prefix_queried_tokens=counts.prefix_queried_tokens,
+        prefix_hit_tokens=counts.prefix_hit_tokens,
+        step_seconds=seconds,
+        forward_seconds=0.0 if result is None else result.forward_seconds,
+        sample_seconds=0.0 if result is None else result.sample_seconds,
+        queue_seconds=tuple(counts.queue_seconds),
+        num_discarded_tokens=outcome.num_dropped,
+    )
