@@ -19,6 +19,7 @@ from server.option_values import (
     auto_or,
     choice,
     integer,
+    none_or,
     read_switch,
     read_text,
     seconds,
@@ -68,6 +69,13 @@ OPTIONS: tuple[Option, ...] = (
         "auto|float32|bfloat16|float16",
         "format of weights and KV cache; auto is float32 where its weights take at most 1 GiB, "
         "else the checkpoint's",
+    ),
+    Option(
+        "quantization",
+        none_or(choice("none", "int8", "int4", "fp8")),
+        "none",
+        "none|int8|int4|fp8",
+        "format of the matrices in the model's layers, made while loading; on a GPU only",
     ),
     Option(
         "max-model-len",
@@ -150,6 +158,7 @@ class ServerConfig:
     port: int
     served_model_name: str | None
     dtype: str
+    quantization: str | None
     max_model_len: int | None
     max_num_seqs: int
     max_num_batched_tokens: int

@@ -44,8 +44,12 @@ class ModelFacts:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with what the answers depend on: the model's configuration and its format."""
-        facts = json.dumps([dict(self.config), self.plan.runner.format], sort_keys=True)
+        """Changes with what the answers depend on: the model's configuration and its formats."""
+        runner = self.plan.runner
+        held = (
+            [runner.format] if runner.quantization is None else [runner.format, runner.quantization]
+        )
+        facts = json.dumps([dict(self.config), *held], sort_keys=True)
         return "quire-" + hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
@@ -55,6 +59,7 @@ def read_model(config: ServerConfig) -> ModelFacts:
     Raises:
         StartupError: names the file, the tensor or the option at fault.
     """
+    _refuse_quantization(config)
     folder = Path(config.model_dir)
     try:
         checkpoint = open_checkpoint(folder)
@@ -72,6 +77,7 @@ def read_model(config: ServerConfig) -> ModelFacts:
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len,
         kv_cache_bytes=config.kv_cache_memory,
+        quantization=config.quantization,
     )
     _, available = machine_memory()
     return ModelFacts(
@@ -85,6 +91,14 @@ def read_model(config: ServerConfig) -> ModelFacts:
         unread_keys=unread,
         plan=plan_memory(spec, request, available),
     )
+
+
+def _refuse_quantization(config: ServerConfig) -> None:
+    if config.quantization is not None:
+        raise StartupError(
+            f"--quantization {config.quantization} needs a GPU, and this server computes on the "
+            "CPU: leave it out, or take --dtype bfloat16 for half of float32's bytes"
+        )
 
 
 def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:

@@ -75,6 +75,15 @@ def read_switch(text: str) -> bool:
     return text == "on"
 
 
+def none_or(read_value: Reader) -> Reader:
+    """None for the word none, else what ``read_value`` reads."""
+
+    def read(text: str) -> object:
+        return None if text == "none" else read_value(text)
+
+    return read
+
+
 def auto_or(read_value: Reader) -> Reader:
     """None for the word auto, else what ``read_value`` reads."""
 

@@ -77,6 +77,7 @@ def build_runner(
         checkpoint,
         model,
         format=config.format,
+        quantization=config.quantization,
         device=device,
         pack=kernels.pack_linear,
         progress=progress,

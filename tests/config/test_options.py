@@ -21,6 +21,7 @@ from server.config import (
     resolve,
 )
 from server.errors import StartupError
+from server.model_facts import read_model
 from server.option_values import format_size
 from server.report import print_report
 
@@ -31,6 +32,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "port": ("9000", 9000),
     "served-model-name": ("mine", "mine"),
     "dtype": ("float32", "float32"),
+    "quantization": ("int4", "int4"),
     "max-model-len": ("2048", 2048),
     "max-num-seqs": ("7", 7),
     "max-num-batched-tokens": ("4096", 4096),
@@ -253,3 +255,9 @@ def test_threads_stop_spinning_unless_the_operator_says_otherwise(
     limit_thread_spinning()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+
+
+def test_quantised_matrices_are_refused_where_a_cpu_computes() -> None:
+    with pytest.raises(StartupError, match=r"--quantization int8 needs a GPU.* leave it out"):
+        read_model(resolve({"quantization": "int8"}, {}))
+    assert resolve({"quantization": "none"}, {}).quantization is None
