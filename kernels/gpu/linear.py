@@ -17,7 +17,6 @@ shape of linear_tiled for any number of rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 import triton
@@ -69,7 +68,6 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
     yield from linear_cases.cases(arch)
 
 
-@lru_cache(maxsize=4096)
 def _tuning(
     kernel: str, arch: int, format: str, dtype: str, rows: int, out_features: int, in_features: int
 ) -> Tuning:
