@@ -190,3 +190,16 @@ def test_a_prefix_is_found_only_where_every_group_has_it() -> None:
     story.ask("again", prompt(9), max_tokens=0)
     story.run()
     assert story.hit("again") == 4
+
+
+def test_an_eviction_shortens_the_prefix_in_every_group_alike() -> None:
+    """Were one group's blocks all forgotten first, the other's would serve nobody."""
+    story = Story(num_groups=2, num_blocks=10)
+    story.ask("a", prompt(17), max_tokens=1)
+    story.run()
+    assert story.blocks() == (0, 0, 8, 2)
+    story.ask("b", prompt(8, 100), max_tokens=1)
+    story.run()
+    story.ask("again", prompt(17), max_tokens=1)
+    story.run()
+    assert story.hit("again") == 12, "one block was evicted of each group: the last"

@@ -115,6 +115,20 @@ def test_the_wait_that_is_told_follows_the_recent_rate() -> None:
     assert refusal(story, prompt(3)).retry_after == 4
 
 
+def test_a_failed_step_computed_nothing_in_its_time() -> None:
+    story = Story(max_queued_tokens=9)
+    story.ask("a", prompt(7), max_tokens=9)
+    for fails in (False, True):
+        story.executor.fail_at = "result" if fails else ""
+        step = story.begin()
+        story.now += 2.0
+        story.end(step)
+    story.ask("waits", prompt(7, 100))
+    # 7 tokens went through in the 4 seconds of two steps; 7 wait.
+    told = refusal(story, prompt(3))
+    assert told.retry_after == 4
+
+
 def test_a_list_is_refused_whole_for_one_that_could_never_run() -> None:
     story = Story(max_model_len=10)
     story.core.submit(

@@ -113,3 +113,41 @@ def test_a_failed_step_scores_nothing_twice() -> None:
     story.executor.fail_at = "result"
     story.run()
     assert scores(story) == prompt_scores(prompt(10))
+
+
+def test_what_was_scored_before_a_preemption_may_be_read_from_the_cache() -> None:
+    story = Story(max_num_batched_tokens=8)
+    story.ask("a", prompt(14), prompt_logprobs=0, max_tokens=3)
+    story.step()
+    assert story.core.scheduler.preempt("a", 0)
+    story.step()
+    (again,) = story.plan.admitted
+    assert again.num_computed_tokens == 8, "eight positions were scored and are cached"
+    assert story.core.scheduler.preempt("a", 0)
+    story.run()
+    assert scores(story) == prompt_scores(prompt(14))
+    assert story.tokens("a") == solo(prompt(14), 3)
+
+
+def test_a_prompt_all_scored_resumes_from_the_whole_cached_prefix() -> None:
+    story = Story()
+    story.ask("a", prompt(9), prompt_logprobs=0, max_tokens=3)
+    story.step()
+    assert story.core.scheduler.preempt("a", 0)
+    story.step()
+    assert [row.num_computed_tokens for row in story.plan.admitted] == [8]
+
+
+def test_a_large_scored_prompt_leaves_each_running_sequence_its_row_of_logits() -> None:
+    story = Story(max_logit_rows=4, max_num_seqs=3)
+    story.ask("b", prompt(3, 100), max_tokens=8)
+    story.ask("c", prompt(3, 200), max_tokens=8)
+    story.step()
+    story.ask("a", prompt(20), priority=-1, prompt_logprobs=0, max_tokens=1)
+    for _ in range(4):
+        story.step()
+        assert len(story.plan.rows) == 3, "nobody's next token waits for the scores"
+        logits = [row.num_prompt_logits + row.samples for row in story.plan.rows]
+        assert sum(logits) == 4
+    story.run()
+    assert scores(story) == prompt_scores(prompt(20))
