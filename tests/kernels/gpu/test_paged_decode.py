@@ -27,7 +27,7 @@ from kernels.gpu import attention, paged_decode
 # Triton 3.6's interpreter turns arrays of one element into numbers, of which NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
-RAGGED = [1, 300, 63, 64, 65, 2, 130]
+RAGGED = [1, 200, 63, 64, 65]
 FLOAT8 = torch.float8_e4m3fn
 
 
@@ -39,8 +39,19 @@ def sinks(heads: int) -> torch.Tensor:
     return torch.linspace(-3.0, 4.0, heads)
 
 
-@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "block_size"),
+    [
+        (torch.float32, 16),
+        (torch.float32, 32),
+        (torch.float32, 64),
+        (torch.float32, 128),
+        (torch.float16, 64),
+        (torch.bfloat16, 16),
+        (torch.bfloat16, 64),
+    ],
+    ids=str,
+)
 def test_ragged_contexts(device, dtype, block_size):
     check(decode_step(RAGGED, head_dim=64, block_size=block_size, dtype=dtype), device)
 
@@ -53,7 +64,7 @@ def test_every_head_size(device, head_dim):
 
 @pytest.mark.parametrize("group", [*range(1, 17), 24])
 def test_every_group_ratio(device, group):
-    check(decode_step([200, 5], heads=(2 * group, 2), block_size=64, seed=group), device)
+    check(decode_step([70, 5], heads=(2 * group, 2), block_size=64, seed=group), device)
 
 
 @pytest.mark.parametrize("context", [1, 15, 16, 17, 127, 128, 129])
@@ -62,7 +73,7 @@ def test_edges_of_blocks_and_tiles(device, context):
         check(decode_step([context], block_size=block_size, seed=context), device, programs=3)
 
 
-@pytest.mark.parametrize("programs", [1, 2, 3, 7, 16, 40])
+@pytest.mark.parametrize("programs", [1, 2, 3, 7, 30])
 def test_any_number_of_programs(device, programs):
     """From whole pairs for one program, through parts at both ends, to programs without work."""
     check(decode_step([200, 1, 64, 430], block_size=64, seed=programs), device, programs=programs)
@@ -72,8 +83,9 @@ def test_many_parts_are_joined_in_several_rounds(device):
     check(decode_step([1300], heads=(16, 1), head_dim=128, block_size=64), device, programs=21)
 
 
-@pytest.mark.parametrize("window", [1, 17, 64, 100, 1000])
-@pytest.mark.parametrize("block_size", [16, 64])
+@pytest.mark.parametrize(
+    ("window", "block_size"), [(1, 64), (17, 16), (64, 64), (100, 16), (100, 64), (1000, 16)]
+)
 def test_windows(device, window, block_size):
     """Nothing before a window is read: neither its slots nor its entries of the block table."""
     contexts = [1, 200, 64, 131]
@@ -110,8 +122,8 @@ def test_features(device, features, programs):
 
 @pytest.mark.parametrize("cache_type", [torch.int8, FLOAT8], ids=str)
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-@pytest.mark.parametrize("block_size", [16, 64])
-def test_quantised_caches(device, cache_type, dtype, block_size):
+def test_quantised_caches(device, cache_type, dtype):
+    block_size = 16 if dtype is torch.bfloat16 else 64
     step = decode_step(RAGGED, head_dim=64, block_size=block_size, dtype=dtype)
     step, scales = quantised(step, cache_type)
     check(step, device, kv_scales=scales, programs=6)
@@ -163,8 +175,8 @@ def test_a_step_without_decode_rows(device):
 
 def test_one_workspace_serves_launch_after_launch(device):
     """Whoever joins a pair leaves its counter as the next layer needs it: at zero."""
-    step = decode_step([500, 1, 300], block_size=64)
-    work = planned(step, device, programs=9)
+    step = decode_step([300, 1, 200], block_size=64)
+    work = planned(step, device, programs=7)
     first = run(step, device, work=work)
     assert not bool(work.scratch.counters[: work.programs].any())
     assert torch.equal(run(step, device, work=work), first)
@@ -173,9 +185,9 @@ def test_one_workspace_serves_launch_after_launch(device):
 
 def test_a_row_alone_and_among_neighbours(device):
     """The work is cut otherwise then, so the sums may be rounded otherwise, and no more."""
-    contexts = [400, 3, 64, 129]
+    contexts = [200, 3, 129]
     step = decode_step(contexts, block_size=64)
-    together = run(step, device, programs=6)
+    together = run(step, device, programs=5)
     for row in range(len(contexts)):
         one = slice(row, row + 1)
         metadata = replace(
@@ -184,7 +196,7 @@ def test_a_row_alone_and_among_neighbours(device):
             seq_lens=step.metadata.seq_lens[one],
             block_tables=step.metadata.block_tables[one],
         )
-        alone = run(replace(step, q=step.q[one], metadata=metadata), device, programs=6)
+        alone = run(replace(step, q=step.q[one], metadata=metadata), device, programs=5)
         torch.testing.assert_close(alone, together[one], rtol=0, atol=1e-6)
 
 
@@ -218,7 +230,7 @@ def test_layers_of_different_windows_share_a_step(device):
         metadata, work=attention.prepare(metadata, step.shape, poisoned_buffer(step, device))
     )
     q, cache = step.q.to(device), step.cache.to(device)
-    for window in (0, 30, 0, 100, 30):
+    for window in (0, 30, 0, 100):
         features = AttentionFeatures(window=window)
         got = attention.paged(q, cache, metadata, step.scale, None, features)
         answer = wanted(step, features=features)
