@@ -148,6 +148,8 @@ def check(given: Step) -> Step:
     limit = TOLERANCE[given.q.dtype] * float(given.q.abs().max())
     for ours, theirs in ((got.q, wanted.q), (got.k, wanted.k)):
         torch.testing.assert_close(ours.float(), theirs.float(), rtol=0, atol=limit)
+        if given.q.dtype is not torch.float32:  # rounded as often: nearly all to the bit
+            assert int((bits(ours) != bits(theirs)).sum()) <= 1 + ours.numel() // 100
     # Nothing else of the packed tensor has changed: v, the columns around, the padded tokens.
     same = torch.ones_like(bits(given.qkv), dtype=torch.bool)
     q_heads, hd = given.q.shape[1:]
