@@ -54,10 +54,11 @@ class StepSlot:
 
     def fill(self, draft: PacketDraft) -> torch.Tensor:
         """The packet in pinned memory; in memory of its own where it is longer than the slot's."""
-        packet = self.pinned["packet"]
-        if draft.num_words > packet.shape[0]:
+        packet, words = self.pinned["packet"], self.views["packet"]
+        if draft.num_words > len(words):
             packet = self._device.pinned((draft.num_words,), torch.int32)
-        draft.write(packet.numpy())
+            words = packet.numpy()
+        draft.write(words)
         return packet[: draft.num_words]
 
     def sent(self, uploaded: Event) -> None:

@@ -19,15 +19,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_map
 
 import kernels
 from server.execution.device import Work
 
 NAN = float("nan")
-# What reads a value back on a GPU, or copies from memory that is not pinned.
+# What reads a value back on a GPU, or copies from memory that is not pinned: operations, and
+# methods that are none.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "repeat_interleave")
+READING = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
 
 
 class NotEnqueued(AssertionError):
@@ -68,8 +71,7 @@ class Operation:
 
     def ruin(self) -> None:
         """Fills what it made, views and its own arguments aside, with NaN."""
-        inputs = _tensors((self.args, self.kwargs))
-        given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        given = _storages((self.args, self.kwargs))
         for made in _tensors(self.out):
             if made.is_floating_point() and made.untyped_storage().data_ptr() not in given:
                 made.fill_(NAN)
@@ -77,6 +79,23 @@ class Operation:
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def _storages(tree: Any) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in _tensors(tree)}
+
+
+def _allocated(result: Any, given: set[int]) -> Any:
+    """A kernel's new tensors, made where those can see it that count what is alive."""
+
+    def remade(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.untyped_storage().data_ptr() in given:
+            return leaf
+        return torch.empty_like(leaf).copy_(leaf)
+
+    if isinstance(result, kernels.SampleOutput):  # no tree of torch's
+        return kernels.SampleOutput(remade(result.token_ids), remade(result.non_finite))
+    return tree_map(remade, result)
 
 
 class _Stream(TorchDispatchMode):
@@ -101,6 +120,19 @@ class _Stream(TorchDispatchMode):
         return out
 
 
+class _Methods(TorchFunctionMode):
+    """Sees every method of a tensor that work on its way calls."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        self._device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if not self._device.in_kernel and name in READING:
+            raise NotEnqueued(f"{name} makes the host wait")
+        return func(*args, **(kwargs or {}))
+
+
 class FakeDevice:
     """Implements server.execution.device.Device."""
 
@@ -109,6 +141,7 @@ class FakeDevice:
         self.queue: list[Work] = []
         self.done = 0  # pieces of work
         self.waits = 0  # of the host for the device
+        self.most_queued = 0  # pieces of work handed over and not done
         self.captures = 0
         self.replays = 0
         self.running = False
@@ -120,6 +153,7 @@ class FakeDevice:
 
     def run(self, work: Work) -> None:
         self.queue.append(work)
+        self.most_queued = max(self.most_queued, len(self.queue) - self.done)
 
     def record(self) -> FakeEvent:
         return FakeEvent(self, len(self.queue))
@@ -158,7 +192,7 @@ class FakeDevice:
     def _execute(self, work: Work) -> None:
         self.running = True
         try:
-            with torch.inference_mode(), _Stream(self):
+            with torch.inference_mode(), _Methods(self), _Stream(self):
                 work()
         finally:
             self.running = False
@@ -184,7 +218,9 @@ class FakeDevice:
             if not self.running:
                 raise NotEnqueued(f"{function.__name__} is started behind the device's back")
             with self._kernel():
-                out = function(*args, **kwargs)
+                with _disable_current_modes():  # what it holds inside is the CPU backend's matter
+                    result = function(*args, **kwargs)
+                out = _allocated(result, _storages((args, kwargs)))
             if self.recording is not None:
                 self.recording.append(Operation(self._relaunch(function), args, kwargs, out))
             return out
@@ -193,7 +229,7 @@ class FakeDevice:
 
     def _relaunch(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def again(*args: Any, **kwargs: Any) -> Any:
-            with self._kernel():
+            with self._kernel(), _disable_current_modes():
                 return function(*args, **kwargs)
 
         return again

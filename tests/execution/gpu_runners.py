@@ -11,11 +11,12 @@ import torch
 from fake_device import FakeDevice, install
 
 import kernels
+from server.engine.kv_spec import KVCacheSpec
 from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
 from server.execution.gpu_runner import GpuRunner
 from server.execution.model import Decoder, rotary_table
-from server.memory.layout import Layout, RunnerConfig, build_layout
+from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec
 from weights.checkpoint import open_checkpoint
 from weights.families import resolve
 from weights.generation import end_of_sequence_ids
@@ -27,6 +28,7 @@ class FakeBuilt:
     runner: GpuRunner
     device: FakeDevice
     layout: Layout
+    kv: KVCacheSpec
     eos_token_ids: tuple[int, ...]
 
 
@@ -63,4 +65,5 @@ def build_from(
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
     decoder = Decoder(model, loaded.linears, loaded.tensors, table)
     runner = GpuRunner(decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=True)
-    return FakeBuilt(runner, device, layout, eos_token_ids)
+    kv = kv_cache_spec(model, config.format, config.block_size, config.num_blocks)
+    return FakeBuilt(runner, device, layout, kv, eos_token_ids)

@@ -68,7 +68,7 @@ def step(runner: ModelRunner, plan: StepPlan) -> StepResult:
 def greedy(runner: ModelRunner, ids: list[int], num_tokens: int) -> list[int]:
     """``num_tokens`` greedy tokens after the prompt, one step each."""
     sampling = SamplingParams(seed=0, temperature=0.0, max_tokens=num_tokens)
-    blocks = blocks_for(len(ids) + num_tokens, runner.cache.block_size)
+    blocks = blocks_for(len(ids) + num_tokens, runner.layout.config.block_size)
     plan = StepPlan(
         1,
         rows=(PlannedRow(0, len(ids), samples=True),),
@@ -85,7 +85,7 @@ def greedy(runner: ModelRunner, ids: list[int], num_tokens: int) -> list[int]:
 def prompt_logprobs(runner: ModelRunner, ids: list[int], num_top: int) -> np.ndarray:
     """[len(ids) - 1, 1 + num_top] nats, as echo with logprobs reports them."""
     sampling = SamplingParams(seed=0, max_tokens=0, prompt_logprobs=num_top)
-    blocks = blocks_for(len(ids), runner.cache.block_size)
+    blocks = blocks_for(len(ids), runner.layout.config.block_size)
     plan = StepPlan(
         1,
         rows=(PlannedRow(0, len(ids), num_prompt_logits=len(ids) - 1),),
@@ -101,7 +101,7 @@ def prompt_logprobs(runner: ModelRunner, ids: list[int], num_top: int) -> np.nda
 @torch.inference_mode()
 def all_logits(runner: ModelRunner, ids: list[int]) -> torch.Tensor:
     """[len(ids), V] float32 logits of one row's prompt."""
-    blocks = blocks_for(len(ids), runner.cache.block_size)
+    blocks = blocks_for(len(ids), runner.layout.config.block_size)
     row = admitted(ids, SamplingParams(seed=0), blocks)
     runner.batch.apply(StepPlan(1, admitted=(row,)))
     inputs = runner.batch.step_inputs((PlannedRow(0, len(ids)),))
