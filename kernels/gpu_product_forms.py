@@ -9,15 +9,18 @@ from __future__ import annotations
 
 PLAIN = ("f32", "bf16", "f16")
 MOST_SKINNY_ROWS = 32  # the most that the kernels for few rows take
-MOST_SPLITS = 16
-PARTIAL_BYTES = 4 << 20  # of the partial sums of one product
+MOST_SPLITS = 8  # programs that share an output channel
+MOST_SPLIT_OUT = 4096  # more output channels fill a GPU without splits
+LEAST_SPLIT_COLUMNS = 1024  # fewer input channels leave a split nothing to do
 PANEL_BYTES = 64 << 20  # of one panel
 PANEL_ALIGN = 128  # output channels
 
 
-def splits_allowed(wanted: int, rows: int, out: int) -> int:
-    """How many programs may share an output channel: their partial sums stay in PARTIAL_BYTES."""
-    return max(1, min(wanted, MOST_SPLITS, PARTIAL_BYTES // max(1, 4 * rows * out)))
+def splits_allowed(wanted: int, columns: int, out: int) -> int:
+    """How many programs may share an output channel of a weight [out, columns]."""
+    if out > MOST_SPLIT_OUT or columns < LEAST_SPLIT_COLUMNS:
+        return 1
+    return min(wanted, MOST_SPLITS)
 
 
 def panel_rows(columns: int, out: int, element_bytes: int) -> int:
@@ -36,16 +39,17 @@ def gpu_product_temporaries(
     batch_invariant: bool = False,
 ) -> tuple[tuple[str, int], ...]:
     """(name, most bytes) of what products of up to ``rows`` rows with a weight [out, columns] in
-    ``format`` hold beside operands and result, one of them at a time.
+    ``format`` hold beside operands and result, one product at a time.
 
-    ``element_bytes`` are those of x and of the result.
+    ``element_bytes`` are those of x and of the result. At most 4 MiB for a plain format.
     """
     if batch_invariant:
         return ()
-    all_partials = MOST_SPLITS * 4 * min(rows, MOST_SKINNY_ROWS) * out
-    splittable = splits_allowed(MOST_SPLITS, 1, out) > 1
-    partials = min(all_partials, PARTIAL_BYTES) if splittable else 0
-    if format in PLAIN or rows <= MOST_SKINNY_ROWS:
-        return (("partial_sums", partials),) if partials else ()
-    panel = element_bytes * columns * panel_rows(columns, out, element_bytes)
-    return (("partial_sums_or_panel", max(partials, panel)),)
+    splits = splits_allowed(MOST_SPLITS, columns, out)
+    few = min(rows, MOST_SKINNY_ROWS)
+    partials = 4 * splits * few * out if splits > 1 else 0
+    panel = 0
+    if format not in PLAIN and rows > MOST_SKINNY_ROWS:
+        panel = element_bytes * columns * panel_rows(columns, out, element_bytes)
+    largest = max(partials, panel)
+    return (("product_scratch", largest),) if largest else ()

@@ -145,7 +145,7 @@ class _Launch:
     def dot(self) -> None:
         tuned = self.tuning("linear_dot")
         block_n, block_k = tuned.blocks["BLOCK_N"], self._block_k(tuned)
-        splits = splits_allowed(tuned.blocks["SPLITS"], self._rows, self._out_features)
+        splits = splits_allowed(tuned.blocks["SPLITS"], self._in, self._out_features)
         out = self._out
         if splits > 1:
             shape = (splits, self._rows, self._out_features)

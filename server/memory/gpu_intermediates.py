@@ -7,8 +7,13 @@ results, and logits go into a persistent buffer. What libraries take inside a pr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from kernels.gpu_product_forms import gpu_product_temporaries
 from server.memory.intermediates import Phase, Tensors
 from weights.spec import ModelSpec
+
+Product = Callable[..., Tensors]  # (rows, columns, out, [format]) -> what a product holds
 
 # Rows whose penalties read counts and masks are sampled in parts of this much of the logits: a
 # part's counts (4 bytes a logit) and masks (1) are set apart beside them.
@@ -23,11 +28,24 @@ def gpu_phases(
     element_bytes: int,
     logit_rows: int,
     num_top: int,
+    quantization: str | None = None,
+    batch_invariant: bool = False,
 ) -> tuple[Phase, ...]:
     """Every phase of a step of ``tokens`` tokens and ``logit_rows`` rows of logits at once."""
+
+    def product(rows: int, columns: int, out: int, format: str | None = quantization) -> Tensors:
+        return gpu_product_temporaries(
+            rows,
+            columns,
+            out,
+            element_bytes,
+            format=format or "bf16",
+            batch_invariant=batch_invariant,
+        )
+
     return (
-        *_layer_phases(model, tokens, element_bytes),
-        *_logit_phases(model, tokens, rows, element_bytes, logit_rows, num_top),
+        *_layer_phases(model, tokens, element_bytes, product),
+        *_logit_phases(model, tokens, rows, element_bytes, logit_rows, num_top, product),
     )
 
 
@@ -36,30 +54,46 @@ def table_rows(vocab_size: int) -> int:
     return max(1, TABLE_LOGIT_BYTES // (4 * vocab_size))
 
 
-def _layer_phases(model: ModelSpec, tokens: int, element: int) -> tuple[Phase, ...]:
+def _layer_phases(
+    model: ModelSpec, tokens: int, element: int, product: Product
+) -> tuple[Phase, ...]:
     heads, mlp = model.attention, model.mlp
     hidden = tokens * model.hidden_size * element
     residual, given, normed = ("residual", hidden), ("hidden", hidden), ("normed", hidden)
-    qkv = ("qkv", tokens * (heads.query_size + 2 * heads.kv_size) * element)
+    qkv_size = heads.query_size + 2 * heads.kv_size
+    qkv = ("qkv", tokens * qkv_size * element)
     attended = ("attended", tokens * heads.query_size * element)
     up_size = (2 if mlp.gated else 1) * mlp.intermediate_size
     up = ("up", tokens * up_size * element)
     inner = ("inner", tokens * mlp.intermediate_size * element)
     return (
         Phase("norm", (given, residual, ("total", hidden), normed)),
-        Phase("qkv", (residual, normed, qkv)),
+        Phase("qkv", (residual, normed, qkv, *product(tokens, model.hidden_size, qkv_size))),
         Phase("attention", (residual, qkv, attended)),
-        Phase("attention_output", (residual, attended, given)),
-        Phase("up", (residual, normed, up)),
+        Phase(
+            "attention_output",
+            (residual, attended, given, *product(tokens, heads.query_size, model.hidden_size)),
+        ),
+        Phase("up", (residual, normed, up, *product(tokens, model.hidden_size, up_size))),
         Phase("activation", (residual, up, inner)),
-        Phase("down", (residual, inner, given)),
+        Phase(
+            "down",
+            (residual, inner, given, *product(tokens, mlp.intermediate_size, model.hidden_size)),
+        ),
     )
 
 
 def _logit_phases(
-    model: ModelSpec, tokens: int, rows: int, element: int, logit_rows: int, num_top: int
+    model: ModelSpec,
+    tokens: int,
+    rows: int,
+    element: int,
+    logit_rows: int,
+    num_top: int,
+    product: Product,
 ) -> tuple[Phase, ...]:
     vocab = model.vocab_size
+    scratch = product(logit_rows, model.hidden_size, vocab, "bf16")  # never quantised
     hidden = tokens * model.hidden_size * element
     picked = (logit_rows + min(rows, tokens)) * model.hidden_size * element
     narrow = ("logits_narrow", logit_rows * vocab * element)
@@ -68,7 +102,7 @@ def _logit_phases(
     final = (("all_hidden", hidden), ("all_residual", hidden), ("final_normed", 4 * picked))
     return (
         Phase("final_norm", final),
-        Phase("logits", (("picked", picked), narrow)),
+        Phase("logits", (("picked", picked), narrow, *scratch)),
         Phase("sample", (("picked", picked), *tables)),
         Phase(
             "logprobs",

@@ -210,6 +210,8 @@ def _gpu_phases(
         element_bytes=ELEMENT_BYTES[config.format],
         logit_rows=logit_rows,
         num_top=config.max_logprobs,
+        quantization=config.quantization,
+        batch_invariant=config.batch_invariant,
     )
 
 
