@@ -40,7 +40,7 @@ def _norm_row(rows: int, width: int, goal: Goal) -> Row:
         limit=Limit.COPY,
         goal=goal,
         contenders=(
-            Contender("quire", partial(_own_norm, rows, width)),
+            Contender("quire", partial(own_norm, rows, width)),
             Contender("torch add, rms_norm", partial(_torch_norm, rows, width)),
         ),
     )
@@ -51,7 +51,7 @@ def _norm_inputs(rows: int, width: int, device: torch.device) -> tuple[Tensor, T
     return x, residual, torch.randn(width, dtype=DTYPE, device=device)
 
 
-def _own_norm(rows: int, width: int, device: torch.device, sets: int) -> list[Call]:
+def own_norm(rows: int, width: int, device: torch.device, sets: int) -> list[Call]:
     norm = cast(Callable[..., object], resolve("norm:add_rms_norm"))
     return [partial(norm, *_norm_inputs(rows, width, device), EPSILON) for _ in range(sets)]
 
@@ -75,7 +75,7 @@ def _store_row(tokens: int, heads: int, kv_heads: int, head_dim: int, goal: Goal
         limit=Limit.COPY,
         goal=goal,
         contenders=(
-            Contender("quire", partial(_own_store, tokens, heads, kv_heads, head_dim)),
+            Contender("quire", partial(own_store, tokens, heads, kv_heads, head_dim)),
             Contender(
                 "torch, six operations", partial(_torch_store, tokens, heads, kv_heads, head_dim)
             ),
@@ -95,7 +95,7 @@ def _store_inputs(
     return qkv, cache, slots, table
 
 
-def _own_store(
+def own_store(
     tokens: int, heads: int, kv_heads: int, head_dim: int, device: torch.device, sets: int
 ) -> list[Call]:
     store = cast(Callable[..., object], resolve("kv_store:rotary_store_kv"))

@@ -54,8 +54,8 @@ def _row(number: int, rows: int, out: int, width: int, format: str, goal: Goal) 
         limit=Limit.COPY,
         goal=goal,
         contenders=(
-            Contender("quire", partial(_own, rows, out, width, format, False)),
-            Contender("quire batch-invariant", partial(_own, rows, out, width, format, True)),
+            Contender("quire", partial(own, rows, out, width, format, False)),
+            Contender("quire batch-invariant", partial(own, rows, out, width, format, True)),
             Contender("torch linear bf16", partial(_torch, rows, out, width)),
         ),
     )
@@ -65,7 +65,7 @@ def _weight(out: int, width: int, device: torch.device) -> Tensor:
     return torch.randn(out, width, dtype=DTYPE, device=device).mul_(width**-0.5)
 
 
-def _own(
+def own(
     rows: int,
     out: int,
     width: int,

@@ -45,7 +45,7 @@ def _row(way: str, rows: int, vocabulary: int, goal: Goal) -> Row:
         limit=Limit.COPY,
         goal=goal,
         contenders=(
-            Contender("quire", partial(_own, way, rows, vocabulary)),
+            Contender("quire", partial(own, way, rows, vocabulary)),
             Contender("torch", partial(_torch, way, rows, vocabulary)),
             Contender("flashinfer", partial(_flashinfer, way, rows, vocabulary), captured=False),
         ),
@@ -69,7 +69,7 @@ def _params(way: str, rows: int, device: torch.device) -> SamplingTensors:
     )
 
 
-def _own(way: str, rows: int, vocabulary: int, device: torch.device, sets: int) -> list[Call]:
+def own(way: str, rows: int, vocabulary: int, device: torch.device, sets: int) -> list[Call]:
     sample = cast(Callable[..., object], resolve("sampling:sample"))
     params = _params(way, rows, device)
     return [partial(sample, _logits(rows, vocabulary, device), params) for _ in range(sets)]

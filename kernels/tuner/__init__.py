@@ -1,0 +1,1 @@
+"""Choosing configurations on a GPU: ``python -m kernels.tune``."""
