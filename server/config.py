@@ -63,12 +63,19 @@ OPTIONS: tuple[Option, ...] = (
         "the model's name in the API; without one, the folder's name",
     ),
     Option(
+        "device",
+        choice("auto", "cpu", "cuda"),
+        "auto",
+        "auto|cpu|cuda",
+        "where the model runs; auto is cuda where torch can use a GPU, else cpu",
+    ),
+    Option(
         "dtype",
         choice("auto", "float32", "bfloat16", "float16"),
         "auto",
         "auto|float32|bfloat16|float16",
         "format of weights and KV cache; auto is float32 where its weights take at most 1 GiB, "
-        "else the checkpoint's",
+        "else the checkpoint's; on a GPU the checkpoint's if that has 16 bits, else bfloat16",
     ),
     Option(
         "quantization",
@@ -84,18 +91,56 @@ OPTIONS: tuple[Option, ...] = (
         "auto|TOKENS",
         "longest prompt plus output; auto is the model's, or what fits the KV cache",
     ),
-    Option("max-num-seqs", integer(1, 4096), "32", "N", "sequences computed at once"),
     Option(
-        "max-num-batched-tokens", integer(1, 2**20), "512", "TOKENS", "tokens computed in one step"
+        "max-num-seqs",
+        auto_or(integer(1, 4096)),
+        "auto",
+        "auto|N",
+        "sequences computed at once; auto is 32, on a GPU 256",
     ),
-    Option("block-size", integer(1, 1024), "16", "TOKENS", "tokens in one KV cache block"),
+    Option(
+        "max-num-batched-tokens",
+        auto_or(integer(1, 2**20)),
+        "auto",
+        "auto|TOKENS",
+        "tokens computed in one step; auto is 512, on a GPU 8192",
+    ),
+    Option(
+        "block-size",
+        auto_or(integer(1, 1024)),
+        "auto",
+        "auto|TOKENS",
+        "tokens in one KV cache block; auto is 16, on a GPU 64",
+    ),
+    Option(
+        "batch-invariant",
+        read_switch,
+        "off",
+        "on|off",
+        "answers are the same bits alone and in any batch, at some cost; on a GPU only",
+    ),
+    Option(
+        "cuda-graphs",
+        choice("start", "lazy", "off"),
+        "lazy",
+        "start|lazy|off",
+        "when decode steps are captured on a GPU: before the first request, when first needed, "
+        "or never",
+    ),
+    Option(
+        "kernel-cache",
+        read_text,
+        None,
+        "FOLDER",
+        "where compiled GPU kernels are kept between starts; without one, Triton's own place",
+    ),
     Option(
         "kv-cache-memory",
         auto_or(size(2**10, 2**50)),
         "auto",
         "auto|SIZE",
         "bytes of the KV cache (512MiB, 2GiB); auto takes what max-num-seqs needs, "
-        "at most half of the free memory",
+        "at most half of the free memory; on a GPU all that is left",
     ),
     Option("prefix-caching", read_switch, "on", "on|off", "reuse the KV cache of equal prefixes"),
     Option("max-queued-requests", integer(1, 2**20), "256", "N", "requests waiting before a 429"),
@@ -157,12 +202,16 @@ class ServerConfig:
     host: str
     port: int
     served_model_name: str | None
+    device: str
     dtype: str
     quantization: str | None
     max_model_len: int | None
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    block_size: int | None
+    batch_invariant: bool
+    cuda_graphs: str
+    kernel_cache: str | None
     kv_cache_memory: int | None
     prefix_caching: bool
     max_queued_requests: int
@@ -290,11 +339,15 @@ def _near(word: str, known: list[str]) -> str:
 
 def _checked(config: ServerConfig) -> ServerConfig:
     """The rules that hold between options."""
-    if config.max_num_batched_tokens < config.max_num_seqs:
+    if (
+        config.max_num_batched_tokens is not None
+        and config.max_num_seqs is not None
+        and config.max_num_batched_tokens < config.max_num_seqs
+    ):
         raise StartupError(
             f"--max-num-batched-tokens {config.max_num_batched_tokens} is below --max-num-seqs "
             f"{config.max_num_seqs}: every running sequence needs one token a step"
         )
-    if config.block_size & (config.block_size - 1):
+    if config.block_size is not None and config.block_size & (config.block_size - 1):
         raise StartupError(f"--block-size {config.block_size} is not a power of two")
     return config

@@ -19,11 +19,15 @@ from server.engine.core import EngineCore
 from server.engine_facts import EngineFacts, EngineSettings, gauge_values
 from server.errors import StartupError
 from server.execution.buffers import dtype_of
-from server.execution.build import BuiltRunner, build_runner
+from server.execution.build import BuiltRunner, build_runner, device_of
+from server.execution.cuda_graphs import GraphMode
+from server.execution.gpu_memory import GpuMemory, warm_gpu
+from server.execution.gpu_runner import GpuRunner
 from server.ipc.gauges import GaugeBlock
 from server.memory.accountant import Accountant, Books, KVUse
-from server.memory.layout import RunnerConfig
-from server.memory.snapshot import take
+from server.memory.gpu_device import find_gpu
+from server.memory.layout import MemoryKind, RunnerConfig
+from server.memory.snapshot import Snapshot, take
 from server.option_values import format_size
 from weights.checkpoint import open_checkpoint
 from weights.errors import CheckpointError
@@ -61,18 +65,24 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
     torch.set_num_threads(settings.num_threads)
     loading = loading_display(settings.log_format, progress, sys.stderr)
     try:
-        _warm_libraries(settings.runner, _spec(settings))
+        snapshot = _warmed(settings)
         gc.collect()
-        base = take()
-        built = build_runner(Path(settings.model_dir), settings.runner, progress=loading)
+        base = snapshot()
+        built = build_runner(
+            Path(settings.model_dir),
+            settings.runner,
+            progress=loading,
+            graphs=GraphMode(settings.cuda_graphs),
+            kernel_cache=None if settings.kernel_cache is None else Path(settings.kernel_cache),
+        )
         core = EngineCore(built.runner, built.kv, settings.limits, strict=settings.strict_ledger)
     except CheckpointError as error:
         raise StartupError(f"{settings.model_dir}: {error}") from error
-    except MemoryError as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
         raise StartupError(f"out of memory while loading: {error}") from error
     gc.collect()
     gc.freeze()  # what was built lives as long as the engine: no need to look at it again
-    accountant = Accountant(base, _books(built, core))
+    accountant = Accountant(base, _books(built, core, snapshot))
     facts = EngineFacts(
         weights={str(name): nbytes for name, nbytes in built.held.weights().items()},
         weights_format=settings.runner.format,
@@ -80,7 +90,7 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
         ready_seconds=time.monotonic() - started,
         torch_version=str(torch.__version__),
         num_threads=torch.get_num_threads(),
-        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        cpu_capability=_device_name(settings.runner),
         skipped=tuple(f"{item.name}: {item.reason}" for item in built.report.skipped),
     )
     return BuiltEngine(core, accountant, facts)
@@ -148,8 +158,16 @@ class _Loading:
             self._progress(f"loading: {100 * done // max(1, total)} % of {format_size(total)}")
 
 
-def _books(built: BuiltRunner, core: EngineCore) -> Books:
-    group = built.kv.groups[0]
+def _books(built: BuiltRunner, core: EngineCore, snapshot: Callable[[], Snapshot]) -> Books:
+    group, runner = built.kv.groups[0], built.runner
+    if isinstance(snapshot, GpuMemory) and isinstance(runner, GpuRunner):
+        snapshot.graph_bytes = lambda: runner.device.graph_bytes
+
+    def held_bytes() -> dict[MemoryKind, int]:
+        held = built.held.by_kind()
+        if isinstance(runner, GpuRunner):
+            held[MemoryKind.GRAPHS] = runner.device.graph_bytes
+        return held
 
     def kv_use() -> KVUse:
         gauges = core.gauges()
@@ -161,17 +179,36 @@ def _books(built: BuiltRunner, core: EngineCore) -> Books:
         )
 
     return Books(
-        held_bytes=built.held.by_kind,
+        held_bytes=held_bytes,
         kv_use=kv_use,
         kv_page_bytes=built.kv.page_bytes,
         kv_token_bytes=group.bytes_per_token,
-        peak_activation_bytes=lambda: built.runner.peak.peak_bytes,
+        peak_activation_bytes=lambda: built.peak.peak_bytes,
+        snapshot=snapshot,
     )
 
 
 def _spec(settings: EngineSettings) -> ModelSpec:
     config = open_checkpoint(Path(settings.model_dir)).config
     return resolve(config).spec(config)
+
+
+def _warmed(settings: EngineSettings) -> Callable[[], Snapshot]:
+    """Makes the libraries set themselves up; returns what reads the device's memory from then."""
+    if not settings.runner.on_gpu:
+        _warm_libraries(settings.runner, _spec(settings))
+        return take
+    gpu = find_gpu()  # before torch makes a context
+    others = 0 if gpu is None else gpu.total - gpu.free
+    device = device_of(settings.runner)
+    warm_gpu(device, dtype_of(settings.runner.format))
+    return GpuMemory(device, others)
+
+
+def _device_name(config: RunnerConfig) -> str:
+    if config.on_gpu:
+        return torch.cuda.get_device_name(device_of(config))
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def _warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:

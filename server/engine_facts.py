@@ -13,7 +13,10 @@ from server.memory.layout import RunnerConfig
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Everything that the engine process needs to build itself. Every size is decided."""
+    """Everything that the engine process needs to build itself. Every size is decided.
+
+    ``cuda_graphs`` and ``kernel_cache`` are the options of those names; a CPU heeds neither.
+    """
 
     model_dir: str
     runner: RunnerConfig
@@ -21,6 +24,8 @@ class EngineSettings:
     num_threads: int
     log_format: str = "text"
     strict_ledger: bool = False
+    cuda_graphs: str = "lazy"
+    kernel_cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class EngineFacts:
     ready_seconds: float
     torch_version: str
     num_threads: int
-    cpu_capability: str
+    cpu_capability: str  # of a GPU its name
     skipped: tuple[str, ...] = ()
 
 

@@ -14,7 +14,7 @@ from server.engine.request import EngineLimits
 from server.engine_facts import EngineSettings
 from server.errors import StartupError
 from server.memory.planner import MemoryPlan, PlanRequest, plan_memory, resolve_format
-from server.memory.snapshot import machine_memory
+from server.placement import Placement, place, refuse_on_gpu
 from weights.checkpoint import open_checkpoint
 from weights.errors import CheckpointError
 from weights.families import resolve
@@ -36,6 +36,7 @@ class ModelFacts:
     checkpoint_format: str
     unread_keys: tuple[str, ...]
     plan: MemoryPlan
+    placement: Placement
 
     @property
     def num_parameters(self) -> int:
@@ -59,7 +60,7 @@ def read_model(config: ServerConfig) -> ModelFacts:
     Raises:
         StartupError: names the file, the tensor or the option at fault.
     """
-    _refuse_quantization(config)
+    placement = place(config)
     folder = Path(config.model_dir)
     try:
         checkpoint = open_checkpoint(folder)
@@ -69,17 +70,20 @@ def read_model(config: ServerConfig) -> ModelFacts:
         unread = family.unread_keys(checkpoint.config)
     except CheckpointError as error:
         raise StartupError(f"{folder}: {error}") from error
+    if placement.on_gpu:
+        refuse_on_gpu(spec)
     stored = checkpoint.parameter_format or spec.parameter_dtype
     request = PlanRequest(
-        format=resolve_format(config.dtype, stored, spec),
-        block_size=config.block_size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        format=resolve_format(config.dtype, stored, spec, on_gpu=placement.on_gpu),
+        block_size=placement.block_size,
+        max_num_seqs=placement.max_num_seqs,
+        max_num_batched_tokens=placement.max_num_batched_tokens,
         max_model_len=config.max_model_len,
         kv_cache_bytes=config.kv_cache_memory,
         quantization=config.quantization,
+        on_gpu=placement.on_gpu,
+        batch_invariant=config.batch_invariant,
     )
-    _, available = machine_memory()
     return ModelFacts(
         folder=folder,
         spec=spec,
@@ -89,16 +93,9 @@ def read_model(config: ServerConfig) -> ModelFacts:
         checkpoint_bytes=checkpoint.total_bytes,
         checkpoint_format=stored,
         unread_keys=unread,
-        plan=plan_memory(spec, request, available),
+        plan=plan_memory(spec, request, placement.available),
+        placement=placement,
     )
-
-
-def _refuse_quantization(config: ServerConfig) -> None:
-    if config.quantization is not None:
-        raise StartupError(
-            f"--quantization {config.quantization} needs a GPU, and this server computes on the "
-            "CPU: leave it out, or take --dtype bfloat16 for half of float32's bytes"
-        )
 
 
 def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:
@@ -121,4 +118,6 @@ def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:
         num_threads=config.threads or available_cores(),
         log_format=config.log_format,
         strict_ledger=config.strict_ledger,
+        cuda_graphs=config.cuda_graphs,
+        kernel_cache=config.kernel_cache,
     )

@@ -47,13 +47,20 @@ def print_report(report: str) -> None:
             sys.stdout.close()  # what it still holds would fail again at the exit
 
 
-def promise(format: str) -> str:
+def promise(format: str, *, on_gpu: bool = False, batch_invariant: bool = False) -> str:
     """What equal requests may expect of each other, whatever shares their batch."""
+    if batch_invariant:
+        return "equal requests get equal tokens and log-probabilities, bit for bit, in any batch"
     if format == "f32":
         return "equal requests get equal tokens, log-probabilities up to float32 rounding"
+    remedy = (
+        "--batch-invariant promises equal bits"
+        if on_gpu
+        else ("--dtype float32 promises equal tokens")
+    )
     return (
         "equal requests get equal tokens but for near ties: sums round to 16 bits, and how they "
-        "are grouped depends on the batch (--dtype float32 promises equal tokens)"
+        f"are grouped depends on the batch ({remedy})"
     )
 
 
@@ -61,7 +68,7 @@ def startup_report(facts: ReportInput) -> str:
     """The block, without a last line break."""
     lines = [f"Quire serves {facts.config.model_name} at {facts.address}"]
     lines += [f"  {name:<14}{text}" for name, text in _facts(facts)]
-    lines += ["", f"  {'memory (cpu)':<18}{'planned':>12}{'measured':>12}"]
+    lines += ["", f"  {f'memory ({_device(facts)})':<18}{'planned':>12}{'measured':>12}"]
     lines += [f"  {line}" for line in _memory(facts)]
     lines += ["", *(f"  {line}" for line in _endpoints(facts))]
     return "\n".join(line.rstrip() for line in lines)
@@ -81,8 +88,8 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
     pairs = [
         ("model", shape),
         ("parameters", f"{model.num_parameters:,}" + _tied(facts)),
-        ("dtype", f"{plan.runner.format}{_widened(facts)}, on cpu ({engine.cpu_capability}), "
-         f"{engine.num_threads} threads, torch {engine.torch_version}"),
+        ("dtype", f"{plan.runner.format}{_widened(facts)}, on {_device(facts)} "
+         f"({engine.cpu_capability}), {engine.num_threads} threads, torch {engine.torch_version}"),
         ("max length", length),
         ("KV cache", f"{plan.capacity_tokens:,} tokens in {plan.kv.num_blocks:,} blocks of "
          f"{plan.runner.block_size}: {plan.concurrent_sequences:.1f} sequences of "
@@ -91,7 +98,8 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
          f"{plan.runner.max_num_batched_tokens} tokens a step"),
         ("sampling", _defaults(facts)),
         ("rope", _rope(facts)),
-        ("promise", promise(plan.runner.format)),
+        ("promise", promise(plan.runner.format, on_gpu=plan.runner.on_gpu,
+                            batch_invariant=plan.runner.batch_invariant)),
         ("ready in", f"{facts.seconds:.1f} s (weights {engine.load_seconds:.1f} s)"),
     ]  # fmt: skip
     if engine.skipped:
@@ -99,6 +107,10 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
     if model.unread_keys:
         pairs.append(("unread keys", "config.json: " + ", ".join(model.unread_keys[:8])))
     return pairs
+
+
+def _device(facts: ReportInput) -> str:
+    return "cuda" if facts.model.plan.runner.on_gpu else "cpu"
 
 
 def _widened(facts: ReportInput) -> str:

@@ -2,13 +2,15 @@
 
     open and check the files -> spec -> layout -> load weights -> persistent buffers -> warm up
 
-The caller has already decided every size (RunnerConfig); nothing is fitted to memory here.
+The caller has already decided every size (RunnerConfig), and with it the device; nothing is fitted
+to memory here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +19,12 @@ import kernels
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
 from server.execution.buffers import allocate
+from server.execution.cuda_graphs import GraphMode
+from server.execution.device import CudaDevice, Device, keep_compiled_kernels
+from server.execution.gpu_runner import GpuRunner
+from server.execution.gpu_warm_up import warm_up as warm_up_gpu
 from server.execution.held import HeldBytes
+from server.execution.live_bytes import PeakMeter
 from server.execution.model import Decoder, rotary_table
 from server.execution.model_runner import ModelRunner
 from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec, max_context
@@ -38,7 +45,7 @@ class BuiltRunner:
     intermediates of the largest step.
     """
 
-    runner: ModelRunner
+    runner: ModelRunner | GpuRunner
     model: ModelSpec
     layout: Layout
     kv: KVCacheSpec
@@ -46,6 +53,11 @@ class BuiltRunner:
     report: LoadReport
     held: HeldBytes
     warm_up_bytes: int
+
+    @property
+    def peak(self) -> PeakMeter:
+        """The most bytes of intermediates that were alive at once."""
+        return self.runner.step.peak if isinstance(self.runner, GpuRunner) else self.runner.peak
 
 
 def build_runner(
@@ -56,15 +68,19 @@ def build_runner(
     progress: Progress | None = None,
     poison: bool = False,
     warm_up: bool = True,
+    graphs: GraphMode = GraphMode.LAZY,
+    kernel_cache: Path | None = None,
 ) -> BuiltRunner:
-    """Loads ``model_dir`` and makes everything that ``config`` says on the CPU.
+    """Loads ``model_dir`` and makes everything that ``config`` says, where it says.
 
     ``num_threads`` sets torch's threads for the whole process; None leaves them. ``progress`` is
     told the bytes read and all bytes to read. ``poison`` fills new cache blocks with NaN (tests).
+    ``graphs`` and ``kernel_cache`` are a GPU's: when decode steps are captured, and the folder for
+    compiled kernels, None for Triton's own.
 
     Raises:
         CheckpointError: the folder is refused; the message names file and tensor.
-        StartupError: the configuration does not fit the model.
+        StartupError: the configuration does not fit the model, or asks for a GPU that is not there.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -72,21 +88,30 @@ def build_runner(
     model = resolve(checkpoint.config).spec(checkpoint.config)
     _check(model, config)
     layout = build_layout(model, config)
-    device = torch.device("cpu")
+    torch_device = device_of(config)
+    if config.on_gpu and kernel_cache is not None:
+        keep_compiled_kernels(kernel_cache)
     loaded = load(
         checkpoint,
         model,
         format=config.format,
         quantization=config.quantization,
-        device=device,
-        pack=kernels.pack_linear,
+        device=torch_device,
+        pack=partial(kernels.pack_linear, batch_invariant=config.batch_invariant),
         progress=progress,
     )
-    buffers = allocate(layout, device)
+    buffers = allocate(layout, torch_device)
     table = _rotary_buffer(model, config, buffers)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
     decoder = Decoder(model, loaded.linears, loaded.tensors, table)
-    runner = ModelRunner(decoder, layout, buffers, eos_token_ids, poison=poison)
+    runner: ModelRunner | GpuRunner
+    if config.on_gpu:
+        device: Device = CudaDevice(torch_device.index or 0)
+        runner = GpuRunner(
+            decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=poison
+        )
+    else:
+        runner = ModelRunner(decoder, layout, buffers, eos_token_ids, poison=poison)
     return BuiltRunner(
         runner=runner,
         model=model,
@@ -94,9 +119,28 @@ def build_runner(
         kv=kv_cache_spec(model, config.format, config.block_size, config.num_blocks),
         eos_token_ids=eos_token_ids,
         report=loaded.report,
-        held=HeldBytes(model, layout, loaded, buffers, runner.workspace),
-        warm_up_bytes=runner.warm_up() if warm_up else 0,
+        held=HeldBytes(model, layout, loaded, buffers, _workspace(runner)),
+        warm_up_bytes=_warm_up(runner) if warm_up else 0,
     )
+
+
+def device_of(config: RunnerConfig) -> torch.device:
+    """Where tensors are made. Raises StartupError for a GPU that is not there."""
+    if not config.on_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise StartupError(
+            f"torch {torch.__version__} finds no GPU that it can use; --device cpu serves without"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _workspace(runner: ModelRunner | GpuRunner) -> kernels.AttentionWorkspace:
+    return runner.step.workspace if isinstance(runner, GpuRunner) else runner.workspace
+
+
+def _warm_up(runner: ModelRunner | GpuRunner) -> int:
+    return warm_up_gpu(runner) if isinstance(runner, GpuRunner) else runner.warm_up()
 
 
 def _rotary_buffer(

@@ -1,8 +1,9 @@
 """Plans a server's memory before anything is loaded: sizes of the KV pool, and the split.
 
-The pool takes the least of three: the budget (--kv-cache-memory), half of what the machine has
-available, and what max_num_seqs sequences of max_model_len tokens need plus a quarter for cached
-prefixes. What must fit beside it (weights, intermediates, buffers) is taken off first.
+On a GPU the pool takes all that is left, or the budget where that is less. On a CPU, whose memory
+is everybody's, it takes the least of three: the budget (--kv-cache-memory), half of what the
+machine has available, and what max_num_seqs sequences of max_model_len tokens need plus a quarter
+for cached prefixes. What must fit beside it (weights, intermediates, buffers) is taken off first.
 Torch-free: the same arithmetic plans for a machine that is not there.
 """
 
@@ -52,6 +53,8 @@ class PlanRequest:
     max_model_len: int | None = None
     kv_cache_bytes: int | None = None
     quantization: str | None = None
+    on_gpu: bool = False
+    batch_invariant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ class MemoryPlan:
     @property
     def kinds(self) -> dict[str, int]:
         """Planned bytes of the kinds that a plan can know."""
-        return {str(kind): self.layout.bytes(kind) for kind in _PLANNED}
+        return {str(kind): self.layout.bytes(kind) for kind in _planned_kinds(self.request)}
 
 
 def plan_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) -> MemoryPlan:
@@ -121,14 +124,23 @@ def plan_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
     )
 
 
-def resolve_format(dtype: str, checkpoint_format: str, model: ModelSpec) -> str:
+def _planned_kinds(request: PlanRequest) -> tuple[MemoryKind, ...]:
+    return (*_PLANNED, MemoryKind.GRAPHS) if request.on_gpu else _PLANNED
+
+
+def resolve_format(
+    dtype: str, checkpoint_format: str, model: ModelSpec, *, on_gpu: bool = False
+) -> str:
     """The canonical format for --dtype.
 
-    auto is the checkpoint's own, but float32 for a small model: there a CPU is no slower for it,
-    and only in float32 is an answer independent of what shares its batch.
+    On a GPU auto is the checkpoint's own where that has 16 bits, else bf16. On a CPU auto is the
+    checkpoint's own, but float32 for a small model: there a CPU is no slower for it, and only in
+    float32 is an answer independent of what shares its batch.
     """
     if dtype != "auto":
         return next(fmt.name for fmt in FORMATS.values() if fmt.torch_name == dtype)
+    if on_gpu:
+        return checkpoint_format if tensor_bytes((1,), checkpoint_format) == 2 else "bf16"
     in_float32 = sum(tensor_bytes(parameter.shape, "f32") for parameter in inventory(model))
     return "f32" if in_float32 <= SMALL_MODEL_BYTES else checkpoint_format
 
@@ -154,7 +166,11 @@ def formulas(plan: MemoryPlan) -> dict[str, str]:
             for buffer in plan.layout.buffers
             if buffer.kind is MemoryKind.IO
         ),
-        "graphs": "none: this device captures no graphs",
+        "graphs": (
+            f"captured decode steps share one pool: {plan.layout.graph_bytes} B"
+            if config.on_gpu
+            else "none: this device captures no graphs"
+        ),
         "workspace": " + ".join(
             f"{buffer.name} {buffer.nbytes} B"
             for buffer in plan.layout.buffers
@@ -199,6 +215,8 @@ def _runner_config(
         max_logit_rows=min(logit_rows, request.max_num_batched_tokens),
         max_logprobs=min(MAX_LOGPROBS, model.vocab_size - 1),
         quantization=request.quantization,
+        on_gpu=request.on_gpu,
+        batch_invariant=request.batch_invariant,
     )
 
 
@@ -208,17 +226,21 @@ def _pool_bytes(
     """(bytes for the KV pool, which bound set them). Refuses when the rest alone does not fit."""
     rest = build_layout(model, _runner_config(model, request, max_model_len, 1))
     beside: dict[MemoryKind, int] = {
-        kind: rest.bytes(kind) for kind in _PLANNED if kind is not MemoryKind.KV_CACHE
+        kind: rest.bytes(kind)
+        for kind in _planned_kinds(request)
+        if kind is not MemoryKind.KV_CACHE
     }
     _refuse_beside(beside, available_bytes)
     block = kv_cache_spec(model, request.format, request.block_size, 1).page_bytes
     blocks_of_one = math.ceil(max_model_len / request.block_size)
     useful = math.ceil(request.max_num_seqs * blocks_of_one * PREFIX_SHARE) * block
-    bounds: Mapping[str, int] = {
-        "max-num-seqs x max-model-len x 1.25": useful,
-        "half of the available memory": available_bytes // 2,
-        "what the weights and buffers leave": available_bytes - sum(beside.values()),
-    }
+    bounds = {"what the weights and buffers leave": available_bytes - sum(beside.values())}
+    if not request.on_gpu:
+        bounds = {
+            "max-num-seqs x max-model-len x 1.25": useful,
+            "half of the available memory": available_bytes // 2,
+            **bounds,
+        }
     if request.kv_cache_bytes is not None:
         bounds = {"--kv-cache-memory": request.kv_cache_bytes, **bounds}
     limit = min(bounds, key=lambda name: bounds[name])

@@ -1,0 +1,118 @@
+"""Where the model runs, and what follows from that for the sizes left to auto. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from server.config import ServerConfig
+from server.errors import StartupError
+from server.memory.gpu_device import GpuDevice, find_gpu, torch_has_cuda
+from server.memory.snapshot import machine_memory
+from weights.spec import ModelSpec
+
+# Of a GPU's free memory, kept for what no list knows: the context, loaded kernels, cuBLAS's
+# workspace; and a share for what the caching allocator rounds up.
+GPU_RUNTIME_BYTES = 1 << 30
+GPU_SLACK_SHARE = 0.02
+
+GPU_FAMILIES = ("llama", "gpt2")  # those whose every operation has a kernel
+GPU_MAX_HEAD_DIM = 256
+GPU_MAX_WIDTH = 16384  # of a row that is normalised
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """``gpu`` is None on the CPU. ``available`` are bytes for weights, cache and buffers."""
+
+    gpu: GpuDevice | None
+    available: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.gpu is not None
+
+
+def place(
+    config: ServerConfig,
+    *,
+    find: Callable[[], GpuDevice | None] = find_gpu,
+    has_cuda: Callable[[], bool] = torch_has_cuda,
+) -> Placement:
+    """Chooses the device for --device, and the sizes that the device decides.
+
+    Raises:
+        StartupError: the device is not there or not served, or an option is not for it.
+    """
+    gpu = None if config.device == "cpu" else _usable(config.device, find, has_cuda)
+    if gpu is None:
+        _refuse_gpu_options(config)
+        _, available = machine_memory()
+    else:
+        available = int(gpu.free * (1 - GPU_SLACK_SHARE)) - GPU_RUNTIME_BYTES
+    seqs = config.max_num_seqs or (256 if gpu else 32)
+    tokens = config.max_num_batched_tokens or max(seqs, 8192 if gpu else 512)
+    if tokens < seqs:
+        raise StartupError(
+            f"--max-num-batched-tokens {tokens} is below --max-num-seqs {seqs}: every running "
+            "sequence needs one token a step"
+        )
+    return Placement(
+        gpu=gpu,
+        available=available,
+        block_size=config.block_size or (64 if gpu else 16),
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+    )
+
+
+def refuse_on_gpu(model: ModelSpec) -> None:
+    """
+    Raises:
+        StartupError: a kernel that the model needs is missing on a GPU; names it.
+    """
+    problem = None
+    if model.family not in GPU_FAMILIES:
+        problem = f"the family {model.family} has no kernels there"
+    elif model.attention.head_dim > GPU_MAX_HEAD_DIM:
+        problem = f"heads of {model.attention.head_dim} are wider than {GPU_MAX_HEAD_DIM}"
+    elif model.hidden_size > GPU_MAX_WIDTH:
+        problem = f"rows of {model.hidden_size} are wider than {GPU_MAX_WIDTH}"
+    if problem is not None:
+        raise StartupError(f"this model cannot run on a GPU: {problem}; --device cpu serves it")
+
+
+def _usable(
+    device: str, find: Callable[[], GpuDevice | None], has_cuda: Callable[[], bool]
+) -> GpuDevice | None:
+    """The GPU, or None where auto finds none that can be used."""
+    gpu = find()
+    problem = None
+    if gpu is None:
+        problem = "no NVIDIA driver with a device was found"
+    elif not has_cuda():
+        problem = f"there is a {gpu.name}, but the installed torch is built without CUDA"
+    elif not gpu.is_served:
+        major, minor = gpu.capability
+        problem = f"the {gpu.name} has compute capability {major}.{minor}; 8.0 is the least served"
+    if problem is None:
+        return gpu
+    if device == "cuda":
+        raise StartupError(f"--device cuda: {problem}; --device cpu serves without a GPU")
+    return None
+
+
+def _refuse_gpu_options(config: ServerConfig) -> None:
+    if config.quantization is not None:
+        raise StartupError(
+            f"--quantization {config.quantization} needs a GPU, and this server computes on the "
+            "CPU: leave it out, or take --dtype bfloat16 for half of float32's bytes"
+        )
+    if config.batch_invariant:
+        raise StartupError(
+            "--batch-invariant needs a GPU, and this server computes on the CPU: leave it out; "
+            "with --dtype float32 equal requests get equal tokens there"
+        )

@@ -1,0 +1,189 @@
+"""Where the model runs, on machines with and without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from server.config import resolve
+from server.errors import StartupError
+from server.memory.gpu_device import GpuDevice, find_gpu
+from server.memory.planner import PlanRequest, plan_memory, resolve_format
+from server.placement import GPU_RUNTIME_BYTES, Placement, place, refuse_on_gpu
+from server.report import promise
+from weights.tiny_specs import tiny_llama
+
+GIB = 2**30
+H200 = GpuDevice("NVIDIA H200", (9, 0), 140 * GIB, 130 * GIB)
+OLD = replace(H200, name="Tesla T4", capability=(7, 5))
+
+
+def placed(*, gpu: GpuDevice | None = H200, torch_cuda: bool = True, **flags: str) -> Placement:
+    named = {name.replace("_", "-"): value for name, value in flags.items()}
+    return place(resolve(named, {}), find=lambda: gpu, has_cuda=lambda: torch_cuda)
+
+
+def test_auto_takes_a_gpu_that_can_be_used_and_else_the_cpu() -> None:
+    assert placed().gpu is H200
+    assert placed(gpu=None).gpu is None
+    assert placed(torch_cuda=False).gpu is None
+    assert placed(gpu=OLD).gpu is None
+    assert placed(device="cpu").gpu is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "torch_cuda", "words"),
+    [
+        (None, True, "no NVIDIA driver"),
+        (H200, False, "torch is built without CUDA"),
+        (OLD, True, "Tesla T4 has compute capability 7.5"),
+    ],
+)
+def test_a_gpu_that_was_asked_for_and_cannot_be_used_is_an_error(
+    gpu: GpuDevice | None, torch_cuda: bool, words: str
+) -> None:
+    with pytest.raises(StartupError, match=words) as raised:
+        placed(gpu=gpu, torch_cuda=torch_cuda, device="cuda")
+    assert "--device cpu" in str(raised.value)
+
+
+def test_the_device_decides_the_sizes_left_to_auto() -> None:
+    def sizes(placement: Placement) -> tuple[int, int, int]:
+        return placement.block_size, placement.max_num_seqs, placement.max_num_batched_tokens
+
+    assert sizes(placed()) == (64, 256, 8192)
+    assert sizes(placed(device="cpu")) == (16, 32, 512)
+    given = {"block_size": "32", "max_num_seqs": "7", "max_num_batched_tokens": "99"}
+    assert sizes(placed(**given)) == sizes(placed(device="cpu", **given)) == (32, 7, 99)
+    assert sizes(placed(device="cpu", max_num_seqs="600")) == (16, 600, 600)
+    with pytest.raises(StartupError, match="below --max-num-seqs 32"):
+        placed(device="cpu", max_num_batched_tokens="8")
+
+
+@pytest.mark.parametrize("option", ["batch_invariant", "quantization"])
+def test_what_a_cpu_does_not_serve_is_refused_there(option: str) -> None:
+    flags = {option: "on" if option == "batch_invariant" else "int4"}
+    assert placed(**flags).on_gpu
+    with pytest.raises(StartupError, match=f"--{option.replace('_', '-')}.*needs a GPU") as raised:
+        placed(device="cpu", **flags)
+    assert "\n" not in str(raised.value)
+
+
+def test_dtype_auto_on_a_gpu_is_a_16_bit_format() -> None:
+    model = tiny_llama()
+    for stored, expected in (("bf16", "bf16"), ("f16", "f16"), ("f32", "bf16")):
+        assert resolve_format("auto", stored, model, on_gpu=True) == expected
+    assert resolve_format("float32", "bf16", model, on_gpu=True) == "f32"
+
+
+def request(**changes: Any) -> PlanRequest:
+    base = PlanRequest("bf16", 64, 64, 2048, on_gpu=True)
+    return replace(base, **changes)
+
+
+def test_the_cache_of_a_gpu_takes_all_that_is_left() -> None:
+    plan = plan_memory(tiny_llama(), request(), 4 * GIB)
+    left = 4 * GIB - sum(plan.kinds.values())
+    assert 0 <= left < plan.kv.page_bytes
+    assert plan.kinds["graphs"] > 0
+    assert plan.runner.on_gpu
+    half = plan_memory(tiny_llama(), request(kv_cache_bytes=2 * GIB), 4 * GIB)
+    assert half.pool_limit == "--kv-cache-memory"
+    assert half.kinds["kv_cache"] <= 2 * GIB
+
+
+def test_the_plan_leaves_room_for_the_context_and_the_allocator() -> None:
+    assert placed().available < H200.free - GPU_RUNTIME_BYTES
+
+
+def test_a_family_without_kernels_is_refused_by_name() -> None:
+    model = tiny_llama()
+    refuse_on_gpu(model)
+    with pytest.raises(StartupError, match="the family mamba has no kernels there"):
+        refuse_on_gpu(replace(model, family="mamba"))
+    wide = replace(model, attention=replace(model.attention, head_dim=512))
+    with pytest.raises(StartupError, match=r"heads of 512.*--device cpu"):
+        refuse_on_gpu(wide)
+
+
+def test_the_promise_is_to_the_bit_in_batch_invariant_mode_only() -> None:
+    assert "bit for bit" in promise("bf16", on_gpu=True, batch_invariant=True)
+    assert "--batch-invariant" in promise("bf16", on_gpu=True)
+    assert "--dtype float32" in promise("bf16")
+    assert "bit for bit" not in promise("bf16", on_gpu=True)
+
+
+# -- the driver's libraries -----------------------------------------------------------------------
+
+
+def set_value(pointer: Any, value: int) -> None:
+    pointer._obj.value = value
+
+
+class FakeDriver:
+    """libcuda with one device of capability 9.0."""
+
+    def __init__(self, devices: int = 1, error: int = 0) -> None:
+        self.devices, self.error = devices, error
+
+    def cuInit(self, flags: int) -> int:
+        return self.error
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        set_value(count, self.devices)
+        return 0
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
+        name.value = b"NVIDIA H200"
+        return 0
+
+    def cuDeviceTotalMem_v2(self, total: Any, device: Any) -> int:
+        set_value(total, 140 * GIB)
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, which: int, device: Any) -> int:
+        set_value(value, {75: 9, 76: 0}[which])
+        return 0
+
+    def cuDeviceGetPCIBusId(self, text: Any, size: int, device: Any) -> int:
+        text.value = b"0000:19:00.0"
+        return 0
+
+
+class FakeManagement:
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlDeviceGetHandleByPciBusId_v2(self, bus_id: Any, handle: Any) -> int:
+        return 0 if bus_id.value == b"0000:19:00.0" else 6
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
+        memory._obj.total, memory._obj.free = 140 * GIB, 131 * GIB
+        return 0
+
+
+def found(**libraries: Any) -> GpuDevice | None:
+    def open_library(name: str) -> Any:
+        kind = "driver" if "cuda" in name else "management"
+        if kind not in libraries:
+            raise OSError(name)
+        return libraries[kind]
+
+    return find_gpu(open_library)
+
+
+def test_the_driver_names_the_device_and_its_free_memory() -> None:
+    expected = GpuDevice("NVIDIA H200", (9, 0), 140 * GIB, 131 * GIB)
+    assert found(driver=FakeDriver(), management=FakeManagement()) == expected
+    assert found(driver=FakeDriver()) == replace(expected, free=140 * GIB)
+
+
+def test_no_driver_no_device_or_a_driver_that_fails_is_no_gpu() -> None:
+    assert found() is None
+    assert found(driver=FakeDriver(devices=0)) is None
+    assert found(driver=FakeDriver(error=100)) is None
