@@ -52,8 +52,8 @@ def linear_reduce(
                 second += numbers * tl.load(given + in_features + at).to(tl.float32)
         else:
             inside = (at < in_features) & (n[:, None] >= 0)
-            raw = tl.load(channels + at, mask=inside, eviction_policy="evict_first")
-            numbers = tl.where(inside, widened(raw, FORMAT, tl.float32, INTERPRETED), 0.0)
+            raw = tl.load(channels + at, mask=inside, other=0.0, eviction_policy="evict_first")
+            numbers = widened(raw, FORMAT, tl.float32, INTERPRETED)
             first += numbers * tl.load(given + at, mask=inside, other=0.0).to(tl.float32)
             if ROWS == 2:
                 row = tl.load(given + in_features + at, mask=inside, other=0.0)
@@ -135,15 +135,16 @@ def linear_dot(
             if WHOLE_TILES:
                 raw = tl.load(channels + k[None, :], eviction_policy="evict_first")
                 given = tl.load(x_rows + k[:, None], mask=m < rows, other=0.0)
-                numbers = widened(raw, FORMAT, DTYPE, INTERPRETED)
             else:
                 inside = k < in_features
                 raw = tl.load(
-                    channels + k[None, :], mask=inside[None, :], eviction_policy="evict_first"
+                    channels + k[None, :],
+                    mask=inside[None, :],
+                    other=0.0,
+                    eviction_policy="evict_first",
                 )
                 given = tl.load(x_rows + k[:, None], mask=inside[:, None] & (m < rows), other=0.0)
-                numbers = widened(raw, FORMAT, DTYPE, INTERPRETED)
-                numbers = tl.where(inside[None, :], numbers, 0.0).to(DTYPE)
+            numbers = widened(raw, FORMAT, DTYPE, INTERPRETED)
             acc = tl.dot(numbers, given.to(DTYPE), acc, input_precision=PRECISION)
     n = n[:, None]
     kept = (n < out_features) & (m < rows)

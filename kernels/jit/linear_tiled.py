@@ -83,13 +83,11 @@ def linear_tiled(
             if WHOLE_TILES:
                 raw = tl.load(channels + k[None, :])
                 given = tl.load(x_rows + k[:, None])
-                numbers = widened(raw, FORMAT, DTYPE, INTERPRETED)
             else:
                 inside = k < in_features
-                raw = tl.load(channels + k[None, :], mask=inside[None, :])
+                raw = tl.load(channels + k[None, :], mask=inside[None, :], other=0.0)
                 given = tl.load(x_rows + k[:, None], mask=inside[:, None], other=0.0)
-                numbers = widened(raw, FORMAT, DTYPE, INTERPRETED)
-                numbers = tl.where(inside[None, :], numbers, 0.0).to(DTYPE)
+            numbers = widened(raw, FORMAT, DTYPE, INTERPRETED)
             acc = tl.dot(numbers, given.to(DTYPE), acc, input_precision=PRECISION)
     if FORMAT != "plain" and FORMAT != "int4":
         acc *= tl.load(scales + n_safe)[:, None]
