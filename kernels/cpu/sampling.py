@@ -23,6 +23,7 @@ from kernels.sampling_types import SampleOutput, SamplingTensors
 
 GUMBEL_SPAN = 26.1  # from -log(33 log 2) = -3.130 to 22.874; the rest allows for rounding
 LOGPROB_BYTES = 8 << 20  # log-probabilities held at once
+MASK_BYTES = 2 << 20  # of a bitmask's bits, spread to 32 bits each, at once
 
 
 def sample(logits: Tensor, params: SamplingTensors) -> SampleOutput:
@@ -61,7 +62,7 @@ def _special_rows(logits: Tensor, params: SamplingTensors) -> Tensor:
         if value is not None:
             special |= value != neutral
     if params.bitmask is not None:
-        special.fill_(True)
+        special |= _denies(params.bitmask, logits.shape[1])
     for sparse in (params.bias, params.forbidden):
         if sparse is not None:
             special[sparse.rows] = True
@@ -84,11 +85,22 @@ def _process(processed: Tensor, rows: Tensor, params: SamplingTensors) -> None:
         _mask(processed, params.bitmask.index_select(0, rows))
 
 
+def _denies(bitmask: Tensor, vocab: int) -> Tensor:
+    """Which rows of a bitmask [R, ceil(V / 32)] deny a token at all: its spare bits say nothing."""
+    spare = -1 << vocab % 32 if vocab % 32 else 0
+    whole = (bitmask[:, :-1] != -1).any(dim=1)
+    return whole | ((bitmask[:, -1] | spare) != -1)
+
+
 def _mask(processed: Tensor, words: Tensor) -> None:
-    """Forbids what a bitmask [R, ceil(V / 32)] int32 does not allow."""
-    allowed = (words.unsqueeze(2) >> torch.arange(32, dtype=torch.int32)) & 1
-    denied = allowed.view(words.shape[0], -1)[:, : processed.shape[1]] == 0
-    processed.masked_fill_(denied, -torch.inf)
+    """Forbids what a bitmask [R, ceil(V / 32)] int32 does not allow, a few rows at a time."""
+    bits = torch.arange(32, dtype=torch.int32)
+    step = max(1, MASK_BYTES // (words.shape[1] * 32 * 4))
+    for start in range(0, words.shape[0], step):
+        part = slice(start, start + step)
+        allowed = (words[part].unsqueeze(2) >> bits).bitwise_and_(1)
+        denied = allowed.view(allowed.shape[0], -1)[:, : processed.shape[1]] == 0
+        processed[part].masked_fill_(denied, -torch.inf)
 
 
 def _penalise(processed: Tensor, rows: Tensor, params: SamplingTensors, counts: Tensor) -> None:
