@@ -113,6 +113,7 @@ def rotary_store_kv(
         k=k,
         v=v,
         slot_mapping=slot_mapping,
+        positions=positions,
         cos_sin=cos_sin,
         q_norm=q_norm,
         k_norm=k_norm,

@@ -72,11 +72,22 @@ def _store_rest(start, rest, live, TURNED: tl.constexpr, REST: tl.constexpr, PAD
 
 
 @triton.jit
+def _largest_bits(values):
+    """The bits of the largest absolute value of each row of float32 [rows, channels].
+
+    As integers the bits are in the order of the sizes, and NaN is above all of them: a maximum of
+    floats would pass over it, and hide from whoever reads the cache that a number is none.
+    """
+    return tl.max(tl.abs(values).to(tl.int32, bitcast=True), axis=1)
+
+
+@triton.jit
 def _numbers(values, scales, LARGEST: tl.constexpr):
     """float32 [rows, channels] over ``scales`` [rows], as bytes of the cache's format."""
     numbers = tl.div_rn(values, scales[:, None] + tl.zeros_like(values))
-    numbers = tl.minimum(tl.maximum(numbers, -LARGEST), LARGEST)
+    numbers = tl.clamp(numbers, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
     if LARGEST == 127.0:
+        numbers = tl.where(numbers == numbers, numbers, 0.0)  # the scale alone is NaN
         return nearest_integer(numbers).to(tl.int8)
     else:
         return float8_bits(numbers)
@@ -144,13 +155,15 @@ def _heads(
             _store_rest(start, rest, live, TURNED, REST, PADDED_REST)
     if CACHED:
         if LARGEST > 0:
-            largest = tl.zeros([start.shape[0]], tl.float32)
+            largest = tl.zeros([start.shape[0]], tl.int32)
             if TURNED > 0:
-                first, second = first.to(tl.float32), second.to(tl.float32)
-                largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
+                first = first.to(tl.float32)
+                second = second.to(tl.float32)
+                largest = tl.maximum(_largest_bits(first), _largest_bits(second))
             if REST > 0:
                 rest = rest.to(tl.float32)
-                largest = tl.maximum(largest, tl.max(tl.abs(rest), 1))
+                largest = tl.maximum(largest, _largest_bits(rest))
+            largest = largest.to(tl.float32, bitcast=True)
             scales = tl.div_rn(largest, tl.full([start.shape[0]], LARGEST, tl.float32))
             scales = tl.where(scales == 0.0, 1.0, scales)
             tl.store(scales_ptr + cache_row, scales, live)

@@ -238,6 +238,19 @@ def test_every_number_of_a_format_and_every_tie_between_two(cache_dtype, device)
     assert bool((scales == 1).all())
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dim", [0, 16, 64])
+def test_a_head_that_is_no_number_gets_a_scale_that_is_none(cache_dtype, dim, device):
+    """And its neighbours do not: what is read back must not look like a number."""
+    given = step(device, tokens=3, dim=dim, cache_dtype=cache_dtype)
+    given.k[1, 0, 5] = given.v[2, 1, 63] = float("nan")
+    given.options.pop("interleaved", None)
+    run(given)
+    block, offset = given.slots // 16, given.slots % 16
+    scales = given.options["kv_scales"][block, :, :, offset]  # [tokens, 2, Hkv]
+    assert scales.isnan().nonzero().tolist() == [[1, 0, 0], [2, 1, 1]]
+
+
 def test_padding_writes_nothing(device):
     """Neither the cache nor q and k, and no position of theirs is looked up."""
     given = step(device, tokens=6, norm=True, padded=[0, 3, 5])
