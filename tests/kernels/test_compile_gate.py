@@ -225,12 +225,14 @@ def test_no_kernel_is_launched_that_the_gate_does_not_see(sample: Sample) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_shipped_kernels_are_the_baseline_s() -> None:
     status, output = gate()
     assert status == 0, output
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not NEXT_TRITON, reason="no other version of Triton is installed beside")
 def test_the_shipped_kernels_compile_with_the_next_triton() -> None:
     status, output = gate("--smoke", "--arch", "sm_90", paths=[NEXT_TRITON[-1]])

@@ -267,6 +267,7 @@ for row in all_rows():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_every_row_compiles_at_full_size_for_an_h200(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
