@@ -34,6 +34,7 @@ from server.model_facts import ModelFacts, engine_settings
 from server.report import ReportInput, print_report, promise, startup_report
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
+from weights.inventory import held_format
 
 log = logging.getLogger("quire.server")
 
@@ -172,13 +173,14 @@ class HttpServer:
         return {} if self._facts is None else self._facts.weights
 
     def _gauge_sources(self) -> GaugeSources:
+        runner = self._model.plan.runner
         return GaugeSources(
             engine=lambda: engine_gauges(self._live_gauges()),
             engine_up=lambda: self.supervisor.state is EngineState.READY,
             memory=self._reading,
             planned=lambda: self._model.plan.kinds,
             weights=lambda: [
-                (component, self._model.plan.runner.format, nbytes)
+                (component, held_format(component, runner.format, runner.quantization), nbytes)
                 for component, nbytes in self._weights().items()
             ],
             host_bytes=process_resident,

@@ -88,7 +88,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
     pairs = [
         ("model", shape),
         ("parameters", f"{model.num_parameters:,}" + _tied(facts)),
-        ("dtype", f"{plan.runner.format}{_widened(facts)}, on {_device(facts)} "
+        ("dtype", f"{plan.runner.format}{_widened(facts)}{_quantised(facts)}, on {_device(facts)} "
          f"({engine.cpu_capability}), {engine.num_threads} threads, torch {engine.torch_version}"),
         ("max length", length),
         ("KV cache", f"{plan.capacity_tokens:,} tokens in {plan.kv.num_blocks:,} blocks of "
@@ -111,6 +111,11 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
 
 def _device(facts: ReportInput) -> str:
     return "cuda" if facts.model.plan.runner.on_gpu else "cpu"
+
+
+def _quantised(facts: ReportInput) -> str:
+    quantization = facts.model.plan.runner.quantization
+    return "" if quantization is None else f", layers' matrices in {quantization}"
 
 
 def _widened(facts: ReportInput) -> str:

@@ -73,9 +73,15 @@ class Parameter:
 
         Raises ValueError for a format that there is not.
         """
-        if quantization is not None and self.component in QUANTISABLE:
-            return get_quantised(quantization).matrix_bytes(*self.shape)
-        return tensor_bytes(self.shape, format)
+        held = held_format(self.component, format, quantization)
+        if held == format:
+            return tensor_bytes(self.shape, format)
+        return get_quantised(held).matrix_bytes(*self.shape)
+
+
+def held_format(component: str, format: str, quantization: str | None) -> str:
+    """The format that a component's parameters are held in."""
+    return format if quantization is None or component not in QUANTISABLE else quantization
 
 
 def inventory(spec: ModelSpec) -> tuple[Parameter, ...]:

@@ -26,7 +26,7 @@ class HeldBytes:
     """Measures weights by component, and persistent buffers by kind, whenever asked.
 
     A storage counts once, for the first that holds it: a tied unembedding adds nothing. A fused
-    linear's bytes are divided over its parameters by their sizes.
+    linear's bytes are divided over its parameters by their planned sizes.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class HeldBytes:
         totals: dict[str, int] = {}
         for name, tensor in self._loaded.tensors.items():
             parameter = self._parameters.get(name) or self._parameters[f"{name}.weight"]
-            _add(totals, (parameter,), _new_bytes([tensor.untyped_storage()], seen))
+            self._add(totals, (parameter,), _new_bytes([tensor.untyped_storage()], seen))
         for name, linear in self._loaded.linears.items():
             nbytes = _new_bytes(linear.storages(), seen)
             if nbytes:
-                _add(totals, self._parameters_of(name), nbytes)
+                self._add(totals, self._parameters_of(name), nbytes)
         return totals
 
     def by_kind(self) -> dict[MemoryKind, int]:
@@ -66,6 +66,18 @@ class HeldBytes:
             totals[kind] = totals.get(kind, 0) + _new_bytes([tensor.untyped_storage()], seen)
         totals[MemoryKind.WORKSPACE] = self._workspace.buffer.untyped_storage().nbytes()
         return totals
+
+    def _add(self, totals: dict[str, int], parameters: tuple[Parameter, ...], nbytes: int) -> None:
+        """Divides ``nbytes`` over the parameters' components; the last takes the rest."""
+        config = self._layout.config
+        sizes = [p.num_bytes(config.format, config.quantization) for p in parameters]
+        left = nbytes
+        for parameter, size in zip(parameters[:-1], sizes, strict=False):
+            share = nbytes * size // sum(sizes)
+            totals[parameter.component] = totals.get(parameter.component, 0) + share
+            left -= share
+        last = parameters[-1].component
+        totals[last] = totals.get(last, 0) + left
 
     def _parameters_of(self, linear: str) -> tuple[Parameter, ...]:
         parts = self._parts.get(linear, (linear,))
@@ -80,15 +92,3 @@ def _new_bytes(storages: Iterable[torch.UntypedStorage], seen: set[int]) -> int:
             seen.add(storage.data_ptr())
             total += storage.nbytes()
     return total
-
-
-def _add(totals: dict[str, int], parameters: tuple[Parameter, ...], nbytes: int) -> None:
-    """Divides ``nbytes`` over the parameters' components by size; the last takes the rest."""
-    elements = sum(parameter.num_elements for parameter in parameters)
-    left = nbytes
-    for parameter in parameters[:-1]:
-        share = nbytes * parameter.num_elements // elements
-        totals[parameter.component] = totals.get(parameter.component, 0) + share
-        left -= share
-    last = parameters[-1].component
-    totals[last] = totals.get(last, 0) + left

@@ -14,6 +14,7 @@ from server.memory.accountant import KV_PARTS
 from server.memory.layout import MemoryKind
 from server.memory.planner import MemoryPlan, formulas
 from server.option_values import format_size
+from weights.inventory import held_format
 
 Parts = list[dict[str, Any]]
 
@@ -95,11 +96,11 @@ class MemoryReport:
         return []
 
     def _weights(self) -> Parts:
-        planned = self._plan.layout.weights
+        planned, runner = self._plan.layout.weights, self._plan.runner
         return [
             {
                 "part": component,
-                "format": self._plan.runner.format,
+                "format": held_format(component, runner.format, runner.quantization),
                 "bytes": nbytes,
                 "planned_bytes": planned.get(component, 0),
             }
