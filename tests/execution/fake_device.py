@@ -286,13 +286,13 @@ def _paged_attention(q: Any, cache: Any, metadata: Any, **kwargs: Any) -> torch.
     return out
 
 
-_OPERATIONS = (
+OPERATIONS = (
     *("activation", "add_layer_norm", "add_rms_norm", "commit_tokens", "copy_blocks"),
     *("count_tokens", "embedding", "gated_activation", "gather_step", "linear"),
     *("paged_attention", "prepare_attention", "rotary_store_kv", "sample", "token_logprobs"),
     "write_rows",
 )
-_REAL = {name: getattr(kernels, name) for name in _OPERATIONS}
+_REAL = {name: getattr(kernels, name) for name in OPERATIONS}
 _GPU = {
     "rotary_store_kv": _rotary_store_kv,
     "prepare_attention": _prepare_attention,
@@ -302,5 +302,5 @@ _GPU = {
 
 def install(device: FakeDevice, patch: pytest.MonkeyPatch) -> None:
     """Routes every public kernel through the device."""
-    for name in _OPERATIONS:
+    for name in OPERATIONS:
         patch.setattr(kernels, name, device.kernel(_GPU.get(name, _REAL[name])))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import stepping
-import torch
 from fake_device import FakeDevice, install
 
 import kernels
 from server.engine.kv_spec import KVCacheSpec
 from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
+from server.execution.device import Device
 from server.execution.gpu_runner import GpuRunner
 from server.execution.model import Decoder, rotary_table
 from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec
@@ -21,6 +22,8 @@ from weights.checkpoint import open_checkpoint
 from weights.families import resolve
 from weights.generation import end_of_sequence_ids
 from weights.loader import load
+
+Install = Callable[[FakeDevice, pytest.MonkeyPatch], None]
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,12 @@ def build(
     patch: pytest.MonkeyPatch,
     *,
     graphs: GraphMode = GraphMode.LAZY,
+    device: Device | None = None,
+    install: Install = install,
     **changes: object,
 ) -> FakeBuilt:
-    return build_from(folder, stepping.small_config(**changes), patch, graphs=graphs)
+    config = stepping.small_config(**changes)
+    return build_from(folder, config, patch, graphs=graphs, device=device, install=install)
 
 
 def build_from(
@@ -48,22 +54,28 @@ def build_from(
     patch: pytest.MonkeyPatch,
     *,
     graphs: GraphMode = GraphMode.LAZY,
+    device: Device | None = None,
+    install: Install = install,
 ) -> FakeBuilt:
-    """A poisoned runner on a new fake device, through which all kernels go from now on."""
+    """A poisoned runner on a new fake device, through which all kernels go from now on; or on
+    another device that is given."""
     checkpoint = open_checkpoint(folder)
     model = resolve(checkpoint.config).spec(checkpoint.config)
     layout = build_layout(model, replace(config, on_gpu=True))
-    cpu = torch.device("cpu")
-    loaded = load(checkpoint, model, format=config.format, device=cpu, pack=kernels.pack_linear)
-    buffers = allocate(layout, cpu)
+    device = FakeDevice() if device is None else device
+    there = device.torch_device
+    loaded = load(checkpoint, model, format=config.format, device=there, pack=kernels.pack_linear)
+    buffers = allocate(layout, there)
     for buffer in buffers.values():  # what is not written must not be read
         if buffer.is_floating_point():
             buffer.fill_(float("nan"))
     table = rotary_table(model, config.max_model_len)
-    device = FakeDevice()
-    install(device, patch)
+    if isinstance(device, FakeDevice):
+        install(device, patch)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
-    decoder = Decoder(model, loaded.linears, loaded.tensors, table)
+    decoder = Decoder(
+        model, loaded.linears, loaded.tensors, None if table is None else table.to(there)
+    )
     runner = GpuRunner(decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=True)
     kv = kv_cache_spec(model, config.format, config.block_size, config.num_blocks)
     return FakeBuilt(runner, device, layout, kv, eos_token_ids)

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # attention_cases
+TESTS = Path(__file__).parents[2]
+for folder in ("parity", "equivalence", "execution", "kernels"):  # whose helpers are used here
+    sys.path.insert(0, str(TESTS / folder))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -1,0 +1,82 @@
+"""The runner with the kernels of a GPU: they fit together, and answer as a CPU does.
+
+On a GPU as it runs there; without one on a fake device, the kernels interpreted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gpu_runners
+import interpreted_kernels
+import pytest
+import stepping
+import torch
+import workloads
+from fake_device import FakeDevice
+from test_gpu_runner import GREEDY, IDS, assert_same, decode, start
+
+from server.engine.plan import AdmittedRow, PendingResult, PlannedRow, StepPlan, StepResult
+from server.execution.device import CudaDevice
+from weights.spec import ModelSpec
+from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
+
+# The interpreter makes loop bounds of one-element arrays, and warns of what rows that fill up a
+# batch compute: they start from whatever was in memory.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+SPECS: dict[str, ModelSpec] = {
+    "llama": tiny_llama(vocab_size=workloads.VOCAB, num_layers=1, max_positions=64),
+    "gpt2": tiny_gpt2(vocab_size=workloads.VOCAB, num_layers=1, max_positions=64),
+}
+
+
+def plans() -> list[StepPlan]:
+    """Prompts, scored and not, mixed with decoding; a fork; three rows in a batch of four."""
+    scored = replace(GREEDY, prompt_logprobs=2, logit_bias=((5, 1.0),))
+    drawn = replace(workloads.SEEDED, logprobs=1)
+    first = stepping.admitted(IDS[:18], drawn, (2, 1))
+    second = stepping.admitted(IDS[3:9], scored, (3,), row=2)
+    fork = AdmittedRow(1, tuple(IDS[:18]), 18, 17, drawn, 1, 0, ((2, 5),))
+    return [
+        StepPlan(1, rows=(PlannedRow(0, 18, samples=True),), admitted=(first,)),
+        replace(
+            decode(2, [0, 1], admitted=(fork, second), block_copies=((1, 5),)),
+            rows=(
+                PlannedRow(0, 1, samples=True),
+                PlannedRow(2, 6, samples=True, num_prompt_logits=5, min_tokens_pending=True),
+                PlannedRow(1, 1, samples=True),
+            ),
+        ),
+        decode(3, [0, 2, 1]),
+        decode(4, [0, 2, 1]),
+        decode(5, [1, 0], released=(2,)),
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_the_kernels_of_a_gpu_answer_as_a_cpu_does(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    write_checkpoint(SPECS[family], tmp_path, seed=3)
+    sizes = {"max_model_len": 64, "max_num_batched_tokens": 64, "max_num_seqs": 4, "num_blocks": 8}
+    runner = stepping.built(tmp_path, **sizes).runner
+    expected = [stepping.step(runner, plan) for plan in plans()]
+    where = CudaDevice() if device.type == "cuda" else FakeDevice()
+    built = gpu_runners.build(
+        tmp_path, monkeypatch, device=where, install=interpreted_kernels.install, **sizes
+    )
+    in_flight: list[PendingResult] = []
+    results: list[StepResult] = []
+    for plan in plans():
+        in_flight.append(start(built.runner, plan))
+        if len(in_flight) == 2:
+            results.append(in_flight.pop(0).result())
+    results += [pending.result() for pending in in_flight]
+    for got, want in zip(results, expected, strict=True):
+        assert_same(got, want)
+    assert built.runner.graphs.captured == (2, 4)
