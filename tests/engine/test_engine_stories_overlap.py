@@ -162,8 +162,13 @@ def test_a_scored_prompt_is_scored_once_and_in_order() -> None:
     story = Story(overlaps=True, max_num_batched_tokens=4)
     story.ask("a", prompt(9), prompt_logprobs=0, max_tokens=2)
     story.run()
-    scores = [own_logprobs(output.logprobs) for output in story.prompts if output.logprobs]
-    assert sum(scores, []) == prompt_scores(prompt(9))
+    scores = [
+        score
+        for output in story.prompts
+        if output.logprobs
+        for score in own_logprobs(output.logprobs)
+    ]
+    assert scores == prompt_scores(prompt(9))
 
 
 def test_a_row_that_is_not_finite_ends_alone_and_wastes_its_step_in_flight() -> None:

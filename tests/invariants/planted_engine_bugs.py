@@ -433,7 +433,7 @@ BUGS = (
     ),
     PlantedBug(
         begin_behind_a_failure,
-        overlap_stories.test_the_step_after_a_failed_one_is_void_and_blamed_for_nothing,
+        overlap_stories.test_nothing_is_begun_behind_a_step_that_did_not_start,
     ),
     PlantedBug(
         believe_what_followed_a_failure,
