@@ -25,8 +25,7 @@ def _part(CHANNELS: tl.constexpr, PADDED: tl.constexpr, live):
 
 @triton.jit
 def _load_pairs(start, live, TURNED: tl.constexpr, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """The first and the second of each pair, [rows, PAIRS]; ``start`` [rows] points at channel 0,
-    or is [1] for a row that all share."""
+    """First and second of each pair, [rows, PAIRS]; ``start`` [rows] points at channel 0."""
     if INTERLEAVED:
         channels, inside = _part(TURNED, 2 * PAIRS, live)
         both = tl.load(start[:, None] + channels[None, :], inside, other=0.0)
@@ -121,7 +120,6 @@ def _heads(
     if REST > 0:
         rest = _load_rest(start, given, TURNED, REST, PADDED_REST)
     if NORM:
-        everywhere = tl.full([1], True, tl.int1)
         squares = tl.zeros([start.shape[0]], tl.float32)
         if TURNED > 0:
             squares += tl.sum(first.to(tl.float32) * first.to(tl.float32), axis=1)
@@ -129,15 +127,16 @@ def _heads(
         if REST > 0:
             squares += tl.sum(rest.to(tl.float32) * rest.to(tl.float32), axis=1)
         size = (1.0 / tl.sqrt_rn(squares / HEAD_DIM + epsilon))[:, None]
-        shared = norm_ptr + tl.zeros([1], tl.int32)
+        # Read once a row: so the weights are where the values are, without an exchange.
+        shared = norm_ptr + tl.zeros([start.shape[0]], tl.int32)
         if TURNED > 0:
-            w_first, w_second = _load_pairs(shared, everywhere, TURNED, PAIRS, INTERLEAVED)
+            w_first, w_second = _load_pairs(shared, given, TURNED, PAIRS, INTERLEAVED)
             first = first.to(tl.float32) * size * w_first.to(tl.float32)
             second = second.to(tl.float32) * size * w_second.to(tl.float32)
             first = round_to(first, dtype, INTERPRETED)
             second = round_to(second, dtype, INTERPRETED)
         if REST > 0:
-            weight = _load_rest(shared, everywhere, TURNED, REST, PADDED_REST).to(tl.float32)
+            weight = _load_rest(shared, given, TURNED, REST, PADDED_REST).to(tl.float32)
             rest = round_to(rest.to(tl.float32) * size * weight, dtype, INTERPRETED)
     if TURNED > 0:
         # The table is in halves, whatever the order of the channels.
