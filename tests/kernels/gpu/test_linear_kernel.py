@@ -155,20 +155,29 @@ def test_split_sums_are_the_same_bits_every_time(format, width, device):
     assert torch.equal(first, check(weight, 5, activation="gelu_erf", residual=True))
 
 
-@pytest.mark.parametrize("format", ["f32", "int8", "int4", "fp8"])
-def test_a_batch_invariant_row_is_the_same_bits_in_any_company(format, device):
-    weight = packed(40, 136, format, F32, device, bias=True, batch_invariant=True)
-    x = rows_of(130, 136, F32, device)
-    extra = random((130, 40), F32, device, seed=9)
+@pytest.mark.parametrize(
+    ("format", "dtype"),
+    [("f32", F32), ("int8", F32), ("int4", F32), ("fp8", F32), ("bf16", BF16), ("int4", BF16)],
+    ids=str,
+)
+def test_a_batch_invariant_row_is_the_same_bits_in_any_company(format, dtype, device):
+    weight = packed(40, 136, format, dtype, device, bias=True, batch_invariant=True)
+    x = rows_of(130, 136, dtype, device)
+    extra = random((130, 40), dtype, device, seed=9)
     whole = linear(x, weight, "silu", extra)
     wanted = reference.linear(x, weight, activation="silu", residual=extra)
-    torch.testing.assert_close(whole, wanted, rtol=0, atol=TOLERANCE[F32] * 8)
+    torch.testing.assert_close(whole, wanted, rtol=0, atol=TOLERANCE[dtype] * 8)
     for first, last in ((0, 1), (5, 7), (3, 36), (1, 129)):
         assert torch.equal(
             linear(x[first:last], weight, "silu", extra[first:last]), whole[first:last]
         )
     order = torch.randperm(130, generator=torch.Generator().manual_seed(1)).to(device)
     assert torch.equal(linear(x[order], weight, "silu", extra[order]), whole[order])
+
+
+def test_tiles_of_many_channels_are_visited_in_bands(device):
+    """10 tiles of output channels, 8 to a band, and 2 of rows."""
+    check(packed(600, 32, "int8", F32, device), 100)
 
 
 def test_other_forms_are_not_the_same_bits(device):
