@@ -3,7 +3,8 @@
 Peak memory: what is held at the end, plus one staging chunk (LoadReport.peak_transient_bytes), plus
 what ``pack`` allocates for one matrix where it does not keep the tensor that it is given. A matrix
 that is to be quantised exists in the plain format until it is packed: that is counted too. Files
-are read with pread, so nothing stays mapped.
+are read with pread, so nothing stays mapped. On a GPU the pinned buffers of weights.pinned_reader
+stand in for the staging chunk.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from weights.formats import get_format, get_quantised
 from weights.fusion import FusedLinear, fused_linears, held_name, plain_tensors
 from weights.inventory import QUANTISABLE, Parameter, inventory
 from weights.matching import Matching, SkippedTensor, match, tied_copies_differ
+from weights.pinned_reader import CopyStream, PinnedReader
 from weights.spec import ModelSpec
 from weights.tensor_reader import TensorReader, torch_dtype
 
@@ -75,11 +77,13 @@ def load(
     device: torch.device | str = "cpu",
     pack: Pack[_Packed],
     progress: Progress | None = None,
+    copies: CopyStream | None = None,
 ) -> LoadedModel[_Packed]:
     """Every parameter of ``spec`` in ``format`` on ``device``.
 
     With a ``quantization``, the matrices of weights.inventory.QUANTISABLE are packed in that format
-    instead; their biases keep ``format``.
+    instead; their biases keep ``format``. ``copies`` are a GPU's: tensors then pass through pinned
+    memory, read by several threads; without, one thread reads into place.
 
     Raises CheckpointError, before any tensor is read, where tensors are missing, unexpected or of
     the wrong shape; ValueError for a format that there is not.
@@ -91,13 +95,16 @@ def load(
     matching = match(checkpoint, families.by_name(spec.family), spec)
     counter = _ByteCounter(matching.bytes_to_read, progress)
     assembly = _Assembly(spec, format, quantization, torch.device(device), pack)
-    with TensorReader(checkpoint, counter.add) as reader:
+    with _reader(checkpoint, counter.add, copies) as reader:
         _check_tied_copies(matching, reader)
         for placement in matching.placements:
             names = [piece.parameter for piece in placement.pieces]
             reader.fill(placement, {name: assembly.view(name) for name in names})
+            if assembly.would_pack(names):
+                reader.settle()
             for name in names:
                 assembly.complete(name)
+        reader.settle()
         staging_bytes = reader.staging_bytes
     linears, tensors = assembly.finish()
     report = LoadReport(
@@ -111,6 +118,14 @@ def load(
         unprefixed=matching.unprefixed,
     )
     return LoadedModel(linears, tensors, report)
+
+
+def _reader(
+    checkpoint: Checkpoint, on_bytes: Callable[[int], None], copies: CopyStream | None
+) -> TensorReader:
+    if copies is None:
+        return TensorReader(checkpoint, on_bytes)
+    return PinnedReader(checkpoint, on_bytes, copies)
 
 
 def _check_tied_copies(matching: Matching, reader: TensorReader) -> None:
@@ -177,6 +192,10 @@ class _Assembly(Generic[_Packed]):
                 self.peak_unpacked_bytes = max(self.peak_unpacked_bytes, unpacked)
         start = _rows_before(members, name)
         return self._open[fused][start : start + parameter.shape[0]]
+
+    def would_pack(self, names: list[str]) -> bool:
+        """Completing these may pack a matrix, which reads its values."""
+        return any(name.rpartition(".")[0] in self._owners for name in names)
 
     def complete(self, name: str) -> None:
         """Says that ``name`` has its values; packs its matrix when it was the last to come."""

@@ -77,10 +77,13 @@ class TensorReader:
                 self._fill_converted(entry, offset, view, dtype)
             offset += view.numel() * dtype.itemsize
 
+    def settle(self) -> None:
+        """What was filled is there already."""
+
     def equal(self, left: TensorEntry, right: TensorEntry) -> bool:
         """Whether two tensors of one size hold the same bytes. Reads both."""
         half = self._chunk_bytes // 2
-        for start, size in _chunks(left.nbytes, half):
+        for start, size in chunks(left.nbytes, half):
             staging = self._stage(2 * half)
             first, second = staging[:size], staging[half : half + size]
             self._read(left, left.offset + start, first)
@@ -95,12 +98,12 @@ class TensorReader:
         entry = placement.entry
         columns, rows = entry.shape  # the file's [in, out]
         row_bytes = rows * dtype.itemsize
-        for start, count in _chunks(columns, max(1, self._chunk_bytes // row_bytes)):
+        for start, count in chunks(columns, max(1, self._chunk_bytes // row_bytes)):
             chunk = self._staged(entry, entry.offset + start * row_bytes, count * rows, dtype)
             block = chunk.view(count, rows).t()
             for piece in placement.pieces:
                 view = views[piece.parameter]
-                _check_fits(chunk, view.dtype, entry)
+                check_fits(chunk, view.dtype, entry)
                 source = block[piece.start : piece.start + piece.size]
                 view[:, start : start + count].copy_(source)
 
@@ -108,9 +111,9 @@ class TensorReader:
         self, entry: TensorEntry, offset: int, view: torch.Tensor, dtype: torch.dtype
     ) -> None:
         flat = view.view(-1)
-        for start, count in _chunks(flat.numel(), self._chunk_bytes // dtype.itemsize):
+        for start, count in chunks(flat.numel(), self._chunk_bytes // dtype.itemsize):
             chunk = self._staged(entry, offset + start * dtype.itemsize, count, dtype)
-            _check_fits(chunk, view.dtype, entry)
+            check_fits(chunk, view.dtype, entry)
             flat[start : start + count].copy_(chunk)
 
     def _staged(
@@ -132,18 +135,8 @@ class TensorReader:
         """Fills contiguous ``target`` with the file's bytes from ``offset``."""
         if not target.numel():
             return
-        descriptor = self._open(entry.file)
         memory = target.view(-1).view(torch.uint8).numpy().data
-        done = 0
-        while done < len(memory):
-            part = memory[done : done + _READ_BYTES]
-            count = os.preadv(descriptor, [part], offset + done)
-            if count == 0:
-                raise CheckpointError(
-                    f"{entry.file}: tensor {show(entry.name)} is cut off: the file shrank"
-                )
-            done += count
-            self._on_bytes(count)
+        read_span(self._open(entry.file), entry, offset, memory, self._on_bytes)
 
     def _open(self, file: str) -> int:
         if file not in self._files:
@@ -154,6 +147,30 @@ class TensorReader:
         return self._files[file]
 
 
+def read_span(
+    descriptor: int,
+    entry: TensorEntry,
+    offset: int,
+    memory: memoryview,
+    on_bytes: Callable[[int], None] | None = None,
+) -> None:
+    """Fills ``memory`` with the file's bytes from ``offset``, and says so as they come. Any thread.
+
+    Raises CheckpointError, naming file and tensor, where the file ends before.
+    """
+    done = 0
+    while done < len(memory):
+        part = memory[done : done + _READ_BYTES]
+        count = os.preadv(descriptor, [part], offset + done)
+        if count == 0:
+            raise CheckpointError(
+                f"{entry.file}: tensor {show(entry.name)} is cut off: the file shrank"
+            )
+        done += count
+        if on_bytes is not None:
+            on_bytes(count)
+
+
 def torch_dtype(format: str) -> torch.dtype:
     """The torch dtype of a format of one element a number."""
     dtype = getattr(torch, FORMATS[format].torch_name)
@@ -162,14 +179,17 @@ def torch_dtype(format: str) -> torch.dtype:
     return dtype
 
 
-def _chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
+def chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, count) pairs that cover [0, total) in steps of at most ``size``."""
     for start in range(0, total, size):
         yield start, min(size, total - start)
 
 
-def _check_fits(chunk: torch.Tensor, target: torch.dtype, entry: TensorEntry) -> None:
-    """float16 alone is narrower in range than the others: beyond 65504 it would be infinite."""
+def check_fits(chunk: torch.Tensor, target: torch.dtype, entry: TensorEntry) -> None:
+    """float16 alone is narrower in range than the others: beyond 65504 it would be infinite.
+
+    Raises CheckpointError, naming file and tensor, where a value of ``chunk`` is.
+    """
     if target != torch.float16 or chunk.dtype == torch.float16:
         return
     low, high = torch.aminmax(chunk)

@@ -29,6 +29,7 @@ from server.execution.model import Decoder, rotary_table
 from server.execution.model_runner import ModelRunner
 from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec, max_context
 from weights.checkpoint import open_checkpoint
+from weights.cuda_copies import CudaCopies
 from weights.families import resolve
 from weights.generation import end_of_sequence_ids
 from weights.loader import LoadReport, load
@@ -99,6 +100,7 @@ def build_runner(
         device=torch_device,
         pack=partial(kernels.pack_linear, batch_invariant=config.batch_invariant),
         progress=progress,
+        copies=CudaCopies(torch_device) if config.on_gpu else None,
     )
     buffers = allocate(layout, torch_device)
     table = _rotary_buffer(model, config, buffers)
