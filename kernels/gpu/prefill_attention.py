@@ -12,6 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import tuning
 from kernels.attention_types import AttentionFeatures, AttentionMetadata
+from kernels.gpu import specialized_prefill
 from kernels.gpu.compile_case import ASYNC_COPY, TMA, WGMMA, CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.jit import paged_prefill as jit
@@ -43,6 +44,11 @@ def paged_prefill(
     tokens, rows = q.shape[0], metadata.seq_lens.shape[0]
     if tokens == 0:
         return
+    if kv_scales is None:
+        special = specialized_prefill.chosen(q, cache_layer, metadata, shape, features)
+        if special is not None:
+            specialized_prefill.run(q, cache_layer, metadata, scale, features, out, special)
+            return
     arch = tuning.architecture(q.device)
     facts = Facts.of(q, cache_layer, shape.batch_invariant)
     tuned = facts.lookup(arch, metadata.max_query_len)
