@@ -12,6 +12,7 @@ MOST_SKINNY_ROWS = 32  # the most that the kernels for few rows take
 MOST_SPLITS = 8  # programs that share an output channel
 MOST_SPLIT_OUT = 4096  # more output channels fill a GPU without splits
 LEAST_SPLIT_COLUMNS = 1024  # fewer input channels leave a split nothing to do
+LEAST_PANEL_ROWS = 64  # fewer never take panels, nor pay for their traffic
 PANEL_BYTES = 64 << 20  # of one panel
 PANEL_ALIGN = 128  # output channels
 
@@ -49,7 +50,7 @@ def gpu_product_temporaries(
     few = min(rows, MOST_SKINNY_ROWS)
     partials = 4 * splits * few * out if splits > 1 else 0
     panel = 0
-    if format not in PLAIN and rows > MOST_SKINNY_ROWS:
+    if format not in PLAIN and rows >= LEAST_PANEL_ROWS:
         panel = element_bytes * columns * panel_rows(columns, out, element_bytes)
     largest = max(partials, panel)
     return (("product_scratch", largest),) if largest else ()

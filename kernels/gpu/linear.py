@@ -26,13 +26,19 @@ from kernels import tuning
 from kernels.gpu import linear_cases
 from kernels.gpu.compile_case import CompileCase
 from kernels.gpu.interpreter import interpreted
-from kernels.gpu_product_forms import panel_rows, splits_allowed
+from kernels.gpu_product_forms import (
+    LEAST_PANEL_ROWS,
+    MOST_SKINNY_ROWS,
+    panel_rows,
+    splits_allowed,
+)
 from kernels.jit.linear_skinny import linear_dot, linear_finish, linear_reduce
 from kernels.jit.linear_tiled import linear_dequantise, linear_tiled
 from kernels.linears import LinearWeight
 from kernels.tuning import Tuning
 
 FINISH_BLOCK = 1024
+MOST_REDUCED_ROWS = 2  # linear_reduce has no more sums
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -51,35 +57,21 @@ def linear(
         return out
     limits = launch.tuning("linear").blocks
     rows = x.shape[0]
-    if rows <= limits["MOST_REDUCED_ROWS"]:
-        launch.reduce()
-    elif rows <= limits["MOST_SKINNY_ROWS"]:
-        launch.dot()
-    elif rows < limits["LEAST_LIBRARY_ROWS"]:
-        launch.tiled("linear_tiled")
-    elif weight.scales is None:
+    if weight.scales is None and rows >= limits["LEAST_LIBRARY_ROWS"]:
         launch.by_library(weight.weight, out)
-    else:
+    elif rows >= max(limits["LEAST_LIBRARY_ROWS"], LEAST_PANEL_ROWS):
         launch.by_panels()
+    elif rows <= min(limits["MOST_REDUCED_ROWS"], MOST_REDUCED_ROWS) and weight.format != "int4":
+        launch.reduce()
+    elif rows <= min(limits["MOST_SKINNY_ROWS"], MOST_SKINNY_ROWS):
+        launch.dot()
+    else:
+        launch.tiled("linear_tiled")
     return out
 
 
 def compile_cases(arch: int) -> Iterator[CompileCase]:
     yield from linear_cases.cases(arch)
-
-
-def _tuning(
-    kernel: str, arch: int, format: str, dtype: str, rows: int, out_features: int, in_features: int
-) -> Tuning:
-    facts: dict[str, int | str] = {
-        "format": format,
-        "dtype": dtype,
-        "out": out_features,
-        "in": in_features,
-    }
-    if kernel != "linear_invariant":
-        facts["rows"] = rows
-    return tuning.lookup(kernel, arch, **facts)
 
 
 def block_m(rows: int) -> int:
@@ -114,15 +106,15 @@ class _Launch:
             self._numbers = weight.weight.view(torch.uint8)
 
     def tuning(self, kernel: str) -> Tuning:
-        return _tuning(
-            kernel,
-            self._arch,
-            self._format,
-            _NAMES[self._x.dtype],
-            self._rows,
-            self._out_features,
-            self._in,
-        )
+        facts: dict[str, tuning.Fact] = {
+            "format": self._format,
+            "dtype": _NAMES[self._x.dtype],
+            "out": self._out_features,
+            "in": self._in,
+        }
+        if kernel != "linear_invariant":  # whose shape must not depend on the number of rows
+            facts["rows"] = self._rows
+        return tuning.lookup(kernel, self._arch, **facts)
 
     def reduce(self) -> None:
         tuned = self.tuning("linear_reduce")
