@@ -1,5 +1,7 @@
 """Offline throughput of the engine: ``python -m server.bench [MODEL_DIR] ...``, see --help.
 
+``python -m server.bench gpu`` measures the engine's rows on a GPU instead.
+
 Only sets the process up; the bench itself is server.bench_engine.
 """
 
@@ -14,6 +16,11 @@ from server.config import limit_thread_spinning
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the bench as the engine process would run; returns the exit code."""
     limit_thread_spinning()  # before torch is loaded
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["gpu"]:
+        from server.bench_gpu import main as run_gpu
+
+        return run_gpu(given[1:])
     from server.bench_engine import main as run
 
     return run(arguments)
