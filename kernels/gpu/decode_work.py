@@ -23,10 +23,10 @@ from kernels.gpu_workspace import (
 from kernels.jit.decode_work import build_decode_work
 from kernels.workspace import AttentionShape
 
-ROWS = 256  # rows that build_decode_work looks at together
+ROWS = 128  # rows that build_decode_work looks at together
 PROGRAMS = 16  # starts that one of its programs finds
 WARPS = 4
-INTERPRETED_PROGRAMS = 2  # times PER_SM: enough to split and to join; each takes milliseconds
+INTERPRETED_PROGRAMS = 3  # times PER_SM: enough to split and to join; each takes milliseconds
 
 
 @dataclass(frozen=True, slots=True)

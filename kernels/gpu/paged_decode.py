@@ -39,7 +39,15 @@ def decode(
     cache = cache_layer
     if cache.dtype is torch.float8_e4m3fn and arch < NATIVE_FLOAT8:
         cache = cache.view(torch.uint8)
-    tuned = _tuned(arch, shape.head_dim, shape.group, q.element_size(), cache.element_size())
+    tuned = tuning.lookup(
+        "paged_decode",
+        arch,
+        head_dim=shape.head_dim,
+        group=shape.group,
+        block_size=shape.block_size,
+        query_bytes=q.element_size(),
+        cache_bytes=cache.element_size(),
+    )
     todo = work.list_for(features.window, metadata)
     scratch = work.scratch
     absent = scratch.sums  # a pointer that is never followed
@@ -74,20 +82,6 @@ def decode(
         INTERPRETED=interpreted(),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
-    )
-
-
-def _tuned(
-    arch: int, head_dim: int, group: int, query_bytes: int, cache_bytes: int
-) -> tuning.Tuning:
-    """``query_bytes`` and ``cache_bytes`` are of an element."""
-    return tuning.lookup(
-        "paged_decode",
-        arch,
-        head_dim=head_dim,
-        group=group,
-        query_bytes=query_bytes,
-        cache_bytes=cache_bytes,
     )
 
 
@@ -163,7 +157,15 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
 
 def _case(gated: _Gated, arch: int) -> CompileCase:
     cache = gated.cache or gated.dtype
-    tuned = _tuned(arch, gated.head_dim, gated.group, _BYTES[gated.dtype], _BYTES[cache])
+    tuned = tuning.lookup(
+        "paged_decode",
+        arch,
+        head_dim=gated.head_dim,
+        group=gated.group,
+        block_size=gated.block_size,
+        query_bytes=_BYTES[gated.dtype],
+        cache_bytes=_BYTES[cache],
+    )
     tile = work_blocks(arch, gated.head_dim, gated.group)["TILE"]
     if cache == "fp8e4nv" and arch < NATIVE_FLOAT8:
         cache = "u8"
