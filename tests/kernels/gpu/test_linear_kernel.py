@@ -257,7 +257,10 @@ def test_large_numbers_of_few_bits_add_up_in_float32(rows, device):
 @pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("rows", [1, 8, 32, 100, 1024, 5000])
 def test_the_scratch_of_a_product_stays_in_its_plan(rows, format, device, monkeypatch):
-    """What is allocated beside the result; kernels and products are not run."""
+    """What is allocated beside the result, even by a table that splits as often as it can; kernels
+    and products are not run."""
+    blocks = {"BLOCK_N": 16, "BLOCK_K": 128, "SPLITS": 64}
+    greedy = tuning.Row("linear_dot", (), {}, tuning.Tuning(blocks, 1, 3))
     width = 2560
     taken = []
     real = torch.empty
@@ -273,11 +276,12 @@ def test_the_scratch_of_a_product_stays_in_its_plan(rows, format, device, monkey
     for name in ("mm", "addmm"):
         monkeypatch.setattr(torch, name, lambda *a, **k: None)
     monkeypatch.setattr(gpu_product_forms, "PANEL_BYTES", 4 << 20)
-    for out in (3000, 512):
+    for out in (5000, 3000, 512):
         zeros = torch.zeros(out, width, dtype=BF16, device=device)
         weight = pack_on_any_device(zeros, format)
         taken.clear()
-        linear(real(rows, width, dtype=BF16, device=device), weight, None, None)
+        with tuning.trying([greedy], tuning.architecture(device)):
+            linear(real(rows, width, dtype=BF16, device=device), weight, None, None)
         beside = sum(tensor.nbytes for tensor in taken) - rows * out * 2
         planned = gpu_product_forms.gpu_product_temporaries(rows, width, out, 2, format=format)
         assert beside <= sum(nbytes for _, nbytes in planned)
