@@ -19,7 +19,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.gpu.compile_case import ASYNC_COPY, TMA, WARP_SPECIALIZED, WGMMA, CompileCase
+from kernels.gpu.compile_case import (
+    ASYNC_COPY,
+    FLOAT64,
+    TMA,
+    WARP_SPECIALIZED,
+    WGMMA,
+    CompileCase,
+)
 from kernels.gpu.interpreter import interpreted
 
 WARP_SIZE = 32
@@ -63,7 +70,7 @@ class Figures:
     async_copies: int
     bulk_copies: int
     vector_loads: int
-    doubles: int  # mentions of 64-bit floats, which no kernel means to use
+    doubles: int  # mentions of 64-bit floats
 
     def row(self) -> dict[str, int]:
         return asdict(self)
@@ -76,6 +83,7 @@ def wanted_but_missing(case: CompileCase, figures: Figures) -> list[str]:
         ASYNC_COPY: figures.async_copies + figures.bulk_copies > 0,
         TMA: figures.bulk_copies > 0,
         WARP_SPECIALIZED: figures.warps > case.num_warps,
+        FLOAT64: figures.doubles > 0,
     }
     return sorted(name for name in case.wants if not shown[name])
 

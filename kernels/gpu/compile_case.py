@@ -10,6 +10,7 @@ WGMMA = "wgmma"  # Hopper's asynchronous tensor-core products
 ASYNC_COPY = "async_copy"  # cp.async, or a bulk tensor copy
 TMA = "tma"  # bulk tensor copies by descriptor
 WARP_SPECIALIZED = "warp_specialized"
+FLOAT64 = "float64"  # arithmetic in 64-bit floats, which no kernel may have unasked
 
 
 @dataclass(frozen=True, slots=True)

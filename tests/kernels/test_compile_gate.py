@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 
 from kernels.compile_gate import problems_of
 from kernels.gate_baseline import Difference, differences, read_baseline, review, write_baseline
-from kernels.gpu.compile_case import ASYNC_COPY, WARP_SPECIALIZED, WGMMA, CompileCase
+from kernels.gpu.compile_case import ASYNC_COPY, FLOAT64, WARP_SPECIALIZED, WGMMA, CompileCase
 from kernels.offline import Figures
 
 ROOT = Path(__file__).parent.parent.parent
@@ -148,6 +148,12 @@ def case(**changes: object) -> CompileCase:
 def test_bad_machine_code_is_told(figures: Figures, arch: int, problem: str | None) -> None:
     found = problems_of(case(wants=frozenset([WGMMA, ASYNC_COPY])), arch, figures)
     assert (not found) if problem is None else (len(found) == 1 and problem in found[0])
+
+
+def test_a_kernel_that_needs_64_bit_floats_says_so() -> None:
+    needing = case(wants=frozenset([FLOAT64]))
+    assert problems_of(needing, 80, replace(FIGURES, doubles=39)) == []
+    assert problems_of(needing, 90, FIGURES) == ["has no float64"]
 
 
 def test_specialised_warps_show_in_their_number() -> None:
