@@ -111,8 +111,7 @@ class _Call:
         prompt = _dense(params.prompt_mask) if params.repetition is not None else None
         bitmask = _dense(params.bitmask)
         linked = scratch.entries > 0
-        work = "changed" if scratch.changes else "greedy" if params.key is None else "draw"
-        tuned = self._tuned("scan_tiles", work=work)
+        tuned = self._tuned("scan_tiles")
         jit.scan_tiles[(scratch.rows * scratch.tiles,)](
             self.logits,
             *self._row_params(),
@@ -230,8 +229,10 @@ class _Call:
             num_stages=tuned.num_stages,
         )
 
-    def _tuned(self, kernel: str, **facts: tuning.Fact) -> tuning.Tuning:
-        return tuning.lookup(kernel, tuning.architecture(self.logits.device), **facts)
+    def _tuned(self, kernel: str) -> tuning.Tuning:
+        drawing = "greedy" if self.params.key is None else "draw"
+        work = "changed" if self.scratch.changes else drawing
+        return tuning.lookup(kernel, tuning.architecture(self.logits.device), work=work)
 
     def _logits(self) -> tuple[Tensor | None, ...]:
         return self.logits, self.regions.get("processed"), self.regions.get("heads")
@@ -331,28 +332,23 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
     truncating = {*_TRUNCATING, "tile_mass", "group_best"}
     everything = {*truncating, *_CHANGING, "bias_rows", "forbidden_rows"}
     for name in ("scan_tiles", "finish_rows"):
-        for kind, given in (("greedy", {"temperature"}), ("draw", set(_DRAWING))):
-            yield _case(f"{name}/{kind}", name, given, fixed[name], arch, work=kind)
-    given = {"temperature", *_CHANGING}
-    yield _case("scan_tiles/changed", "scan_tiles", given, fixed["scan_tiles"], arch)
+        yield _case(name, "greedy", {"temperature"}, fixed[name], arch)
+        yield _case(name, "draw", {*_DRAWING}, fixed[name], arch)
+    yield _case("scan_tiles", "changed", {"temperature", *_CHANGING}, fixed["scan_tiles"], arch)
     for name, constants in fixed.items():
-        yield _case(f"{name}/all", name, everything, constants, arch)
+        yield _case(name, "all", everything, constants, arch)
         if name != "link_sparse":
-            yield _case(f"{name}/truncate", name, truncating, constants, arch)
+            yield _case(name, "truncate", truncating, constants, arch)
     yield from logprobs.compile_cases(arch)
 
 
 def _case(
-    name: str,
-    kernel: str,
-    given: set[str],
-    constants: Mapping[str, object],
-    arch: int,
-    **facts: tuning.Fact,
+    kernel: str, kind: str, given: set[str], constants: Mapping[str, object], arch: int
 ) -> CompileCase:
     """A case from the kernel's own argument names: pointers that are not given are None."""
     fn = getattr(jit, kernel, None) or getattr(jit_truncation, kernel)
-    tuned = tuning.lookup(kernel, arch, **facts)
+    work = "changed" if "heads" in given else "draw" if "key" in given else "greedy"
+    tuned = tuning.lookup(kernel, arch, work=work)
     fixed = {**constants, **tuned.blocks}
     absent = {argument: None for argument in _OPTIONAL - given if argument in fn.arg_names}
     signature = {
@@ -363,7 +359,7 @@ def _case(
     whole = {"vocab", "logits_stride", "counts_stride", "prompt_stride"}
     aligned = {name for name, kind in signature.items() if kind[0] == "*" or name in whole}
     return CompileCase(
-        name=name,
+        name=f"{kernel}/{kind}",
         fn=fn,
         signature=signature,
         constexprs=absent | fixed,

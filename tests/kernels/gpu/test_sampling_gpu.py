@@ -229,6 +229,56 @@ def test_of_equal_logits_the_low_ids_are_kept(options, capacity, device):
     check(logits, params, device, **(SMALL | {"capacity": capacity}))
 
 
+def winner_of(logits: torch.Tensor, params: SamplingTensors) -> int:
+    return int(reference.sample(logits, params).token_ids[0])
+
+
+@pytest.mark.parametrize("capacity", [8, 128])
+@pytest.mark.parametrize("kind", ["random", "equal", "rounded"])
+def test_a_cut_is_exact_to_the_token(kind, capacity, device):
+    """The token that wins among all is the last that is kept, and then the first that is not."""
+    logits = torch.randn(1, 100, generator=torch.Generator().manual_seed(1)) * 0.7
+    if kind == "rounded":
+        logits = logits.round()
+    hot = drawing(1, position=torch.tensor([11]))
+    if kind == "equal":  # those after the winner are no longer equal
+        logits[:] = 0
+        logits[0, winner_of(logits, hot) + 1 :] = -30
+    winner = winner_of(logits, hot)
+    scaled = (logits - logits.max())[0]
+    order = sorted(range(100), key=lambda token: (-float(scaled[token]), token))
+    rank = order.index(winner)
+    assert rank > 1
+    weights = scaled[order].double().exp()
+    below, above = (float(weights[:count].sum() / weights.sum()) for count in (rank, rank + 1))
+    value = float(scaled[winner])
+    least = scaled[winner].exp()
+    while math.log(least) > value:
+        least = least.nextafter(torch.tensor(0.0))
+    most = least
+    while math.log(most) <= value:
+        most = most.nextafter(torch.tensor(2.0))
+    step = (above - below) / 50
+    keeping = [{"top_k": rank + 1}, {"top_p": below + step}, {"min_p": float(least)}]
+    dropping = [{"top_k": rank}, {"top_p": below - step}, {"min_p": float(most)}]
+    if kind == "equal":
+        keeping, dropping = keeping[:2], dropping[:2]  # min_p drops no equals
+    asked = keeping + dropping
+    neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    params = drawing(
+        len(asked),
+        position=torch.full((len(asked),), 11),
+        **{
+            name: torch.tensor([each.get(name, value) for each in asked])
+            for name, value in neutral.items()
+        },
+    )
+    rows = logits.expand(len(asked), -1)
+    got = sampled(rows, params, device, **(SMALL | {"capacity": capacity})).token_ids
+    assert got.tolist() == reference.sample(rows, params).token_ids.tolist()
+    assert (got == winner).tolist() == [True] * len(keeping) + [False] * len(dropping)
+
+
 def test_exactly_k_tokens_are_ever_drawn(device):
     """Of 40 equal tokens top_k 3 keeps the first three, and each of them comes."""
     count = 12
