@@ -27,7 +27,7 @@ GPU_JOBS ?= 6
 # Needs no plugin and no particular version: a GPU machine comes with packages of its own.
 GPU_PYTEST := -m pytest -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
 
-.PHONY: setup serve check format test test-slow sweep kernels-check test-gpu bench bench-gpu demo-score clean
+.PHONY: setup serve check format test test-slow sweep kernels-check test-gpu bench bench-gpu bench-engine-gpu demo-score clean
 .DEFAULT_GOAL := serve
 
 setup: $(SETUP)
@@ -86,11 +86,15 @@ kernels-check: $(SETUP_TEST)
 test-gpu:
 	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' || \
 	  { echo "test-gpu needs a GPU that torch sees" >&2; exit 1; }
-	ls tests/kernels/gpu/test_*.py | xargs -P $(GPU_JOBS) -I FILE sh -c \
+	ls tests/kernels/gpu/test_*.py tests/gpu/test_*.py | xargs -P $(GPU_JOBS) -I FILE sh -c \
 	  '$(GPU_PYTHON) $(GPU_PYTEST) -m "not sweep" -k "$(ONLY)" $(ARGS) FILE || test $$? -eq 5'
 
 bench-gpu:
 	$(GPU_PYTHON) -m kernels.bench --only "$(ONLY)" $(ARGS)
+
+# The engine's rows: whole models of published shapes, random weights written first.
+bench-engine-gpu:
+	$(GPU_PYTHON) -m server.bench gpu --only "$(ONLY)" $(ARGS)
 
 bench: $(SETUP)
 	$(BIN)/python -m server.bench $(ARGS)

@@ -1,0 +1,31 @@
+"""A few steps of a tiny model, for compute-sanitizer to watch. Run from the repository's root."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER), str(FOLDER.parent / "equivalence")]
+os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # so that each tensor has its own bounds
+
+
+def main() -> None:
+    from gpu_engine import Model, run
+
+    from server.execution.cuda_graphs import GraphMode
+    from weights.synthetic import write_checkpoint
+    from weights.tiny_specs import tiny_llama
+
+    spec = tiny_llama(head_dim=64, hidden_size=256, num_layers=1, vocab_size=515)
+    with tempfile.TemporaryDirectory() as name:
+        write_checkpoint(spec, Path(name), seed=0)
+        model = Model(Path(name), spec.vocab_size)
+        built = model.build(graphs=GraphMode.OFF, max_model_len=512, num_blocks=24)
+        run(built, model.requests(2, max_tokens=3))
+
+
+if __name__ == "__main__":
+    main()
