@@ -284,7 +284,7 @@ def test_the_scratch_of_a_product_stays_in_its_plan(rows, format, device, monkey
             linear(real(rows, width, dtype=BF16, device=device), weight, None, None)
         beside = sum(tensor.nbytes for tensor in taken) - rows * out * 2
         planned = gpu_product_forms.gpu_product_temporaries(rows, width, out, 2, format=format)
-        assert beside <= sum(nbytes for _, nbytes in planned)
+        assert beside <= sum(nbytes for _, nbytes in planned) <= 4 << 20
 
 
 class _Silent:
