@@ -58,7 +58,7 @@ class PrometheusMetrics:
         self._prompt_tokens = self._counter("quire_prompt_tokens", "Prompt tokens of requests")
         self._generated = self._counter("quire_generation_tokens", "Tokens generated for requests")
         self._discarded = self._counter(
-            "quire_tokens_discarded", "Tokens computed after a stop string had been met"
+            "quire_tokens_discarded", "Tokens computed after an end that was found out late"
         )
         self._queried = self._counter("quire_prefix_cache_queries", "Prompt tokens looked up")
         self._hits = self._counter("quire_prefix_cache_hits", "Prompt tokens found in the cache")
@@ -134,6 +134,7 @@ class PrometheusMetrics:
         self._step_tokens.labels("decode").inc(stats.num_decode_tokens)
         self._tokens_per_step.observe(stats.num_prompt_tokens + stats.num_decode_tokens)
         self._preemptions.inc(stats.num_preemptions)
+        self._discarded.inc(stats.num_discarded_tokens)
         self._queried.inc(stats.prefix_queried_tokens)
         self._hits.inc(stats.prefix_hit_tokens)
         self._step_seconds.observe(stats.step_seconds)

@@ -92,7 +92,7 @@ def test_a_finished_request_is_counted_once_under_its_outcome() -> None:
 
 def test_a_step_adds_up() -> None:
     world = World()
-    stats = StepStats(7, 3, 20, 2, 1, 30, 16, 0.012, 0.01, 0.001, (0.5, 1.5))
+    stats = StepStats(7, 3, 20, 2, 1, 30, 16, 0.012, 0.01, 0.001, (0.5, 1.5), 3)
     world.metrics.observe_step(stats)
     world.metrics.observe_step(stats)
     assert world.value("quire_engine_steps_total") == 2
@@ -100,6 +100,7 @@ def test_a_step_adds_up() -> None:
     assert world.value("quire_engine_step_tokens_total", phase="decode") == 4
     assert world.value("quire_step_tokens_sum") == 44
     assert world.value("quire_preemptions_total") == 2
+    assert world.value("quire_tokens_discarded_total") == 6
     assert world.value("quire_prefix_cache_queries_total") == 60
     assert world.value("quire_prefix_cache_hits_total") == 32
     assert world.value("quire_request_queue_seconds_sum") == 4
