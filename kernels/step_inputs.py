@@ -157,7 +157,7 @@ def _check_buffers(rows: Tensor, buffers: StepBuffers, layout: RowLayout, num_ro
         ("seq_lens", _INT, (None,)),
         ("block_tables", _INT, (None, layout.max_blocks)),
         ("floats", (torch.float32,), (NUM_FLOATS, None)),
-        ("top_k", _INT, (None,)),
+        ("top_k", _LONG, (None,)),
         ("keys", _LONG, (None,)),
         ("output_positions", _LONG, (None,)),
     ):

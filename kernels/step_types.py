@@ -19,6 +19,6 @@ class StepBuffers:
     seq_lens: Tensor  # [R] int32
     block_tables: Tensor  # [R, max_blocks] int32
     floats: Tensor  # [6, R] float32, in the order of row_state.FLOATS_AT
-    top_k: Tensor  # [R] int32
+    top_k: Tensor  # [R] int64
     keys: Tensor  # [R] int64
     output_positions: Tensor  # [R] int64

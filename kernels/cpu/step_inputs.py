@@ -65,7 +65,7 @@ def _gather_sampling(
     places, heads = samples[chosen], records[chosen]
     floats = heads[:, row_state.FLOATS_AT : row_state.FLOATS_AT + row_state.NUM_FLOATS]
     buffers.floats[:, places] = floats.contiguous().view(torch.float32).t()
-    buffers.top_k[places] = heads[:, row_state.TOP_K]
+    buffers.top_k[places] = heads[:, row_state.TOP_K].long()
     low = heads[:, row_state.KEY_LOW].long() & 0xFFFFFFFF
     buffers.keys[places] = (heads[:, row_state.KEY_HIGH].long() << 32) | low
     buffers.output_positions[places] = _column(packet, table.outputs_at, given)[chosen]

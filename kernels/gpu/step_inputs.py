@@ -174,7 +174,7 @@ _GATHER = (
     _ROWS
     | dict.fromkeys(("token_ids", "positions", "slot_mapping"), "*i64")
     | dict.fromkeys(("query_start_loc", "seq_lens", "block_tables"), "*i32")
-    | {"floats": "*fp32", "top_k": "*i32", "keys": "*i64", "output_positions": "*i64"}
+    | {"floats": "*fp32", "top_k": "*i64", "keys": "*i64", "output_positions": "*i64"}
     | _integers("row_words", "tokens_at", "rows_at", "starts_at", "computed_at", "samples_at")
     | _integers("outputs_at", "table_stride", "float_stride")
 )

@@ -37,7 +37,7 @@ def _sampling_state(
     place,  # among the rows that choose a token
     output_position,
     floats,  # [6, float_stride] float32
-    top_k,  # [.] int32
+    top_k,  # [.] int64
     keys,  # [.] int64
     positions,  # [.] int64
     float_stride,
@@ -51,7 +51,7 @@ def _sampling_state(
     bits = tl.load(record + FLOATS_AT + columns, mask=inside, other=0)
     values = bits.to(tl.float32, bitcast=True)
     tl.store(floats + columns * float_stride + place, values, mask=inside)
-    tl.store(top_k + place, tl.load(record + TOP_K))
+    tl.store(top_k + place, tl.load(record + TOP_K).to(tl.int64))
     low = tl.load(record + KEY_LOW).to(tl.int64) & 0xFFFFFFFF
     high = tl.load(record + KEY_LOW + 1).to(tl.int64)
     tl.store(keys + place, (high << 32) | low)
@@ -83,7 +83,7 @@ def step_inputs_kernel(
     block_tables,  # [B, table_stride] int32
     # What the sampler reads.
     floats,  # [6, float_stride] float32
-    top_k,  # [.] int32
+    top_k,  # [.] int64
     keys,  # [.] int64
     output_positions,  # [.] int64
     # Where things lie.

@@ -69,7 +69,8 @@ class Device(Protocol):
         ...
 
     def synchronize(self) -> None:
-        """The host waits for everything handed over so far."""
+        """The host waits for everything handed over so far, and for what was started on this
+        device in any other way, such as loading weights."""
         ...
 
     @property
@@ -104,8 +105,6 @@ class CudaDevice:
         self._stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
         with torch.cuda.device(self.torch_device):
             self._pool = torch.cuda.graph_pool_handle()
-        # What was loaded on the default stream is there before this stream reads it.
-        self._stream.wait_stream(torch.cuda.default_stream(self.torch_device))
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
@@ -145,7 +144,7 @@ class CudaDevice:
             graph.replay()
 
     def synchronize(self) -> None:
-        self._stream.synchronize()
+        torch.cuda.synchronize(self.torch_device)
 
     @property
     def graph_bytes(self) -> int:

@@ -100,14 +100,17 @@ class GpuRunner:
             row_layout(config), max_num_seqs=config.max_num_seqs, block_size=config.block_size
         )
         self.slots = Slots(device, layout.pinned)
-        self._limits = SamplingLimits(config.logit_rows, table_rows(decoder.spec.vocab_size))
-        self.step = GpuStep(decoder, layout, buffers, device.torch_device, self._limits)
+        self.limits = SamplingLimits(
+            config.logit_rows, table_rows(decoder.spec.vocab_size), config.max_logprobs
+        )
+        self.step = GpuStep(decoder, layout, buffers, device.torch_device, self.limits)
         self.graphs = DecodeGraphs(
             device, decode_graph_sizes(config), self.step.decode, self.step.forget, mode=graphs
         )
         self._eos_token_ids = eos_token_ids
         self._poison = poison
         self._last: Forwarded | RowsChanged | None = None
+        device.synchronize()  # weights and buffers are there
         device.run(self.step.clear)
         if poison:
             device.run(lambda: _poison(buffers["kv_cache"]))
@@ -144,7 +147,7 @@ class GpuRunner:
         params = tuple(self.rows.params_of(row.row) for row in plan.rows)
         packet.set_rows(rows.rows, rows.starts, rows.computed, rows.places, rows.outputs)
         work = plan_sampling(
-            plan, self.rows, rows, packet, limits=self._limits, eos_token_ids=self._eos_token_ids
+            plan, self.rows, rows, packet, limits=self.limits, eos_token_ids=self._eos_token_ids
         )
         size = self._graph_size(plan) if num_layers is None else None
         # Captured before the packet is uploaded: a capture takes every row out of the batch.

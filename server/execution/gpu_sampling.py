@@ -19,22 +19,23 @@ from server.engine.plan import StepPlan
 from server.execution.gpu_rows import GpuRows, Int64, StepRows
 from server.execution.packet import EMPTY, PacketDraft, Span
 
+FEW_LOGPROBS = 5  # what most who ask for alternatives ask for
 TEMPERATURE, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION = range(6)  # rows of GpuRows.floats
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows ``start : stop`` of those that choose a token, and what some of them use."""
+    """Rows ``start : stop`` of those that choose a token, and what some of them use.
+
+    Features go in groups, neutral where a row does not use one: a kernel is compiled for each
+    combination, and there must be few enough to compile all of them before the first request.
+    """
 
     start: int
     stop: int
     random: bool
-    top_k: bool
-    top_p: bool
-    min_p: bool
-    presence: bool
-    frequency: bool
-    repetition: bool
+    truncates: bool  # top_k, top_p, min_p
+    penalises: bool  # presence, frequency, repetition
     bias: tuple[Span, Span, Span]  # rows within the part, ids, values
     forbidden: tuple[Span, Span]  # rows within the part, ids
     asked: Span  # rows within the part that report log-probabilities
@@ -58,10 +59,21 @@ class SampleWork:
 
 @dataclass(frozen=True, slots=True)
 class SamplingLimits:
-    """How many rows of logits exist at once, and how many with penalties are worked on at once."""
+    """How many rows of logits exist at once, how many with penalties are worked on at once, and how
+    many alternatives may be reported."""
 
     logit_rows: int
     table_rows: int
+    max_logprobs: int
+
+    @property
+    def num_tops(self) -> tuple[int, ...]:
+        """Numbers of alternatives that are computed, rising. A kernel is compiled for each."""
+        return tuple(sorted({0, min(FEW_LOGPROBS, self.max_logprobs), self.max_logprobs}))
+
+    def num_top(self, asked: int) -> int:
+        """What is computed where ``asked`` are asked for."""
+        return next(number for number in self.num_tops if number >= asked)
 
 
 def plan_sampling(
@@ -87,12 +99,12 @@ def plan_sampling(
         picks=packet.put(np.concatenate((scored, sampled))),
         num_scored=len(scored),
         targets=packet.put(targets),
-        scored_width=1 + _most_scored(plan, state),
+        scored_width=1 + limits.num_top(_most_scored(plan, state)),
         rows=packet.put(rows),
         num_sampled=len(rows),
         parts=_parts(state, rows, forbidden, packet, limits),
         num_asked=int((num_top >= 0).sum()),
-        asked_width=1 + int(num_top.max(initial=0)),
+        asked_width=1 + limits.num_top(int(num_top.max(initial=0))),
     )
 
 
@@ -153,22 +165,26 @@ def _part(
         start=start,
         stop=stop,
         random=random,
-        top_k=random and bool((state.top_k[rows] > 0).any()),
-        top_p=random and bool((floats[TOP_P] < 1).any()),
-        min_p=random and bool((floats[MIN_P] > 0).any()),
-        presence=bool((floats[PRESENCE] != 0).any()),
-        frequency=bool((floats[FREQUENCY] != 0).any()),
-        repetition=bool((floats[REPETITION] != 1).any()),
-        bias=_bias(state, rows, packet),
+        truncates=random
+        and bool(
+            (state.top_k[rows] > 0).any() or (floats[TOP_P] < 1).any() or (floats[MIN_P] > 0).any()
+        ),
+        penalises=bool(state.tables[rows].any()),
+        bias=_bias(state, rows, packet, always=any(forbidden[start:stop])),
         forbidden=_forbidden(forbidden[start:stop], packet),
         asked=packet.put(np.flatnonzero(state.num_top[rows] >= 0)),
         asked_before=int((state.num_top[all_rows[:start]] >= 0).sum()),
     )
 
 
-def _bias(state: GpuRows, rows: Int64, packet: PacketDraft) -> tuple[Span, Span, Span]:
+def _bias(
+    state: GpuRows, rows: Int64, packet: PacketDraft, *, always: bool
+) -> tuple[Span, Span, Span]:
+    """Where ``always``, one that changes nothing rather than none."""
     counts = state.num_biases[rows]
     if not counts.any():
+        if always:
+            return packet.put([0]), packet.put([0]), packet.put_floats([0.0])
         return EMPTY, EMPTY, EMPTY
     entries = [
         entry for row in rows[counts > 0].tolist() for entry in state.params_of(row).logit_bias
@@ -256,18 +272,17 @@ class DeviceSampler:
         """The kernel's parameters: only the parts that some row uses."""
         rows = slice(part.start, part.stop)
         counts = mask = None
-        if part.presence or part.frequency or part.repetition:
+        if part.penalises:
             index = work.rows.of(packet)[rows]
-            counts = self._counts.index_select(0, index)
-            mask = self._mask.index_select(0, index) if part.repetition else None
+            counts, mask = self._counts.index_select(0, index), self._mask.index_select(0, index)
         return SamplingTensors(
             temperature=self._floats[TEMPERATURE, rows],
-            top_k=self._top_k[rows] if part.top_k else None,
-            top_p=self._floats[TOP_P, rows] if part.top_p else None,
-            min_p=self._floats[MIN_P, rows] if part.min_p else None,
-            presence=self._floats[PRESENCE, rows] if part.presence else None,
-            frequency=self._floats[FREQUENCY, rows] if part.frequency else None,
-            repetition=self._floats[REPETITION, rows] if part.repetition else None,
+            top_k=self._top_k[rows] if part.truncates else None,
+            top_p=self._floats[TOP_P, rows] if part.truncates else None,
+            min_p=self._floats[MIN_P, rows] if part.truncates else None,
+            presence=self._floats[PRESENCE, rows] if part.penalises else None,
+            frequency=self._floats[FREQUENCY, rows] if part.penalises else None,
+            repetition=self._floats[REPETITION, rows] if part.penalises else None,
             output_counts=counts,
             prompt_mask=mask,
             key=self._keys[rows] if part.random else None,

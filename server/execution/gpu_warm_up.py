@@ -1,9 +1,9 @@
 """Before the first request: every kernel that serving can need is compiled and has run once.
 
 A kernel is compiled when a configuration of it first runs, which takes up to seconds; a request
-must not pay for that. Configurations differ by sizes that the tuning table tells apart and by what
-rows ask of the sampler, so steps of rising sizes run through one layer, each with the sampler in
-another mood. Compiled kernels are kept on disk, so a later start only reads them.
+must not pay for that. Configurations differ by sizes that the tuning table tells apart, so steps of
+rising sizes run through one layer; and by what rows ask of the sampler, so everything is asked of
+it. Compiled kernels are kept on disk, so a later start only reads them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
 from server.engine.request import SamplingParams
 from server.execution.cuda_graphs import GraphMode
 from server.execution.gpu_runner import GpuRunner
+from server.execution.gpu_sampling import SamplingLimits
 from server.execution.warm_up import largest_plan
+from server.memory.graph_sizes import SIZES
 from server.memory.layout import RunnerConfig
 
 GREEDY = SamplingParams(seed=0, temperature=0.0)
 DRAWN = SamplingParams(seed=0)
+TRUNCATED = replace(DRAWN, top_p=0.9)
 
 
 def warm_up(runner: GpuRunner) -> int:
@@ -29,7 +32,7 @@ def warm_up(runner: GpuRunner) -> int:
     that the largest step had alive at once.
     """
     config = runner.layout.config
-    for plan in (largest_plan(config), *_plans(config)):
+    for plan in (largest_plan(config), *_plans(config, runner.limits)):
         runner.sample(runner.forward_layers(plan, 1), None).result()
         runner.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
     if runner.graphs.mode is GraphMode.START:
@@ -38,50 +41,48 @@ def warm_up(runner: GpuRunner) -> int:
     return runner.step.peak.peak_bytes
 
 
-def _plans(config: RunnerConfig) -> Iterator[StepPlan]:
-    """One prompt of 1, 2, 4 ... tokens, then as many rows of one token."""
+def _plans(config: RunnerConfig, limits: SamplingLimits) -> Iterator[StepPlan]:
+    """One prompt of every size, as many rows of one token, and a row for everything to ask for."""
     longest = min(
         config.max_num_batched_tokens,
         config.max_model_len - 1,
         config.num_blocks * config.block_size,
     )
-    moods = _moods(config.max_logprobs)
-    for length in _doubling(longest):
-        yield _plan([length], next(moods), config)
-    for rows in _doubling(min(config.max_num_seqs, config.num_blocks, longest)):
-        yield _plan([1] * rows, next(moods), config)
+    for length in _sizes(longest):
+        yield _plan([length], GREEDY, config)
+    for rows in _sizes(min(config.max_num_seqs, config.num_blocks, longest)):
+        yield _plan([1] * rows, DRAWN, config)
+    if longest > 0:
+        for sampling, pending in _everything_asked(limits):
+            yield _plan([1], sampling, config, min_tokens_pending=pending)
 
 
-def _doubling(most: int) -> Iterator[int]:
-    size = 1
+def _sizes(most: int) -> Iterator[int]:
+    """Those that decode steps are captured at, then twice as many each time, up to ``most``."""
+    size = 0
     while size < most:
+        size = min(most, next((one for one in SIZES if one > size), 2 * size))
         yield size
-        size *= 2
-    if most > 0:
-        yield most
 
 
-def _moods(max_logprobs: int) -> Iterator[SamplingParams]:
-    """What rows ask of the sampler, each feature alone, round and round."""
-    moods = (
-        GREEDY,
-        DRAWN,
-        replace(DRAWN, top_k=5),
-        replace(DRAWN, top_p=0.9),
-        replace(DRAWN, min_p=0.1),
-        replace(DRAWN, top_k=5, top_p=0.9),
-        replace(GREEDY, frequency_penalty=0.1),
-        replace(GREEDY, presence_penalty=0.1),
-        replace(DRAWN, repetition_penalty=1.1),
-        replace(GREEDY, logit_bias=((0, 1.0),)),
-        replace(GREEDY, logprobs=min(1, max_logprobs)),
-        replace(GREEDY, logprobs=max_logprobs),
-    )
-    while True:
-        yield from moods
+def _everything_asked(limits: SamplingLimits) -> Iterator[tuple[SamplingParams, bool]]:
+    """Every combination that the sampler tells apart, with whether end ids are forbidden."""
+    for drawing in (GREEDY, DRAWN, TRUNCATED):
+        for penalised in (drawing, replace(drawing, repetition_penalty=1.1)):
+            for sampling in (penalised, replace(penalised, logit_bias=((0, 1.0),))):
+                yield sampling, False
+            yield replace(penalised, stop_token_ids=(0,)), True
+    for number in limits.num_tops:
+        yield replace(GREEDY, logprobs=number), False
 
 
-def _plan(lengths: list[int], sampling: SamplingParams, config: RunnerConfig) -> StepPlan:
+def _plan(
+    lengths: list[int],
+    sampling: SamplingParams,
+    config: RunnerConfig,
+    *,
+    min_tokens_pending: bool = False,
+) -> StepPlan:
     admitted: list[AdmittedRow] = []
     block = 0
     for row, length in enumerate(lengths):
@@ -99,5 +100,8 @@ def _plan(lengths: list[int], sampling: SamplingParams, config: RunnerConfig) ->
             )
         )
         block += blocks
-    rows = tuple(PlannedRow(row, length, samples=True) for row, length in enumerate(lengths))
+    rows = tuple(
+        PlannedRow(row, length, samples=True, min_tokens_pending=min_tokens_pending)
+        for row, length in enumerate(lengths)
+    )
     return StepPlan(0, rows=rows, admitted=tuple(admitted))

@@ -14,6 +14,9 @@ from kernels.row_state import StepTable
 Int32 = npt.NDArray[np.int32]
 
 
+ALIGNMENT = 4  # words: kernels are compiled for aligned tensors, which spans are given as
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Words of a packet."""
@@ -67,7 +70,10 @@ class PacketDraft:
             return EMPTY
         span = Span(self.num_words, len(words))
         self._parts.append(words)
-        self.num_words += len(words)
+        filling = -len(words) % ALIGNMENT
+        if filling:
+            self._parts.append(np.zeros(filling, dtype=np.int32))
+        self.num_words += len(words) + filling
         return span
 
     def put_floats(self, values: Sequence[float]) -> Span:

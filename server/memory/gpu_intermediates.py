@@ -1,8 +1,8 @@
 """Bytes of a step's intermediate tensors on a GPU, phase by phase.
 
-As server.memory.intermediates, but the kernels work in registers and leave nothing beside their
-results, and logits go into a persistent buffer. What libraries take inside a product is theirs
-(workspace), and is not listed here.
+As server.memory.intermediates, but the kernels of a layer work in registers and leave nothing
+beside their results, and logits go into a persistent buffer. What libraries take inside a product
+is theirs (workspace), and is not listed here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kernels.gpu_product_forms import gpu_product_temporaries
+from kernels.gpu_sampling_workspace import logprob_workspace_bytes, sampling_workspace_bytes
 from server.memory.intermediates import Phase, Tensors
 from weights.spec import ModelSpec
 
@@ -51,7 +52,8 @@ def gpu_phases(
 
 def table_rows(vocab_size: int) -> int:
     """How many rows with penalties are sampled at a time."""
-    return max(1, TABLE_LOGIT_BYTES // (4 * vocab_size))
+    rows = TABLE_LOGIT_BYTES // (4 * vocab_size)
+    return max(1, rows if rows < 16 else rows // 16 * 16)
 
 
 def _layer_phases(
@@ -99,16 +101,19 @@ def _logit_phases(
     narrow = ("logits_narrow", logit_rows * vocab * element)
     apart = min(rows, table_rows(vocab), logit_rows) * vocab
     tables: Tensors = (("counts_apart", 4 * apart), ("mask_apart", apart))
+    drawn = sampling_workspace_bytes(min(rows, logit_rows), vocab)
+    ranked = logprob_workspace_bytes(logit_rows, vocab, num_top)
     final = (("all_hidden", hidden), ("all_residual", hidden), ("final_normed", 4 * picked))
     return (
         Phase("final_norm", final),
         Phase("logits", (("picked", picked), narrow, *scratch)),
-        Phase("sample", (("picked", picked), *tables)),
+        Phase("sample", (("picked", picked), *tables, ("sampling_scratch", drawn))),
         Phase(
             "logprobs",
             (
                 ("picked", picked),
                 ("logits_apart", 4 * min(rows, logit_rows) * vocab),
+                ("logprob_scratch", ranked),
                 ("reported", 8 * logit_rows * (1 + num_top)),
             ),
         ),

@@ -34,6 +34,7 @@ def packet_words(config: RunnerConfig) -> int:
 def device_shapes(config: RunnerConfig, vocab_size: int) -> Shapes:
     """Everything on the device but the KV cache, the rotary table and the workspace."""
     tokens, rows = config.max_num_batched_tokens, config.max_num_seqs
+    aligned = -(-rows // 16) * 16  # each row of floats starts on a cache line
     return (
         ("row_state", (rows, row_layout(config).words), "i32"),
         ("output_counts", (rows, vocab_size), "i32"),
@@ -45,8 +46,8 @@ def device_shapes(config: RunnerConfig, vocab_size: int) -> Shapes:
         ("query_start_loc", (rows + 1,), "i32"),
         ("seq_lens", (rows,), "i32"),
         ("step_block_tables", (rows, config.max_blocks_per_row), "i32"),
-        ("step_floats", (NUM_FLOATS, rows), "f32"),
-        ("step_top_k", (rows,), "i32"),
+        ("step_floats", (NUM_FLOATS, aligned), "f32"),
+        ("step_top_k", (rows,), "i64"),
         ("step_keys", (rows,), "i64"),
         ("step_output_positions", (rows,), "i64"),
         ("logits", (config.logit_rows, vocab_size), "f32"),

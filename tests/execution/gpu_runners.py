@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def build_from(
     layout = build_layout(model, replace(config, on_gpu=True))
     device = FakeDevice() if device is None else device
     there = device.torch_device
-    loaded = load(checkpoint, model, format=config.format, device=there, pack=kernels.pack_linear)
+    pack = partial(kernels.pack_linear, batch_invariant=config.batch_invariant)
+    loaded = load(checkpoint, model, format=config.format, device=there, pack=pack)
     buffers = allocate(layout, there)
     for buffer in buffers.values():  # what is not written must not be read
         if buffer.is_floating_point():

@@ -58,17 +58,32 @@ def plans() -> list[StepPlan]:
     ]
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("family", "batch_invariant"),
+    [
+        ("llama", False),
+        pytest.param("llama", True, marks=pytest.mark.slow),
+        pytest.param("gpt2", False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_kernels_of_a_gpu_answer_as_a_cpu_does(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device
+    family: str,
+    batch_invariant: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
 ) -> None:
     write_checkpoint(SPECS[family], tmp_path, seed=3)
     sizes = {"max_model_len": 64, "max_num_batched_tokens": 64, "max_num_seqs": 4, "num_blocks": 8}
     runner = stepping.built(tmp_path, **sizes).runner
     expected = [stepping.step(runner, plan) for plan in plans()]
-    where = CudaDevice() if device.type == "cuda" else FakeDevice()
     built = gpu_runners.build(
-        tmp_path, monkeypatch, device=where, install=interpreted_kernels.install, **sizes
+        tmp_path,
+        monkeypatch,
+        device=CudaDevice() if device.type == "cuda" else FakeDevice(),
+        install=interpreted_kernels.install,
+        batch_invariant=batch_invariant,
+        **sizes,
     )
     in_flight: list[PendingResult] = []
     results: list[StepResult] = []

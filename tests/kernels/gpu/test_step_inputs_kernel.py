@@ -50,7 +50,7 @@ class Case:
             "seq_lens": ((NUM_ROWS,), torch.int32),
             "block_tables": ((NUM_ROWS, self.layout.max_blocks), torch.int32),
             "floats": ((row_state.NUM_FLOATS, NUM_ROWS), torch.float32),
-            "top_k": ((NUM_ROWS,), torch.int32),
+            "top_k": ((NUM_ROWS,), torch.int64),
             "keys": ((NUM_ROWS,), torch.int64),
             "output_positions": ((NUM_ROWS,), torch.int64),
         }
