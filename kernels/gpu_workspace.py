@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_PROGRAMS = 640  # four for each multiprocessor of the largest GPUs there are
-MAX_LISTS = 4  # work lists of a step: the layers' different windows
 START_WORDS = 4  # of a program: rank of its row, KV head, tile, tiles to do
 RECORD_WORDS = 4  # of a row: its place in the batch, its token, its context, its first tile
 HEADER_WORDS = 4  # of a list: tiles for each program, then nothing
@@ -21,7 +20,7 @@ ALIGNMENT = 128  # bytes; every region starts on a line of the L2 cache
 class DecodeRegions:
     """Byte sizes, in the order in which the regions lie."""
 
-    lists: int  # MAX_LISTS work lists, int32
+    lists: int  # a work list for each window that layers have, int32
     counters: int  # int32, one for each program
     partials: int  # float32, two for each program: weighted values of a group of heads
     maxima: int  # float32, the same: each head's highest score
@@ -42,11 +41,12 @@ def list_words(max_num_seqs: int) -> int:
     return _aligned(4 * words) // 4
 
 
-def decode_regions(*, group: int, head_dim: int, max_num_seqs: int) -> DecodeRegions:
-    """``group`` is the number of query heads that share a KV head."""
+def decode_regions(*, group: int, head_dim: int, max_num_seqs: int, windows: int) -> DecodeRegions:
+    """``group`` is the number of query heads that share a KV head, ``windows`` that of different
+    windows among the layers."""
     slots = 2 * MAX_PROGRAMS * group
     return DecodeRegions(
-        lists=MAX_LISTS * 4 * list_words(max_num_seqs),
+        lists=windows * 4 * list_words(max_num_seqs),
         counters=_aligned(4 * MAX_PROGRAMS),
         partials=_aligned(4 * slots * head_dim),
         maxima=_aligned(4 * slots),

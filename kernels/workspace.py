@@ -35,6 +35,8 @@ class AttentionShape:
     ``element_bytes`` is the size of an element of the KV cache (and of the queries): 4 or 2.
     ``on_gpu`` says whose scratch is meant. ``batch_invariant``, which the GPU's kernels heed, asks
     for answers that are the same bits in any batch: one order of additions for every row.
+    ``windows`` are the different windows of the model's layers, 0 for none: on a GPU, a step's work
+    is shared out for each.
     Raises ValueError when a number is out of range.
     """
 
@@ -48,11 +50,16 @@ class AttentionShape:
     max_model_len: int
     on_gpu: bool = False
     batch_invariant: bool = False
+    windows: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         for name in SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.windows or len(set(self.windows)) < len(self.windows) or min(self.windows) < 0:
+            raise ValueError(
+                f"windows are {self.windows}; they must differ, be at least 0, and be one or more"
+            )
         if self.num_query_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_query_heads is {self.num_query_heads}; it must be a multiple of"
@@ -166,7 +173,10 @@ def attention_workspace_bytes(shape: AttentionShape) -> int:
         if shape.batch_invariant:
             return 0
         regions = decode_regions(
-            group=shape.group, head_dim=shape.head_dim, max_num_seqs=shape.max_num_seqs
+            group=shape.group,
+            head_dim=shape.head_dim,
+            max_num_seqs=shape.max_num_seqs,
+            windows=len(shape.windows),
         )
         return regions.total
     return max(scratch_regions(shape, tile).total for tile in QUERY_TILES)

@@ -27,14 +27,14 @@ class InvariantWork:
 
 
 def prepare(metadata: AttentionMetadata, shape: AttentionShape, buffer: Tensor) -> object:
-    """A step's work, its list built on the device in ``buffer``; nothing is waited for.
+    """A step's work, its lists built on the device in ``buffer``; nothing is waited for.
 
     Raises ValueError where the workspace is too small.
     """
     if shape.batch_invariant:
         return InvariantWork(shape)
     work = plan(shape, buffer)
-    work.list_for(0, metadata)
+    work.build(metadata)
     return work
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -14,7 +14,6 @@ from kernels.attention_types import AttentionMetadata
 from kernels.gpu.compile_case import CompileCase
 from kernels.gpu_workspace import (
     HEADER_WORDS,
-    MAX_LISTS,
     MAX_PROGRAMS,
     START_WORDS,
     decode_regions,
@@ -42,7 +41,7 @@ class WorkList:
 class DecodeScratch:
     """The workspace, cut as kernels.gpu_workspace books it."""
 
-    lists: Tensor  # int32, MAX_LISTS times as WorkList
+    lists: Tensor  # int32, a WorkList for each window
     counters: Tensor  # [MAX_PROGRAMS] int32
     partials: Tensor  # [2 * MAX_PROGRAMS, group, head_dim] float32
     maxima: Tensor  # [2 * MAX_PROGRAMS, group] float32
@@ -54,8 +53,7 @@ class AttentionWork:
     """A step's work on a GPU, shared by all layers.
 
     Layers may differ in their window, and a window shortens the runs that the list is made of, so
-    that there is a list for each window: that of no window at once, others when a layer first asks,
-    in the order of the stream and so before the step's tensors can change.
+    that there is a list for each of ``shape.windows``, in their order.
     """
 
     shape: AttentionShape
@@ -63,25 +61,23 @@ class AttentionWork:
     programs: int
     tile: int
     least_tiles: int
-    lists: dict[int, WorkList] = field(default_factory=dict)
 
-    def list_for(self, window: int, metadata: AttentionMetadata) -> WorkList:
-        """The work list of layers with this window, built now if no layer has asked before.
+    def list_for(self, window: int) -> WorkList:
+        """The work list of layers with this window.
 
-        Raises ValueError where a model has more different windows than the workspace has room for.
+        Raises ValueError where the shape told of no such layers.
         """
-        known = self.lists.get(window)
-        if known is not None:
-            return known
-        if len(self.lists) == MAX_LISTS:
+        if window not in self.shape.windows:
             raise ValueError(
-                f"window {window} is one too many; a step holds work lists for {MAX_LISTS}"
-                f" different windows, and has {sorted(self.lists)}"
+                f"a layer has window {window}; the shape that prepare_attention was given has"
+                f" windows {self.shape.windows}"
             )
-        built = self._place(len(self.lists))
-        self._build(built, window, metadata)
-        self.lists[window] = built
-        return built
+        return self._place(self.shape.windows.index(window))
+
+    def build(self, metadata: AttentionMetadata) -> None:
+        """Fills every list from the step's rows, on the device; nothing is waited for."""
+        for window in self.shape.windows:
+            self._build(self.list_for(window), window, metadata)
 
     def _place(self, index: int) -> WorkList:
         words = list_words(self.shape.max_num_seqs)
@@ -118,7 +114,10 @@ class AttentionWork:
 def plan(shape: AttentionShape, buffer: Tensor) -> AttentionWork:
     """The work of a step before any list. Raises ValueError where the workspace is too small."""
     sizes = decode_regions(
-        group=shape.group, head_dim=shape.head_dim, max_num_seqs=shape.max_num_seqs
+        group=shape.group,
+        head_dim=shape.head_dim,
+        max_num_seqs=shape.max_num_seqs,
+        windows=len(shape.windows),
     )
     needed = sizes.total
     if buffer.numel() < needed:

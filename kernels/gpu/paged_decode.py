@@ -48,7 +48,7 @@ def decode(
         query_bytes=q.element_size(),
         cache_bytes=cache.element_size(),
     )
-    todo = work.list_for(features.window, metadata)
+    todo = work.list_for(features.window)
     scratch = work.scratch
     absent = scratch.sums  # a pointer that is never followed
     paged_decode[(work.programs,)](

@@ -118,6 +118,8 @@ def test_rows_without_tokens_are_refused():
         ({"block_size": 24}, "block_size is 24; it must be a power of two"),
         ({"element_bytes": 1}, "element_bytes is 1; it must be 2 or 4"),
         ({"max_num_seqs": 0}, "max_num_seqs is 0; it must be at least 1"),
+        ({"windows": (0, 0)}, r"windows are \(0, 0\); they must differ"),
+        ({"windows": ()}, r"windows are \(\); they must differ"),
     ],
 )
 def test_a_wrong_shape_is_refused(change, message):

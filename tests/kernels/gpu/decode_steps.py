@@ -64,12 +64,16 @@ def run(
     programs: int = 0,
 ) -> Tensor:
     """What decode attention writes, on the CPU; NaN where it writes nothing."""
-    work = planned(step, device, programs=programs) if work is None else work
+    metadata = metadata_on(step, device)
+    if work is None:
+        shape = replace(step.shape, windows=(features.window,))
+        work = planned(replace(step, shape=shape), device, programs=programs)
+        work.build(metadata)
     out = torch.full(step.q.shape, torch.nan, dtype=step.q.dtype, device=device)
     decode(
         step.q.to(device),
         step.cache.to(device),
-        metadata_on(step, device),
+        metadata,
         work,
         step.scale,
         features_on(features, device),
