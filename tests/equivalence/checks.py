@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from kernels import derive_key
 from server.engine.core import EngineCore
 from server.engine.request import EngineRequest
-from server.execution import row_sampling
+from server.execution import gpu_rows, row_sampling
 from weights.spec import ModelSpec
 from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
 
@@ -170,10 +170,10 @@ class _keys:
 
     def __enter__(self) -> None:
         self._before = row_sampling.derive_key
-        row_sampling.derive_key = self._derive
+        row_sampling.derive_key = gpu_rows.derive_key = self._derive
 
     def __exit__(self, *_: object) -> None:
-        row_sampling.derive_key = self._before
+        row_sampling.derive_key = gpu_rows.derive_key = self._before
 
 
 CHECKS: dict[str, Callable[[Setting], None]] = {

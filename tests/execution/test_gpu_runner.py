@@ -10,6 +10,7 @@ from typing import Any
 
 import checks
 import gpu_runners
+import harness
 import numpy as np
 import pytest
 import stepping
@@ -414,6 +415,52 @@ def test_rows_that_cannot_be_numbered_are_refused(
     monkeypatch.setattr(gpu_runner, "_MOST_WORDS", 1000)
     with pytest.raises(ValueError, match="max_num_seqs 8 times max_model_len 256 is too much"):
         build(folder, monkeypatch)
+
+
+# -- before the first request --------------------------------------------------------------------
+
+
+def test_serving_asks_the_sampler_for_nothing_that_the_warm_up_did_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel is compiled for each combination of what is given, and each width of a report."""
+    built = build(folder, monkeypatch, max_num_seqs=16, num_blocks=256)
+    asked: set[tuple[object, ...]] = set()
+    sample, report = kernels.sample, kernels.token_logprobs
+
+    def sampled(logits: torch.Tensor, params: kernels.SamplingTensors) -> object:
+        names = kernels.SamplingTensors.__slots__
+        asked.add(tuple(name for name in names if getattr(params, name) is not None))
+        return sample(logits, params)
+
+    def reported(logits: torch.Tensor, ids: torch.Tensor, num_top: int) -> object:
+        asked.add((num_top,))
+        return report(logits, ids, num_top)
+
+    monkeypatch.setattr(kernels, "sample", sampled)
+    monkeypatch.setattr(kernels, "token_logprobs", reported)
+    warm_up(built.runner)
+    warmed = set(asked)
+    assert len(warmed) == 18 + 3
+    for requests in (workloads.mixed(), workloads.growing(), workloads.several_choices()):
+        harness.run(built, requests, budget=64)  # type: ignore[arg-type]
+    assert asked == warmed
+
+
+def test_the_warm_up_meets_every_size_that_decode_steps_have(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build(folder, monkeypatch, max_num_seqs=40, num_blocks=256)
+    rows: set[int] = set()
+    real = built.runner.forward_layers
+
+    def forward(plan: StepPlan, num_layers: int | None) -> object:
+        rows.add(len(plan.rows))
+        return real(plan, num_layers)
+
+    monkeypatch.setattr(built.runner, "forward_layers", forward)
+    warm_up(built.runner)
+    assert {*built.runner.graphs.sizes, 40} <= rows
 
 
 # -- the fake itself -----------------------------------------------------------------------------

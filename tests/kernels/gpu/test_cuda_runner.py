@@ -1,0 +1,68 @@
+"""The equivalences on a real GPU: captured and overlapped answers are those of one request alone,
+run kernel by kernel. Without a GPU, tests/execution holds the same on a fake device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import checks
+import gpu_runners
+import harness
+import pytest
+import torch
+from checks import Setting
+
+from server.engine.request import EngineRequest
+from server.execution.cuda_graphs import GraphMode
+from server.execution.device import CudaDevice
+from server.memory.layout import RunnerConfig
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@dataclass(frozen=True)
+class CudaSetting(Setting):
+    """A checkpoint on the GPU, in batch-invariant mode: answers differ by no rounding."""
+
+    patch: pytest.MonkeyPatch = field(kw_only=True)
+    graphs: GraphMode = GraphMode.LAZY
+    made: list[gpu_runners.FakeBuilt] = field(default_factory=list)
+
+    def built(self, num_tokens: int = 4096) -> gpu_runners.FakeBuilt:  # type: ignore[override]
+        config = RunnerConfig(
+            format="f32",
+            block_size=self.block_size,
+            num_blocks=num_tokens // self.block_size,
+            max_num_seqs=16,
+            max_num_batched_tokens=harness.MAX_TOKENS,
+            max_model_len=256,
+            max_logit_rows=harness.MAX_TOKENS,
+            max_logprobs=8,
+            batch_invariant=True,
+        )
+        device = CudaDevice()
+        built = gpu_runners.build_from(
+            self.folder, config, self.patch, graphs=self.graphs, device=device
+        )
+        self.made.append(built)
+        return built
+
+    def plain(self, requests: Sequence[EngineRequest]) -> harness.Run:
+        eager = replace(self, graphs=GraphMode.OFF)
+        return harness.run(eager.built(), requests, one_by_one=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", checks.CHECKS)
+@pytest.mark.parametrize("family", checks.SPECS)
+def test_captured_and_overlapped_answers_are_those_of_one_alone(
+    family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = CudaSetting(checks.write(family, tmp_path), 64, patch=monkeypatch)
+    if name == "short of blocks equals plenty":
+        one = replace(one, block_size=16)
+    checks.CHECKS[name](one)
+    captured = [built for built in one.made if built.runner.graphs.captured]
+    assert captured
+    assert captured[0].runner.device.graph_bytes > 0
