@@ -23,9 +23,9 @@ NEXT_TRITON_VERSION := 3.7.1
 NEXT_TRITON := $(VENV)/triton-$(NEXT_TRITON_VERSION)
 ONLY ?=
 GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
-GPU_JOBS ?= 6
+GPU_JOBS ?= $(shell nproc 2>/dev/null || echo 4)
 # Needs no plugin and no particular version: a GPU machine comes with packages of its own.
-GPU_PYTEST := -m pytest -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
+GPU_PYTEST := -m pytest tests/kernels/gpu -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
 
 .PHONY: setup serve check format test test-slow sweep kernels-check test-gpu bench bench-gpu bench-engine-gpu demo-score clean
 .DEFAULT_GOAL := serve
@@ -81,13 +81,13 @@ kernels-check: $(SETUP_TEST)
 	test ! -d $(NEXT_TRITON) || PYTHONPATH=$(NEXT_TRITON) \
 	  $(BIN)/python -m kernels.compile_gate --only "$(ONLY)" --smoke --arch sm_90
 
-# On a machine with a GPU. A process a file, some at once: most of the time goes into compiling.
-# pytest's exit code 5 means that a file has no test of that name.
+# On a machine with a GPU. Several processes share the tests: most of the time goes into compiling.
+# pytest's exit code 5 means that a process has no test of that name.
 test-gpu:
-	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' || \
+	@$(GPU_PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || \
 	  { echo "test-gpu needs a GPU that torch sees" >&2; exit 1; }
-	ls tests/kernels/gpu/test_*.py tests/gpu/test_*.py | xargs -P $(GPU_JOBS) -I FILE sh -c \
-	  '$(GPU_PYTHON) $(GPU_PYTEST) -m "not sweep" -k "$(ONLY)" $(ARGS) FILE || test $$? -eq 5'
+	seq 0 $$(($(GPU_JOBS) - 1)) | xargs -P $(GPU_JOBS) -I INDEX sh -c \
+	  '$(GPU_PYTHON) $(GPU_PYTEST) -m "not sweep" -k "$(ONLY)" --shard INDEX/$(GPU_JOBS) $(ARGS) || test $$? -eq 5'
 
 bench-gpu:
 	$(GPU_PYTHON) -m kernels.bench --only "$(ONLY)" $(ARGS)
