@@ -18,7 +18,6 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
-from kernels.gpu import logprobs
 from kernels.gpu.compile_case import CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.gpu.logprobs import token_logprobs
@@ -298,7 +297,6 @@ _INTEGERS = (
 )
 _DTYPES = dict.fromkeys(_INTEGERS, torch.int32) | {"totals": torch.int64}
 
-
 _VOCAB = 131072  # what a program holds depends on it through the number of tiles
 _DRAWING = ("temperature", "key", "position")
 _TRUNCATING = (*_DRAWING, "top_k", "top_p", "min_p")
@@ -339,7 +337,6 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
         yield _case(name, "all", everything, constants, arch)
         if name != "link_sparse":
             yield _case(name, "truncate", truncating, constants, arch)
-    yield from logprobs.compile_cases(arch)
 
 
 def _case(
