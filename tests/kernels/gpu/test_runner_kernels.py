@@ -15,7 +15,7 @@ import stepping
 import torch
 import workloads
 from fake_device import FakeDevice
-from test_gpu_runner import GREEDY, IDS, assert_same, decode, start
+from gpu_plans import GREEDY, IDS, assert_same, decode, start
 
 from server.engine.plan import AdmittedRow, PendingResult, PlannedRow, StepPlan, StepResult
 from server.execution.device import CudaDevice

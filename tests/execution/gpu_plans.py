@@ -1,0 +1,105 @@
+"""Plans for runners on a fake device, and their answers held against a CPU's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gpu_runners
+import numpy as np
+import pytest
+import stepping
+import workloads
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from server.engine.plan import PendingResult, PlannedRow, StepPlan, StepResult
+from server.engine.request import SamplingParams
+from server.execution.model_runner import ModelRunner
+from server.execution.packing import unpack_logprobs
+
+IDS = list(workloads.prompt(3, 21))
+GREEDY = SamplingParams(seed=0, temperature=0.0, max_tokens=64, logprobs=2)
+PENALISED = replace(workloads.SEEDED, logprobs=1)
+
+
+def build(folder: Path, patch: pytest.MonkeyPatch, **changes: object) -> gpu_runners.FakeBuilt:
+    return gpu_runners.build(folder, patch, max_model_len=256, **changes)  # type: ignore[arg-type]
+
+
+def prompts(samplings: list[SamplingParams], first_block: int = 0) -> StepPlan:
+    """A row for each, its prompt starting elsewhere; three blocks a row."""
+    rows = range(len(samplings))
+    tables = [stepping.blocks_for(48, 16, first=first_block + 3 * row) for row in rows]
+    admitted = tuple(
+        stepping.admitted(IDS[: 15 + row], samplings[row], tables[row], row=row) for row in rows
+    )
+    planned = tuple(PlannedRow(row, 15 + row, samples=True) for row in rows)
+    return StepPlan(1, rows=planned, admitted=admitted)
+
+
+def decode(step_id: int, rows: list[int], **changes: object) -> StepPlan:
+    planned = tuple(PlannedRow(row, 1, samples=True) for row in rows)
+    return replace(StepPlan(step_id, rows=planned), **changes)  # type: ignore[arg-type]
+
+
+def start(runner: Any, plan: StepPlan) -> PendingResult:
+    return runner.sample(runner.forward(plan), None)  # type: ignore[no-any-return]
+
+
+def assert_same(got: StepResult, expected: StepResult) -> None:
+    assert got.step_id == expected.step_id
+    assert len(got.rows) == len(expected.rows)
+    for mine, theirs in zip(got.rows, expected.rows, strict=True):
+        assert (mine.row, mine.token_ids) == (theirs.row, theirs.token_ids)
+        assert mine.non_finite == theirs.non_finite
+        for name in ("logprobs", "prompt_logprobs"):
+            ours, others = getattr(mine, name), getattr(theirs, name)
+            assert (ours is None) == (others is None)
+            if ours is not None:
+                ids, nats = unpack_logprobs(ours)
+                other_ids, other_nats = unpack_logprobs(others)
+                np.testing.assert_array_equal(ids, other_ids)
+                np.testing.assert_allclose(nats, other_nats, atol=1e-5, rtol=0)
+
+
+def on_cpu(folder: Path, plans: list[StepPlan], **changes: object) -> list[StepResult]:
+    runner: ModelRunner = stepping.built(folder, max_model_len=256, **changes).runner
+    return [stepping.step(runner, plan) for plan in plans]
+
+
+def assert_as_on_cpu(
+    folder: Path, patch: pytest.MonkeyPatch, plans: list[StepPlan], **changes: object
+) -> gpu_runners.FakeBuilt:
+    """Two steps in flight all the way, and the same answers as one after the other on a CPU."""
+    expected = on_cpu(folder, plans, **changes)
+    built = build(folder, patch, **changes)
+    in_flight: list[PendingResult] = []
+    results: list[StepResult] = []
+    for plan in plans:
+        in_flight.append(start(built.runner, plan))
+        if len(in_flight) == 2:
+            results.append(in_flight.pop(0).result())
+    results += [pending.result() for pending in in_flight]
+    for got, want in zip(results, expected, strict=True):
+        assert_same(got, want)
+    return built
+
+
+@contextmanager
+def no_tensor_operation() -> Iterator[None]:
+    class Refusing(TorchDispatchMode):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False
+
+        def __torch_dispatch__(self, func: Any, *args: Any) -> Any:
+            name = func.__name__.partition(".")[0]
+            if name != "slice":  # of pinned memory: a view, no work
+                raise AssertionError(f"{name} runs on the host")
+            return func(*args[1], **(args[2] if len(args) > 2 else {}))
+
+    with Refusing():
+        yield
