@@ -125,7 +125,9 @@ def plan(shape: AttentionShape, buffer: Tensor) -> AttentionWork:
             f"workspace has {buffer.numel()} bytes; this step needs {needed}: make the workspace"
             " from the shape that prepare_attention was given"
         )
-    blocks = work_blocks(tuning.architecture(buffer.device), shape.head_dim, shape.group)
+    blocks = work_blocks(
+        tuning.architecture(buffer.device), shape.head_dim, shape.group, shape.element_bytes
+    )
     lists, counters, *floats = buffer[:needed].split_with_sizes(sizes.sizes)
     partials, maxima, sums = (part.view(torch.float32) for part in floats)
     return AttentionWork(
@@ -139,10 +141,12 @@ def plan(shape: AttentionShape, buffer: Tensor) -> AttentionWork:
     )
 
 
-def work_blocks(arch: int, head_dim: int, group: int) -> Mapping[str, int]:
+def work_blocks(arch: int, head_dim: int, group: int, element_bytes: int) -> Mapping[str, int]:
     """TILE tokens of a key tile; PER_SM programs for each multiprocessor; LEAST_TILES of a
     program's share."""
-    return tuning.lookup("paged_decode_work", arch, head_dim=head_dim, group=group).blocks
+    return tuning.lookup(
+        "paged_decode_work", arch, head_dim=head_dim, group=group, element_bytes=element_bytes
+    ).blocks
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -160,7 +164,7 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
         "records",
         "counters",
     )
-    tile = work_blocks(arch, head_dim=128, group=4)["TILE"]
+    tile = work_blocks(arch, head_dim=128, group=4, element_bytes=2)["TILE"]
     for window in (False, True):
         yield CompileCase(
             name="build_decode_work/" + ("window" if window else "all"),

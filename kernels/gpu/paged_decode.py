@@ -143,6 +143,7 @@ _GATED = (
     _Gated("fp16-hd128", dtype="fp16"),
     _Gated("fp16-hd128-float8", dtype="fp16", cache="fp8e4nv"),
     _Gated("fp32-hd128", dtype="fp32"),
+    _Gated("fp32-hd256", head_dim=256, group=2, dtype="fp32"),
     _Gated("fp32-hd64-int8", dtype="fp32", head_dim=64, cache="i8"),
 )
 _FEATURES = ("WINDOW", "SOFT_CAP", "ALIBI", "SINKS")
@@ -166,7 +167,7 @@ def _case(gated: _Gated, arch: int) -> CompileCase:
         query_bytes=_BYTES[gated.dtype],
         cache_bytes=_BYTES[cache],
     )
-    tile = work_blocks(arch, gated.head_dim, gated.group)["TILE"]
+    tile = work_blocks(arch, gated.head_dim, gated.group, _BYTES[gated.dtype])["TILE"]
     if cache == "fp8e4nv" and arch < NATIVE_FLOAT8:
         cache = "u8"
     pointers = {
