@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:Deprecati
 
 PLAIN = AttentionFeatures()
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-RAGGED = [5, 0, 1, 40, 16, 17]
+RAGGED = [5, 0, 1, 37, 16]
 
 
 def use(monkeypatch: pytest.MonkeyPatch, block_m: int = 16, block_n: int = 16) -> None:
@@ -69,7 +69,7 @@ def check(
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_shipped_configurations(device: torch.device, dtype: torch.dtype, causal: bool) -> None:
-    check(device, draw([70, 3, 130], head_dim=64, dtype=dtype, heads=(2, 2)), causal)
+    check(device, draw([40, 3, 130], head_dim=64, dtype=dtype, heads=(2, 1)), causal)
 
 
 @pytest.mark.parametrize("head_dim", [80, 256])
@@ -111,12 +111,14 @@ def test_edges_of_tiles(
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 33, 500])
+@pytest.mark.parametrize("window", [1, 15, 16, 17, 500])
 def test_windows_reach_both_ways(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, window: int, causal: bool
 ) -> None:
     use(monkeypatch)
-    check(device, draw([70, 3], seed=window), causal, AttentionFeatures(window=window))
+    check(
+        device, draw([50, 3], heads=(2, 1), seed=window), causal, AttentionFeatures(window=window)
+    )
 
 
 @pytest.mark.parametrize("causal", [False, True])
