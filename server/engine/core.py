@@ -24,7 +24,7 @@ from server.engine.gauges import EngineGauges, LoopCounts, read_gauges
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.kv_spec import KVCacheSpec
 from server.engine.ledger import check_ledger
-from server.engine.plan import Executor, PendingResult, StepPlan, StepResult
+from server.engine.plan import Executor, ExecutorLost, PendingResult, StepPlan, StepResult
 from server.engine.prefix_cache import Digest, sha256_digest
 from server.engine.request import EngineLimits, EngineRequest
 from server.engine.results import check_result
@@ -207,6 +207,8 @@ class EngineCore:
         # about its requests, and the log keeps the cause.
         try:
             return self._executor.sample(self._executor.forward(plan), None)
+        except ExecutorLost:
+            raise
         except Exception:
             logging.getLogger(__name__).exception("step %d failed to start", plan.step_id)
             return None
@@ -230,6 +232,8 @@ class EngineCore:
         try:
             result = step.pending.result()
             check_result(step.plan, result)
+        except ExecutorLost:
+            raise
         except Exception:
             logging.getLogger(__name__).exception("step %d failed", step.plan.step_id)
             return None

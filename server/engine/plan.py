@@ -115,13 +115,20 @@ class StepResult:
         return sum(len(row.token_ids) for row in self.rows)
 
 
+class ExecutorLost(Exception):
+    """The executor can run nothing any more: the engine must be started again.
+
+    Anything else that a step raises is that step's own failure, after which others may succeed.
+    """
+
+
 class ForwardHandle(Protocol):
     """A forward pass that may still be running. Opaque to the engine."""
 
 
 class PendingResult(Protocol):
     def result(self) -> StepResult:
-        """Waits for the step. Raises whatever the step raised."""
+        """Waits for the step. Raises whatever the step raised, or ExecutorLost."""
         ...
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from engine_story import Story, prompt, solo
 
-from server.engine.plan import RowResult, StepPlan, StepResult
+from server.engine.plan import ExecutorLost, RowResult, StepPlan, StepResult
 from server.engine.results import check_result
 
 
@@ -190,3 +190,23 @@ def test_a_wrong_result_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> N
     story.run()
     assert story.core.gauges().failed_steps == 1
     assert story.tokens("a") == solo(prompt(3), 2)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_executor_that_is_lost_ends_the_loop(
+    late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step could succeed again, so the process has to end and be started anew."""
+    story = Story(overlaps=True)
+    story.ask("a", prompt(3))
+
+    def lost(*_: object) -> None:
+        raise ExecutorLost("the device is gone")
+
+    if late:
+        step = story.begin()
+        monkeypatch.setattr(step.pending, "result", lost)
+    else:
+        monkeypatch.setattr(story.executor, "forward", lost)
+    with pytest.raises(ExecutorLost):
+        story.core.step()
