@@ -1,9 +1,9 @@
 """Choosing tokens from logits, and log-probabilities.
 
 The order of a row's processing: repetition, frequency and presence penalty, bias, forbidden tokens,
-bitmask, temperature, min_p, top_k, top_p, and then one draw. Penalties, top_k, top_p and min_p mean what
-they mean in vLLM, min_p before the other two as there, with one refinement: of equal logits the
-lower token id ranks first, so that top_k keeps exactly k tokens.
+bitmask, temperature, min_p, top_k, top_p, and then one draw. Penalties, top_k, top_p and min_p mean
+what they mean in vLLM, min_p before the other two as there, with one refinement: of equal logits
+the lower token id ranks first, so that top_k keeps exactly k tokens.
 """
 
 from __future__ import annotations
