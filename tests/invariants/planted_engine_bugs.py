@@ -15,11 +15,18 @@ import pytest
 import test_engine_stories_block_pool as pool_stories
 import test_engine_stories_overlap as overlap_stories
 import test_engine_stories_prefix as prefix_stories
+from planted_overlap_bugs import (
+    begin_behind_a_failure,
+    believe_what_followed_a_failure,
+    count_only_what_is_known,
+    everybody_gives_way,
+    plan_beside_a_suspect,
+    plan_past_the_last_token,
+)
 
 from server.engine import scheduler as scheduler_module
 from server.engine.admission import Admission
 from server.engine.block_pool import BlockPool, OutOfBlocks
-from server.engine.core import EngineCore
 from server.engine.kv_cache_manager import KVCacheManager, PrefixHit
 from server.engine.plan import StepPlan, StepResult
 from server.engine.prefix_cache import CacheEntry, PrefixCache
@@ -297,51 +304,6 @@ def send_prompt_scores_twice(patch: Patch) -> None:
         sequence.request.num_prompt_logits_sent = 0
 
     patch.setattr(LiveSequence, "forget_computed", forget_all)
-
-
-# -- two steps in flight -----------------------------------------------------------------------
-
-
-def plan_past_the_last_token(patch: Patch) -> None:
-    """The token that is known to be the last is computed as if another followed."""
-    whole = property(lambda sequence: sequence.num_foreseen_tokens)
-    patch.setattr(LiveSequence, "num_tokens_to_compute", whole)
-
-
-def count_only_what_is_known(patch: Patch) -> None:
-    """The token that a step in flight chooses is forgotten when the next step is planned."""
-    known = property(lambda sequence: sequence.num_tokens)
-    patch.setattr(LiveSequence, "num_foreseen_tokens", known)
-
-
-def everybody_gives_way(patch: Patch) -> None:
-    """Sequences are preempted until a block is there, though one comes with the step's end."""
-    patch.setattr(KVCacheManager, "will_have_blocks", lambda kv, sequence, num_tokens: False)
-
-
-def plan_beside_a_suspect(patch: Patch) -> None:
-    """While a request is tried alone, the step after it is planned already."""
-    patch.setattr(Scheduler, "may_overlap", True)
-
-
-def begin_behind_a_failure(patch: Patch) -> None:
-    """A step is begun although one in flight has raised."""
-    patch.setattr(
-        EngineCore,
-        "_may_begin",
-        lambda core: (
-            len(core._in_flight) < core.max_in_flight and core.scheduler.may_overlap
-            if core._in_flight
-            else True
-        ),
-    )
-
-
-def believe_what_followed_a_failure(patch: Patch) -> None:
-    """The step after one that raised is taken for a failure of its own."""
-    patch.setattr(
-        Scheduler, "void_step", lambda scheduler, plan: scheduler.fail_step(plan, "twice")
-    )
 
 
 # -- order and bounds --------------------------------------------------------------------------
