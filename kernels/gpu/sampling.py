@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
-from kernels.gpu.compile_case import CompileCase
+from kernels.gpu.compile_case import FLOAT64, CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.gpu.logprobs import token_logprobs
 from kernels.gpu_sampling_workspace import CAPACITY, GROUP, TILE, SamplingScratch
@@ -353,6 +353,8 @@ def _case(
         for argument in fn.arg_names
         if argument not in fixed and argument not in absent
     }
+    # The reference's noise and its log(min_p), to the bit, for the few tokens that are left.
+    exact = kernel not in ("scan_tiles", "link_sparse") and "key" in given
     whole = {"vocab", "logits_stride", "counts_stride", "prompt_stride"}
     aligned = {name for name, kind in signature.items() if kind[0] == "*" or name in whole}
     return CompileCase(
@@ -362,5 +364,6 @@ def _case(
         constexprs=absent | fixed,
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
+        wants=frozenset([FLOAT64] if exact else []),
         aligned=frozenset(aligned),
     )
