@@ -8,11 +8,14 @@ less than its events cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from server.engine.plan import ExecutorLost
 
 Work = Callable[[], None]
 
@@ -79,6 +82,18 @@ class Device(Protocol):
         ...
 
 
+@contextmanager
+def lost_with_the_context() -> Iterator[None]:
+    """An error of the device itself leaves its context unusable for ever: ExecutorLost.
+
+    Running out of memory is no such error; torch raises it as one of another kind.
+    """
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise ExecutorLost(f"the GPU can run nothing any more: {error}") from error
+
+
 class CudaEvent:
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -86,10 +101,12 @@ class CudaEvent:
 
     @property
     def is_done(self) -> bool:
-        return bool(self.event.query())  # type: ignore[no-untyped-call]
+        with lost_with_the_context():
+            return bool(self.event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
-        self.event.synchronize()
+        with lost_with_the_context():
+            self.event.synchronize()
 
     def seconds_since(self, earlier: Event) -> float:
         if not isinstance(earlier, CudaEvent):
@@ -111,6 +128,7 @@ class CudaDevice:
 
     def run(self, work: Work) -> None:
         with (
+            lost_with_the_context(),
             torch.cuda.device(self.torch_device),
             torch.cuda.stream(self._stream),
             torch.inference_mode(),
@@ -118,7 +136,8 @@ class CudaDevice:
             work()
 
     def record(self) -> CudaEvent:
-        return CudaEvent(self._stream)
+        with lost_with_the_context():
+            return CudaEvent(self._stream)
 
     def capture(self, work: Work) -> torch.cuda.CUDAGraph:
         self.run(work)  # compiles kernels and sets libraries up, which a capture cannot
@@ -140,11 +159,16 @@ class CudaDevice:
     def replay(self, graph: Graph) -> None:
         if not isinstance(graph, torch.cuda.CUDAGraph):
             raise ValueError(f"{type(graph).__name__} is no graph of this device")
-        with torch.cuda.device(self.torch_device), torch.cuda.stream(self._stream):
+        with (
+            lost_with_the_context(),
+            torch.cuda.device(self.torch_device),
+            torch.cuda.stream(self._stream),
+        ):
             graph.replay()
 
     def synchronize(self) -> None:
-        torch.cuda.synchronize(self.torch_device)
+        with lost_with_the_context():
+            torch.cuda.synchronize(self.torch_device)
 
     @property
     def graph_bytes(self) -> int:
