@@ -239,7 +239,7 @@ def test_a_client_that_does_not_read_is_given_up() -> None:
         writer.write(request_bytes(stream=True, n=16, logprobs=20, prompt=["a"] * 16))
         await until(lambda: bool(engine.open), 5)
         await until(lambda: not engine.open, 10)
-        await until(lambda: bool(state.metrics.records))
+        await until(lambda: bool(state.metrics.records), 10)
         assert state.metrics.records[0].outcome is Outcome.ABORT
         writer.close()
 
