@@ -25,7 +25,7 @@ ONLY ?=
 GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 GPU_JOBS ?= $(shell nproc 2>/dev/null || echo 4)
 # Needs no plugin and no particular version: a GPU machine comes with packages of its own.
-GPU_PYTEST := -m pytest tests/kernels/gpu -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
+GPU_PYTEST := -m pytest tests/kernels/gpu tests/gpu -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
 
 .PHONY: setup serve check format test test-slow sweep kernels-check test-gpu bench bench-gpu bench-engine-gpu demo-score clean
 .DEFAULT_GOAL := serve

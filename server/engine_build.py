@@ -199,8 +199,10 @@ def _warmed(settings: EngineSettings) -> Callable[[], Snapshot]:
         _warm_libraries(settings.runner, _spec(settings))
         return take
     gpu = find_gpu()  # before torch makes a context
-    others = 0 if gpu is None else gpu.total - gpu.free
     device = device_of(settings.runner)
+    # Of what programs can use: the driver keeps some of what the board has to itself.
+    usable = torch.cuda.mem_get_info(device)[1]
+    others = 0 if gpu is None else max(0, usable - gpu.free)
     warm_gpu(device, dtype_of(settings.runner.format))
     return GpuMemory(device, others)
 

@@ -163,9 +163,14 @@ def stored_numbers(cache_layer: Tensor, arch: int) -> Tensor:
 
 
 def _boxes_fit(cache_layer: Tensor, box: int) -> bool:
-    """Whether a tile of keys is one box of the cache seen as rows of channels."""
-    lines = cache_layer.numel() // cache_layer.shape[4]
-    return cache_layer.shape[3] % box == 0 and 0 < lines <= LARGEST_COORDINATE
+    """Whether a tile of keys is one box of the cache seen as rows of channels.
+
+    A bulk copy wants rows, and the first of them, at multiples of 16 bytes.
+    """
+    channels = cache_layer.shape[4]
+    lines = cache_layer.numel() // channels
+    aligned = channels * cache_layer.element_size() % 16 == 0 and cache_layer.data_ptr() % 16 == 0
+    return aligned and cache_layer.shape[3] % box == 0 and 0 < lines <= LARGEST_COORDINATE
 
 
 def _boxes(cache_layer: Tensor, facts: Facts, box: int) -> TensorDescriptor:

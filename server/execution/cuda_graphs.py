@@ -12,8 +12,11 @@ multiply the graphs, and it is a handful of launches beside hundreds.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from enum import StrEnum
+
+import torch
 
 from server.execution.device import Device, Graph
 from server.memory.graph_sizes import next_size
@@ -62,9 +65,19 @@ class DecodeGraphs:
         for size in reversed(self.sizes):
             self.graph(size)
 
-    def graph(self, size: int) -> Graph:
-        """The graph of a size, captured now if it was not; then the host waits for the device."""
+    def graph(self, size: int) -> Graph | None:
+        """The graph of a size, captured now if it was not; then the host waits for the device.
+
+        None where there was no memory for it: the size is given up, and its steps run uncaptured.
+        """
         if size not in self._captured:
-            self._device.run(self._prepare)
-            self._captured[size] = self._device.capture(lambda: self._step(size))
+            try:
+                self._device.run(self._prepare)
+                self._captured[size] = self._device.capture(lambda: self._step(size))
+            except torch.OutOfMemoryError:
+                self.sizes = tuple(other for other in self.sizes if other != size)
+                logging.getLogger(__name__).warning(
+                    "no memory to capture decode steps of %d rows; they run uncaptured", size
+                )
+                return None
         return self._captured[size]

@@ -86,11 +86,14 @@ class Device(Protocol):
 def lost_with_the_context() -> Iterator[None]:
     """An error of the device itself leaves its context unusable for ever: ExecutorLost.
 
-    Running out of memory is no such error; torch raises it as one of another kind.
+    Running out of memory is no such error: the allocator raises it as one of another kind, and a
+    launch that finds no room for its own says so.
     """
     try:
         yield
     except torch.AcceleratorError as error:
+        if "out of memory" in str(error):
+            raise
         raise ExecutorLost(f"the GPU can run nothing any more: {error}") from error
 
 
@@ -119,6 +122,10 @@ class CudaDevice:
 
     def __init__(self, index: int = 0) -> None:
         self.torch_device = torch.device("cuda", index)
+        # Partial sums of a product stay in float32, as linear promises; the library's default lets
+        # it round them to 16 bits where it splits a product over its inner dimension.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         self._stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
         with torch.cuda.device(self.torch_device):
             self._pool = torch.cuda.graph_pool_handle()

@@ -234,7 +234,8 @@ class DeviceSampler:
         pinned: Mapping[str, torch.Tensor],
     ) -> None:
         """Log-probabilities of the prompt tokens that follow ``hidden`` [P, D]."""
-        targets = self._rows.view(-1).index_select(0, work.targets.of(packet))
+        # As wide as chosen tokens are, so that one compiled kernel reports on either.
+        targets = self._rows.view(-1).index_select(0, work.targets.of(packet)).long()
         for start in range(0, work.num_scored, self._limits.logit_rows):
             stop = min(start + self._limits.logit_rows, work.num_scored)
             logits = self._logits(hidden[start:stop], self._logits_buffer[: stop - start])

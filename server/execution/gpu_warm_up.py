@@ -28,15 +28,18 @@ TRUNCATED = replace(DRAWN, top_p=0.9)
 def warm_up(runner: GpuRunner) -> int:
     """Runs the largest step, then smaller ones; leaves no row behind.
 
-    Captures all decode sizes where the runner's mode says so. Returns the bytes of intermediates
-    that the largest step had alive at once.
+    Captures all decode sizes where the runner's mode says so, before anything else: a capture gives
+    back what the allocator keeps for later, which is to be the largest step's. Returns the bytes of
+    intermediates that the largest step had alive at once.
     """
     config = runner.layout.config
+    if runner.graphs.mode is GraphMode.START:
+        runner.graphs.capture_all()
     for plan in (largest_plan(config), *_plans(config, runner.limits)):
         runner.sample(runner.forward_layers(plan, 1), None).result()
         runner.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
-    if runner.graphs.mode is GraphMode.START:
-        runner.graphs.capture_all()
+    for plan in _copies(config):
+        runner.forward(plan)
     runner.device.synchronize()
     return runner.step.peak.peak_bytes
 
@@ -55,6 +58,15 @@ def _plans(config: RunnerConfig, limits: SamplingLimits) -> Iterator[StepPlan]:
     if longest > 0:
         for sampling, pending in _everything_asked(limits):
             yield _plan([1], sampling, config, min_tokens_pending=pending)
+
+
+def _copies(config: RunnerConfig) -> Iterator[StepPlan]:
+    """Copies of 1, 2, 4, ... blocks, as many as all rows can fork: they hold nothing yet."""
+    count = 1
+    while count <= min(config.max_num_seqs, config.num_blocks // 2):
+        pairs = tuple((2 * index, 2 * index + 1) for index in range(count))
+        yield StepPlan(0, block_copies=pairs)
+        count *= 2
 
 
 def _sizes(most: int) -> Iterator[int]:

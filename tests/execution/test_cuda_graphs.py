@@ -8,11 +8,13 @@ import checks
 import gpu_runners
 import pytest
 import stepping
-from fake_device import FakeDevice
+import torch
+from fake_device import FakeDevice, Operation
 
 from server.engine.plan import PlannedRow, StepPlan
 from server.engine.request import SamplingParams
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
+from server.execution.device import Work
 from server.execution.gpu_warm_up import warm_up
 from server.memory.graph_sizes import graph_sizes, next_size
 
@@ -58,6 +60,27 @@ def test_a_batch_takes_the_next_size_up(rows: int, size: int | None) -> None:
 
 def graphs(device: FakeDevice, steps: list[int], mode: GraphMode) -> DecodeGraphs:
     return DecodeGraphs(device, (1, 2, 4), steps.append, lambda: steps.append(0), mode=mode)
+
+
+class SmallDevice(FakeDevice):
+    """Has no memory for a second graph."""
+
+    num_captures = 0
+
+    def capture(self, work: Work) -> list[Operation]:
+        if self.num_captures:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.num_captures += 1
+        return super().capture(work)
+
+
+def test_a_size_that_finds_no_memory_runs_uncaptured_from_then_on() -> None:
+    small = SmallDevice()
+    captured = graphs(small, [], GraphMode.LAZY)
+    assert captured.graph(2) is not None
+    assert captured.graph(4) is None
+    assert (captured.size_for(3), captured.size_for(2)) == (None, 2)
+    assert captured.captured == (2,)
 
 
 def test_all_sizes_are_captured_largest_first_each_with_an_empty_batch() -> None:

@@ -47,14 +47,19 @@ def shape() -> ModelSpec:
 
 @dataclass(frozen=True)
 class Model:
-    """A folder of random weights; ``build`` makes a runner of it."""
+    """A folder of random weights; ``build`` makes a runner of it.
+
+    One that captures at start is warmed up, which is when it does.
+    """
 
     folder: Path
     vocab_size: int
 
     def build(self, *, graphs: GraphMode = GraphMode.LAZY, **changes: object) -> BuiltRunner:
         config = replace(CONFIG, **({"on_gpu": ON_GPU} | changes))  # type: ignore[arg-type]
-        return build_runner(self.folder, config, graphs=graphs, poison=True, warm_up=False)
+        return build_runner(
+            self.folder, config, graphs=graphs, poison=True, warm_up=graphs is GraphMode.START
+        )
 
     def requests(self, count: int, *, seed: int = 0, **sampling: object) -> list[EngineRequest]:
         """Greedy requests with prompts of 3 to 400 tokens, some of which begin alike."""

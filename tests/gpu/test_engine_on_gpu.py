@@ -59,17 +59,20 @@ def test_prompts_score_as_they_do_in_float32_on_the_cpu(model: Model, format: st
 def test_captured_steps_give_the_bits_of_eager_ones(model: Model) -> None:
     requests = model.requests(12)
     eager = run(model.build(graphs=GraphMode.OFF), requests)
-    captured = run(model.build(graphs=GraphMode.START), requests)
-    assert bits_of(captured) == bits_of(eager)
+    built = model.build(graphs=GraphMode.START)
+    if isinstance(built.runner, GpuRunner):
+        assert built.runner.graphs.captured == built.runner.graphs.sizes
+    assert bits_of(run(built, requests)) == bits_of(eager)
 
 
 def test_overlapped_steps_give_the_bits_of_single_ones(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A row that ends late stays in one more batch, which may only change nothing in this mode.
     requests = model.requests(12, max_tokens=20, ignore_eos=False)
-    overlapped = run(model.build(), requests)
+    overlapped = run(model.build(batch_invariant=True), requests)
     monkeypatch.setattr(GpuRunner, "overlaps", property(lambda _: False))
-    assert bits_of(run(model.build(), requests)) == bits_of(overlapped)
+    assert bits_of(run(model.build(batch_invariant=True), requests)) == bits_of(overlapped)
 
 
 def test_in_batch_invariant_mode_company_changes_no_bit(model: Model) -> None:
@@ -160,8 +163,10 @@ def test_a_short_run_touches_no_memory_that_is_not_its_own(tmp_path: Path) -> No
     if not Path(tool).exists():
         pytest.skip("compute-sanitizer is not on this machine")
     script = Path(__file__).with_name("sanitized_run.py")
+    # Libraries ask a driver for functions that it may not have: that is no access to memory.
+    check = [tool, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"]
     result = subprocess.run(
-        [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, str(script)],
+        [*check, sys.executable, str(script)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
