@@ -153,7 +153,8 @@ def join_parts(
         slot = 2 * (first_program + part) + tl.where(part == 0, late, 0)
         cell = slot[:, None] * GROUP + member[None, :]
         there = (part < parts)[:, None] & (member < GROUP)[None, :]
-        # Past the first-level cache, which other multiprocessors' writes do not reach.
+        # The counter's acquire has emptied the first-level cache of what other multiprocessors have
+        # written since; the modifier alone would not do, since loads that are piped drop it.
         peaks = tl.load(maxima + cell, mask=there, other=float("-inf"), cache_modifier=".cg")
         masses = tl.load(sums + cell, mask=there, other=0.0, cache_modifier=".cg")
         values = tl.load(
