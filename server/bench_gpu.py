@@ -10,32 +10,34 @@ steps it tells
     idle        part of the decode time in which the device did nothing: 1 - device time / wall
     first       seconds from submission to the first token
 
-and beside it the same row in batch-invariant mode, and the transformers library's own continuous
-batching where that can be imported. Qwen3-0.6B's shape is built without its norms of queries and
-keys, which no family has yet. Prints a table, keeps JSON and prints it as the last line.
+and beside it the same row in batch-invariant mode. After a shape's own rows come those of the
+transformers library's continuous batching; what fails there is a line and ends nothing.
+Qwen3-0.6B's shape is built without its norms of queries and keys, which no family has yet. Every
+line is printed, and kept in the file of JSON, as it comes; the whole is printed as the last line.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import gc
 import random
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from server.bench_peers import transformers_tokens_per_second
+from server.bench_peers import PeerOutcome, transformers_outcome
+from server.bench_record import EngineRow, Load, Outcome, Record
 from server.bench_shapes import gpu_shapes
 from server.engine.core import EngineCore
 from server.engine.events import StepStats
+from server.engine.kv_spec import KVCacheSpec
+from server.engine.plan import Executor
 from server.engine.request import EngineLimits, EngineRequest, SamplingParams
 from server.execution.build import BuiltRunner, build_runner
 from server.execution.cuda_graphs import GraphMode
@@ -48,66 +50,32 @@ RESULTS = Path(__file__).resolve().parents[1] / "kernels" / "bench" / "results"
 BLOCK_SIZE = 64
 COPY_BYTES = 1 << 30
 COPY_ROUNDS = 9
+COPIES = 10  # of a round, so that its ends weigh little
 MAX_BATCHED_TOKENS = 8192
 INVARIANT_BATCHES = 64  # a row of more is not repeated in batch-invariant mode
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRow:
-    """One batch of one shape. ``goal`` is in milliseconds a step, or tokens a second."""
-
-    shape: str
-    batch: int
-    prompt_tokens: int
-    output_tokens: int
-    goal: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.shape} batch {self.batch} prompt {self.prompt_tokens}"
-
-
+# So many output tokens that steps are left in which the whole batch decodes: while the last
+# prompts are computed, the first rows decode already.
 ROWS = (
     EngineRow("llama-3.1-8b", 1, 512, 64, "TPOT <= 4.2 ms"),
     EngineRow("llama-3.1-8b", 64, 1024, 48, ">= 8500 tokens/s"),
-    EngineRow("llama-3.1-8b", 256, 1024, 32, ">= 14000 tokens/s"),
-    EngineRow("llama-3.1-8b", 1, 8192, 4, "first token <= 205 ms"),
+    EngineRow("llama-3.1-8b", 256, 1024, 64, ">= 14000 tokens/s"),
+    EngineRow("llama-3.1-8b", 1, 8192, 16, "first token <= 205 ms"),
     EngineRow("llama-3.2-1b", 1, 512, 64, "TPOT <= 0.85 ms"),
     EngineRow("llama-3.2-1b", 64, 1024, 48),
-    EngineRow("llama-3.2-1b", 256, 1024, 32),
+    EngineRow("llama-3.2-1b", 256, 1024, 64),
     EngineRow("qwen3-0.6b-without-qk-norm", 1, 512, 64, "TPOT <= 0.8 ms"),
     EngineRow("qwen3-0.6b-without-qk-norm", 256, 512, 64, ">= 22000 tokens/s; idle <= 3 %"),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a row came to. Times in seconds, rates in units a second."""
+class Served:
+    """A batch's steps, and seconds from submission to its first token."""
 
-    row: EngineRow
-    batch_invariant: bool
-    tpot: float
-    decode_tokens_per_second: float
-    floor: float
-    idle_share: float
+    steps: tuple[StepStats, ...]
     first_token: float
-    prefill_tokens_per_second: float
-
-    @property
-    def bandwidth_share(self) -> float:
-        return self.floor / self.tpot
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One model's way to the device."""
-
-    shape: str
-    parameters: int
-    load_seconds: float
-    load_bytes_per_second: float
-    build_seconds: float  # weights, buffers, kernels compiled or read, graphs
-    batch_invariant: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,71 +103,113 @@ def bench(
 ) -> int:
     """Measures ``rows`` shape by shape; on a CPU only to show that it runs (tests)."""
     device = torch.device("cuda" if on_gpu else "cpu")
-    bandwidth = copy_bandwidth(device)
-    loads: list[Load] = []
-    outcomes: list[Outcome] = []
-    others: dict[str, float | None] = {}
+    record = Record(out, device, copy_bandwidth(device))
+    record.start()
     for shape in dict.fromkeys(row.shape for row in rows):
         own = [row for row in rows if row.shape == shape]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             _write(shapes[shape], folder, on_gpu)
-            for invariant in (False, True) if on_gpu else (False,):
-                chosen = [r for r in own if not invariant or r.batch <= INVARIANT_BATCHES]
-                load, found = _measure_shape(folder, shape, chosen, bandwidth, on_gpu, invariant)
-                loads.append(load)
-                outcomes += found
-            if peers:
-                others |= {row.name: _peer(folder, row, device, shapes[shape]) for row in own}
-    report = _report(device, bandwidth, loads, outcomes, others)
-    _print(bandwidth, loads, outcomes, others)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        (out / f"engine-{stamp}.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+            for invariant, chosen in passes(own, on_gpu=on_gpu):
+                _measure_shape(folder, shape, chosen, record, batch_invariant=invariant)
+                _free(device)
+            for row in own if peers else ():
+                record.add_peer(_peer(folder, row, device, shapes[shape]))
+                _free(device)
+    record.end()
     return 0
 
 
-def copy_bandwidth(device: torch.device, num_bytes: int = COPY_BYTES) -> float:
+def passes(
+    rows: Sequence[EngineRow], *, on_gpu: bool
+) -> Iterator[tuple[bool, Sequence[EngineRow]]]:
+    """Which of a shape's rows one runner measures, and whether in batch-invariant mode."""
+    yield False, rows
+    repeated = [row for row in rows if row.batch <= INVARIANT_BATCHES]
+    if on_gpu and repeated:
+        yield True, repeated
+
+
+def copy_bandwidth(device: torch.device, num_bytes: int | None = None) -> float:
     """Bytes a second, read and written, of a copy within the device: the median of several."""
+    num_bytes = COPY_BYTES if num_bytes is None else num_bytes
     if device.type != "cuda":
         num_bytes = min(num_bytes, 1 << 26)
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    rates: list[float] = []
-    for _ in range(COPY_ROUNDS):
-        _synchronize(device)
+    target.copy_(source)
+    seconds = [_copy_seconds(source, target) for _ in range(COPY_ROUNDS)]
+    return 2 * num_bytes / statistics.median(seconds)
+
+
+def _copy_seconds(source: torch.Tensor, target: torch.Tensor) -> float:
+    """Of one copy among several: by the device's own clock where it has one."""
+    if source.device.type != "cuda":
         started = time.perf_counter()
+        for _ in range(COPIES):
+            target.copy_(source)
+        return (time.perf_counter() - started) / COPIES
+    before = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    after = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    target.copy_(source)  # hides what starting the others costs the host
+    before.record()
+    for _ in range(COPIES):
         target.copy_(source)
-        _synchronize(device)
-        rates.append(2 * num_bytes / (time.perf_counter() - started))
-    return statistics.median(rates)
+    after.record()
+    after.synchronize()
+    return cast(float, before.elapsed_time(after)) / 1e3 / COPIES
 
 
-def run_row(built: BuiltRunner, row: EngineRow, bandwidth: float, *, seed: int) -> Outcome:
-    """One batch from submission to its last token, through the loop that serving uses."""
-    core = EngineCore(built.runner, built.kv, _limits(built.layout.config))
+def run_row(built: BuiltRunner, row: EngineRow, bandwidth: float) -> Outcome:
+    """One batch from submission to its last token, after another like it that warms up."""
+    _serve(built, row, seed=0)
+    return _outcome(built, row, bandwidth, _serve(built, row, seed=1))
+
+
+def _serve(built: BuiltRunner, row: EngineRow, seed: int) -> Served:
+    return serve(built.runner, built.kv, built.layout.config, requests_of(built.model, row, seed))
+
+
+def serve(
+    executor: Executor, kv: KVCacheSpec, config: RunnerConfig, requests: Sequence[EngineRequest]
+) -> Served:
+    """Serves ``requests`` through the loop that serving uses, under the limits of ``config``.
+
+    Raises RuntimeError where one is refused or ends in an error: its figures would mean nothing.
+    """
+    core = EngineCore(executor, kv, _limits(config))
     submitted = time.perf_counter()
-    core.submit(_requests(built.model, row, seed))
+    core.submit(requests)
     steps: list[StepStats] = []
     first = None
     while core.has_work:
         frame = core.step()
         if frame is None:
             continue
+        failures = [one.message for one in frame.refused]
+        failures += [one.error_message or "" for one in frame.choices if one.error_code is not None]
+        if failures:
+            raise RuntimeError(f"a request of the bench failed: {failures[0]}")
         if first is None and any(choice.token_ids for choice in frame.choices):
             first = time.perf_counter() - submitted
         if frame.stats is not None:
             steps.append(frame.stats)
-    return _outcome(built, row, bandwidth, steps, first or 0.0)
+    return Served(tuple(steps), first or 0.0)
 
 
-def _outcome(
-    built: BuiltRunner, row: EngineRow, bandwidth: float, steps: Sequence[StepStats], first: float
-) -> Outcome:
-    decode = [s for s in steps if not s.num_prompt_tokens and s.num_rows == row.batch]
-    prefill = [s for s in steps if s.num_prompt_tokens]
+def prefill_steps(served: Served) -> list[StepStats]:
+    return [step for step in served.steps if step.num_prompt_tokens]
+
+
+def full_decode_steps(served: Served, row: EngineRow) -> list[StepStats]:
+    """Steps in which every row of the batch decodes and none is in its prompt."""
+    return [
+        step for step in served.steps if not step.num_prompt_tokens and step.num_rows == row.batch
+    ]
+
+
+def _outcome(built: BuiltRunner, row: EngineRow, bandwidth: float, served: Served) -> Outcome:
+    prefill, decode = prefill_steps(served), full_decode_steps(served, row)
     if not decode or not prefill:
         raise ValueError(f"{row.name} had no step of prefill or no full step of decode")
     wall = sum(step.step_seconds for step in decode)
@@ -212,7 +222,7 @@ def _outcome(
         decode_tokens_per_second=row.batch * len(decode) / wall,
         floor=_step_bytes(built, row) / bandwidth,
         idle_share=max(0.0, 1.0 - busy / wall),
-        first_token=first,
+        first_token=served.first_token,
         prefill_tokens_per_second=sum(s.num_prompt_tokens for s in prefill)
         / sum(s.step_seconds for s in prefill),
     )
@@ -229,35 +239,30 @@ def _step_bytes(built: BuiltRunner, row: EngineRow) -> int:
 
 
 def _measure_shape(
-    folder: Path,
-    shape: str,
-    rows: Sequence[EngineRow],
-    bandwidth: float,
-    on_gpu: bool,
-    batch_invariant: bool,
-) -> tuple[Load, list[Outcome]]:
-    config = _config(rows, on_gpu=on_gpu, batch_invariant=batch_invariant)
+    folder: Path, shape: str, rows: Sequence[EngineRow], record: Record, *, batch_invariant: bool
+) -> None:
+    on_gpu = record.device.type == "cuda"
+    config = runner_config(rows, on_gpu=on_gpu, batch_invariant=batch_invariant)
     started = time.perf_counter()
     built = build_runner(folder, config, graphs=GraphMode.START)
-    load = Load(
-        shape=shape,
-        parameters=num_parameters(built.model),
-        load_seconds=built.report.seconds,
-        load_bytes_per_second=built.report.bytes_read / built.report.seconds,
-        build_seconds=time.perf_counter() - started,
-        batch_invariant=batch_invariant,
+    record.add_load(
+        Load(
+            shape=shape,
+            parameters=num_parameters(built.model),
+            load_seconds=built.report.seconds,
+            load_bytes_per_second=built.report.bytes_read / built.report.seconds,
+            build_seconds=time.perf_counter() - started,
+            batch_invariant=batch_invariant,
+        )
     )
-    outcomes: list[Outcome] = []
     for row in rows:
-        run_row(built, replace(row, output_tokens=min(4, row.output_tokens)), bandwidth, seed=0)
-        outcomes.append(run_row(built, row, bandwidth, seed=1))
-    del built
-    if on_gpu:
-        torch.cuda.empty_cache()
-    return load, outcomes
+        record.add_outcome(run_row(built, row, record.bandwidth))
 
 
-def _config(rows: Sequence[EngineRow], *, on_gpu: bool, batch_invariant: bool) -> RunnerConfig:
+def runner_config(
+    rows: Sequence[EngineRow], *, on_gpu: bool, batch_invariant: bool
+) -> RunnerConfig:
+    """Just what ``rows`` need. Raises ValueError for none."""
     most = max(row.batch for row in rows)
     blocks = max(
         row.batch * -(-(row.prompt_tokens + row.output_tokens) // BLOCK_SIZE) for row in rows
@@ -297,7 +302,7 @@ def _prompts(model: ModelSpec, row: EngineRow, seed: int) -> list[tuple[int, ...
     ]
 
 
-def _requests(model: ModelSpec, row: EngineRow, seed: int) -> list[EngineRequest]:
+def requests_of(model: ModelSpec, row: EngineRow, seed: int) -> list[EngineRequest]:
     sampling = SamplingParams(
         seed=0, temperature=0.0, max_tokens=row.output_tokens, ignore_eos=True
     )
@@ -307,74 +312,17 @@ def _requests(model: ModelSpec, row: EngineRow, seed: int) -> list[EngineRequest
     ]
 
 
-def _peer(folder: Path, row: EngineRow, device: torch.device, model: ModelSpec) -> float | None:
+def _peer(folder: Path, row: EngineRow, device: torch.device, model: ModelSpec) -> PeerOutcome:
     prompts = [list(tokens) for tokens in _prompts(model, row, seed=1)]
-    return transformers_tokens_per_second(folder, prompts, row.output_tokens, device)
+    return transformers_outcome(row.name, folder, prompts, row.output_tokens, device)
 
 
 def _write(model: ModelSpec, folder: Path, on_gpu: bool) -> None:
     write_checkpoint(model, folder, seed=0, format="bf16" if on_gpu else "f32", sharp=False)
 
 
-def _synchronize(device: torch.device) -> None:
+def _free(device: torch.device) -> None:
+    """Gives back what the runner before held, so that the next one finds the device empty."""
+    gc.collect()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _report(
-    device: torch.device,
-    bandwidth: float,
-    loads: Sequence[Load],
-    outcomes: Sequence[Outcome],
-    others: dict[str, float | None],
-) -> dict[str, object]:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "cuda": torch.version.cuda,
-        },
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "copy_bytes_per_second": bandwidth,
-        "loads": [asdict(load) for load in loads],
-        "rows": [
-            asdict(outcome) | {"bandwidth_share": outcome.bandwidth_share} for outcome in outcomes
-        ],
-        "transformers_tokens_per_second": others,
-    }
-
-
-def _print(
-    bandwidth: float,
-    loads: Sequence[Load],
-    outcomes: Sequence[Outcome],
-    others: dict[str, float | None],
-    write: Callable[[str], object] = sys.stdout.write,
-) -> None:
-    write(f"a copy within the device moves {bandwidth / 1e9:.0f} GB/s\n")
-    for load in loads:
-        write(
-            f"{load.shape}{_mode(load.batch_invariant)}: {load.parameters:,} parameters read at "
-            f"{load.load_bytes_per_second / 1e9:.1f} GB/s in {load.load_seconds:.1f} s, ready in "
-            f"{load.build_seconds:.1f} s\n"
-        )
-    head = ("TPOT ms", "tokens/s", "of floor", "idle", "first ms", "prefill/s", "transformers/s")
-    write(f"{'row':<52}" + "".join(f"{name:>15}" for name in head) + "  goal\n")
-    for one in outcomes:
-        other = others.get(one.row.name)
-        figures = (
-            f"{1e3 * one.tpot:.2f}",
-            f"{one.decode_tokens_per_second:.0f}",
-            f"{one.bandwidth_share:.0%}",
-            f"{one.idle_share:.1%}",
-            f"{1e3 * one.first_token:.1f}",
-            f"{one.prefill_tokens_per_second:.0f}",
-            "-" if other is None else f"{other:.0f}",
-        )
-        name = one.row.name + _mode(one.batch_invariant)
-        write(f"{name:<52}" + "".join(f"{text:>15}" for text in figures) + f"  {one.row.goal}\n")
-
-
-def _mode(batch_invariant: bool) -> str:
-    return " (batch-invariant)" if batch_invariant else ""
+        torch.cuda.empty_cache()

@@ -157,6 +157,22 @@ def test_every_row_decodes_as_a_whole_for_ten_steps(shape: str) -> None:
             assert not any(step.num_preemptions for step in served.steps), row
 
 
+class Failing(Overlapping):
+    def forward(self, plan: StepPlan) -> StepPlan:
+        raise ArithmeticError("no step succeeds")
+
+
+@pytest.mark.parametrize(("executor", "prompt_tokens"), [(Failing(), 20), (Overlapping(), 100)])
+def test_a_batch_that_fails_gives_no_figures(executor: Overlapping, prompt_tokens: int) -> None:
+    """A step that raises, and a prompt that is refused because it is too long."""
+    model = tiny_llama(num_layers=1)
+    config = bench_gpu.runner_config(ROWS, on_gpu=False, batch_invariant=False)
+    kv = kv_cache_spec(model, config.format, config.block_size, config.num_blocks)
+    requests = bench_gpu.requests_of(model, EngineRow("tiny", 1, prompt_tokens, 2), seed=0)
+    with pytest.raises(RuntimeError, match="a request of the bench failed"):
+        bench_gpu.serve(executor, kv, config, requests)
+
+
 def test_a_pass_without_rows_is_left_out() -> None:
     large = [row for row in bench_gpu.ROWS if "batch 256" in row.name]
     assert list(bench_gpu.passes(large, on_gpu=True)) == [(False, large)]
