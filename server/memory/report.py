@@ -18,6 +18,9 @@ from weights.inventory import held_format
 
 Parts = list[dict[str, Any]]
 
+_HEADER = ("kind", "now", "peak", "planned")
+_LOGGED_PARTS = {MemoryKind.KV_CACHE: KV_PARTS}
+
 
 @dataclass(frozen=True, slots=True)
 class MemorySources:
@@ -121,22 +124,46 @@ class MemoryReport:
         }
 
 
+def memory_table(reading: Mapping[str, int], planned: Mapping[str, int]) -> str:
+    """One moment's books as a table: kinds with what they hold now, at most and by the plan.
+
+    ``reading`` is the accountant's, ``planned`` bytes by kind. Of a reading that is not there yet
+    the table says so. For a log: no formula, no component, a line break at its end.
+    """
+    if not reading:
+        return "memory: not read yet\n"
+    rows = [_HEADER]
+    for kind in MemoryKind:
+        plan = planned.get(kind)
+        rows.append(_row(kind, reading.get(kind, 0), reading.get(f"{kind}.peak", 0), plan))
+        parts = {part: reading.get(f"{kind}.{part}", 0) for part in _LOGGED_PARTS.get(kind, ())}
+        rows += [_row(f"  {part}", nbytes) for part, nbytes in parts.items()]
+    return _table([*rows, _row("total", reading.get("total", 0))])
+
+
+def _row(
+    name: str, now: int, peak: int | None = None, planned: int | None = None
+) -> tuple[str, str, str, str]:
+    return name, _size(now), _size(peak), _size(planned)
+
+
+def _size(nbytes: int | None) -> str:
+    return "" if nbytes is None else format_size(nbytes)
+
+
 def _named(parts: Mapping[str, int]) -> Parts:
     return [{"part": name, "bytes": nbytes} for name, nbytes in parts.items()]
 
 
 def _rows(device: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """A line for each kind, its parts below it, the total last."""
-    rows = [("kind", "now", "peak", "planned")]
+    rows = [_HEADER]
     for kind, line in device["kinds"].items():
-        planned = line["planned_bytes"]
-        now, peak = format_size(line["bytes"]), format_size(line["peak_bytes"])
-        rows.append((kind, now, peak, "" if planned is None else format_size(planned)))
+        rows.append(_row(kind, line["bytes"], line["peak_bytes"], line["planned_bytes"]))
         for part in line["parts"]:
-            expected = part.get("planned_bytes")
-            shown = "" if expected is None else format_size(expected)
-            rows.append((f"  {part['part']}", format_size(part["bytes"]), "", shown))
-    return [*rows, ("total", format_size(device["total_bytes"]), "", "")]
+            planned = part.get("planned_bytes")
+            rows.append(_row(f"  {part['part']}", part["bytes"], planned=planned))
+    return [*rows, _row("total", device["total_bytes"])]
 
 
 def _table(rows: list[tuple[str, str, str, str]]) -> str:
