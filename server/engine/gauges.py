@@ -15,6 +15,8 @@ class EngineGauges:
     ``blocks_cached`` are evictable prefixes. Token figures count cache slots: of the
     ``kv_tokens_reserved`` slots of active blocks, ``kv_tokens_filled`` hold a token or will after
     the step in flight; the difference is tail waste. Counters count since the engine started.
+    ``oldest_queued_at_us`` is a moment and not an age, so that a reader's age goes on growing while
+    the engine stands still.
     """
 
     requests_running: int  # with a choice that has a row
@@ -23,6 +25,7 @@ class EngineGauges:
     sequences_waiting: int
     sequences_preempted: int  # of those waiting
     waiting_tokens: int
+    oldest_queued_at_us: int  # arrival of the oldest never scheduled, by the clock; 0: none
     blocks_total: int
     blocks_active: int
     blocks_reserved: int
@@ -61,6 +64,7 @@ def read_gauges(roster: Roster, loop: LoopCounts) -> EngineGauges:
         sequences_waiting=len(roster.waiting),
         sequences_preempted=roster.waiting.num_preempted,
         waiting_tokens=roster.waiting.num_tokens,
+        oldest_queued_at_us=int(roster.waiting.oldest_new_arrival_time * 1e6),
         blocks_total=pool.num_blocks,
         blocks_active=num_active,
         blocks_reserved=len(reserved),

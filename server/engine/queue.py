@@ -26,6 +26,21 @@ class WaitingQueue:
     def num_preempted(self) -> int:
         return len(self._members) - self.num_new
 
+    @property
+    def oldest_new_arrival_time(self) -> float:
+        """When the oldest request came that never ran; 0 where there is none.
+
+        Members stand in the order in which they came, so what is new is met oldest first.
+        """
+        return next(
+            (
+                sequence.request.arrival_time
+                for sequence in self._members.values()
+                if not sequence.request.was_scheduled
+            ),
+            0.0,
+        )
+
     def __len__(self) -> int:
         return len(self._members)
 

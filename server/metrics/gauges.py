@@ -1,0 +1,130 @@
+"""What has a value now, read at a scrape and written as plain data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from server.metrics import registry
+from server.metrics.spec import MetricSpec
+
+Samples = list[tuple[tuple[str, ...], float]]  # label values in the metric's order, value
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What stays as it is for the server's life. ``quantization`` is "none" or a format."""
+
+    name: str
+    dtype: str
+    quantization: str
+    version: str
+    block_size: int  # tokens
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class GaugeSources:
+    """Where gauges come from at a scrape. Each returns at once.
+
+    ``engine`` names are EngineGauges' fields; ``memory`` gives a reading of the accountant (empty
+    before the first one), ``planned`` its planned bytes by kind and ``weights`` the measured
+    (component, format, bytes). ``host_bytes`` is the API process's own resident set. ``clock`` is
+    the engine's: seconds, monotonic, one for all processes of a machine.
+    """
+
+    engine: Callable[[], Mapping[str, int]]
+    engine_up: Callable[[], bool]
+    memory: Callable[[], Mapping[str, int]]
+    planned: Callable[[], Mapping[str, int]]
+    weights: Callable[[], Iterable[tuple[str, str, int]]]
+    host_bytes: Callable[[], int]
+    device: str = "cpu"
+    model: ServedModel | None = None
+    clock: Callable[[], float] = time.monotonic
+
+
+def read_gauges(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
+    """Every gauge with its samples. A figure that nobody measured has none: it is no zero."""
+    yield from _engine(sources)
+    yield from _memory(sources)
+    if sources.model is not None:
+        model = sources.model
+        facts = (model.name, model.dtype, model.quantization, model.version)
+        yield registry.MODEL_INFO, [(facts, 1)]
+        cache = (str(model.block_size), str(model.num_blocks))
+        yield registry.KV_CACHE_INFO, [(cache, 1)]
+
+
+_PLAIN: tuple[tuple[MetricSpec, str], ...] = (
+    (registry.REQUESTS_RUNNING, "requests_running"),
+    (registry.REQUESTS_WAITING, "requests_waiting"),
+    (registry.SEQUENCES_RUNNING, "sequences_running"),
+    (registry.WAITING_TOKENS, "waiting_tokens"),
+    (registry.FAILED_STEPS, "failed_steps"),
+)
+_TOKENS = {
+    "capacity": "kv_tokens_capacity",
+    "reserved": "kv_tokens_reserved",
+    "filled": "kv_tokens_filled",
+}
+# Names of a reading, by what they are called here.
+_HOST = {"engine_process_resident": "resident"}
+_ALLOCATOR = {"reserved": "heap_resident", "in_use": "heap_in_use"}
+
+
+def _engine(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
+    engine = sources.engine()
+    yield registry.ENGINE_UP, [((), int(sources.engine_up()))]
+    for metric, name in _PLAIN:
+        yield metric, [((), engine.get(name, 0))]
+    yield registry.QUEUE_AGE, [((), _queue_age(engine, sources.clock()))]
+    blocks = {
+        "live": engine.get("blocks_active", 0) + engine.get("blocks_reserved", 0),
+        "cached": engine.get("blocks_cached", 0),
+        "free": engine.get("blocks_free", 0),
+    }
+    yield registry.KV_USAGE, [((), blocks["live"] / max(1, engine.get("blocks_total", 0)))]
+    yield registry.KV_BLOCKS, _by(blocks)
+    preempted = engine.get("sequences_preempted", 0)
+    queued = engine.get("sequences_waiting", 0) - preempted
+    yield registry.SEQUENCES_WAITING, _by({"queued": queued, "preempted": preempted})
+    yield registry.KV_TOKENS, _by({state: engine.get(name, 0) for state, name in _TOKENS.items()})
+
+
+def _queue_age(engine: Mapping[str, int], now: float) -> float:
+    """Grows between two publications too, also when the engine has come to stand still."""
+    arrived_us = engine.get("oldest_queued_at_us", 0)
+    return max(0.0, now - arrived_us / 1e6) if arrived_us else 0.0
+
+
+def _memory(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
+    device, reading = sources.device, sources.memory()
+    kinds = [name.removesuffix(".peak") for name in reading if name.endswith(".peak")]
+    parts = {
+        name.removeprefix("kv_cache."): nbytes
+        for name, nbytes in reading.items()
+        if name.startswith("kv_cache.") and not name.endswith(".peak")
+    }
+    held = {kind: reading[kind] for kind in kinds}
+    peak = {kind: reading[f"{kind}.peak"] for kind in kinds}
+    yield registry.MEMORY, _by(held, device)
+    yield registry.MEMORY_PEAK, _by(peak, device)
+    yield registry.MEMORY_PLANNED, _by(sources.planned(), device)
+    yield registry.KV_BYTES, _by(parts)
+    yield registry.MEMORY_TOTAL, [((device,), reading.get("total", 0))]
+    weights = sources.weights()
+    yield registry.WEIGHTS, [((device, part, dtype), size) for part, dtype, size in weights]
+    host = {"api_process_resident": sources.host_bytes()}
+    yield registry.HOST_MEMORY, _by({**host, **_named(_HOST, reading)})
+    yield registry.ALLOCATOR, _by(_named(_ALLOCATOR, reading), device)
+
+
+def _by(values: Mapping[str, float], *before: str) -> Samples:
+    return [((*before, label), value) for label, value in values.items()]
+
+
+def _named(names: Mapping[str, str], reading: Mapping[str, int]) -> dict[str, int]:
+    """Those of ``names`` that the reading has."""
+    return {label: reading[name] for label, name in names.items() if name in reading}
