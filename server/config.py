@@ -29,6 +29,7 @@ from server.option_values import (
 DEMO_MODEL_DIR = Path(__file__).resolve().parents[1] / "weights" / "demo" / "checkpoint"
 DEMO_MODEL_NAME = "quire-demo"
 _PREFIX = "QUIRE_"
+QUEUED_TOKENS_A_REQUEST = 1024  # what the queue holds, as a mean over its requests
 _SPIN_COUNT = "10000"  # as fast as endless spinning on an idle machine, see DECISIONS.md
 
 
@@ -128,13 +129,6 @@ OPTIONS: tuple[Option, ...] = (
         "or never",
     ),
     Option(
-        "kernel-cache",
-        read_text,
-        None,
-        "FOLDER",
-        "where compiled GPU kernels are kept between starts; without one, Triton's own place",
-    ),
-    Option(
         "kv-cache-memory",
         auto_or(size(2**10, 2**50)),
         "auto",
@@ -143,24 +137,16 @@ OPTIONS: tuple[Option, ...] = (
         "at most half of the free memory; on a GPU all that is left",
     ),
     Option("prefix-caching", read_switch, "on", "on|off", "reuse the KV cache of equal prefixes"),
-    Option("max-queued-requests", integer(1, 2**20), "256", "N", "requests waiting before a 429"),
     Option(
-        "max-queued-tokens",
-        integer(1, 2**40),
-        "262144",
-        "TOKENS",
-        "prompt tokens waiting before a 429",
+        "max-queued-requests",
+        integer(1, 2**20),
+        "256",
+        "N",
+        "requests waiting before a 429; together they may have N x 1024 prompt tokens",
     ),
     Option("queue-timeout", seconds(0.001, 86400), "60", "SECONDS", "longest wait before a 503"),
     Option("max-body-size", size(1, 2**32), "4MiB", "SIZE", "largest request body before a 413"),
     Option("max-connections", integer(1, 65536), "512", "N", "connections open at once"),
-    Option(
-        "receive-timeout",
-        seconds(0.001, 3600),
-        "30",
-        "SECONDS",
-        "longest time a request may take to arrive before a 408",
-    ),
     Option(
         "generation-config",
         choice("auto", "none"),
@@ -184,13 +170,15 @@ OPTIONS: tuple[Option, ...] = (
         "auto|N",
         "compute threads; auto is the number of cores this process may use",
     ),
-    Option(
-        "strict-ledger",
-        read_switch,
-        "off",
-        "on|off",
-        "check the KV cache's books after every step (for debugging; slow)",
-    ),
+)
+
+# Read from its variable alone: for debugging Quire itself, and nobody's to serve with.
+STRICT_LEDGER = Option(
+    "strict-ledger",
+    read_switch,
+    "off",
+    "on|off",
+    "check the KV cache's books after every step (slow)",
 )
 
 
@@ -211,20 +199,21 @@ class ServerConfig:
     block_size: int | None
     batch_invariant: bool
     cuda_graphs: str
-    kernel_cache: str | None
     kv_cache_memory: int | None
     prefix_caching: bool
     max_queued_requests: int
-    max_queued_tokens: int
     queue_timeout: float
     max_body_size: int
     max_connections: int
-    receive_timeout: float
     generation_config: str
     log_format: str
     drain_timeout: float
     threads: int | None
     strict_ledger: bool
+
+    def max_queued_tokens(self, max_model_len: int) -> int:
+        """Prompt tokens waiting before a 429: one prompt of any length can always wait."""
+        return max(self.max_queued_requests * QUEUED_TOKENS_A_REQUEST, max_model_len)
 
     @property
     def model_name(self) -> str:
@@ -256,6 +245,8 @@ def resolve(
     for option in OPTIONS:
         text, source = _first_source(option, flags, variables, from_file, config_file)
         values[option.field] = None if text is None else _read(option, text, source)
+    strict, source = _first_source(STRICT_LEDGER, {}, variables, {}, None)
+    values[STRICT_LEDGER.field] = _read(STRICT_LEDGER, str(strict), source)
     config = ServerConfig(**values)  # type: ignore[arg-type]  # the table and the fields agree
     return _checked(config)
 
@@ -323,7 +314,7 @@ def _scalar_text(path: str, key: str, value: object) -> str:
 
 
 def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
-    known = [option.variable for option in OPTIONS] + [f"{_PREFIX}CONFIG"]
+    known = [option.variable for option in (*OPTIONS, STRICT_LEDGER)] + [f"{_PREFIX}CONFIG"]
     for name in variables:
         if name.startswith(_PREFIX) and name not in known:
             raise StartupError(f"unknown variable {name}{_near(name, known)}")

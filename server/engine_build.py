@@ -73,7 +73,6 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
             settings.runner,
             progress=loading,
             graphs=GraphMode(settings.cuda_graphs),
-            kernel_cache=None if settings.kernel_cache is None else Path(settings.kernel_cache),
         )
         core = EngineCore(built.runner, built.kv, settings.limits, strict=settings.strict_ledger)
     except CheckpointError as error:
@@ -92,6 +91,7 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
         num_threads=torch.get_num_threads(),
         cpu_capability=_device_name(settings.runner),
         skipped=tuple(f"{item.name}: {item.reason}" for item in built.report.skipped),
+        kernel_cache=built.kernel_cache,
     )
     return BuiltEngine(core, accountant, facts)
 

@@ -15,7 +15,7 @@ from server.memory.layout import RunnerConfig
 class EngineSettings:
     """Everything that the engine process needs to build itself. Every size is decided.
 
-    ``cuda_graphs`` and ``kernel_cache`` are the options of those names; a CPU heeds neither.
+    ``cuda_graphs`` is the option of that name; a CPU does not heed it.
     """
 
     model_dir: str
@@ -25,7 +25,6 @@ class EngineSettings:
     log_format: str = "text"
     strict_ledger: bool = False
     cuda_graphs: str = "lazy"
-    kernel_cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class EngineFacts:
     """What a ready engine knows of itself. Bytes and seconds as named.
 
     ``weights`` are measured bytes by component; ``skipped`` the tensors of the folder that were
-    not read, with the reason.
+    not read, with the reason. ``kernel_cache`` is the folder of the kernels compiled for a GPU.
     """
 
     weights: dict[str, int]
@@ -44,6 +43,7 @@ class EngineFacts:
     num_threads: int
     cpu_capability: str  # of a GPU its name
     skipped: tuple[str, ...] = ()
+    kernel_cache: str | None = None
 
 
 _ENGINE, _MEMORY = "engine.", "memory."

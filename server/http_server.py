@@ -224,7 +224,6 @@ class HttpServer:
             defaults=self._defaults,
             limits=HttpLimits(
                 max_body_bytes=config.max_body_size,
-                receive_timeout_s=config.receive_timeout,
                 max_connections=config.max_connections,
             ),
             metrics=RequestMetricsFanOut((self._metrics, RequestLog())),

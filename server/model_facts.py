@@ -110,7 +110,7 @@ def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:
             max_model_len=runner.max_model_len,
             max_logit_rows=runner.max_logit_rows,
             max_queued_requests=config.max_queued_requests,
-            max_queued_tokens=config.max_queued_tokens,
+            max_queued_tokens=config.max_queued_tokens(runner.max_model_len),
             queue_timeout_s=config.queue_timeout,
             prefix_caching=config.prefix_caching,
             eos_token_ids=model.eos_token_ids,
@@ -119,5 +119,4 @@ def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:
         log_format=config.log_format,
         strict_ledger=config.strict_ledger,
         cuda_graphs=config.cuda_graphs,
-        kernel_cache=config.kernel_cache,
     )

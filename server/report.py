@@ -102,6 +102,8 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
                             batch_invariant=plan.runner.batch_invariant)),
         ("ready in", f"{facts.seconds:.1f} s (weights {engine.load_seconds:.1f} s)"),
     ]  # fmt: skip
+    if engine.kernel_cache is not None:
+        pairs.append(("GPU kernels", f"compiled ones are kept in {engine.kernel_cache}"))
     if engine.skipped:
         pairs.append(("skipped", "; ".join(engine.skipped[:4])))
     if model.unread_keys:

@@ -20,7 +20,7 @@ from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
 from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
-from server.execution.device import CudaDevice, Device, keep_compiled_kernels
+from server.execution.device import CudaDevice, Device, compiled_kernels_folder
 from server.execution.gpu_runner import GpuRunner
 from server.execution.gpu_warm_up import warm_up as warm_up_gpu
 from server.execution.held import HeldBytes
@@ -43,7 +43,7 @@ class BuiltRunner:
     """A runner, and what the engine, the accountant and the start-up report want to know of it.
 
     ``held`` answers with measured bytes at any time; ``warm_up_bytes`` is the measured peak of
-    intermediates of the largest step.
+    intermediates of the largest step. ``kernel_cache`` is the folder of compiled GPU kernels.
     """
 
     runner: ModelRunner | GpuRunner
@@ -54,6 +54,7 @@ class BuiltRunner:
     report: LoadReport
     held: HeldBytes
     warm_up_bytes: int
+    kernel_cache: str | None = None
 
     @property
     def peak(self) -> PeakMeter:
@@ -70,18 +71,17 @@ def build_runner(
     poison: bool = False,
     warm_up: bool = True,
     graphs: GraphMode = GraphMode.LAZY,
-    kernel_cache: Path | None = None,
 ) -> BuiltRunner:
     """Loads ``model_dir`` and makes everything that ``config`` says, where it says.
 
     ``num_threads`` sets torch's threads for the whole process; None leaves them. ``progress`` is
     told the bytes read and all bytes to read. ``poison`` fills new cache blocks with NaN (tests).
-    ``graphs`` and ``kernel_cache`` are a GPU's: when decode steps are captured, and the folder for
-    compiled kernels, None for Triton's own.
+    ``graphs`` says when a GPU's decode steps are captured.
 
     Raises:
         CheckpointError: the folder is refused; the message names file and tensor.
-        StartupError: the configuration does not fit the model, or asks for a GPU that is not there.
+        StartupError: the configuration does not fit the model, or asks for a GPU that is not there,
+            or for one whose compiled kernels cannot be kept.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -90,8 +90,7 @@ def build_runner(
     _check(model, config)
     layout = build_layout(model, config)
     torch_device = device_of(config)
-    if config.on_gpu and kernel_cache is not None:
-        keep_compiled_kernels(kernel_cache)
+    kernel_cache = compiled_kernels_folder() if config.on_gpu else None
     loaded = load(
         checkpoint,
         model,
@@ -123,6 +122,7 @@ def build_runner(
         report=loaded.report,
         held=HeldBytes(model, layout, loaded, buffers, _workspace(runner)),
         warm_up_bytes=_warm_up(runner) if warm_up else 0,
+        kernel_cache=kernel_cache,
     )
 
 

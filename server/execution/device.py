@@ -8,6 +8,7 @@ less than its events cost.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from server.engine.plan import ExecutorLost
+from server.errors import StartupError
 
 Work = Callable[[], None]
 
@@ -184,13 +186,25 @@ class CudaDevice:
         return sum(int(segment["total_size"]) for segment in ours)
 
 
-def keep_compiled_kernels(folder: Path) -> None:
-    """Has Triton keep what it compiles in ``folder``, so that a later start compiles nothing.
+def compiled_kernels_folder() -> str:
+    """Where Triton keeps what it compiles, so that a later start compiles nothing. Made if absent.
 
-    To be called before the first kernel runs. Entries are named by a hash of source, options,
-    Triton's version and the GPU's architecture, so one folder serves all of them.
+    Entries are named by a hash of source, options, Triton's version and the GPU's architecture, so
+    one folder serves all of them.
+
+    Raises:
+        StartupError: nothing can be kept there, as in a container that may not write.
     """
     import triton
 
-    folder.mkdir(parents=True, exist_ok=True)
-    triton.knobs.cache.dir = str(folder)
+    folder: str = triton.knobs.cache.dir
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StartupError(
+            f"compiled kernels cannot be kept in {folder}: {error.strerror}. The variable "
+            "TRITON_CACHE_DIR names another folder"
+        ) from error
+    return folder

@@ -46,7 +46,7 @@ class ServerProcess:
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.model = model_dir.name
-        flags = {"port": self.port, "threads": 1, "strict-ledger": "on", **options}
+        flags = {"port": self.port, "threads": 1, **options}
         arguments = [
             part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)
         ]
@@ -57,7 +57,7 @@ class ServerProcess:
             cwd=ROOT,
             stdout=self._log_file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "QUIRE_STRICT_LEDGER": "on"},
         )
 
     def __enter__(self) -> ServerProcess:

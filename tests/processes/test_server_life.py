@@ -30,6 +30,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env={**os.environ, "QUIRE_STRICT_LEDGER": "on"},
         )
         assert self.process.stdout is not None
         self.report = ""
@@ -118,7 +119,7 @@ class Stream(threading.Thread):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = Server("--strict-ledger", "on")
+    server = Server()
     yield server
     if server.process.poll() is None:
         server.end(signal.SIGKILL)

@@ -1,0 +1,39 @@
+"""What the start-up report says."""
+
+from __future__ import annotations
+
+from server.config import resolve
+from server.engine_facts import EngineFacts
+from server.model_facts import read_model
+from server.report import ReportInput, startup_report
+
+
+def report(kernel_cache: str | None = None) -> str:
+    config = resolve({"device": "cpu"}, {})
+    engine = EngineFacts(
+        weights={},
+        weights_format="f32",
+        load_seconds=0.5,
+        ready_seconds=1.0,
+        torch_version="2.13.0",
+        num_threads=2,
+        cpu_capability="AVX512",
+        kernel_cache=kernel_cache,
+    )
+    return startup_report(
+        ReportInput(
+            config=config,
+            model=read_model(config),
+            engine=engine,
+            reading={},
+            defaults={},
+            address="http://127.0.0.1:8000",
+            chat=False,
+            seconds=1.5,
+        )
+    )
+
+
+def test_it_says_where_kernels_compiled_for_a_gpu_are_kept() -> None:
+    assert "  GPU kernels   compiled ones are kept in /var/kernels\n" in report("/var/kernels")
+    assert "kernels" not in report()
