@@ -24,17 +24,20 @@ from kernels.jit.attention_math import (
     with_sinks,
 )
 
-LEAST_POWER = tl.constexpr(-100)  # a scale below 2 ** -100 is as good as zero
+# The powers of two that are taken out of a scale: their inverses are normal float32 numbers.
+LEAST_POWER = tl.constexpr(-100)
+MOST_POWER = tl.constexpr(126)
 
 
 @triton.jit
 def split_scale(scales):
-    """Positive scales as 2 ** power * fraction, fraction in 1 .. 2; and 2 ** -power. By their bits:
-    a logarithm costs more than all else that a slot's scale is used for."""
-    bits = scales.to(tl.int32, bitcast=True)
-    power = tl.maximum((bits >> 23) - 127, LEAST_POWER)
-    fraction = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-    return power.to(tl.float32), fraction, ((127 - power) << 23).to(tl.float32, bitcast=True)
+    """Scales as 2 ** power * fraction, exactly; and 2 ** -power. The fraction is 1 .. 2, or what is
+    left where the power is at one of its limits: so what is not finite stays in it. By the bits: a
+    logarithm costs more than all else that a slot's scale is used for."""
+    exponents = (scales.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    power = tl.minimum(tl.maximum(exponents - 127, LEAST_POWER), MOST_POWER)
+    inverse = ((127 - power) << 23).to(tl.float32, bitcast=True)
+    return power.to(tl.float32), scales * inverse, inverse
 
 
 @triton.jit

@@ -148,6 +148,18 @@ def test_quantised_values_of_any_size(device, size):
     torch.testing.assert_close(got / size, answer / size, rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize("scale", [torch.nan, -torch.nan, torch.inf, 0.0, 1e-40, -2.0])
+def test_unusual_scales_of_values_reach_the_output(device, scale):
+    """Whatever a slot's scale is, the row shows it as the reference does, and its neighbour not."""
+    step, scales = quantised(decode_step([70, 20], head_dim=64, block_size=64), torch.int8)
+    block = int(step.metadata.block_tables[0, 1])
+    scales[block, 1, :, 3] = torch.copysign(torch.tensor(abs(scale)), torch.tensor(scale))
+    answer = wanted(step, kv_scales=scales)
+    got = run(step, device, kv_scales=scales, programs=3)
+    torch.testing.assert_close(got, answer, rtol=0, atol=5e-6, equal_nan=True)
+    assert bool(got[1].isfinite().all())
+
+
 def test_features_of_a_quantised_cache(device):
     step, scales = quantised(decode_step([200, 70], heads=(8, 2), block_size=64), torch.int8)
     features = AttentionFeatures(90, 2.0, slopes(8), sinks(8))
