@@ -10,7 +10,7 @@ Torch-free: the same arithmetic plans for a machine that is not there.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from server.engine.kv_spec import KVCacheSpec
@@ -23,6 +23,8 @@ from server.memory.layout import (
     kv_cache_spec,
     max_context,
 )
+from server.memory.plan_request import PlanRequest as PlanRequest
+from server.memory.suggestions import Change, smallest_changes
 from server.option_values import format_size
 from weights.formats import FORMATS, get_format, tensor_bytes
 from weights.inventory import QUANTISABLE, inventory, num_parameters
@@ -42,19 +44,30 @@ _PLANNED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """What the operator asked for. None where auto was left; sizes in bytes."""
+class DoesNotFit(StartupError):
+    """A model that a device cannot hold as asked.
 
-    format: str
-    block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int | None = None
-    kv_cache_bytes: int | None = None
-    quantization: str | None = None
-    on_gpu: bool = False
-    batch_invariant: bool = False
+    ``kind`` is the component that broke the budget and ``nbytes`` what it takes or needs; ``over``
+    is what is missing in all, in bytes. ``kv_needed_bytes`` is what the KV cache would have to be
+    given, 0 where it is not the cache that lacks; ``max_model_len`` the length planned for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: MemoryKind,
+        nbytes: int,
+        over: int,
+        max_model_len: int,
+        kv_needed_bytes: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.nbytes = nbytes
+        self.over = over
+        self.max_model_len = max_model_len
+        self.kv_needed_bytes = kv_needed_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,49 @@ def plan_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
     Raises:
         StartupError: it does not fit; names what broke the budget, by how much, and what would fit.
     """
+    try:
+        return size_memory(model, request, available_bytes)
+    except DoesNotFit as refusal:
+        changes = changes_that_fit(model, request, available_bytes, refusal)
+        if not changes:
+            raise
+        what = " or ".join(change.option for change in changes)
+        raise StartupError(f"{refusal}; what would fit: {what}") from None
+
+
+def changes_that_fit(
+    model: ModelSpec,
+    request: PlanRequest,
+    available_bytes: int,
+    refusal: DoesNotFit,
+    more: Iterable[Change] = (),
+) -> tuple[Change, ...]:
+    """The two smallest changes to what was refused; see server.memory.suggestions."""
+
+    def fits(changed: PlanRequest, available: int) -> bool:
+        try:
+            size_memory(model, changed, available)
+        except StartupError:
+            return False
+        return True
+
+    return smallest_changes(
+        request,
+        available_bytes,
+        fits,
+        max_model_len=refusal.max_model_len,
+        kv_needed_bytes=refusal.kv_needed_bytes,
+        more=more,
+    )
+
+
+def size_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) -> MemoryPlan:
+    """``plan_memory`` without the search for changes that would fit.
+
+    Raises:
+        DoesNotFit: names what broke the budget, and by how much.
+        StartupError: a length that the model has no positions for.
+    """
     if request.max_model_len is not None and request.max_model_len > max_context(model):
         raise StartupError(
             f"--max-model-len {request.max_model_len} exceeds the model's "
@@ -112,7 +168,7 @@ def plan_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
         wanted_len = capacity
     blocks_of_one = math.ceil(wanted_len / request.block_size)
     if num_blocks < max(1, blocks_of_one):
-        _refuse_pool(request, kv_bytes, blocks_of_one * block_bytes, capacity, limit)
+        _refuse_pool(kv_bytes, blocks_of_one * block_bytes, wanted_len, limit)
     config = _runner_config(model, request, wanted_len, num_blocks)
     return MemoryPlan(
         request=request,
@@ -230,7 +286,7 @@ def _pool_bytes(
         for kind in _planned_kinds(request)
         if kind is not MemoryKind.KV_CACHE
     }
-    _refuse_beside(beside, available_bytes)
+    _refuse_beside(beside, available_bytes, max_model_len)
     block = kv_cache_spec(model, request.format, request.block_size, 1).page_bytes
     blocks_of_one = math.ceil(max_model_len / request.block_size)
     useful = math.ceil(request.max_num_seqs * blocks_of_one * PREFIX_SHARE) * block
@@ -247,34 +303,30 @@ def _pool_bytes(
     return bounds[limit], limit
 
 
-def _refuse_beside(beside: Mapping[MemoryKind, int], available_bytes: int) -> None:
+def _refuse_beside(
+    beside: Mapping[MemoryKind, int], available_bytes: int, max_model_len: int
+) -> None:
     over = sum(beside.values()) - available_bytes
     if over < 0:
         return
     largest = max(beside, key=lambda kind: beside[kind])
-    hint = (
-        "a 16-bit --dtype or a smaller checkpoint"
-        if largest is MemoryKind.WEIGHTS
-        else "a smaller --max-num-batched-tokens, --max-num-seqs or --max-model-len"
-    )
-    raise StartupError(
+    raise DoesNotFit(
         f"the model does not fit: {largest} take {format_size(beside[largest])} of "
-        f"{format_size(available_bytes)} available, {format_size(over)} too much in all; "
-        f"what would help: {hint}"
+        f"{format_size(available_bytes)} available, {format_size(over)} too much in all",
+        kind=largest,
+        nbytes=beside[largest],
+        over=over,
+        max_model_len=max_model_len,
     )
 
 
-def _refuse_pool(
-    request: PlanRequest, kv_bytes: int, needed: int, capacity: int, limit: str
-) -> None:
-    shorter = capacity // request.block_size * request.block_size
-    changes = [f"--max-model-len {shorter}"] if shorter else []
-    if limit == "--kv-cache-memory":
-        changes.append(f"--kv-cache-memory {needed}")
-    else:
-        changes.append("a 16-bit --dtype" if request.format == "f32" else "more memory")
-    raise StartupError(
+def _refuse_pool(kv_bytes: int, needed: int, max_model_len: int, limit: str) -> None:
+    raise DoesNotFit(
         f"the KV cache has {format_size(kv_bytes)} (by {limit}), "
-        f"{format_size(needed - kv_bytes)} too little for one sequence of max-model-len; "
-        f"what would fit: {' or '.join(changes)}"
+        f"{format_size(needed - kv_bytes)} too little for one sequence of max-model-len",
+        kind=MemoryKind.KV_CACHE,
+        nbytes=needed,
+        over=needed - kv_bytes,
+        max_model_len=max_model_len,
+        kv_needed_bytes=needed,
     )

@@ -1,0 +1,27 @@
+"""PlanRequest: what an operator asked a memory plan for. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What the operator asked for. None where auto was left; sizes in bytes.
+
+    ``kv_format`` is the KV cache's where it is another than ``format``; ``ranks`` is the number of
+    devices that share each layer, of which one is planned. Both are for plans only: no server
+    offers them yet.
+    """
+
+    format: str
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int | None = None
+    kv_cache_bytes: int | None = None
+    quantization: str | None = None
+    on_gpu: bool = False
+    batch_invariant: bool = False
+    kv_format: str | None = None
+    ranks: int = 1
