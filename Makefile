@@ -27,6 +27,13 @@ GPU_JOBS ?= $(shell nproc 2>/dev/null || echo 4)
 # Needs no plugin and no particular version: a GPU machine comes with packages of its own.
 GPU_PYTEST := -m pytest tests/kernels/gpu tests/gpu -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
 
+ALONE := api deploy e2e equivalence image memory page parity processes
+TOGETHER := $(filter-out __% $(ALONE),$(notdir $(patsubst %/,%,$(wildcard tests/*/))))
+define pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(1)" $(ALONE:%=--ignore=tests/%) $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest -m "$(1)" $(TOGETHER:%=--ignore=tests/%) $(ARGS) || test $$? -eq 5
+endef
+
 .PHONY: setup serve check format test test-slow sweep kernels-check test-gpu bench bench-gpu bench-engine-gpu demo-score clean
 .DEFAULT_GOAL := serve
 
@@ -63,12 +70,14 @@ format: $(SETUP_TEST)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What computes in its own process runs on every core at once, a thread each; what starts servers or
+# compares sums of several threads has the machine to itself.
+# pytest's exit code 5 means that there is no such test: ARGS may have chosen among the others.
 test: $(SETUP_TEST)
-	$(BIN)/python -m pytest -m "not slow and not sweep" $(ARGS)
+	$(call pytest,not slow and not sweep)
 
-# pytest's exit code 5 means that no test was marked slow.
 test-slow: $(SETUP_TEST)
-	$(BIN)/python -m pytest -m slow $(ARGS) || test $$? -eq 5
+	$(call pytest,slow)
 
 # Longer runs of what CI does a seeded slice of. Their dates and results are kept in tests/SWEEP.md.
 sweep: $(SETUP_TEST)
