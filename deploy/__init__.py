@@ -1,0 +1,1 @@
+"""What runs around Quire: Prometheus, Grafana, containers. No part of the installed package."""
