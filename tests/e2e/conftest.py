@@ -33,7 +33,6 @@ def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "max-num-seqs": 16,
         "max-num-batched-tokens": 128,
         "max-body-size": MAX_BODY_BYTES,
-        "receive-timeout": 5,
     }
     with ServerProcess(model_dir, log, **options) as running:
         yield running
