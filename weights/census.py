@@ -2,8 +2,9 @@
 
 Counting rule: each head's query, key and value is one matrix, so a layer has ``num_query_heads``
 query matrices and ``num_kv_heads`` key and as many value matrices; the output projection is one
-matrix a layer. Norms, biases and learned positions are no matrices: they have lines of their own,
-with 0 matrices, outside the matrix totals. Tied weights are counted once, as the embedding.
+matrix a layer, and each expert's matrices count by themselves. Norms, biases and learned positions
+are no matrices: they have lines of their own, with 0 matrices, outside the matrix totals. Tied
+weights are counted once, as the embedding.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weights.inventory import Component, inventory
+from weights.inventory import Component, tally
 from weights.spec import ModelSpec
 
 _NO_MATRIX = frozenset({Component.NORM, Component.BIAS, Component.POSITION})
@@ -46,17 +47,12 @@ class Census:
 
 def census(spec: ModelSpec) -> Census:
     """Counts of matrices and parameters by component."""
-    heads = {
-        Component.QUERY: spec.attention.num_query_heads,
-        Component.KEY: spec.attention.num_kv_heads,
-        Component.VALUE: spec.attention.num_kv_heads,
-    }
     counts: dict[Component, Count] = {}
-    for parameter in inventory(spec):
+    for parameter, times in tally(spec).items():
         component = parameter.component
-        matrices = 0 if component in _NO_MATRIX else heads.get(component, 1)
+        matrices = 0 if component in _NO_MATRIX else times * max(1, parameter.heads)
         before = counts.get(component, Count(0, 0))
         counts[component] = Count(
-            before.matrices + matrices, before.parameters + parameter.num_elements
+            before.matrices + matrices, before.parameters + times * parameter.num_elements
         )
     return Census({component: counts[component] for component in Component if component in counts})

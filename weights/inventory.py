@@ -6,13 +6,21 @@ The loader, the planner, the accountant and the synthetic checkpoints all read t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
 from weights.formats import get_quantised, tensor_bytes
-from weights.spec import ModelSpec, PositionKind
+from weights.spec import (
+    AttentionSpec,
+    ExpertsSpec,
+    ModelSpec,
+    NormPlacement,
+    ParallelBlock,
+    PositionKind,
+    QkNorm,
+)
 
 
 class Component(StrEnum):
@@ -26,6 +34,7 @@ class Component(StrEnum):
     GATE = "gate"
     UP = "up"
     DOWN = "down"
+    ROUTER = "router"
     UNEMBEDDING = "unembedding"
     POSITION = "position"
     NORM = "norm"
@@ -63,6 +72,7 @@ class Parameter:
     shape: tuple[int, ...]
     component: Component
     split: Split
+    heads: int = 0  # rows are this many whole heads, where they are split so
 
     @property
     def num_elements(self) -> int:
@@ -86,29 +96,68 @@ def held_format(component: str, format: str, quantization: str | None) -> str:
 
 def inventory(spec: ModelSpec) -> tuple[Parameter, ...]:
     """Every parameter of ``spec`` exactly once."""
-    return tuple(_parameters(spec))
+    return tuple(_parameters(spec, range(spec.num_layers)))
+
+
+def tally(spec: ModelSpec) -> Mapping[Parameter, int]:
+    """Parameters by what they are, and how many are alike: all but their names.
+
+    One layer of each kind is listed and multiplied, so that a plan of a model of 100 layers with
+    100 experts costs no more than one of a small one.
+    """
+    alike: dict[Parameter, int] = {}
+    layers = {spec.has_experts(layer): layer for layer in reversed(range(spec.num_layers))}
+    for has_experts, layer in sorted(layers.items()):
+        times = sum(spec.has_experts(i) == has_experts for i in range(spec.num_layers))
+        for parameter in _layer(spec, layer):
+            _count(alike, parameter, times)
+    for parameter in _parameters(spec, ()):
+        _count(alike, parameter, 1)
+    return alike
 
 
 def num_parameters(spec: ModelSpec) -> int:
     """Elements of all parameters, a tied unembedding counted once."""
-    return sum(parameter.num_elements for parameter in _parameters(spec))
+    return sum(times * parameter.num_elements for parameter, times in tally(spec).items())
 
 
-def _parameters(spec: ModelSpec) -> Iterator[Parameter]:
+def _count(alike: dict[Parameter, int], parameter: Parameter, times: int) -> None:
+    nameless = replace(parameter, name="")
+    alike[nameless] = alike.get(nameless, 0) + times
+
+
+def _parameters(spec: ModelSpec, layers: Iterable[int]) -> Iterator[Parameter]:
+    """What stands before the layers, those ``layers``, and what comes after."""
     vocabulary = (spec.vocab_size, spec.hidden_size)
     yield Parameter("embedding.weight", vocabulary, Component.EMBEDDING, Split.VOCABULARY)
     if spec.position is PositionKind.LEARNED:
-        table = (spec.max_positions, spec.hidden_size)
+        table = (spec.position_offset + spec.max_positions, spec.hidden_size)
         yield Parameter("position_embedding.weight", table, Component.POSITION, Split.REPLICATED)
-    for index in range(spec.num_layers):
-        layer = f"layers.{index}"
-        yield from _norm(f"{layer}.attention_norm", spec)
-        yield from _attention(f"{layer}.attention", spec)
-        yield from _norm(f"{layer}.mlp_norm", spec)
-        yield from _mlp(f"{layer}.mlp", spec)
-    yield from _norm("final_norm", spec)
+    for layer in layers:
+        yield from _layer(spec, layer)
+    if spec.norm.placement is not NormPlacement.POST:
+        yield from _norm("final_norm", spec)
     if not spec.tied_unembedding:
         yield Parameter("unembedding.weight", vocabulary, Component.UNEMBEDDING, Split.VOCABULARY)
+    if spec.unembedding_bias:
+        yield Parameter("unembedding.bias", vocabulary[:1], Component.BIAS, Split.VOCABULARY)
+
+
+def _layer(spec: ModelSpec, index: int) -> Iterator[Parameter]:
+    name = f"layers.{index}"
+    outputs_too = spec.norm.placement is NormPlacement.BOTH
+    yield from _norm(f"{name}.attention_norm", spec)
+    yield from _attention(f"{name}.attention", spec)
+    if outputs_too:
+        yield from _norm(f"{name}.attention_output_norm", spec)
+    if spec.parallel is not ParallelBlock.SHARED_NORM:
+        yield from _norm(f"{name}.mlp_norm", spec)
+    if spec.experts is not None and spec.has_experts(index):
+        yield from _mixture(f"{name}.mlp", spec, spec.experts)
+    else:
+        yield from _mlp(f"{name}.mlp", spec, spec.mlp.intermediate_size)
+    if outputs_too:
+        yield from _norm(f"{name}.mlp_output_norm", spec)
 
 
 def _norm(name: str, spec: ModelSpec) -> Iterator[Parameter]:
@@ -121,17 +170,46 @@ def _norm(name: str, spec: ModelSpec) -> Iterator[Parameter]:
 def _attention(name: str, spec: ModelSpec) -> Iterator[Parameter]:
     attention = spec.attention
     hidden, bias = spec.hidden_size, attention.qkv_bias
-    query, kv = attention.query_size, attention.kv_size
-    yield from _linear(f"{name}.query", query, hidden, Component.QUERY, Split.HEADS, bias)
-    yield from _linear(f"{name}.key", kv, hidden, Component.KEY, Split.HEADS, bias)
-    yield from _linear(f"{name}.value", kv, hidden, Component.VALUE, Split.HEADS, bias)
+    for part, component, heads in (
+        ("query", Component.QUERY, attention.num_query_heads),
+        ("key", Component.KEY, attention.num_kv_heads),
+        ("value", Component.VALUE, attention.num_kv_heads),
+    ):
+        rows = heads * attention.head_dim
+        yield from _linear(f"{name}.{part}", rows, hidden, component, Split.HEADS, bias, heads)
+    yield from _qk_norm(name, attention)
+    query = attention.query_size
     yield from _linear(
         f"{name}.output", hidden, query, Component.OUTPUT, Split.COLUMNS, attention.output_bias
     )
 
 
-def _mlp(name: str, spec: ModelSpec) -> Iterator[Parameter]:
-    hidden, inner, bias = spec.hidden_size, spec.mlp.intermediate_size, spec.mlp.bias
+def _qk_norm(name: str, attention: AttentionSpec) -> Iterator[Parameter]:
+    parts = (("query", attention.num_query_heads), ("key", attention.num_kv_heads))
+    for part, heads in parts:
+        weight = f"{name}.{part}_norm.weight"
+        if attention.qk_norm is QkNorm.HEAD:
+            yield Parameter(weight, (attention.head_dim,), Component.NORM, Split.REPLICATED)
+        elif attention.qk_norm is QkNorm.WHOLE:
+            shape = (heads * attention.head_dim,)
+            yield Parameter(weight, shape, Component.NORM, Split.HEADS, heads)
+
+
+def _mixture(name: str, spec: ModelSpec, experts: ExpertsSpec) -> Iterator[Parameter]:
+    """The router, every expert, and what each token passes besides."""
+    router = (experts.count, spec.hidden_size)
+    yield Parameter(f"{name}.router.weight", router, Component.ROUTER, Split.REPLICATED)
+    for expert in range(experts.count):
+        yield from _mlp(f"{name}.experts.{expert}", spec, experts.intermediate_size)
+    if experts.shared_size:
+        yield from _mlp(f"{name}.shared", spec, experts.shared_size)
+    if experts.shared_gate:
+        gate = (1, spec.hidden_size)
+        yield Parameter(f"{name}.shared_gate.weight", gate, Component.ROUTER, Split.REPLICATED)
+
+
+def _mlp(name: str, spec: ModelSpec, inner: int) -> Iterator[Parameter]:
+    hidden, bias = spec.hidden_size, spec.mlp.bias
     if spec.mlp.gated:
         yield from _linear(f"{name}.gate", inner, hidden, Component.GATE, Split.ROWS, bias)
     yield from _linear(f"{name}.up", inner, hidden, Component.UP, Split.ROWS, bias)
@@ -139,10 +217,17 @@ def _mlp(name: str, spec: ModelSpec) -> Iterator[Parameter]:
 
 
 def _linear(
-    name: str, rows: int, columns: int, component: Component, split: Split, bias: bool
+    name: str,
+    rows: int,
+    columns: int,
+    component: Component,
+    split: Split,
+    bias: bool,
+    heads: int = 0,
 ) -> Iterator[Parameter]:
-    yield Parameter(f"{name}.weight", (rows, columns), component, split)
+    yield Parameter(f"{name}.weight", (rows, columns), component, split, heads)
     if bias:
         # A bias follows its rows; where the columns are split, every rank holds all of it.
-        bias_split = Split.REPLICATED if split is Split.COLUMNS else split
-        yield Parameter(f"{name}.bias", (rows,), Component.BIAS, bias_split)
+        whole = split is Split.COLUMNS
+        bias_split = Split.REPLICATED if whole else split
+        yield Parameter(f"{name}.bias", (rows,), Component.BIAS, bias_split, 0 if whole else heads)

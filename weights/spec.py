@@ -16,6 +16,30 @@ class NormKind(StrEnum):
     LAYER = "layer"
 
 
+class NormPlacement(StrEnum):
+    """Where a block is normalised: attention and MLP each, unless a parallel block shares one."""
+
+    PRE = "pre"  # its input
+    POST = "post"  # the sum of input and output, as GPT-1 did: the last sum needs no final norm
+    BOTH = "both"  # its input, and its output before the sum
+
+
+class ParallelBlock(StrEnum):
+    """Whether attention and MLP read the same input and are added up, instead of one by one."""
+
+    NONE = "none"
+    SHARED_NORM = "shared_norm"
+    TWO_NORMS = "two_norms"
+
+
+class QkNorm(StrEnum):
+    """RMS norms of queries and keys, before any rotation."""
+
+    NONE = "none"
+    HEAD = "head"  # each head by itself, all heads with the same head_dim weights
+    WHOLE = "whole"  # all heads' channels together
+
+
 class Activation(StrEnum):
     SILU = "silu"
     GELU_TANH = "gelu_tanh"
@@ -69,6 +93,8 @@ class AttentionSpec:
     scale: float  # multiplies q.k before the softmax
     qkv_bias: bool = False
     output_bias: bool = False
+    qk_norm: QkNorm = QkNorm.NONE
+    soft_cap: float | None = None  # scores become cap x tanh(score / cap)
 
     @property
     def query_size(self) -> int:
@@ -90,23 +116,51 @@ class MlpSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsSpec:
+    """A mixture of MLPs, of which a router chooses some for each token.
+
+    The first ``num_dense_layers`` layers keep the plain MLP of MlpSpec. ``shared_size`` is the
+    inner width of the MLP that every token passes as well, 0 where there is none; ``shared_gate``
+    says that a gate of one row weighs it.
+    """
+
+    count: int
+    chosen: int  # per token
+    intermediate_size: int  # of one expert
+    shared_size: int = 0
+    shared_gate: bool = False
+    num_dense_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NormSpec:
+    """``unit_offset``: the weight that multiplies is 1 + the one in the file (Gemma)."""
+
     kind: NormKind
     epsilon: float
+    placement: NormPlacement = NormPlacement.PRE
+    bias: bool = True  # of Layer norms; an RMS norm has none
+    unit_offset: bool = False
 
     @property
     def has_bias(self) -> bool:
-        return self.kind is NormKind.LAYER
+        return self.kind is NormKind.LAYER and self.bias
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One decoder-only transformer with pre-normalised blocks.
+    """One decoder-only transformer.
 
     ``max_positions`` is the context that config.json states, in tokens; a scaling of rotary
     positions may stretch it. ``parameter_dtype`` is the checkpoint's own dtype as a
     canonical format name (weights.formats). ``eos_token_ids`` are config.json's;
     generation_config.json may add to them.
+
+    ``windows`` has an entry a layer: the tokens that it looks back at, its own included, 0 for all
+    of them; empty where every layer sees all. Layers with a window turn by ``local_rope`` where
+    there is one. ``position_offset`` is the row of the learned table that the first token reads.
+
+    A spec may describe more than the engine computes: server.served_features tells what.
     """
 
     family: str
@@ -124,6 +178,28 @@ class ModelSpec:
     rope: RopeSpec = field(default_factory=RopeSpec)
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    parallel: ParallelBlock = ParallelBlock.NONE
+    experts: ExpertsSpec | None = None
+    windows: tuple[int, ...] = ()
+    local_rope: RopeSpec | None = None
+    position_offset: int = 0
+    embedding_scale: float = 1.0
+    logit_soft_cap: float | None = None
+    unembedding_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.windows and len(self.windows) != self.num_layers:
+            raise ValueError(
+                f"windows has {len(self.windows)} entries for {self.num_layers} layers"
+            )
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether that layer's MLP is a mixture of experts."""
+        return self.experts is not None and layer >= self.experts.num_dense_layers
+
+    def window(self, layer: int) -> int:
+        """Tokens that the layer looks back at, its own included; 0 for all."""
+        return self.windows[layer] if self.windows else 0
 
     @property
     def kv_elements_per_token(self) -> int:
