@@ -153,11 +153,17 @@ class HttpServer:
                 reading=self._reading(),
                 defaults=asdict(self._defaults),
                 address=address(self._socket),
-                chat=self._state.chat_template is not None,
+                no_chat=self._no_chat(),
                 seconds=time.monotonic() - self._started,
             )
         )
         print_report(report)
+
+    def _no_chat(self) -> str:
+        template = self._state.chat_template
+        if template is None:
+            return "no chat template"
+        return f"{template.file} is broken" if template.is_broken else ""
 
     def _live_gauges(self) -> Mapping[str, int]:
         """The block of an engine that is there: what a dead one wrote last is true no more."""

@@ -33,7 +33,7 @@ class ReportInput:
     reading: Mapping[str, int]
     defaults: Mapping[str, object]
     address: str  # http://host:port
-    chat: bool  # the model has a chat template
+    no_chat: str  # why there is no chat, or ""
     seconds: float  # from the command to ready
 
 
@@ -168,7 +168,9 @@ def _memory(facts: ReportInput) -> list[str]:
 
 
 def _endpoints(facts: ReportInput) -> list[str]:
-    chat = "/v1/chat/completions" if facts.chat else "(no chat template: no /v1/chat/completions)"
+    chat = "/v1/chat/completions"
+    if facts.no_chat:
+        chat = f"({facts.no_chat}: no {chat})"
     return [
         f"POST /v1/completions {chat}",
         "GET  /v1/models /health /ready /version /metrics /memory",

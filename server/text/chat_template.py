@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,10 @@ from typing import Any
 from server.errors import ErrorCode, QuireError, StartupError
 from server.text import template_worker
 
+log = logging.getLogger("quire.server")
+
+TEMPLATE_FILE = "chat_template.jinja"
+CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
@@ -32,15 +37,22 @@ class TemplateLimits:
 
 
 class ChatTemplate:
-    """A template and its workers. ``variables`` are the special tokens that it may write."""
+    """A template and its workers. ``variables`` are the special tokens that it may write.
+
+    ``file`` is where it is from. ``is_broken`` tells, once started, that it is no valid template:
+    every rendering fails.
+    """
 
     def __init__(
         self,
         source: str,
         variables: Mapping[str, str] | None = None,
         limits: TemplateLimits | None = None,
+        file: str = "chat template",
     ) -> None:
         self.source = source
+        self.file = file
+        self.is_broken = False
         self._variables = dict(variables or {})
         self._limits = limits or TemplateLimits()
         self._idle: list[_Worker] = []
@@ -53,16 +65,21 @@ class ChatTemplate:
         Raises:
             StartupError: a file is not what it should be; names it.
         """
-        config = _tokenizer_config(folder / "tokenizer_config.json")
-        source = _template_source(folder, config)
-        if source is None:
+        config = _tokenizer_config(folder / CONFIG_FILE)
+        found = _template_source(folder, config)
+        if found is None:
             return None
-        return cls(source, _special_tokens(config), limits)
+        source, file = found
+        return cls(source, _special_tokens(config), limits, str(folder / file))
 
     async def start(self) -> None:
-        """Starts one worker ahead of the first request."""
-        async with self._worker():
-            pass
+        """Starts one worker ahead of the first request. Warns of a template that is none: the model
+        is served all the same, because completions need no template."""
+        async with self._worker() as worker:
+            problem = worker.problem
+        if problem is not None:
+            self.is_broken = problem["kind"] == "syntax"
+            log.warning("%s cannot be used, and chats will fail: %s", self.file, problem["error"])
 
     async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt of a conversation, the answer's opening included.
@@ -73,7 +90,7 @@ class ChatTemplate:
         """
         job = {**self._variables, "messages": list(messages), "add_generation_prompt": True}
         async with self._worker() as worker:
-            reply = await worker.ask(job, self._limits.seconds)
+            reply = await worker.ask(job)
         if "text" in reply:
             return reply["text"]
         raise _refusal(reply)
@@ -99,13 +116,16 @@ class ChatTemplate:
 
 
 class _Worker:
-    """One worker process and its two pipes."""
+    """One worker process and its two pipes. ``problem`` is why it cannot compile its template."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, limits: TemplateLimits) -> None:
         self._process = process
+        self._limits = limits
+        self.problem: dict[str, str] | None = None
 
     @classmethod
     async def spawn(cls, source: str, limits: TemplateLimits) -> _Worker:
+        """A worker that has compiled the template, or has tried to."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
@@ -116,26 +136,33 @@ class _Worker:
             limit=8 * limits.max_characters,
             env={},
         )
-        worker = cls(process)
-        worker._write(
-            {
-                "template": source,
-                "memory_bytes": limits.memory_bytes,
-                "seconds": limits.seconds,
-                "max_characters": limits.max_characters,
-            }
-        )
+        worker = cls(process, limits)
+        options = {
+            "template": source,
+            "memory_bytes": limits.memory_bytes,
+            "seconds": limits.seconds,
+            "max_characters": limits.max_characters,
+        }
+        try:
+            reply = await worker.ask(options)
+        except BaseException:
+            await worker.kill()
+            raise
+        worker.problem = None if "text" in reply else reply
         return worker
 
     @property
     def alive(self) -> bool:
         return self._process.returncode is None
 
-    async def ask(self, job: Mapping[str, Any], seconds: float) -> dict[str, str]:
-        """One job's reply. The worker ends itself at ``seconds``; twice that and it is killed."""
+    async def ask(self, job: Mapping[str, Any]) -> dict[str, str]:
+        """One job's reply. The worker ends itself when its time is over; twice that and it is
+        killed."""
+        if self.problem is not None:
+            return self.problem
+        seconds = self._limits.seconds
         try:
-            self._write(job)
-            line = await asyncio.wait_for(self._read(), 2 * seconds + 5)
+            line = await asyncio.wait_for(self._exchange(job), 2 * seconds + 5)
         except ConnectionError:
             line = b""
         except (TimeoutError, ValueError):
@@ -147,17 +174,13 @@ class _Worker:
         reply: dict[str, str] = json.loads(line)
         return reply
 
-    async def _read(self) -> bytes:
+    async def _exchange(self, job: Mapping[str, Any]) -> bytes:
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise ConnectionError("the worker has no pipes")
+        stdin.write(json.dumps(job).encode() + b"\n")
         await stdin.drain()
         return await stdout.readline()
-
-    def _write(self, value: Mapping[str, Any]) -> None:
-        if self._process.stdin is None:
-            raise ConnectionError("the worker has no pipes")
-        self._process.stdin.write(json.dumps(value).encode() + b"\n")
 
     async def kill(self) -> None:
         if self.alive:
@@ -183,27 +206,29 @@ def _tokenizer_config(path: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StartupError(f"tokenizer_config.json is not valid JSON: {error}") from error
+        raise StartupError(f"{CONFIG_FILE} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
-        raise StartupError("tokenizer_config.json does not hold an object")
+        raise StartupError(f"{CONFIG_FILE} does not hold an object")
     return config
 
 
-def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+def _template_source(folder: Path, config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The template and the name of its file; None where there is none."""
+    if (folder / TEMPLATE_FILE).is_file():
+        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8"), TEMPLATE_FILE
     found = config.get("chat_template")
-    if found is None or isinstance(found, str):
-        return found
+    if found is None:
+        return None
+    if isinstance(found, str):
+        return found, CONFIG_FILE
     if isinstance(found, list):
         for item in found:
             if isinstance(item, dict) and item.get("name") == "default":
                 template = item.get("template")
                 if isinstance(template, str):
-                    return template
-        raise StartupError('tokenizer_config.json lists chat templates, but none named "default"')
-    raise StartupError("tokenizer_config.json: chat_template is neither text nor a list")
+                    return template, CONFIG_FILE
+        raise StartupError(f'{CONFIG_FILE} lists chat templates, but none named "default"')
+    raise StartupError(f"{CONFIG_FILE}: chat_template is neither text nor a list")
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 Run as a script by server.text.chat_template. The first line on standard input is a JSON object
 {template, memory_bytes, seconds, max_characters}; each following line is the variables of one
-rendering, each answered by one line {"text"} or {"error", "kind"}. It imports nothing of the
-server, so that it starts fast and holds nothing worth stealing.
+rendering. Every line is answered by one line {"text"} or {"error", "kind"}: the first once the
+template is compiled, with an empty text. It imports nothing of the server, so that it starts fast
+and holds nothing worth stealing.
 """
 
 from __future__ import annotations
@@ -76,21 +77,25 @@ def render(template: Any, variables: dict[str, Any], max_characters: int) -> str
     return "".join(parts)
 
 
-def answer(
-    source: str, job: dict[str, Any], max_characters: int, cache: list[Any]
-) -> dict[str, str]:
-    try:
-        if not cache:
-            cache.append(compile_template(source))
-        return {"text": render(cache[0], job, max_characters)}
-    except RaisedByTemplate as error:
-        return {"error": str(error)[:500], "kind": "raised"}
-    except TooLong as error:
-        return {"error": str(error), "kind": "too_long"}
-    except MemoryError:
-        return {"error": "it needs too much memory", "kind": "memory"}
-    except Exception as error:  # any fault of the template is its own, and is reported
-        return {"error": f"{type(error).__name__}: {error}"[:500], "kind": "failed"}
+def fault(error: Exception) -> dict[str, str]:
+    """The reply for what the template did. Any fault of it is its own, and is reported."""
+    match error:
+        case RaisedByTemplate():
+            return {"error": str(error)[:500], "kind": "raised"}
+        case TooLong():
+            return {"error": str(error), "kind": "too_long"}
+        case MemoryError():
+            return {"error": "it needs too much memory", "kind": "memory"}
+    from jinja2 import TemplateSyntaxError
+
+    if isinstance(error, TemplateSyntaxError):
+        return {"error": f"line {error.lineno}: {error.message}"[:500], "kind": "syntax"}
+    return {"error": f"{type(error).__name__}: {error}"[:500], "kind": "failed"}
+
+
+def send(reply: dict[str, str]) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -100,14 +105,22 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the alarm ends the process
-    cache: list[Any] = []
+    signal.setitimer(signal.ITIMER_REAL, options["seconds"])
+    try:
+        template = compile_template(options["template"])
+    except Exception as error:
+        send(fault(error))
+        return
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    send({"text": ""})
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, options["seconds"])
-        job = json.loads(line)
-        reply = answer(options["template"], job, options["max_characters"], cache)
+        try:
+            reply = {"text": render(template, json.loads(line), options["max_characters"])}
+        except Exception as error:
+            reply = fault(error)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stdout.write(json.dumps(reply) + "\n")
-        sys.stdout.flush()
+        send(reply)
 
 
 if __name__ == "__main__":

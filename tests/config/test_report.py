@@ -8,7 +8,7 @@ from server.model_facts import read_model
 from server.report import ReportInput, startup_report
 
 
-def report(kernel_cache: str | None = None) -> str:
+def report(*, kernel_cache: str | None = None, no_chat: str = "") -> str:
     config = resolve({"device": "cpu"}, {})
     engine = EngineFacts(
         weights={},
@@ -28,12 +28,18 @@ def report(kernel_cache: str | None = None) -> str:
             reading={},
             defaults={},
             address="http://127.0.0.1:8000",
-            chat=False,
+            no_chat=no_chat,
             seconds=1.5,
         )
     )
 
 
 def test_it_says_where_kernels_compiled_for_a_gpu_are_kept() -> None:
-    assert "  GPU kernels   compiled ones are kept in /var/kernels\n" in report("/var/kernels")
+    told = report(kernel_cache="/var/kernels")
+    assert "  GPU kernels   compiled ones are kept in /var/kernels\n" in told
     assert "kernels" not in report()
+
+
+def test_it_says_why_there_is_no_chat() -> None:
+    assert "POST /v1/completions /v1/chat/completions\n" in report()
+    assert "(no chat template: no /v1/chat/completions)" in report(no_chat="no chat template")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,7 +108,7 @@ def test_a_killed_worker_is_replaced_and_others_do_not_wait_for_it() -> None:
     )
 
     async def story() -> None:
-        template = ChatTemplate(source, limits=QUICK)
+        template = ChatTemplate(source, limits=replace(QUICK, seconds=2))
         await template.start()
         slow = asyncio.create_task(template.render([{"role": "user", "content": "loop"}]))
         await asyncio.sleep(0.05)
@@ -133,6 +135,45 @@ def test_a_cancelled_rendering_leaves_no_stale_answer_behind() -> None:
         await template.close()
 
     asyncio.run(story())
+
+
+def started(template: ChatTemplate | None) -> ChatTemplate:
+    assert template is not None
+
+    async def story() -> None:
+        await template.start()
+        await template.close()
+
+    asyncio.run(story())
+    return template
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{% if %}", "line 1: Expected an expression"),
+        ("{{ bos_token }}\n\n{% weave %}", "line 3: Encountered unknown tag 'weave'"),
+        ("{{ messages | nothing }}", "line 1: No filter named 'nothing'"),
+        ("{% for m in messages %}{{ m.content }}", "line 1: Unexpected end of template"),
+    ],
+)
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_template_that_is_none_is_told_at_start_with_its_file_and_line(
+    source: str, words: str, file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = source if file.endswith("jinja") else json.dumps({"chat_template": source})
+    (tmp_path / file).write_text(text)
+    template = started(ChatTemplate.from_folder(tmp_path, QUICK))
+    assert template.is_broken
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    told = f"{tmp_path / file} cannot be used, and chats will fail: {words}"
+    assert record.getMessage().startswith(told)
+
+
+def test_a_good_template_is_told_of_in_no_word(caplog: pytest.LogCaptureFixture) -> None:
+    assert not started(ChatTemplate("{{ messages[0].content }}")).is_broken
+    assert caplog.records == []
 
 
 def test_where_a_folder_keeps_its_template(tmp_path: Path) -> None:
