@@ -15,6 +15,7 @@ from server.api.endpoints import GenerationEndpoint
 from server.api.errors import error_body, shown
 from server.api.fields import Route
 from server.api.middleware import BodyLimits, RequestBoundary, trace_of
+from server.api.page.route import PageRoutes
 from server.api.state import ApiState
 from server.api.status import StatusRoutes
 from server.errors import ErrorCode, QuireError
@@ -26,7 +27,7 @@ def create_app(state: ApiState) -> FastAPI:
     No OpenAPI document is served: FastAPI would make one of its own, and it would not be true of
     the field table, which is the one description of a request.
     """
-    status = StatusRoutes(state)
+    status, page = StatusRoutes(state), PageRoutes()
     routes = {
         "/v1/models": status.models,
         "/health": status.health,
@@ -36,7 +37,7 @@ def create_app(state: ApiState) -> FastAPI:
         "/memory": status.memory,
     }
     generating = frozenset(route.value for route in Route)
-    templates = {path: path for path in (*routes, *generating)}
+    templates = {path: path for path in (*routes, *generating)} | page.templates
     app = FastAPI(
         title="Quire",
         docs_url=None,
@@ -57,6 +58,8 @@ def create_app(state: ApiState) -> FastAPI:
     )
     for path, handler in routes.items():
         app.add_route(path, handler, methods=["GET"])
+    for path in page.templates:
+        app.add_route(path, page.file, methods=["GET"])
     app.add_route("/v1/models/{model:path}", status.model, methods=["GET"])
     for route in Route:
         app.router.add_route(route.value, GenerationEndpoint(state, route), methods=["POST"])  # type: ignore[arg-type]

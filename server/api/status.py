@@ -37,6 +37,7 @@ class StatusRoutes:
             "owned_by": "quire",
             "max_model_len": card.max_model_len,
             "vocab_size": card.vocab_size,
+            "chat": self._state.chat_template is not None,
         }
 
     async def health(self, request: Request) -> Response:

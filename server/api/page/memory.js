@@ -1,0 +1,127 @@
+// The memory section: keeps what was seen, draws it, and shows any moment of it in the table.
+
+import { LARGE, bandsOf } from "./bands.js";
+import { StackedChart } from "./chart.js";
+import { bytes, clock, setText } from "./format.js";
+import { Ledger } from "./ledger.js";
+
+const KEPT = 900; // samples of a device: a quarter of an hour in view
+const SPANS_MS = [60_000, 120_000, 300_000, 900_000]; // the graph's width, the shortest that holds all
+const GAP_MS = 40_000; // between two samples: what lies between is not drawn
+
+const by = (id) => document.getElementById(id);
+
+export class MemoryView {
+  #samples = new Map(); // device -> [{at, device, bands} or null]
+  #device = null; // the name of the one shown
+  #chosen = null; // the sample that the visitor went back to; null is now
+  #pointed = null; // the sample under the pointer
+  #hidden = new Set(LARGE);
+
+  constructor() {
+    this.chart = new StackedChart(by("chart"));
+    this.ledger = new Ledger(by("ledger"), by("ledger-total"), by("ledger-check"));
+    for (const kind of LARGE) {
+      by(`show-${kind}`).addEventListener("change", ({ target }) => {
+        this.#hidden[target.checked ? "delete" : "add"](kind);
+        this.#draw();
+      });
+    }
+    by("device").addEventListener("change", ({ target }) => this.#choose(target.value));
+    by("moment").addEventListener("input", ({ target }) => this.#goTo(Number(target.value)));
+    by("moment-live").addEventListener("click", () => this.#goTo(Infinity));
+    by("chart").addEventListener("pointermove", (event) => this.#point(event.offsetX));
+    by("chart").addEventListener("pointerleave", () => this.#point(null));
+    new ResizeObserver(() => this.#draw()).observe(by("chart"));
+  }
+
+  // `memory` is the answer of /memory. A device whose engine has no reading yet leaves a gap.
+  update(at, memory) {
+    const names = memory.devices.map(({ device }) => device);
+    for (const device of memory.devices) {
+      if (device.ready === false) this.#keep(device.device, null);
+      else this.#keep(device.device, { at, device, bands: bandsOf(device) });
+    }
+    if (!names.includes(this.#device)) this.#device = names[0];
+    this.#offer(names);
+    this.#draw();
+  }
+
+  // Nothing is known of this time.
+  gap() {
+    for (const name of this.#samples.keys()) this.#keep(name, null);
+    this.#draw();
+  }
+
+  get #seen() {
+    return (this.#samples.get(this.#device) ?? []).filter(Boolean);
+  }
+
+  #keep(name, sample) {
+    const kept = this.#samples.get(name) ?? [];
+    const last = kept.at(-1);
+    if (sample && last && sample.at - last.at > GAP_MS) kept.push(null);
+    if (sample || last) kept.push(sample);
+    this.#samples.set(name, kept.slice(-KEPT));
+  }
+
+  #offer(names) {
+    const select = by("device");
+    by("device-choice").hidden = names.length < 2;
+    if ([...select.options].map(({ value }) => value).join() === names.join()) return;
+    select.replaceChildren(...names.map((name) => new Option(name, name, false, name === this.#device)));
+  }
+
+  #choose(name) {
+    this.#device = name;
+    this.#chosen = null;
+    this.#draw();
+  }
+
+  #goTo(index) {
+    const seen = this.#seen;
+    this.#chosen = index >= seen.length - 1 ? null : seen[index];
+    this.#draw();
+  }
+
+  #point(offset) {
+    const seen = this.#seen;
+    if (offset === null || seen.length === 0 || !this.chart.x) this.#pointed = null;
+    else {
+      const away = (sample) => Math.abs(this.chart.x(sample.at) - offset);
+      this.#pointed = seen.reduce((best, one) => (away(one) < away(best) ? one : best));
+    }
+    this.#draw();
+  }
+
+  #draw() {
+    const seen = this.#seen;
+    if (seen.length === 0) return;
+    if (!seen.includes(this.#chosen)) this.#chosen = null;
+    const last = seen.at(-1);
+    const marked = this.#pointed ?? this.#chosen;
+    this.#tell(marked ?? last, marked !== null);
+    this.#slide(seen);
+    const span = SPANS_MS.find((span) => last.at - seen[0].at <= span) ?? SPANS_MS.at(-1);
+    const samples = this.#samples.get(this.#device);
+    const [from, to] = [last.at - span, last.at];
+    this.chart.draw({ samples, hidden: this.#hidden, from, to, marked });
+  }
+
+  #tell({ at, device }, earlier) {
+    this.ledger.update(device);
+    setText(by("ledger-now"), earlier ? clock(at) : "now");
+    setText(by("moment-text"), earlier ? `the table shows ${clock(at)}` : "the table shows now");
+    const resident = device.resident_bytes ? `, ${bytes(device.resident_bytes)} resident here` : "";
+    setText(by("memory-line"), `${device.device}: ${bytes(device.total_bytes)} in all${resident}`);
+  }
+
+  #slide(seen) {
+    const slider = by("moment");
+    const index = this.#chosen ? seen.indexOf(this.#chosen) : seen.length - 1;
+    slider.max = String(seen.length - 1);
+    slider.value = String(index);
+    slider.setAttribute("aria-valuetext", this.#chosen ? clock(this.#chosen.at) : "now");
+    by("moment-live").hidden = this.#chosen === null;
+  }
+}
