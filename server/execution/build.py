@@ -20,7 +20,7 @@ from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
 from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
-from server.execution.device import CudaDevice, Device, compiled_kernels_folder
+from server.execution.device import CudaDevice, compiled_kernels_folder
 from server.execution.gpu_runner import GpuRunner
 from server.execution.gpu_warm_up import warm_up as warm_up_gpu
 from server.execution.held import HeldBytes
@@ -71,12 +71,14 @@ def build_runner(
     poison: bool = False,
     warm_up: bool = True,
     graphs: GraphMode = GraphMode.LAZY,
+    device: CudaDevice | None = None,
 ) -> BuiltRunner:
     """Loads ``model_dir`` and makes everything that ``config`` says, where it says.
 
     ``num_threads`` sets torch's threads for the whole process; None leaves them. ``progress`` is
     told the bytes read and all bytes to read. ``poison`` fills new cache blocks with NaN (tests).
-    ``graphs`` says when a GPU's decode steps are captured.
+    ``graphs`` says when a GPU's decode steps are captured; ``device`` is the GPU to run on, where
+    the caller has opened it already.
 
     Raises:
         CheckpointError: the folder is refused; the message names file and tensor.
@@ -107,7 +109,7 @@ def build_runner(
     decoder = Decoder(model, loaded.linears, loaded.tensors, table)
     runner: ModelRunner | GpuRunner
     if config.on_gpu:
-        device: Device = CudaDevice(torch_device.index or 0)
+        device = device or CudaDevice(torch_device.index or 0)
         runner = GpuRunner(
             decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=poison
         )

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -78,11 +78,6 @@ class Device(Protocol):
         device in any other way, such as loading weights."""
         ...
 
-    @property
-    def graph_bytes(self) -> int:
-        """Measured bytes of the captured graphs' pool."""
-        ...
-
 
 @contextmanager
 def lost_with_the_context() -> Iterator[None]:
@@ -130,7 +125,7 @@ class CudaDevice:
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         self._stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
         with torch.cuda.device(self.torch_device):
-            self._pool = torch.cuda.graph_pool_handle()
+            self.graph_pool = torch.cuda.graph_pool_handle()
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
@@ -157,7 +152,7 @@ class CudaDevice:
             torch.inference_mode(),
             torch.cuda.graph(
                 graph,
-                pool=self._pool,
+                pool=self.graph_pool,
                 stream=self._stream,
                 capture_error_mode="thread_local",  # other threads may read memory figures
             ),
@@ -178,12 +173,6 @@ class CudaDevice:
     def synchronize(self) -> None:
         with lost_with_the_context():
             torch.cuda.synchronize(self.torch_device)
-
-    @property
-    def graph_bytes(self) -> int:
-        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-        ours = [one for one in segments if tuple(one["segment_pool_id"]) == tuple(self._pool)]
-        return sum(int(segment["total_size"]) for segment in ours)
 
 
 def compiled_kernels_folder() -> str:

@@ -1,60 +1,67 @@
-"""What the driver and torch's allocator say about a GPU's memory, in the accountant's terms.
+"""Opens a GPU and its books: the context, the libraries' handles, then the base reading.
 
-total        the device's
-resident     total - free - what other processes held before this one touched the device
-code         the context, loaded kernels and libraries' workspaces: resident, less what the
-             allocator reserves
-slack        reserved by the allocator, and in no tensor, and in no graph's pool
+Handles of cuBLAS and cuBLASLt belong to a stream, and each takes tens of MiB of the allocator's
+memory as it is first used. So they are made here, on the stream that the engine computes on, and
+the books know them before there is a model.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import os
+from typing import Any
 
 import torch
 
-from server.memory.snapshot import Snapshot
+from server.execution.buffers import dtype_of
+from server.execution.device import CudaDevice
+from server.memory.cuda_allocator import AllocatorState, Pool, allocator_state
+from server.memory.cuda_memory import CudaMemory
+from server.memory.nvml import DeviceUse, Nvml
+
+_WARM_SIZE = 1024  # rows and columns of products that make the libraries set themselves up
 
 
-class GpuMemory:
-    """Takes snapshots of one device.
+def open_gpu(
+    nvml: Nvml | None, before: DeviceUse | None, index: int, format: str
+) -> tuple[CudaDevice, CudaMemory]:
+    """The device that everything is to be run on, and its books.
 
-    Args:
-        others: bytes that other processes hold on it, read before this one's context was made.
-        graph_bytes: bytes of captured graphs' pool.
+    ``before`` is what NVML said when no context of this process was there.
     """
+    device = CudaDevice(index)
+    set_up_libraries(device, dtype_of(format))
 
-    def __init__(self, device: torch.device, others: int) -> None:
-        self._device = device
-        self._others = others
-        self.graph_bytes: Callable[[], int] = lambda: 0
+    def use() -> DeviceUse:
+        return (None if nvml is None else nvml.read()) or _asked_of_torch(index)
 
-    def __call__(self) -> Snapshot:
-        started = time.perf_counter()
-        free, total = torch.cuda.mem_get_info(self._device)
-        reserved = torch.cuda.memory_reserved(self._device)
-        in_use = torch.cuda.memory_allocated(self._device)
-        resident = max(reserved, total - free - self._others)
-        graphs = self.graph_bytes()
-        return Snapshot(
-            total=total,
-            free=free,
-            resident=resident,
-            code=resident - reserved,
-            anonymous=reserved,
-            other_mapped=0,
-            heap_resident=max(in_use, reserved - graphs),
-            heap_in_use=in_use,
-            took_s=time.perf_counter() - started,
-        )
+    def allocator() -> AllocatorState:
+        return read_allocator(index, device.graph_pool)
+
+    return device, CudaMemory(use, allocator, before=before, pid=os.getpid())
 
 
-def warm_gpu(device: torch.device, dtype: torch.dtype, size: int = 1024) -> None:
-    """Makes the context and cuBLAS's workspace, which belong to the runtime and not to a model."""
-    weight = torch.zeros(size, size, dtype=dtype, device=device)
-    for rows in (1, size):
-        torch.nn.functional.linear(torch.zeros(rows, size, dtype=dtype, device=device), weight)
-    torch.cuda.synchronize(device)
-    del weight
+def set_up_libraries(device: CudaDevice, dtype: torch.dtype) -> None:
+    """Products on the device's own stream, with and without a bias: of cuBLAS and cuBLASLt."""
+
+    def products() -> None:
+        for kind in {dtype, torch.float32}:
+            weight = torch.zeros(_WARM_SIZE, _WARM_SIZE, dtype=kind, device=device.torch_device)
+            for rows in (1, _WARM_SIZE):
+                for bias in (None, weight[0]):
+                    torch.nn.functional.linear(weight[:rows], weight, bias)
+
+    device.run(products)
+    device.synchronize()
     torch.cuda.empty_cache()
+
+
+def read_allocator(index: int, graph_pool: Pool) -> AllocatorState:
+    """One snapshot of torch's allocator, of one device."""
+    segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    return allocator_state((one for one in segments if one["device"] == index), (graph_pool,))
+
+
+def _asked_of_torch(index: int) -> DeviceUse:
+    """Where there is no NVML: the device's total and what is free, no process and no driver."""
+    free, total = torch.cuda.mem_get_info(index)
+    return DeviceUse(total=total, free=free)

@@ -1,18 +1,16 @@
-"""The accountant: says at any moment what each byte of the device is for.
+"""The accountant: says at any moment what each byte of a device is for.
 
-On a CPU the device is this process's share of the machine, and its books are
+The books are the same for every device:
 
-    total     = sum of all kinds                                    (always, by construction)
-    resident  = weights + kv_cache + activations + io + graphs + workspace   (tensors held)
-              + allocator_slack + runtime + unaccounted
+    total = weights + kv_cache + activations + io + graphs + workspace
+          + allocator_slack + runtime + other_processes + free + unaccounted      (always)
 
-Every term but one is measured by itself: tensors as the sum over live distinct storages, slack and
-loaded code from the kernel and malloc (server.memory.snapshot), and the base, what the process had
-written before it loaded the model, read once at that time. ``unaccounted`` is what is left of the
-resident set, and nothing else absorbs it: a foreign allocation is in no list of tensors, is in use
-for malloc and so is no slack, and came after the base, so it shows, whole, until it is freed.
-Python's own growth under load (requests, block tables, hashes) is foreign in this sense: small,
-signed, in view.
+Every term but the last is measured by itself: tensors as the sum over live distinct storages, the
+rest by the device (server.memory.cpu_memory, server.memory.cuda_memory). ``unaccounted`` is what is
+then left of the total, and nothing else absorbs it: a foreign allocation is in no list of tensors,
+is in use for the allocator and so is no slack, and came after the base, so it shows, whole, until
+it is freed. On a CPU Python's own growth under load (requests, block tables, hashes) is foreign in
+this sense: small, signed, in view.
 
 A reading is plain integers, so that it crosses to another process as it is. Torch-free: whoever
 holds tensors says how many bytes of each kind.
@@ -23,18 +21,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from server.memory.device_reading import PART_NAMES, DeviceMemory, DeviceReading
 from server.memory.layout import MemoryKind
-from server.memory.snapshot import Snapshot, take
 
 KV_PARTS = ("active", "cached", "tail_waste", "free")
-_EXTRA = ("resident", "runtime.code", "runtime.base", "heap_resident", "heap_in_use")
+UNACCOUNTED_PARTS = ("tensors", "outside")  # in no list of ours; behind the allocator's back
+HOST_PARTS = ("resident", "pinned", "shared")  # of the engine process
 
 READING_NAMES: tuple[str, ...] = (
     "total",
     *(str(kind) for kind in MemoryKind),
     *(f"{kind}.peak" for kind in MemoryKind),
     *(f"kv_cache.{part}" for part in KV_PARTS),
-    *_EXTRA,
+    *(f"unaccounted.{part}" for part in UNACCOUNTED_PARTS),
+    *PART_NAMES,
+    *(f"host.{part}" for part in HOST_PARTS),
 )
 
 
@@ -53,59 +54,62 @@ class KVUse:
 
 
 @dataclass(frozen=True, slots=True)
+class HostUse:
+    """What this process holds of the host's memory, in bytes.
+
+    ``pinned`` lies in ``resident``: pages that a GPU copies from and to. ``shared`` is mapped by
+    another process too.
+    """
+
+    resident: int = 0
+    pinned: int = 0
+    shared: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Books:
     """Where the accountant looks. The callables are asked at each reading and must not block.
 
     ``held_bytes`` are sums over live distinct storages by kind, those kinds that tensors have.
     """
 
+    device: DeviceMemory
     held_bytes: Callable[[], Mapping[MemoryKind, int]]
     kv_use: Callable[[], KVUse]
     kv_page_bytes: int
     kv_token_bytes: int
     peak_activation_bytes: Callable[[], int]
-    snapshot: Callable[[], Snapshot] = take
+    host: Callable[[], HostUse] = HostUse
 
 
 class Accountant:
-    """Reads the books. ``base`` is the snapshot from before the model was loaded."""
-
-    def __init__(self, base: Snapshot, books: Books) -> None:
-        self._base_bytes = base.own
+    def __init__(self, books: Books) -> None:
         self._books = books
-        self._peak: dict[str, int] = {}
+        self._peak: dict[MemoryKind, int] = {}
 
     def read(self) -> dict[str, int]:
         """One reading: a value in bytes for each of READING_NAMES. Costs some milliseconds."""
-        snapshot = self._books.snapshot()
-        kinds = self._kinds(snapshot)
+        held = self._books.held_bytes()
+        device = self._books.device.read()
+        kinds = _kinds(held, device)
         for kind, nbytes in kinds.items():
             self._peak[kind] = max(self._peak.get(kind, nbytes), nbytes)
         self._peak[MemoryKind.ACTIVATIONS] = max(
             self._peak[MemoryKind.ACTIVATIONS], self._books.peak_activation_bytes()
         )
+        host = self._books.host()
         return {
-            "total": snapshot.total,
+            **dict.fromkeys(READING_NAMES, 0),
+            "total": device.total,
             **{str(kind): nbytes for kind, nbytes in kinds.items()},
             **{f"{kind}.peak": nbytes for kind, nbytes in self._peak.items()},
             **self._kv_parts(kinds[MemoryKind.KV_CACHE]),
-            "resident": snapshot.resident,
-            "runtime.code": snapshot.code,
-            "runtime.base": self._base_bytes,
-            "heap_resident": snapshot.heap_resident,
-            "heap_in_use": snapshot.heap_in_use,
+            **_unaccounted_parts(kinds[MemoryKind.UNACCOUNTED], held, device),
+            **device.parts,
+            "host.resident": host.resident,
+            "host.pinned": host.pinned,
+            "host.shared": host.shared,
         }
-
-    def _kinds(self, snapshot: Snapshot) -> dict[MemoryKind, int]:
-        kinds = dict.fromkeys(MemoryKind, 0)
-        kinds.update(self._books.held_bytes())
-        kinds[MemoryKind.ALLOCATOR_SLACK] = snapshot.heap_slack
-        kinds[MemoryKind.RUNTIME] = snapshot.code + self._base_bytes
-        kinds[MemoryKind.UNACCOUNTED] = snapshot.resident - sum(kinds.values())
-        others = max(0, snapshot.total - snapshot.free - snapshot.resident)
-        kinds[MemoryKind.OTHER_PROCESSES] = others
-        kinds[MemoryKind.FREE] = snapshot.total - snapshot.resident - others
-        return kinds
 
     def _kv_parts(self, kv_bytes: int) -> dict[str, int]:
         use, books = self._books.kv_use(), self._books
@@ -114,3 +118,18 @@ class Accountant:
         cached = use.cached_blocks * books.kv_page_bytes
         values = (active, cached, tail, kv_bytes - active - cached - tail)
         return {f"kv_cache.{part}": value for part, value in zip(KV_PARTS, values, strict=True)}
+
+
+def _kinds(held: Mapping[MemoryKind, int], device: DeviceReading) -> dict[MemoryKind, int]:
+    kinds = {kind: held.get(kind, 0) + device.kinds.get(kind, 0) for kind in MemoryKind}
+    kinds[MemoryKind.UNACCOUNTED] = device.total - sum(kinds.values())
+    return kinds
+
+
+def _unaccounted_parts(
+    unaccounted: int, held: Mapping[MemoryKind, int], device: DeviceReading
+) -> dict[str, int]:
+    """What the allocator gave to tensors that are in no list, and what is outside of it."""
+    unlisted = 0 if device.in_tensors is None else device.in_tensors - sum(held.values())
+    values = (unlisted, unaccounted - unlisted)
+    return {f"unaccounted.{part}": n for part, n in zip(UNACCOUNTED_PARTS, values, strict=True)}

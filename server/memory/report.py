@@ -6,11 +6,12 @@ two stand side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from server.memory.accountant import KV_PARTS
+from server.memory.accountant import KV_PARTS, UNACCOUNTED_PARTS
+from server.memory.formulas import measured_formulas
 from server.memory.layout import MemoryKind
 from server.memory.planner import MemoryPlan, formulas
 from server.option_values import format_size
@@ -20,12 +21,30 @@ Parts = list[dict[str, Any]]
 
 _HEADER = ("kind", "now", "peak", "planned")
 _LOGGED_PARTS = {MemoryKind.KV_CACHE: KV_PARTS}
+_ALLOCATOR = ("reserved", "in_use", "largest_free")
+# Parts of a kind by what they are called here, and their names in a reading.
+_PARTS = {
+    MemoryKind.KV_CACHE: {part: f"kv_cache.{part}" for part in KV_PARTS},
+    MemoryKind.ALLOCATOR_SLACK: {
+        part: f"allocator_slack.{part}" for part in ("free", "pending", "rounding")
+    },
+    MemoryKind.RUNTIME: {"loaded_code": "runtime.code", "base": "runtime.base"},
+    MemoryKind.OTHER_PROCESSES: {"driver": "other_processes.driver"},
+    MemoryKind.UNACCOUNTED: {part: f"unaccounted.{part}" for part in UNACCOUNTED_PARTS},
+}
+_GPU_ONLY = frozenset(
+    {
+        *(f"allocator_slack.{part}" for part in ("pending", "rounding")),
+        *(f"unaccounted.{part}" for part in UNACCOUNTED_PARTS),
+        "other_processes.driver",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySources:
     """Each returns at once. ``reading`` is empty before the engine's first one; ``weights`` are
-    measured bytes by component."""
+    measured bytes by component; ``host_bytes`` is the API process's resident set."""
 
     reading: Callable[[], Mapping[str, int]]
     weights: Callable[[], Mapping[str, int]]
@@ -36,31 +55,42 @@ class MemorySources:
 class MemoryReport:
     """The tree and the table of one server."""
 
-    def __init__(self, plan: MemoryPlan, sources: MemorySources, device: str = "cpu") -> None:
+    def __init__(self, plan: MemoryPlan, sources: MemorySources) -> None:
         self._plan = plan
         self._sources = sources
-        self._device = device
+        self._on_gpu = plan.runner.on_gpu
         self._formulas = formulas(plan)
 
     def tree(self) -> dict[str, Any]:
-        """``{"devices": [{"device", "total_bytes", "kinds"}], "host"}``; bytes are integers."""
+        """``{"devices": [{"device", "total_bytes", "kinds"}], "host", "notes"}``; bytes are
+        integers."""
         reading = self._sources.reading()
+        filled = {**self._formulas, **measured_formulas(self._on_gpu, reading)}
         return {
             "devices": [
                 {
-                    "device": self._device,
+                    "device": "cuda" if self._on_gpu else "cpu",
                     "ready": bool(reading),
                     "total_bytes": reading.get("total", 0),
                     "resident_bytes": reading.get("resident", 0),
-                    "kinds": {str(kind): self._kind(kind, reading) for kind in MemoryKind},
+                    "kinds": {
+                        str(kind): self._kind(kind, filled[kind], reading) for kind in MemoryKind
+                    },
                     "kv": self._kv(reading),
+                    "allocator": {
+                        f"{name}_bytes": reading.get(f"allocator.{name}", 0)
+                        for name in _ALLOCATOR
+                        if self._on_gpu or name != "largest_free"
+                    },
                 }
             ],
             "host": {
                 "api_process": {"resident_bytes": self._sources.host_bytes()},
-                "engine_process": {"resident_bytes": reading.get("resident", 0)},
-                "pinned_bytes": 0,
+                "engine_process": {"resident_bytes": reading.get("host.resident", 0)},
+                "pinned_bytes": reading.get("host.pinned", 0),
+                "shared_bytes": reading.get("host.shared", 0),
             },
+            "notes": list(_notes(self._on_gpu, reading)),
         }
 
     def text(self) -> str:
@@ -68,35 +98,41 @@ class MemoryReport:
         tree = self.tree()
         device, host = tree["devices"][0], tree["host"]
         engine, api = host["engine_process"], host["api_process"]
-        return (
-            f"device {self._device}\n"
-            + _table(_rows(device))
-            + f"\nresident: engine process {format_size(engine['resident_bytes'])}, "
-            + f"API process {format_size(api['resident_bytes'])} (it lies in other_processes)\n"
+        lines = (
+            f"host: resident {format_size(engine['resident_bytes'])} in the engine process and "
+            f"{format_size(api['resident_bytes'])} in the API process, pinned "
+            f"{format_size(host['pinned_bytes'])}, shared {format_size(host['shared_bytes'])}",
+            *tree["notes"],
         )
+        return f"device {device['device']}\n{_table(_rows(device))}\n" + "\n".join(lines) + "\n"
 
-    def _kind(self, kind: MemoryKind, reading: Mapping[str, int]) -> dict[str, Any]:
+    def _kind(self, kind: MemoryKind, formula: str, reading: Mapping[str, int]) -> dict[str, Any]:
         return {
             "bytes": reading.get(kind, 0),
             "peak_bytes": reading.get(f"{kind}.peak", 0),
             "planned_bytes": self._plan.kinds.get(kind),
-            "formula": self._formulas[kind],
+            "formula": formula,
+            "estimated": bool(reading.get(f"estimated.{kind}", 0)),
             "parts": self._parts(kind, reading),
         }
 
     def _parts(self, kind: MemoryKind, reading: Mapping[str, int]) -> Parts:
-        match kind:
-            case MemoryKind.WEIGHTS:
-                return self._weights()
-            case MemoryKind.KV_CACHE:
-                return _named({name: reading.get(f"kv_cache.{name}", 0) for name in KV_PARTS})
-            case MemoryKind.RUNTIME:
-                names = {"loaded_code": "runtime.code", "base": "runtime.base"}
-                return _named({part: reading.get(name, 0) for part, name in names.items()})
-            case MemoryKind.IO | MemoryKind.WORKSPACE:
-                buffers = self._plan.layout.buffers
-                return _named({b.name: b.nbytes for b in buffers if b.kind is kind})
-        return []
+        if kind is MemoryKind.WEIGHTS:
+            return self._weights()
+        if kind in (MemoryKind.IO, MemoryKind.WORKSPACE):
+            buffers = self._plan.layout.buffers
+            parts = {b.name: b.nbytes for b in buffers if b.kind is kind}
+            if self._on_gpu and kind is MemoryKind.WORKSPACE:
+                parts["libraries"] = reading.get("workspace.libraries", 0)
+            return _named(parts)
+        names = _PARTS.get(kind, {})
+        return _named(
+            {
+                part: reading.get(name, 0)
+                for part, name in names.items()
+                if self._on_gpu or name not in _GPU_ONLY
+            }
+        )
 
     def _weights(self) -> Parts:
         planned, runner = self._plan.layout.weights, self._plan.runner
@@ -122,6 +158,25 @@ class MemoryReport:
             "requests_running": running,
             "mean_bytes_per_running_request": live // running if running else 0,
         }
+
+
+def _notes(on_gpu: bool, reading: Mapping[str, int]) -> Iterator[str]:
+    """What a reader who compares with other tools should know."""
+    if not on_gpu:
+        yield (
+            "top and ps show the resident set: the whole KV pool is in it, in use or not. The API "
+            "process lies in other_processes."
+        )
+        return
+    yield (
+        "nvidia-smi shows pools, not use: its figure for this process holds the whole KV pool and "
+        "what the allocator keeps, and does not fall when a request ends."
+    )
+    if reading.get("estimated.other_processes", 0):
+        yield (
+            "The driver does not list this process (as in a container with process ids of its "
+            "own), so runtime is estimated and other_processes is a remainder."
+        )
 
 
 def memory_table(reading: Mapping[str, int], planned: Mapping[str, int]) -> str:

@@ -70,8 +70,12 @@ _TOKENS = {
     "filled": "kv_tokens_filled",
 }
 # Names of a reading, by what they are called here.
-_HOST = {"engine_process_resident": "resident"}
-_ALLOCATOR = {"reserved": "heap_resident", "in_use": "heap_in_use"}
+_HOST = {
+    "engine_process_resident": "host.resident",
+    "pinned": "host.pinned",
+    "shared": "host.shared",
+}
+_ALLOCATOR = {state: f"allocator.{state}" for state in ("reserved", "in_use", "largest_free")}
 
 
 def _engine(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:

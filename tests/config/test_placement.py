@@ -10,6 +10,7 @@ import pytest
 from server.config import resolve
 from server.errors import StartupError
 from server.memory.gpu_device import GpuDevice, find_gpu
+from server.memory.nvml import DeviceUse
 from server.memory.planner import PlanRequest, plan_memory, resolve_format
 from server.placement import GPU_RUNTIME_BYTES, Placement, place, refuse_on_gpu
 from server.report import promise
@@ -154,36 +155,39 @@ class FakeDriver:
         text.value = b"0000:19:00.0"
         return 0
 
-
-class FakeManagement:
-    def nvmlInit_v2(self) -> int:
-        return 0
-
-    def nvmlDeviceGetHandleByPciBusId_v2(self, bus_id: Any, handle: Any) -> int:
-        return 0 if bus_id.value == b"0000:19:00.0" else 6
-
-    def nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
-        memory._obj.total, memory._obj.free = 140 * GIB, 131 * GIB
+    def cuDeviceGetUuid_v2(self, raw: Any, device: Any) -> int:
+        raw.raw = bytes(range(16))
         return 0
 
 
-def found(**libraries: Any) -> GpuDevice | None:
+class FakeNvml:
+    """Answers for the device whose identity the driver gave."""
+
+    def read(self) -> DeviceUse:
+        return DeviceUse(140 * GIB, 131 * GIB)
+
+
+def found(driver: FakeDriver | None = None, *, nvml: bool = False) -> GpuDevice | None:
     def open_library(name: str) -> Any:
-        kind = "driver" if "cuda" in name else "management"
-        if kind not in libraries:
+        if driver is None or "cuda" not in name:
             raise OSError(name)
-        return libraries[kind]
+        return driver
 
-    return find_gpu(open_library)
+    def open_management(uuid: str, bus_id: str) -> Any:
+        assert uuid == "00010203-0405-0607-0809-0a0b0c0d0e0f"
+        assert bus_id == "0000:19:00.0"
+        return FakeNvml() if nvml else None
+
+    return find_gpu(open_library, open_management)
 
 
-def test_the_driver_names_the_device_and_its_free_memory() -> None:
+def test_the_driver_names_the_device_and_nvml_its_free_memory() -> None:
     expected = GpuDevice("NVIDIA H200", (9, 0), 140 * GIB, 131 * GIB)
-    assert found(driver=FakeDriver(), management=FakeManagement()) == expected
-    assert found(driver=FakeDriver()) == replace(expected, free=140 * GIB)
+    assert found(FakeDriver(), nvml=True) == expected
+    assert found(FakeDriver()) == replace(expected, free=140 * GIB)
 
 
 def test_no_driver_no_device_or_a_driver_that_fails_is_no_gpu() -> None:
     assert found() is None
-    assert found(driver=FakeDriver(devices=0)) is None
-    assert found(driver=FakeDriver(error=100)) is None
+    assert found(FakeDriver(devices=0)) is None
+    assert found(FakeDriver(error=100)) is None

@@ -178,10 +178,6 @@ class FakeDevice:
         self.waits += 1
         self.catch_up(len(self.queue))
 
-    @property
-    def graph_bytes(self) -> int:
-        return 0
-
     def catch_up(self, position: int) -> None:
         while self.done < position:
             work = self.queue[self.done]

@@ -16,6 +16,7 @@ import pytest
 
 from server.config import DEMO_MODEL_DIR
 from server.memory.accountant import Accountant, Books, KVUse
+from server.memory.cpu_memory import CpuMemory
 from server.memory.layout import MemoryKind
 from server.memory.snapshot import Snapshot
 from weights.synthetic import write_checkpoint
@@ -108,14 +109,14 @@ def snapshot(resident: int, code: int, heap: int, in_use: int, free: int = 500) 
 
 def accountant(base: Snapshot, now: Snapshot, held: int) -> Accountant:
     books = Books(
+        device=CpuMemory(base, lambda: now),
         held_bytes=lambda: {MemoryKind.WEIGHTS: held, MemoryKind.KV_CACHE: 40},
         kv_use=lambda: KVUse(2, 1, 8, 5),
         kv_page_bytes=4,
         kv_token_bytes=1,
         peak_activation_bytes=lambda: 7,
-        snapshot=lambda: now,
     )
-    return Accountant(base, books)
+    return Accountant(books)
 
 
 def test_unaccounted_is_what_nothing_else_explains() -> None:

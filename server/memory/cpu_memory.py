@@ -1,0 +1,46 @@
+"""The CPU as a device: this process's share of the machine.
+
+    resident  = tensors + allocator_slack + runtime + unaccounted
+    runtime   = loaded code, read live + what the process had written before it loaded the model
+    others    = total - free - resident
+
+``base`` is the snapshot from that time: later memory in no list of tensors shows as unaccounted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.memory.device_reading import DeviceReading
+from server.memory.layout import MemoryKind
+from server.memory.snapshot import Snapshot, take
+
+
+class CpuMemory:
+    """Implements server.memory.device_reading.DeviceMemory."""
+
+    def __init__(self, base: Snapshot, snapshot: Callable[[], Snapshot] = take) -> None:
+        self._base_bytes = base.own
+        self._snapshot = snapshot
+
+    def read(self) -> DeviceReading:
+        now = self._snapshot()
+        others = max(0, now.total - now.free - now.resident)
+        return DeviceReading(
+            total=now.total,
+            resident=now.resident,
+            kinds={
+                MemoryKind.ALLOCATOR_SLACK: now.heap_slack,
+                MemoryKind.RUNTIME: now.code + self._base_bytes,
+                MemoryKind.OTHER_PROCESSES: others,
+                MemoryKind.FREE: now.total - now.resident - others,
+            },
+            parts={
+                "resident": now.resident,
+                "allocator.reserved": now.heap_resident,
+                "allocator.in_use": now.heap_in_use,
+                "allocator_slack.free": now.heap_slack,
+                "runtime.code": now.code,
+                "runtime.base": self._base_bytes,
+            },
+        )
