@@ -202,7 +202,9 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
         ("bf16", float8, 64, 64),
         ("bf16", float8, 128, 64),
         ("fp16", float8, 128, 64),
+        ("bf16", "i8", 64, 64),
         ("bf16", "i8", 128, 16),
+        ("bf16", "i8", 128, 64),
         ("bf16", "i8", 256, 64),
     ):
         yield _case(arch, dtype, stored, head_dim, block_size, True)

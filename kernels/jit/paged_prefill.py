@@ -71,7 +71,7 @@ def _key_tile(
         v = cache_rows.load([line + PLANE, 0])
         if MASKED:
             # What a bulk copy brings from stale slots is not zero; a stale value may be NaN.
-            v = tl.where(held[:, None], v, 0.0)
+            v = tl.where(held[:, None], v, tl.zeros_like(v))
     else:
         pointers = tile_pointers(
             cache, pages, first, head, NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, BLOCK_N, BLOCK_SIZE
