@@ -7,6 +7,7 @@ HTTP) is the protocol's to answer; everything after is the application's.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -134,8 +135,13 @@ class _LimitedProtocol(H11Protocol):
         self._stop_send_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer to what is no HTTP, in our shape."""
+        """uvicorn's answer to what is no HTTP, given while it handles the parser's error."""
+        error = sys.exception()
         limit = self.quire_limits.max_header_bytes
+        if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
+            message = f"The request's headers have more than {limit} bytes, which are allowed."
+            self._refuse(QuireError(ErrorCode.HEADERS_TOO_LARGE, message))
+            return
         message = f"This is no valid HTTP/1.1 request with at most {limit} bytes of headers."
         self._refuse(QuireError(ErrorCode.INVALID_REQUEST, message))
 

@@ -169,7 +169,7 @@ class BodyLimits:
         size += sum(len(key) + len(value) for key, value in scope["headers"])
         if size > limit:
             raise QuireError(
-                ErrorCode.INVALID_REQUEST,
+                ErrorCode.HEADERS_TOO_LARGE,
                 f"The request's headers have {size} bytes; {limit} are allowed.",
             )
 

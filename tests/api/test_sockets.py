@@ -181,7 +181,6 @@ def test_a_quiet_connection_is_kept_between_requests() -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
         b"HELLO\r\n\r\n",
         b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: " + b"y" * 10_000 + b"\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n"
         b"content-length: 2\r\n\r\nab",
@@ -194,6 +193,31 @@ def test_what_is_no_http_is_refused_in_the_same_shape(data: bytes) -> None:
         assert data_back.startswith(b"HTTP/1.1 400 ")
         error = json.loads(data_back.split(b"\r\n\r\n")[1])["error"]
         assert set(error) == {"message", "type", "param", "code"}
+
+    run(FakeEngine(), story)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.02], ids=["at once", "in parts"])
+@pytest.mark.parametrize("headers", [b"x: " + b"y" * 10_000, b"x: y\r\n" * 3_000])
+@pytest.mark.parametrize("ends", [True, False])
+def test_headers_that_are_too_large_are_431_however_they_come(
+    headers: bytes, pause_s: float, ends: bool
+) -> None:
+    data = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + headers
+    data += b"\r\n\r\n" if ends else b""
+
+    async def story(port: int, state: Any) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for part in (data[:3000], data[3000:]):
+            writer.write(part)
+            await asyncio.sleep(pause_s)
+        back = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        assert back.startswith(b"HTTP/1.1 431 ")
+        error = json.loads(back.split(b"\r\n\r\n")[1])["error"]
+        assert (error["code"], error["type"]) == ("headers_too_large", "invalid_request_error")
+        assert "4096" in error["message"]
+        assert [status for _, _, status in state.metrics.http] == [431]
 
     run(FakeEngine(), story)
 
