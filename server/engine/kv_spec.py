@@ -32,6 +32,14 @@ class KVCacheGroup:
     def bytes_per_block(self) -> int:
         return self.bytes_per_token * self.block_size
 
+    def blocks_of(self, tokens: int) -> int:
+        """Blocks that a sequence of so many tokens holds. Behind a window they are freed; a window
+        that starts within a block still holds that one."""
+        blocks = -(-tokens // self.block_size)
+        if self.window is None:
+            return blocks
+        return min(blocks, -(-(self.window - 1) // self.block_size) + 1)
+
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
@@ -48,6 +56,10 @@ class KVCacheSpec:
     def page_bytes(self) -> int:
         """Bytes of one page: the largest group's block. Smaller groups waste their tail."""
         return max(group.bytes_per_block for group in self.groups)
+
+    def blocks_of(self, tokens: int) -> int:
+        """Pages that a sequence of so many tokens holds in all groups."""
+        return sum(group.blocks_of(tokens) for group in self.groups)
 
     @property
     def total_bytes(self) -> int:

@@ -10,23 +10,27 @@ Nothing here imports torch: the same arithmetic serves a plan made before any we
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kernels.workspace import AttentionShape, attention_workspace_bytes
-from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
+from server.engine.kv_spec import KVCacheSpec
+from server.memory.expert_intermediates import expert_phases
 from server.memory.gpu_intermediates import gpu_phases
 from server.memory.gpu_layout import NUM_SLOTS, Shapes, device_shapes, pinned_shapes
 from server.memory.graph_sizes import graph_sizes
 from server.memory.intermediates import Phase, phases
+from server.memory.kv_groups import kv_cache_spec as kv_cache_spec
+from server.memory.kv_groups import windows_of
 from server.memory.runner_config import RunnerConfig as RunnerConfig
-from weights.formats import FORMATS, tensor_bytes
-from weights.inventory import inventory
+from weights.formats import FORMATS, QUANTISED
+from weights.inventory import tally
+from weights.ranks import rank_shape, rank_spec
 from weights.spec import ModelSpec, PositionKind, RopeScaling
 
 ELEMENT_BYTES = {
     **{name: fmt.bytes_per_element for name, fmt in FORMATS.items()},
-    **{"i64": 8, "i32": 4, "bool": 1, "u8": 1},
+    **{"i64": 8, "i32": 4, "bool": 1, "u8": 1, "int8": 1, "fp8": 1},
 }
 
 _STRETCHING = (RopeScaling.LINEAR, RopeScaling.DYNAMIC, RopeScaling.YARN)
@@ -108,18 +112,6 @@ class Layout:
         return sum(buffer.nbytes for buffer in self.buffers if buffer.kind is kind)
 
 
-def kv_cache_spec(model: ModelSpec, format: str, block_size: int, num_blocks: int) -> KVCacheSpec:
-    """The paged cache of ``model``: one group of full attention over all layers."""
-    bytes_per_token = model.num_layers * tensor_bytes((model.kv_elements_per_token,), format)
-    group = KVCacheGroup(
-        kind=GroupKind.FULL,
-        layer_ids=tuple(range(model.num_layers)),
-        bytes_per_token=bytes_per_token,
-        block_size=block_size,
-    )
-    return KVCacheSpec(groups=(group,), num_blocks=num_blocks)
-
-
 def max_context(model: ModelSpec) -> int:
     """The longest context that the model has positions for, in tokens.
 
@@ -145,53 +137,72 @@ def attention_shape(model: ModelSpec, config: RunnerConfig) -> AttentionShape:
         max_model_len=config.max_model_len,
         on_gpu=config.on_gpu,
         batch_invariant=config.batch_invariant,
+        windows=windows_of(model),
     )
 
 
 def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
-    """Lists every buffer, the largest step's intermediates and the weights of a runner."""
+    """Lists every buffer, the largest step's intermediates and the weights of a runner: of one of
+    them, where several ranks share each layer."""
+    part = rank_spec(model, config.ranks)
     if config.on_gpu:
-        return _gpu_layout(model, config)
+        return _gpu_layout(model, part, config)
     return Layout(
         model=model,
         config=config,
         buffers=(
-            _kv_cache(model, config),
-            *_row_state(model, config),
+            *_kv_cache(part, config),
+            *_row_state(part, config),
             *_step_inputs(config),
-            *_positions(model, config),
-            _attention_workspace(model, config),
+            *_positions(part, config),
+            _attention_workspace(part, config),
         ),
-        phases=phases(
-            model,
-            attention_shape(model, config),
-            num_blocks=config.num_blocks,
-            logit_rows=config.logit_rows,
-            num_top=config.max_logprobs,
+        phases=(
+            *phases(
+                _without_experts(part),
+                attention_shape(part, config),
+                num_blocks=config.num_blocks,
+                logit_rows=config.logit_rows,
+                num_top=config.max_logprobs,
+            ),
+            *_expert_phases(part, config, config.max_num_batched_tokens),
         ),
         weights=_weights(model, config),
     )
 
 
-def _gpu_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
+def _gpu_layout(model: ModelSpec, part: ModelSpec, config: RunnerConfig) -> Layout:
     decode_rows = decode_graph_sizes(config)[-1]
     return Layout(
         model=model,
         config=config,
         buffers=(
-            _kv_cache(model, config),
-            *_io(device_shapes(config, model.vocab_size)),
-            *_positions(model, config),
-            _attention_workspace(model, config),
+            *_kv_cache(part, config),
+            *_io(device_shapes(config, part.vocab_size)),
+            *_positions(part, config),
+            _attention_workspace(part, config),
         ),
-        phases=_gpu_phases(model, config, config.max_num_batched_tokens, config.logit_rows),
+        phases=_gpu_phases(part, config, config.max_num_batched_tokens, config.logit_rows),
         weights=_weights(model, config),
         pinned=_io(pinned_shapes(config)),
         # Graphs share one pool, in which the largest one's intermediates stay taken.
         graph_bytes=max(
-            phase.nbytes for phase in _gpu_phases(model, config, decode_rows, decode_rows)
+            phase.nbytes for phase in _gpu_phases(part, config, decode_rows, decode_rows)
         ),
     )
+
+
+def _without_experts(part: ModelSpec) -> ModelSpec:
+    """Its layers' plain MLP alone: of the first layers, or what every token passes besides."""
+    experts = part.experts
+    if experts is None:
+        return part
+    dense = part.mlp.intermediate_size if experts.num_dense_layers else 0
+    return replace(part, mlp=replace(part.mlp, intermediate_size=max(dense, experts.shared_size)))
+
+
+def _expert_phases(part: ModelSpec, config: RunnerConfig, tokens: int) -> tuple[Phase, ...]:
+    return expert_phases(part, tokens=tokens, element_bytes=ELEMENT_BYTES[config.format])
 
 
 def decode_graph_sizes(config: RunnerConfig) -> tuple[int, ...]:
@@ -201,10 +212,10 @@ def decode_graph_sizes(config: RunnerConfig) -> tuple[int, ...]:
 
 
 def _gpu_phases(
-    model: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
+    part: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
 ) -> tuple[Phase, ...]:
-    return gpu_phases(
-        model,
+    plain = gpu_phases(
+        _without_experts(part),
         tokens=tokens,
         rows=config.max_num_seqs,
         element_bytes=ELEMENT_BYTES[config.format],
@@ -213,6 +224,7 @@ def _gpu_phases(
         quantization=config.quantization,
         batch_invariant=config.batch_invariant,
     )
+    return (*plain, *_expert_phases(part, config, tokens))
 
 
 def _io(shapes: Shapes) -> tuple[Buffer, ...]:
@@ -221,17 +233,33 @@ def _io(shapes: Shapes) -> tuple[Buffer, ...]:
 
 def _weights(model: ModelSpec, config: RunnerConfig) -> dict[str, int]:
     by_component: dict[str, int] = {}
-    for parameter in inventory(model):
-        nbytes = parameter.num_bytes(config.format, config.quantization)
+    for parameter, times in tally(model).items():
+        held = replace(parameter, shape=rank_shape(parameter, config.ranks))
+        nbytes = times * held.num_bytes(config.format, config.quantization)
         component = str(parameter.component)
         by_component[component] = by_component.get(component, 0) + nbytes
     return by_component
 
 
-def _kv_cache(model: ModelSpec, config: RunnerConfig) -> Buffer:
+def _kv_cache(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
+    """The pool: each page holds a block of one group's layers. Scales, where a format has them."""
+    kv = kv_cache_spec(model, config.kv_format, config.block_size, config.num_blocks)
     heads, head_dim = model.attention.num_kv_heads, model.attention.head_dim
-    shape = (model.num_layers, config.num_blocks, 2, heads, config.block_size, head_dim)
-    return Buffer("kv_cache", shape, config.format, MemoryKind.KV_CACHE)
+    slots = (len(kv.groups[0].layer_ids), config.num_blocks, 2, heads, config.block_size)
+    pool = Buffer("kv_cache", (*slots, head_dim), config.kv_format, MemoryKind.KV_CACHE)
+    buffers = (pool, *_more_block_tables(kv, config))
+    if config.kv_format in QUANTISED:
+        return (*buffers, Buffer("kv_scales", slots, "f32", MemoryKind.KV_CACHE))
+    return buffers
+
+
+def _more_block_tables(kv: KVCacheSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
+    """Those of the groups after the first, whose tables are listed with the rows: held and sent."""
+    blocks = sum(group.blocks_of(config.max_model_len) for group in kv.groups[1:])
+    if not blocks:
+        return ()
+    shape = (2, config.max_num_seqs, blocks)
+    return (Buffer("more_block_tables", shape, "i32", MemoryKind.IO),)
 
 
 def _row_state(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
+from server.memory.formulas import measured_formulas
 from server.memory.layout import (
     Layout,
     MemoryKind,
@@ -24,10 +25,11 @@ from server.memory.layout import (
     max_context,
 )
 from server.memory.plan_request import PlanRequest as PlanRequest
-from server.memory.suggestions import Change, smallest_changes
+from server.memory.suggestions import Change, largest_that, smallest_changes
 from server.option_values import format_size
 from weights.formats import FORMATS, get_format, tensor_bytes
-from weights.inventory import QUANTISABLE, inventory, num_parameters
+from weights.inventory import QUANTISABLE, num_parameters, tally
+from weights.ranks import rank_shape, rank_spec
 from weights.spec import ModelSpec
 
 PREFIX_SHARE = 1.25  # room for cached prefixes beside the live sequences
@@ -91,13 +93,15 @@ class MemoryPlan:
 
     @property
     def capacity_tokens(self) -> int:
-        return self.kv.num_blocks * self.runner.block_size
+        """Tokens that the pool holds; with windows, in sequences of max_model_len tokens."""
+        if len(self.kv.groups) == 1 and self.kv.groups[0].window is None:
+            return self.kv.num_blocks * self.runner.block_size
+        return int(self.concurrent_sequences * self.max_model_len)
 
     @property
     def concurrent_sequences(self) -> float:
         """Sequences of max_model_len tokens that the pool holds at once."""
-        blocks = math.ceil(self.max_model_len / self.runner.block_size)
-        return self.kv.num_blocks / blocks
+        return self.kv.num_blocks / self.kv.blocks_of(self.max_model_len)
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -161,23 +165,38 @@ def size_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
         )
     wanted_len = request.max_model_len or model.max_positions
     kv_bytes, limit = _pool_bytes(model, request, wanted_len, available_bytes)
-    block_bytes = kv_cache_spec(model, request.format, request.block_size, 1).page_bytes
-    num_blocks = kv_bytes // block_bytes
-    capacity = num_blocks * request.block_size
-    if request.max_model_len is None and 0 < capacity < wanted_len:
-        wanted_len = capacity
-    blocks_of_one = math.ceil(wanted_len / request.block_size)
-    if num_blocks < max(1, blocks_of_one):
-        _refuse_pool(kv_bytes, blocks_of_one * block_bytes, wanted_len, limit)
+    one_block = _kv_of(model, request, 1)
+    num_blocks = kv_bytes // one_block.page_bytes
+    if request.max_model_len is None and num_blocks:
+        wanted_len = _longest(one_block, num_blocks, wanted_len)
+    needed = one_block.blocks_of(wanted_len)
+    if num_blocks < needed:
+        _refuse_pool(kv_bytes, needed * one_block.page_bytes, wanted_len, limit)
     config = _runner_config(model, request, wanted_len, num_blocks)
     return MemoryPlan(
         request=request,
         layout=build_layout(model, config),
-        kv=kv_cache_spec(model, request.format, request.block_size, num_blocks),
+        kv=_kv_of(model, request, num_blocks),
         available_bytes=available_bytes,
         pool_limit=limit,
         model_max_len=model.max_positions,
     )
+
+
+def _kv_of(model: ModelSpec, request: PlanRequest, num_blocks: int) -> KVCacheSpec:
+    """The pool of one rank."""
+    part = rank_spec(model, request.ranks)
+    format = request.kv_format or request.format
+    return kv_cache_spec(part, format, request.block_size, num_blocks)
+
+
+def _longest(kv: KVCacheSpec, num_blocks: int, wanted_len: int) -> int:
+    """The longest sequence of whole blocks that the pool holds, ``wanted_len`` at most."""
+    if kv.blocks_of(wanted_len) <= num_blocks:
+        return wanted_len
+    step = kv.groups[0].block_size
+    longest = largest_that(lambda n: kv.blocks_of(n) <= num_blocks, step, wanted_len, step)
+    return longest or wanted_len
 
 
 def _planned_kinds(request: PlanRequest) -> tuple[MemoryKind, ...]:
@@ -197,23 +216,18 @@ def resolve_format(
         return next(fmt.name for fmt in FORMATS.values() if fmt.torch_name == dtype)
     if on_gpu:
         return checkpoint_format if tensor_bytes((1,), checkpoint_format) == 2 else "bf16"
-    in_float32 = sum(tensor_bytes(parameter.shape, "f32") for parameter in inventory(model))
+    in_float32 = num_parameters(model) * tensor_bytes((1,), "f32")
     return "f32" if in_float32 <= SMALL_MODEL_BYTES else checkpoint_format
 
 
 def formulas(plan: MemoryPlan) -> dict[str, str]:
-    """How each planned kind comes about, with the numbers put in."""
+    """How each kind comes about; those that are planned with the numbers put in."""
     model, config = plan.layout.model, plan.runner
-    width = get_format(config.format).bytes_per_element
     phase = plan.layout.peak_phase
     tied = ", tied unembedding counted once" if model.tied_unembedding else ""
     return {
         "weights": f"{_weights_formula(model, config)}{tied}",
-        "kv_cache": (
-            f"{plan.kv.num_blocks} blocks x {config.block_size} tokens x {model.num_layers} layers "
-            f"x 2 (K, V) x {model.attention.num_kv_heads} heads x {model.attention.head_dim} "
-            f"x {width} B"
-        ),
+        "kv_cache": _kv_formula(plan),
         "activations": f"largest phase of the largest step, {phase.name}: "
         + " + ".join(f"{name} {nbytes}" for name, nbytes in phase.tensors)
         + f" B, at {config.max_num_batched_tokens} tokens",
@@ -232,25 +246,42 @@ def formulas(plan: MemoryPlan) -> dict[str, str]:
             for buffer in plan.layout.buffers
             if buffer.kind is MemoryKind.WORKSPACE
         ),
-        "allocator_slack": "resident pages of malloc's arena - bytes in use in it (mallinfo2)",
-        "runtime": "resident pages of loaded code, now + what the process had written before "
-        "it loaded the model",
-        "other_processes": "total - free - resident set of the engine process",
-        "unaccounted": "resident set - all other kinds that lie in it",
-        "free": "MemAvailable, or what the cgroup's limit leaves",
+        **measured_formulas(config.on_gpu, {}),
     }
 
 
-def _weights_formula(model: ModelSpec, config: RunnerConfig) -> str:
-    width = get_format(config.format).bytes_per_element
-    if config.quantization is None:
-        return f"{num_parameters(model)} parameters x {width} B ({config.format})"
-    matrices = [p for p in inventory(model) if p.component in QUANTISABLE]
-    elements = sum(parameter.num_elements for parameter in matrices)
-    nbytes = sum(p.num_bytes(config.format, config.quantization) for p in matrices)
+def _kv_formula(plan: MemoryPlan) -> str:
+    """A block is a page, which holds the layers of one group: all layers, but with windows."""
+    config, layers = plan.runner, len(plan.kv.groups[0].layer_ids)
+    heads = rank_spec(plan.layout.model, config.ranks).attention
+    channels = f"{heads.num_kv_heads} heads x {heads.head_dim}"
+    if config.kv_format in FORMATS:
+        numbers = f"{channels} x {get_format(config.kv_format).bytes_per_element} B"
+    else:
+        numbers = f"{heads.num_kv_heads} heads x ({heads.head_dim} x 1 B + a scale of 4 B)"
     return (
-        f"{elements} parameters of layers' matrices in {config.quantization} with their scales "
-        f"({nbytes} B) + {num_parameters(model) - elements} others x {width} B ({config.format})"
+        f"{plan.kv.num_blocks} blocks x {config.block_size} tokens x {layers} layers "
+        f"x 2 (K, V) x {numbers}"
+    )
+
+
+def _weights_formula(model: ModelSpec, config: RunnerConfig) -> str:
+    """Elements in a quantised format and the others, of one rank."""
+    width = get_format(config.format).bytes_per_element
+    quantised = others = quantised_bytes = 0
+    for parameter, times in tally(model).items():
+        held = replace(parameter, shape=rank_shape(parameter, config.ranks))
+        if config.quantization is not None and parameter.component in QUANTISABLE:
+            quantised += times * held.num_elements
+            quantised_bytes += times * held.num_bytes(config.format, config.quantization)
+        else:
+            others += times * held.num_elements
+    rank = f" (one rank of {config.ranks})" if config.ranks > 1 else ""
+    if config.quantization is None:
+        return f"{others} parameters x {width} B ({config.format}){rank}"
+    return (
+        f"{quantised} parameters of layers' matrices in {config.quantization} with their scales "
+        f"({quantised_bytes} B) + {others} others x {width} B ({config.format}){rank}"
     )
 
 
@@ -273,6 +304,8 @@ def _runner_config(
         quantization=request.quantization,
         on_gpu=request.on_gpu,
         batch_invariant=request.batch_invariant,
+        kv_cache_format=request.kv_format,
+        ranks=request.ranks,
     )
 
 
@@ -287,9 +320,9 @@ def _pool_bytes(
         if kind is not MemoryKind.KV_CACHE
     }
     _refuse_beside(beside, available_bytes, max_model_len)
-    block = kv_cache_spec(model, request.format, request.block_size, 1).page_bytes
-    blocks_of_one = math.ceil(max_model_len / request.block_size)
-    useful = math.ceil(request.max_num_seqs * blocks_of_one * PREFIX_SHARE) * block
+    kv = _kv_of(model, request, 1)
+    blocks = math.ceil(request.max_num_seqs * kv.blocks_of(max_model_len) * PREFIX_SHARE)
+    useful = blocks * kv.page_bytes
     bounds = {"what the weights and buffers leave": available_bytes - sum(beside.values())}
     if not request.on_gpu:
         bounds = {

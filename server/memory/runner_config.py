@@ -14,7 +14,9 @@ class RunnerConfig:
     that a layer multiplies by, where it is another. ``max_logit_rows`` bounds the rows x
     vocabulary of logits that exist at once; ``max_logprobs`` the alternatives reported per token.
     ``on_gpu`` says whose buffers, intermediates and scratch are meant; ``batch_invariant``, which a
-    GPU heeds, asks for answers that are the same bits in any batch.
+    GPU heeds, asks for answers that are the same bits in any batch. Plans alone may name another
+    ``kv_cache_format`` than ``format``, and several ``ranks`` that share each layer, of which these
+    are one's sizes.
     """
 
     format: str
@@ -28,6 +30,13 @@ class RunnerConfig:
     quantization: str | None = None
     on_gpu: bool = False
     batch_invariant: bool = False
+    kv_cache_format: str | None = None
+    ranks: int = 1
+
+    @property
+    def kv_format(self) -> str:
+        """The format of the KV cache's elements."""
+        return self.kv_cache_format or self.format
 
     @property
     def max_blocks_per_row(self) -> int:

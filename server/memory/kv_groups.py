@@ -1,0 +1,56 @@
+"""The paged cache of a model: which layers share pages, and the bytes of a token. No torch.
+
+Layers that look back alike could share one block table, but one pool serves every group, and its
+pages are equal. So layers are grouped by so many at a time that every group's block is one page:
+
+    5 full layers, 30 with a window -> groups of 5: 1 full, 6 windowed
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
+from weights.formats import QUANTISED, tensor_bytes
+from weights.spec import ModelSpec
+
+
+def kv_cache_spec(model: ModelSpec, format: str, block_size: int, num_blocks: int) -> KVCacheSpec:
+    """The paged cache of ``model``, each token's keys and values held in ``format``.
+
+    One group over all layers where all look back alike.
+    """
+    groups = tuple(_groups(model, layer_kv_bytes(model, format), block_size))
+    return KVCacheSpec(groups=groups, num_blocks=num_blocks)
+
+
+def layer_kv_bytes(model: ModelSpec, format: str) -> int:
+    """Bytes that one token keeps in one layer: K and V of every key-value head. A quantised format
+    has a scale for each head's K and V."""
+    if format in QUANTISED:
+        return QUANTISED[format].matrix_bytes(
+            2 * model.attention.num_kv_heads, model.attention.head_dim
+        )
+    return tensor_bytes((model.kv_elements_per_token,), format)
+
+
+def windows_of(model: ModelSpec) -> tuple[int, ...]:
+    """The different windows of the model's layers, in tokens, 0 for layers that see all."""
+    return tuple(sorted({model.window(layer) for layer in range(model.num_layers)}))
+
+
+def _groups(model: ModelSpec, layer_bytes: int, block_size: int) -> Iterator[KVCacheGroup]:
+    layers: dict[int, list[int]] = {window: [] for window in windows_of(model)}
+    for layer in range(model.num_layers):
+        layers[model.window(layer)].append(layer)
+    size = math.gcd(*(len(alike) for alike in layers.values()))
+    for window, alike in layers.items():
+        for start in range(0, len(alike), size):
+            yield KVCacheGroup(
+                kind=GroupKind.WINDOW if window else GroupKind.FULL,
+                layer_ids=tuple(alike[start : start + size]),
+                bytes_per_token=size * layer_bytes,
+                block_size=block_size,
+                window=window or None,
+            )
