@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-import server
 from server.api.app import create_app
 from server.api.fields import generation_defaults
 from server.api.http import serve as http_server
@@ -31,7 +30,7 @@ from server.metrics.prometheus import GaugeSources, PrometheusMetrics
 from server.metrics.request_log import RequestLog
 from server.metrics.stats import RequestMetricsFanOut
 from server.model_facts import ModelFacts, engine_settings
-from server.report import ReportInput, print_report, promise, startup_report
+from server.report import ReportInput, print_report, startup_report, version_report
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
 from weights.inventory import held_format
@@ -237,12 +236,5 @@ class HttpServer:
             memory_text=self._memory.text,
             render_metrics=self._metrics.render,
             health=self.health,
-            version={
-                "version": server.__version__,
-                "model": config.model_name,
-                "dtype": model.plan.runner.format,
-                "device": "cpu",
-                "system_fingerprint": model.fingerprint,
-                "determinism": promise(model.plan.runner.format),
-            },
+            version=version_report(config, model),
         )

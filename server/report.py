@@ -8,9 +8,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import server
 from server.config import ServerConfig
 from server.engine_facts import EngineFacts
 from server.memory.layout import MemoryKind
+from server.memory.planner import MemoryPlan
 from server.model_facts import ModelFacts
 from server.option_values import format_size
 from weights.spec import PositionKind, RopeScaling
@@ -64,6 +66,32 @@ def promise(format: str, *, on_gpu: bool = False, batch_invariant: bool = False)
     )
 
 
+def served_promise(plan: MemoryPlan) -> str:
+    """The promise of the server that runs this plan."""
+    return promise(
+        plan.runner.format,
+        on_gpu=plan.runner.on_gpu,
+        batch_invariant=plan.runner.batch_invariant,
+    )
+
+
+def device_name(plan: MemoryPlan) -> str:
+    """As --device says it."""
+    return "cuda" if plan.runner.on_gpu else "cpu"
+
+
+def version_report(config: ServerConfig, model: ModelFacts) -> dict[str, str]:
+    """What /version answers."""
+    return {
+        "version": server.__version__,
+        "model": config.model_name,
+        "dtype": model.plan.runner.format,
+        "device": device_name(model.plan),
+        "system_fingerprint": model.fingerprint,
+        "determinism": served_promise(model.plan),
+    }
+
+
 def startup_report(facts: ReportInput) -> str:
     """The block, without a last line break."""
     lines = [f"Quire serves {facts.config.model_name} at {facts.address}"]
@@ -98,8 +126,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
          f"{plan.runner.max_num_batched_tokens} tokens a step"),
         ("sampling", _defaults(facts)),
         ("rope", _rope(facts)),
-        ("promise", promise(plan.runner.format, on_gpu=plan.runner.on_gpu,
-                            batch_invariant=plan.runner.batch_invariant)),
+        ("promise", served_promise(plan)),
         ("ready in", f"{facts.seconds:.1f} s (weights {engine.load_seconds:.1f} s)"),
     ]  # fmt: skip
     if engine.kernel_cache is not None:
@@ -112,7 +139,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
 
 
 def _device(facts: ReportInput) -> str:
-    return "cuda" if facts.model.plan.runner.on_gpu else "cpu"
+    return device_name(facts.model.plan)
 
 
 def _quantised(facts: ReportInput) -> str:
