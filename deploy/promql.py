@@ -129,8 +129,10 @@ class _Evaluation:
                 f"{operation} over a {inner.form}: take its rate() first, then {operation}"
             )
         labels = _grouped(node.modifier, inner)
-        if inner.form is Form.BUCKET_RATES and (operation != "sum" or "le" not in labels):
-            raise QueryError("buckets are added up by le: sum by (le, ...)")
+        if inner.form is Form.BUCKET_RATES:
+            if operation != "sum" or "le" not in labels:
+                raise QueryError("buckets are added up by le: sum by (le, ...)")
+            return replace(inner, labels=labels)
         quantity = inner.quantity
         match operation:
             case "sum" if not quantity.per_second and quantity.unit in _NO_SUM:
