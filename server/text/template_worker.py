@@ -54,11 +54,24 @@ def to_json(
 
 
 def compile_template(source: str) -> Any:
-    from jinja2.ext import loopcontrols
+    """The template, with the tags, filters and functions that checkpoints count on."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Generation(Extension):
+        """{% generation %} ... {% endgeneration %} marks for a trainer what the model is to say.
+        In a prompt its content is all that it stands for."""
+
+        tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception

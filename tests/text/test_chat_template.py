@@ -60,6 +60,17 @@ def test_the_usual_helpers_are_there() -> None:
     )
 
 
+def test_what_is_marked_for_a_trainer_is_text_like_any_other() -> None:
+    source = (
+        "{% for m in messages %}{% generation %}{% set mark = '!' %}{{ m.role }}{{ mark }}"
+        "{% endgeneration %}{{ mark }}{% endfor %}"
+    )
+    assert render(source) == "user!"
+    transformers = pytest.importorskip("transformers.utils.chat_template_utils")
+    [expected], _ = transformers.render_jinja_template([[USER]], chat_template=source)
+    assert render(source) == expected
+
+
 def test_what_the_template_raises_is_the_clients_to_fix() -> None:
     error = refusal("{{ raise_exception('roles must alternate') }}")
     assert error.code is ErrorCode.INVALID_VALUE
