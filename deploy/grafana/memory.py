@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from deploy.grafana.panels import Bars, Dashboard, Graph, Query, Row, Stat, Table
 from deploy.grafana.queries import highest, total
+from server.memory.layout import MemoryKind
 from server.metrics import registry as r
 
+_NOT_OURS = (MemoryKind.FREE, MemoryKind.OTHER_PROCESSES)
+_OWN = "~" + "|".join(kind for kind in MemoryKind if kind not in _NOT_OURS)
 _FULL = ((0.75, "yellow"), (0.9, "red"))
 
 _NOW = Row(
@@ -29,8 +32,7 @@ _NOW = Row(
                 Query(
                     total(
                         r.MEMORY,
-                        kind="~weights|kv_cache|activations|io|graphs|workspace|"
-                        "allocator_slack|runtime|unaccounted",
+                        kind=_OWN,
                     )
                 ),
             ),
