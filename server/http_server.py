@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
+from server import __version__
 from server.api.app import create_app
 from server.api.fields import generation_defaults
 from server.api.http import serve as http_server
@@ -26,6 +27,7 @@ from server.ipc.supervisor import EngineState, Supervisor
 from server.listener import address
 from server.memory.report import MemoryReport, MemorySources
 from server.memory.snapshot import process_resident
+from server.metrics.gauges import ServedModel
 from server.metrics.prometheus import GaugeSources, PrometheusMetrics
 from server.metrics.request_log import RequestLog
 from server.metrics.stats import RequestMetricsFanOut
@@ -189,6 +191,18 @@ class HttpServer:
                 for component, nbytes in self._weights().items()
             ],
             host_bytes=process_resident,
+            model=self._served_model(),
+        )
+
+    def _served_model(self) -> ServedModel:
+        plan = self._model.plan
+        return ServedModel(
+            name=self._config.model_name,
+            dtype=plan.runner.format,
+            quantization=plan.runner.quantization or "none",
+            version=__version__,
+            block_size=plan.runner.block_size,
+            num_blocks=plan.kv.num_blocks,
         )
 
     def _memory_sources(self) -> MemorySources:
