@@ -15,7 +15,7 @@ import kernels
 from kernels.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
 from server.execution.gpu_rows import RowChanges, StepRows
 from server.execution.gpu_sampling import DeviceSampler, SampleWork, SamplingLimits
-from server.execution.live_bytes import PeakMeter
+from server.execution.live_bytes import PeakMeter, storage_bytes
 from server.execution.model import Decoder, StepTensors
 from server.execution.packet import Span
 from server.memory.gpu_layout import row_layout
@@ -56,7 +56,7 @@ class GpuStep:
         config = layout.config
         self.decoder = decoder
         self.table = StepTable(config.max_num_seqs)
-        self.peak = PeakMeter()
+        self.peak = PeakMeter(torch_device)
         self.workspace = kernels.AttentionWorkspace(
             attention_shape(decoder.spec, config), torch_device
         )
@@ -155,7 +155,7 @@ class GpuStep:
         """Scores prompts and chooses tokens; these go into their rows and to the host."""
         packet, hidden, scored = _there(tensors.packet), tensors.hidden, work.num_scored
         logit_rows = min(scored + work.num_sampled, self._config.logit_rows)
-        with self.peak.watch(0, logit_rows):
+        with self.peak.watch(0, logit_rows, storage_bytes(hidden)):
             if scored:
                 self._sampler.score(work, packet, _there(hidden)[:scored], pinned)
             if not work.num_sampled:

@@ -1,16 +1,18 @@
-"""Measures the bytes of intermediate tensors alive at once, by watching every operation.
+"""Measures the most bytes of intermediate tensors alive at once in a step.
 
-A dispatch mode sees each tensor that an operation makes; its storage is held weakly, so what is
-alive is known without keeping anything alive. Memory that an operation takes and gives back inside
-itself is not seen. Watching costs some microseconds an operation, so a runner watches the largest
-step it has met and not every one.
+On a CPU a dispatch mode sees each tensor that an operation makes; its storage is held weakly, so
+what is alive is known without keeping anything alive. Memory that an operation takes and gives back
+inside itself is not seen. Watching costs some microseconds an operation, so a runner watches the
+largest step it has met and not every one. On a GPU torch's allocator keeps the peak itself, of
+everything that it handed out; what a captured graph uses lies in the graph's own pool, and is no
+part of a step that is watched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -69,6 +71,36 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._foreign = {ref for ref in self._foreign if not _expired(ref)}
 
 
+class AllocatorStatistics(Protocol):
+    """The part of torch.cuda that is asked."""
+
+    def memory_allocated(self, device: torch.device) -> int: ...
+
+    def max_memory_allocated(self, device: torch.device) -> int: ...
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None: ...
+
+
+class AllocatorPeak:
+    """While entered, the CUDA allocator's peak starts anew; ``peak_bytes`` is what came on top of
+    what was held at the start. Allocation follows the order in which work is handed over, so
+    nothing waits for the device."""
+
+    def __init__(self, device: torch.device, statistics: AllocatorStatistics = torch.cuda) -> None:
+        self._device = device
+        self._statistics = statistics
+        self._base = 0
+        self.peak_bytes = 0
+
+    def __enter__(self) -> AllocatorPeak:
+        self._statistics.reset_peak_memory_stats(self._device)
+        self._base = self._statistics.memory_allocated(self._device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peak_bytes = self._statistics.max_memory_allocated(self._device) - self._base
+
+
 class PeakMeter:
     """The most bytes of intermediates that any step so far has had alive at once.
 
@@ -76,20 +108,32 @@ class PeakMeter:
     is not watched again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         self.peak_bytes = 0
+        self._device = device
         self._measured: list[tuple[int, int]] = []
 
     @contextmanager
-    def watch(self, tokens: int, logit_rows: int) -> Iterator[None]:
-        """Measures the block where it can raise the peak."""
+    def watch(self, tokens: int, logit_rows: int, carried: int = 0) -> Iterator[None]:
+        """Measures the block where it can raise the peak. ``carried`` are bytes of intermediates
+        that an earlier block of the same step left for this one."""
         if any(tokens <= most and logit_rows <= rows for most, rows in self._measured):
             yield
             return
-        with LiveBytes() as live:
+        with self._meter() as meter:
             yield
         self._measured.append((tokens, logit_rows))
-        self.peak_bytes = max(self.peak_bytes, live.peak_bytes)
+        self.peak_bytes = max(self.peak_bytes, carried + meter.peak_bytes)
+
+    def _meter(self) -> LiveBytes | AllocatorPeak:
+        if self._device is not None and self._device.type == "cuda":
+            return AllocatorPeak(self._device)
+        return LiveBytes()
+
+
+def storage_bytes(tensor: torch.Tensor | None) -> int:
+    """What a tensor holds, or the tensor that it is a part of."""
+    return 0 if tensor is None else tensor.untyped_storage().nbytes()
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What NVML answers, through a stand-in for its library: which device, which figures, and silence."""
+"""What NVML answers, through a stand-in for its library: the device, its figures, silence."""
 
 from __future__ import annotations
 
