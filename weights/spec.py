@@ -134,13 +134,10 @@ class ExpertsSpec:
 
 @dataclass(frozen=True, slots=True)
 class NormSpec:
-    """``unit_offset``: the weight that multiplies is 1 + the one in the file (Gemma)."""
-
     kind: NormKind
     epsilon: float
     placement: NormPlacement = NormPlacement.PRE
     bias: bool = True  # of Layer norms; an RMS norm has none
-    unit_offset: bool = False
 
     @property
     def has_bias(self) -> bool:

@@ -31,13 +31,21 @@ _Choice = TypeVar("_Choice")
 class ConfigFacts:
     """A config.json object and the record of which keys were read.
 
-    Every method raises CheckpointError naming the key. ``where`` prefixes a nested object's keys.
+    Every method raises CheckpointError naming the key. ``where`` prefixes a nested object's keys;
+    ``file`` is another file of such facts, for messages.
     """
 
-    def __init__(self, config: Mapping[str, Any], architecture: str, where: str = "") -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        architecture: str,
+        where: str = "",
+        file: str = CONFIG_FILE,
+    ) -> None:
         self._config = config
         self._architecture = architecture
         self._where = where
+        self._file = file
         self._read: set[str] = set()
 
     @property
@@ -54,7 +62,7 @@ class ConfigFacts:
         return self._config.get(key)
 
     def error(self, key: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{CONFIG_FILE}: {self._where}{key} {problem}")
+        return CheckpointError(f"{self._file}: {self._where}{key} {problem}")
 
     def integer(
         self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_SIZE
@@ -139,7 +147,7 @@ class ConfigFacts:
             return None
         if not isinstance(value, dict):
             raise self.error(key, f"must be an object, not {_show(value)}")
-        return ConfigFacts(value, self._architecture, where=f"{self._where}{key}.")
+        return ConfigFacts(value, self._architecture, f"{self._where}{key}.", self._file)
 
     def finish(self, harmless: frozenset[str]) -> tuple[str, ...]:
         """Judges every key not read, by the rule at the top; returns those worth a line."""

@@ -1,0 +1,88 @@
+"""The keys of a shape: what a TOML or JSON document may say about a model. Data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from weights.formats import FORMATS
+from weights.spec import (
+    Activation,
+    NormKind,
+    NormPlacement,
+    ParallelBlock,
+    PositionKind,
+    QkNorm,
+)
+
+ACTIVATIONS: Mapping[str, Activation] = {kind.value: kind for kind in Activation}
+NORMS: Mapping[str, NormKind] = {kind.value: kind for kind in NormKind}
+PLACEMENTS: Mapping[str, NormPlacement] = {kind.value: kind for kind in NormPlacement}
+PARALLEL: Mapping[str, ParallelBlock] = {kind.value: kind for kind in ParallelBlock}
+QK_NORMS: Mapping[str, QkNorm] = {kind.value: kind for kind in QkNorm}
+POSITIONS: Mapping[str, PositionKind] = {kind.value: kind for kind in PositionKind}
+DTYPES: Mapping[str, str] = {fmt.torch_name: fmt.name for fmt in FORMATS.values()}
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeKey:
+    """``form`` is how a value looks; ``default`` what an absent key means, None where it must be
+    there."""
+
+    form: str
+    default: str | None
+    help: str
+
+
+def _words(table: Mapping[str, object]) -> str:
+    return "|".join(table)
+
+
+SHAPE_KEYS: Mapping[str, ShapeKey] = MappingProxyType(
+    {
+        "vocab_size": ShapeKey("N", None, "rows of the embedding"),
+        "hidden_size": ShapeKey("N", None, "channels of the residual stream"),
+        "num_layers": ShapeKey("N", None, "layers"),
+        "num_query_heads": ShapeKey("N", None, "query heads of a layer"),
+        "num_kv_heads": ShapeKey("N", "num_query_heads", "key-value heads; 1 is multi-query"),
+        "head_dim": ShapeKey("N", "hidden_size / num_query_heads", "channels of a head"),
+        "intermediate_size": ShapeKey("N", None, "inner width of the MLP"),
+        "max_positions": ShapeKey("TOKENS", None, "longest context"),
+        "dtype": ShapeKey(_words(DTYPES), "bfloat16", "of the published weights"),
+        "tied_unembedding": ShapeKey("true|false", "false", "logits use the embedding's table"),
+        "activation": ShapeKey(_words(ACTIVATIONS), "silu", "of the MLP"),
+        "gated": ShapeKey("true|false", "true", "the MLP has a gate beside up and down"),
+        "norm": ShapeKey(_words(NORMS), "rms", "RMS or Layer norm"),
+        "norm_bias": ShapeKey("true|false", "true", "Layer norms have biases"),
+        "norm_placement": ShapeKey(
+            _words(PLACEMENTS),
+            "pre",
+            "of a block's input, of the sum, or of input and output",
+        ),
+        "parallel": ShapeKey(_words(PARALLEL), "none", "attention and MLP side by side"),
+        "qk_norm": ShapeKey(_words(QK_NORMS), "none", "norms of queries and keys"),
+        "qkv_bias": ShapeKey("true|false", "false", "queries, keys and values have biases"),
+        "output_bias": ShapeKey("true|false", "false", "attention's output has a bias"),
+        "mlp_bias": ShapeKey("true|false", "false", "the MLP has biases"),
+        "unembedding_bias": ShapeKey("true|false", "false", "the logits have a bias"),
+        "position": ShapeKey(_words(POSITIONS), "rotary", "kind of positions"),
+        "position_offset": ShapeKey("N", "0", "rows before the first of a learned table"),
+        "rotary_dim": ShapeKey("N", "head_dim", "channels of a head that turn"),
+        "rope_theta": ShapeKey("X", "10000", "base of the rotary frequencies"),
+        "local_rope_theta": ShapeKey("X", "rope_theta", "the same, of layers with a window"),
+        "window": ShapeKey("TOKENS", "0", "how far layers look back; 0 is all the way"),
+        "full_every": ShapeKey("N", "0", "every Nth layer has no window; 0 is none"),
+        "attention_soft_cap": ShapeKey("X", "none", "soft cap of attention scores"),
+        "logit_soft_cap": ShapeKey("X", "none", "soft cap of logits"),
+        "embedding_scale": ShapeKey("X", "1", "multiplies the embedding"),
+        "num_experts": ShapeKey("N", "0", "experts of a layer; 0 is a plain MLP"),
+        "experts_per_token": ShapeKey("N", None, "chosen for each token; needs num_experts"),
+        "expert_size": ShapeKey("N", None, "inner width of one expert; needs num_experts"),
+        "shared_expert_size": ShapeKey("N", "0", "inner width of what every token passes besides"),
+        "shared_expert_gate": ShapeKey("true|false", "false", "a gate weighs the shared expert"),
+        "num_dense_layers": ShapeKey("N", "0", "first layers that have no experts"),
+        "family": ShapeKey("NAME", "shape", "what the architecture is called"),
+        "source": ShapeKey("TEXT", "none", "where the shape was published"),
+    }
+)

@@ -1,0 +1,192 @@
+"""A shape: a model described by a TOML or JSON document of its own, read strictly. No torch.
+
+The presets (weights/presets) and what a user writes are the same kind of document; its keys are in
+weights.shape_keys. An unknown key is refused by name, and so is one that contradicts another.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from weights.errors import CheckpointError
+from weights.families.facts import ConfigFacts
+from weights.shape_keys import (
+    ACTIVATIONS,
+    DTYPES,
+    NORMS,
+    PARALLEL,
+    PLACEMENTS,
+    POSITIONS,
+    QK_NORMS,
+    SHAPE_KEYS,
+)
+from weights.spec import (
+    AttentionSpec,
+    ExpertsSpec,
+    MlpSpec,
+    ModelSpec,
+    NormSpec,
+    PositionKind,
+    RopeSpec,
+)
+from weights.strict_json import parse_object, show
+
+MAX_SHAPE_BYTES = 1 << 20
+_EPSILON = 1e-5  # no memory depends on it
+_MOST_LAYERS = 1 << 14
+_MOST_HEADS = 1 << 16
+_MOST_EXPERTS = 1 << 14
+_MIXTURE_KEYS = (
+    "experts_per_token",
+    "expert_size",
+    "shared_expert_size",
+    "shared_expert_gate",
+    "num_dense_layers",
+)
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The document in a .json or .toml file. Raises CheckpointError that names what is wrong."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    if len(data) > MAX_SHAPE_BYTES:
+        raise CheckpointError(f"{path}: {len(data)} bytes; at most {MAX_SHAPE_BYTES} are read")
+    if path.suffix == ".json":
+        return parse_object(data, f"{path}:")
+    if path.suffix != ".toml":
+        raise CheckpointError(f"{path}: is neither a .toml nor a .json file")
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not TOML: {str(error)[:120]}") from None
+
+
+def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
+    """The model that a document describes. ``where`` begins the messages.
+
+    Raises CheckpointError that names the key: unknown, missing, mistyped, absurd or contradictory.
+    """
+    for key in document:
+        if key not in SHAPE_KEYS:
+            near = difflib.get_close_matches(key, SHAPE_KEYS, n=2)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise CheckpointError(f"{where}: unknown key {show(key)}{hint}")
+    facts = ConfigFacts(document, "a shape", file=where)
+    hidden = facts.integer("hidden_size")
+    layers = facts.integer("num_layers", high=_MOST_LAYERS)
+    attention = _attention(facts, hidden)
+    positions = facts.integer("max_positions", high=1 << 31)
+    windows = _windows(facts, layers)
+    position = facts.choice("position", POSITIONS, "rotary")
+    rotary = position is PositionKind.ROTARY
+    rope = _rope(facts, "rope_theta", attention, positions) if rotary else RopeSpec()
+    local = rotary and "local_rope_theta" in facts
+    return ModelSpec(
+        family=_text(facts, "family", "shape"),
+        architecture="shape",
+        vocab_size=facts.integer("vocab_size"),
+        hidden_size=hidden,
+        num_layers=layers,
+        attention=attention,
+        mlp=MlpSpec(
+            intermediate_size=facts.integer("intermediate_size"),
+            activation=facts.choice("activation", ACTIVATIONS, "silu"),
+            gated=facts.flag("gated", True),
+            bias=facts.flag("mlp_bias", False),
+        ),
+        norm=NormSpec(
+            facts.choice("norm", NORMS, "rms"),
+            _EPSILON,
+            facts.choice("norm_placement", PLACEMENTS, "pre"),
+            facts.flag("norm_bias", True),
+        ),
+        position=position,
+        max_positions=positions,
+        tied_unembedding=facts.flag("tied_unembedding", False),
+        parameter_dtype=facts.choice("dtype", DTYPES, "bfloat16"),
+        rope=rope,
+        parallel=facts.choice("parallel", PARALLEL, "none"),
+        experts=_experts(facts, layers),
+        windows=windows,
+        local_rope=_rope(facts, "local_rope_theta", attention, positions) if local else None,
+        position_offset=facts.integer("position_offset", 0, low=0),
+        embedding_scale=facts.number("embedding_scale", 1.0),
+        logit_soft_cap=_cap(facts, "logit_soft_cap"),
+        unembedding_bias=facts.flag("unembedding_bias", False),
+    )
+
+
+def _attention(facts: ConfigFacts, hidden: int) -> AttentionSpec:
+    query = facts.integer("num_query_heads", high=_MOST_HEADS)
+    kv = facts.integer("num_kv_heads", query, high=_MOST_HEADS)
+    if query % kv:
+        raise facts.error("num_query_heads", f"{query} is no multiple of num_kv_heads {kv}")
+    if "head_dim" not in facts and hidden % query:
+        raise facts.error(
+            "hidden_size", f"{hidden} is no multiple of num_query_heads {query}; give head_dim"
+        )
+    head_dim = facts.integer("head_dim", max(1, hidden // query), high=1 << 16)
+    return AttentionSpec(
+        num_query_heads=query,
+        num_kv_heads=kv,
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        qkv_bias=facts.flag("qkv_bias", False),
+        output_bias=facts.flag("output_bias", False),
+        qk_norm=facts.choice("qk_norm", QK_NORMS, "none"),
+        soft_cap=_cap(facts, "attention_soft_cap"),
+    )
+
+
+def _rope(facts: ConfigFacts, theta: str, attention: AttentionSpec, positions: int) -> RopeSpec:
+    dim = facts.integer("rotary_dim", attention.head_dim, low=2, high=attention.head_dim)
+    if dim % 2:
+        raise facts.error("rotary_dim", f"is {dim}; channels turn in pairs: it must be even")
+    base = facts.number(theta, 10000.0, above=1.0)
+    return RopeSpec(theta=base, dim=dim, original_max_positions=positions)
+
+
+def _windows(facts: ConfigFacts, layers: int) -> tuple[int, ...]:
+    window = facts.integer("window", 0, low=0, high=1 << 31)
+    every = facts.integer("full_every", 0, low=0, high=layers)
+    if not window:
+        if every:
+            raise facts.error("full_every", "needs a window for the other layers")
+        return ()
+    return tuple(0 if every and layer % every == 0 else window for layer in range(1, layers + 1))
+
+
+def _experts(facts: ConfigFacts, layers: int) -> ExpertsSpec | None:
+    count = facts.integer("num_experts", 0, low=0, high=_MOST_EXPERTS)
+    if not count:
+        for key in _MIXTURE_KEYS:
+            if key in facts:
+                raise facts.error(key, "needs num_experts")
+        return None
+    return ExpertsSpec(
+        count=count,
+        chosen=facts.integer("experts_per_token", high=count),
+        intermediate_size=facts.integer("expert_size"),
+        shared_size=facts.integer("shared_expert_size", 0, low=0),
+        shared_gate=facts.flag("shared_expert_gate", False),
+        num_dense_layers=facts.integer("num_dense_layers", 0, low=0, high=layers),
+    )
+
+
+def _cap(facts: ConfigFacts, key: str) -> float | None:
+    return facts.number(key) if key in facts else None
+
+
+def _text(facts: ConfigFacts, key: str, default: str) -> str:
+    value = facts.raw(key)
+    if value is None:
+        return default
+    if not isinstance(value, str) or not value.strip():
+        raise facts.error(key, "must be a text that is not empty")
+    return value
