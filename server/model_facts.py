@@ -15,6 +15,7 @@ from server.engine_facts import EngineSettings
 from server.errors import StartupError
 from server.memory.planner import MemoryPlan, PlanRequest, plan_memory, resolve_format
 from server.placement import Placement, place, refuse_on_gpu
+from server.served_features import unserved_features
 from weights.checkpoint import open_checkpoint
 from weights.errors import CheckpointError
 from weights.families import resolve
@@ -70,20 +71,16 @@ def read_model(config: ServerConfig) -> ModelFacts:
         unread = family.unread_keys(checkpoint.config)
     except CheckpointError as error:
         raise StartupError(f"{folder}: {error}") from error
+    missing = unserved_features(spec)
+    if missing:
+        raise StartupError(
+            f"{folder}: the model needs what is not computed yet: {', '.join(missing)}; "
+            "quire plan tells what memory it would take"
+        )
     if placement.on_gpu:
         refuse_on_gpu(spec)
     stored = checkpoint.parameter_format or spec.parameter_dtype
-    request = PlanRequest(
-        format=resolve_format(config.dtype, stored, spec, on_gpu=placement.on_gpu),
-        block_size=placement.block_size,
-        max_num_seqs=placement.max_num_seqs,
-        max_num_batched_tokens=placement.max_num_batched_tokens,
-        max_model_len=config.max_model_len,
-        kv_cache_bytes=config.kv_cache_memory,
-        quantization=config.quantization,
-        on_gpu=placement.on_gpu,
-        batch_invariant=config.batch_invariant,
-    )
+    request = plan_request(config, placement, spec, stored)
     return ModelFacts(
         folder=folder,
         spec=spec,
@@ -95,6 +92,23 @@ def read_model(config: ServerConfig) -> ModelFacts:
         unread_keys=unread,
         plan=plan_memory(spec, request, placement.available),
         placement=placement,
+    )
+
+
+def plan_request(
+    config: ServerConfig, placement: Placement, spec: ModelSpec, stored: str
+) -> PlanRequest:
+    """What is asked of the memory plan; ``stored`` is the checkpoint's format."""
+    return PlanRequest(
+        format=resolve_format(config.dtype, stored, spec, on_gpu=placement.on_gpu),
+        block_size=placement.block_size,
+        max_num_seqs=placement.max_num_seqs,
+        max_num_batched_tokens=placement.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+        kv_cache_bytes=config.kv_cache_memory,
+        quantization=config.quantization,
+        on_gpu=placement.on_gpu,
+        batch_invariant=config.batch_invariant,
     )
 
 
