@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import statistics
 import sys
 import tempfile
@@ -28,10 +27,9 @@ from pathlib import Path
 
 import torch
 
+from server.bench_serving import Batch, decode_step_bytes, serve_batch
 from server.bench_shapes import shapes
-from server.engine.core import EngineCore
 from server.engine.events import StepStats
-from server.engine.request import EngineLimits, EngineRequest, SamplingParams
 from server.errors import StartupError
 from server.execution.build import BuiltRunner, build_runner
 from server.memory.layout import RunnerConfig, max_context
@@ -40,7 +38,6 @@ from weights.errors import CheckpointError
 from weights.families import resolve
 from weights.formats import FORMATS
 from weights.inventory import num_parameters
-from weights.spec import ModelSpec
 from weights.synthetic import write_checkpoint
 
 DEMO = Path(__file__).parent.parent / "weights" / "demo" / "checkpoint"
@@ -61,6 +58,9 @@ class Options:
     prompt_tokens: int
     output_tokens: int
     rounds: int
+
+    def batch(self, size: int) -> Batch:
+        return Batch(size, self.prompt_tokens, self.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,34 +133,14 @@ def measure_bandwidth() -> float:
 
 def run_round(built: BuiltRunner, batch: int, options: Options, seed: int) -> Round:
     """One batch from submission to its last token."""
-    core = EngineCore(built.runner, built.kv, _limits(built))
-    core.submit(_requests(built.model, batch, options, seed))
-    steps: list[StepStats] = []
-    while core.has_work:
-        frame = core.step()
-        if frame is not None and frame.stats is not None:
-            steps.append(frame.stats)
-    prefill = [step for step in steps if step.num_prompt_tokens]
-    decode = [step for step in steps if not step.num_prompt_tokens and step.num_rows == batch]
+    served = serve_batch(built, options.batch(batch), seed)
+    prefill, decode = served.prefill_steps, served.full_decode_steps(batch)
     if not prefill or not decode:
         raise ValueError("the round had no step of prefill or no full step of decode")
     return Round(
         prefill=sum(step.num_prompt_tokens for step in prefill) / _seconds(prefill),
         decode=sum(step.num_decode_tokens for step in decode) / _seconds(decode),
     )
-
-
-def decode_step_bytes(built: BuiltRunner, batch: int, options: Options) -> int:
-    """Bytes that an average decode step has to read: weights once, and all rows' contexts.
-
-    Of an embedding that is not tied only a row is read; a tied one is the unembedding.
-    """
-    weights = built.held.weights()
-    total = sum(weights.values()) - weights.get("position", 0)
-    if not built.model.tied_unembedding:
-        total -= weights["embedding"]
-    context = options.prompt_tokens + options.output_tokens // 2
-    return total + batch * context * built.kv.groups[0].bytes_per_token
 
 
 def _seconds(steps: Sequence[StepStats]) -> float:
@@ -171,7 +151,7 @@ def _figures(
     built: BuiltRunner, batch: int, rounds: Sequence[Round], options: Options, bandwidth: float
 ) -> Figures:
     decode = Spread.of([one.decode for one in rounds])
-    step_bytes = decode_step_bytes(built, batch, options)
+    step_bytes = decode_step_bytes(built, options.batch(batch))
     bytes_per_second = step_bytes * decode.median / batch
     return Figures(
         batch=batch,
@@ -180,38 +160,6 @@ def _figures(
         decode_step_bytes=step_bytes,
         decode_bytes_per_second=bytes_per_second,
         bandwidth_fraction=bytes_per_second / bandwidth,
-    )
-
-
-def _requests(model: ModelSpec, batch: int, options: Options, seed: int) -> list[EngineRequest]:
-    generator = random.Random(seed)
-    sampling = SamplingParams(
-        seed=0, temperature=0.0, max_tokens=options.output_tokens, ignore_eos=True
-    )
-    return [
-        EngineRequest(
-            request_id=f"bench-{index}",
-            prompt_token_ids=tuple(
-                generator.randrange(model.vocab_size) for _ in range(options.prompt_tokens)
-            ),
-            sampling=sampling,
-        )
-        for index in range(batch)
-    ]
-
-
-def _limits(built: BuiltRunner) -> EngineLimits:
-    config = built.layout.config
-    return EngineLimits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=config.max_model_len,
-        max_logit_rows=config.max_logit_rows,
-        max_queued_requests=config.max_num_seqs,
-        max_queued_tokens=config.max_num_seqs * config.max_model_len,
-        queue_timeout_s=3600.0,
-        prefix_caching=False,
-        eos_token_ids=built.eos_token_ids,
     )
 
 

@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import argparse
 import gc
-import random
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -33,12 +31,8 @@ import torch
 
 from server.bench_peers import PeerOutcome, transformers_outcome
 from server.bench_record import EngineRow, Load, Outcome, Record
+from server.bench_serving import Served, decode_step_bytes, serve_batch
 from server.bench_shapes import gpu_shapes
-from server.engine.core import EngineCore
-from server.engine.events import StepStats
-from server.engine.kv_spec import KVCacheSpec
-from server.engine.plan import Executor
-from server.engine.request import EngineLimits, EngineRequest, SamplingParams
 from server.execution.build import BuiltRunner, build_runner
 from server.execution.cuda_graphs import GraphMode
 from server.memory.layout import RunnerConfig
@@ -68,14 +62,6 @@ ROWS = (
     EngineRow("qwen3-0.6b-without-qk-norm", 1, 512, 64, "TPOT <= 0.8 ms"),
     EngineRow("qwen3-0.6b-without-qk-norm", 256, 512, 64, ">= 22000 tokens/s; idle <= 3 %"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A batch's steps, and seconds from submission to its first token."""
-
-    steps: tuple[StepStats, ...]
-    first_token: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,54 +148,12 @@ def _copy_seconds(source: torch.Tensor, target: torch.Tensor) -> float:
 
 def run_row(built: BuiltRunner, row: EngineRow, bandwidth: float) -> Outcome:
     """One batch from submission to its last token, after another like it that warms up."""
-    _serve(built, row, seed=0)
-    return _outcome(built, row, bandwidth, _serve(built, row, seed=1))
-
-
-def _serve(built: BuiltRunner, row: EngineRow, seed: int) -> Served:
-    return serve(built.runner, built.kv, built.layout.config, requests_of(built.model, row, seed))
-
-
-def serve(
-    executor: Executor, kv: KVCacheSpec, config: RunnerConfig, requests: Sequence[EngineRequest]
-) -> Served:
-    """Serves ``requests`` through the loop that serving uses, under the limits of ``config``.
-
-    Raises RuntimeError where one is refused or ends in an error: its figures would mean nothing.
-    """
-    core = EngineCore(executor, kv, _limits(config))
-    submitted = time.perf_counter()
-    core.submit(requests)
-    steps: list[StepStats] = []
-    first = None
-    while core.has_work:
-        frame = core.step()
-        if frame is None:
-            continue
-        failures = [one.message for one in frame.refused]
-        failures += [one.error_message or "" for one in frame.choices if one.error_code is not None]
-        if failures:
-            raise RuntimeError(f"a request of the bench failed: {failures[0]}")
-        if first is None and any(choice.token_ids for choice in frame.choices):
-            first = time.perf_counter() - submitted
-        if frame.stats is not None:
-            steps.append(frame.stats)
-    return Served(tuple(steps), first or 0.0)
-
-
-def prefill_steps(served: Served) -> list[StepStats]:
-    return [step for step in served.steps if step.num_prompt_tokens]
-
-
-def full_decode_steps(served: Served, row: EngineRow) -> list[StepStats]:
-    """Steps in which every row of the batch decodes and none is in its prompt."""
-    return [
-        step for step in served.steps if not step.num_prompt_tokens and step.num_rows == row.batch
-    ]
+    serve_batch(built, row.load, seed=0)
+    return _outcome(built, row, bandwidth, serve_batch(built, row.load, seed=1))
 
 
 def _outcome(built: BuiltRunner, row: EngineRow, bandwidth: float, served: Served) -> Outcome:
-    prefill, decode = prefill_steps(served), full_decode_steps(served, row)
+    prefill, decode = served.prefill_steps, served.full_decode_steps(row.batch)
     if not decode or not prefill:
         raise ValueError(f"{row.name} had no step of prefill or no full step of decode")
     wall = sum(step.step_seconds for step in decode)
@@ -220,22 +164,12 @@ def _outcome(built: BuiltRunner, row: EngineRow, bandwidth: float, served: Serve
         batch_invariant=built.layout.config.batch_invariant,
         tpot=tpot,
         decode_tokens_per_second=row.batch * len(decode) / wall,
-        floor=_step_bytes(built, row) / bandwidth,
+        floor=decode_step_bytes(built, row.load) / bandwidth,
         idle_share=max(0.0, 1.0 - busy / wall),
         first_token=served.first_token,
         prefill_tokens_per_second=sum(s.num_prompt_tokens for s in prefill)
         / sum(s.step_seconds for s in prefill),
     )
-
-
-def _step_bytes(built: BuiltRunner, row: EngineRow) -> int:
-    """What an average decode step has to read. Of an untied embedding that is a row."""
-    weights = built.held.weights()
-    total = sum(weights.values()) - weights.get("position", 0)
-    if not built.model.tied_unembedding:
-        total -= weights["embedding"]
-    context = row.prompt_tokens + row.output_tokens // 2
-    return total + row.batch * context * built.kv.groups[0].bytes_per_token
 
 
 def _measure_shape(
@@ -281,39 +215,8 @@ def runner_config(
     )
 
 
-def _limits(config: RunnerConfig) -> EngineLimits:
-    return EngineLimits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=config.max_model_len,
-        max_logit_rows=config.max_logit_rows,
-        max_queued_requests=config.max_num_seqs,
-        max_queued_tokens=config.max_num_seqs * config.max_model_len,
-        queue_timeout_s=3600.0,
-        prefix_caching=False,
-    )
-
-
-def _prompts(model: ModelSpec, row: EngineRow, seed: int) -> list[tuple[int, ...]]:
-    draw = random.Random(seed)
-    return [
-        tuple(draw.randrange(model.vocab_size) for _ in range(row.prompt_tokens))
-        for _ in range(row.batch)
-    ]
-
-
-def requests_of(model: ModelSpec, row: EngineRow, seed: int) -> list[EngineRequest]:
-    sampling = SamplingParams(
-        seed=0, temperature=0.0, max_tokens=row.output_tokens, ignore_eos=True
-    )
-    return [
-        EngineRequest(f"bench-{index}", tokens, sampling)
-        for index, tokens in enumerate(_prompts(model, row, seed))
-    ]
-
-
 def _peer(folder: Path, row: EngineRow, device: torch.device, model: ModelSpec) -> PeerOutcome:
-    prompts = [list(tokens) for tokens in _prompts(model, row, seed=1)]
+    prompts = [list(tokens) for tokens in row.load.prompts(model.vocab_size, seed=1)]
     return transformers_outcome(row.name, folder, prompts, row.output_tokens, device)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from server.bench_peers import PeerOutcome
+from server.bench_serving import Batch
 
 _COLUMNS = ("TPOT ms", "tokens/s", "of floor", "idle", "first ms", "prefill/s")
 
@@ -32,6 +33,10 @@ class EngineRow:
     @property
     def name(self) -> str:
         return f"{self.shape} batch {self.batch} prompt {self.prompt_tokens}"
+
+    @property
+    def load(self) -> Batch:
+        return Batch(self.batch, self.prompt_tokens, self.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import torch
 
 from server import bench_gpu, bench_peers
 from server.bench_record import EngineRow
+from server.bench_serving import Batch, serve
 from server.bench_shapes import gpu_shapes
 from server.engine.plan import ForwardHandle, RowResult, StepPlan, StepResult
 from server.memory.layout import kv_cache_spec
@@ -150,10 +151,10 @@ def test_every_row_decodes_as_a_whole_for_ten_steps(shape: str) -> None:
         config = bench_gpu.runner_config(chosen, on_gpu=True, batch_invariant=invariant)
         kv = kv_cache_spec(model, config.format, config.block_size, config.num_blocks)
         for row in chosen:
-            requests = bench_gpu.requests_of(model, row, seed=0)
-            served = bench_gpu.serve(Overlapping(), kv, config, requests)
-            assert bench_gpu.prefill_steps(served), row
-            assert len(bench_gpu.full_decode_steps(served, row)) >= 10, row
+            requests = row.load.requests(model.vocab_size, seed=0)
+            served = serve(Overlapping(), kv, config, requests)
+            assert served.prefill_steps, row
+            assert len(served.full_decode_steps(row.batch)) >= 10, row
             assert not any(step.num_preemptions for step in served.steps), row
 
 
@@ -168,9 +169,9 @@ def test_a_batch_that_fails_gives_no_figures(executor: Overlapping, prompt_token
     model = tiny_llama(num_layers=1)
     config = bench_gpu.runner_config(ROWS, on_gpu=False, batch_invariant=False)
     kv = kv_cache_spec(model, config.format, config.block_size, config.num_blocks)
-    requests = bench_gpu.requests_of(model, EngineRow("tiny", 1, prompt_tokens, 2), seed=0)
+    requests = Batch(1, prompt_tokens, 2).requests(model.vocab_size, seed=0)
     with pytest.raises(RuntimeError, match="a request of the bench failed"):
-        bench_gpu.serve(executor, kv, config, requests)
+        serve(executor, kv, config, requests)
 
 
 def test_a_pass_without_rows_is_left_out() -> None:
