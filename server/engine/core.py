@@ -13,13 +13,13 @@ device never waits for the scheduler:
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from server.engine.admission import Admission
-from server.engine.events import Accepted, EngineFrame
+from server.engine.events import Accepted, EngineFrame, RequestMemory
+from server.engine.failed_steps import failure_of
 from server.engine.gauges import EngineGauges, LoopCounts, read_gauges
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.kv_spec import KVCacheSpec
@@ -30,7 +30,13 @@ from server.engine.request import EngineLimits, EngineRequest
 from server.engine.results import check_result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import LiveRequest
-from server.engine.step_in_flight import StepInFlight, StepOutcome, step_stats
+from server.engine.step_in_flight import (
+    Shortage,
+    StepFailure,
+    StepInFlight,
+    StepOutcome,
+    step_stats,
+)
 
 _STEP_FAILED = "The model failed twice on a step of this request. Try again later."
 
@@ -41,6 +47,7 @@ class EngineCore:
         clock: seconds, monotonic; deadlines and StepStats are in it.
         strict: check the whole ledger after every change (for tests; slow).
         digest: the prefix cache's hash.
+        on_shortage: told of every step that found no memory, once its requests are decided about.
 
     Raises:
         ValueError: a limit is below 1, or a kind of KV cache group is not served.
@@ -55,13 +62,17 @@ class EngineCore:
         clock: Callable[[], float] = time.monotonic,
         strict: bool = False,
         digest: Digest = sha256_digest,
+        on_shortage: Callable[[Shortage], None] = lambda shortage: None,
     ) -> None:
         _check_limits(limits)
+        self._on_shortage = on_shortage
         self._executor = executor
         self._limits = limits
         self._clock = clock
         self._strict = strict
-        self._kv = KVCacheManager(kv, prefix_caching=limits.prefix_caching, digest=digest)
+        self._kv = KVCacheManager(
+            kv, prefix_caching=limits.prefix_caching, digest=digest, clock=clock
+        )
         self.scheduler = Scheduler(self._kv, limits, clock)
         self._roster = self.scheduler.roster
         self._admission = Admission(self._kv, limits, self._roster.waiting)
@@ -162,7 +173,8 @@ class EngineCore:
         self._check_if_strict()
         if not plan.rows:
             return None
-        step = StepInFlight(plan, self._start(plan), began, self.scheduler.take_counts())
+        pending, failure = self._start(plan)
+        step = StepInFlight(plan, pending, began, self.scheduler.take_counts(), failure)
         self._in_flight.append(step)
         return step
 
@@ -202,42 +214,51 @@ class EngineCore:
         """The loop is alive and has nothing to do."""
         self._heartbeat += 1
 
-    def _start(self, plan: StepPlan) -> PendingResult | None:
+    def _start(self, plan: StepPlan) -> tuple[PendingResult | None, StepFailure | None]:
         # Whatever the model raises is the step's failure, not the loop's: the scheduler decides
         # about its requests, and the log keeps the cause.
         try:
-            return self._executor.sample(self._executor.forward(plan), None)
+            return self._executor.sample(self._executor.forward(plan), None), None
         except ExecutorLost:
             raise
-        except Exception:
-            logging.getLogger(__name__).exception("step %d failed to start", plan.step_id)
-            return None
+        except Exception as error:
+            return None, failure_of(plan, error)
 
     def _finish_step(self, step: StepInFlight) -> StepOutcome:
-        result = self._await(step)
+        result, failure = self._await(step)
         if self._num_void:
             self._num_void -= 1
             self.scheduler.void_step(step.plan)
             return StepOutcome(None, 0 if result is None else result.num_tokens)
-        if result is None:
+        if failure is not None:
             self._failed_steps += 1
             self._num_void = len(self._in_flight) - 1
-            self.scheduler.fail_step(step.plan, _STEP_FAILED)
+            self._fail(step.plan, failure)
+        if result is None:
             return StepOutcome(None)
         return StepOutcome(result, self.scheduler.update(step.plan, result))
 
-    def _await(self, step: StepInFlight) -> StepResult | None:
+    def _await(self, step: StepInFlight) -> tuple[StepResult | None, StepFailure | None]:
         if step.pending is None:
-            return None
+            return None, step.failure
         try:
             result = step.pending.result()
             check_result(step.plan, result)
         except ExecutorLost:
             raise
-        except Exception:
-            logging.getLogger(__name__).exception("step %d failed", step.plan.step_id)
-            return None
-        return result
+        except Exception as error:
+            return None, failure_of(step.plan, error)
+        return result, None
+
+    def _fail(self, plan: StepPlan, failure: StepFailure) -> None:
+        if not failure.asked:
+            self.scheduler.fail_step(plan, _STEP_FAILED)
+            return
+        asked, ended = self.scheduler.fail_for_memory(plan, failure.asked)
+        shortage = Shortage(
+            plan.step_id, plan.num_tokens, len(plan.rows), asked, ended, failure.reason
+        )
+        self._on_shortage(shortage)
 
     # -- what can be seen --------------------------------------------------------------------
 
@@ -249,6 +270,11 @@ class EngineCore:
             draining=int(not self._admission.is_open),
         )
         return read_gauges(self._roster, loop)
+
+    def memory_of(self, request_ids: Iterable[str]) -> tuple[RequestMemory, ...]:
+        """What the live ones of these requests hold. Unknown ids are left out."""
+        known = (self._roster.requests.get(request_id) for request_id in request_ids)
+        return tuple(self._roster.memory_of(request) for request in known if request is not None)
 
     def check(self) -> None:
         """

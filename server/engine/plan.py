@@ -122,13 +122,27 @@ class ExecutorLost(Exception):
     """
 
 
+class StepOutOfMemory(Exception):
+    """There was no memory for a step; the next one may find some.
+
+    ``rows`` are the planned rows whose work asked for it: one where that is known, all of them
+    where the work was everybody's. ``reason`` is what the allocator said.
+    """
+
+    def __init__(self, rows: tuple[int, ...], reason: str) -> None:
+        super().__init__(f"no memory for the work of rows {list(rows)}: {reason}")
+        self.rows = rows
+        self.reason = reason
+
+
 class ForwardHandle(Protocol):
     """A forward pass that may still be running. Opaque to the engine."""
 
 
 class PendingResult(Protocol):
     def result(self) -> StepResult:
-        """Waits for the step. Raises whatever the step raised, or ExecutorLost."""
+        """Waits for the step. Raises whatever the step raised, StepOutOfMemory where it found no
+        memory, or ExecutorLost."""
         ...
 
 

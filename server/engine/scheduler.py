@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from server.engine.events import PromptOutput
+from server.engine.failed_steps import Names, end_for_memory, give_up, retry_or_end
 from server.engine.kv_cache_manager import BlockIds, KVCacheManager, PrefixHit
 from server.engine.plan import StepPlan, StepResult
 from server.engine.preemption import choose_victim, is_protected
@@ -91,22 +92,16 @@ class Scheduler:
     def fail_step(self, plan: StepPlan, message: str) -> None:
         """The step raised. Its requests are tried once more, from the tokens they had, or ended.
 
-        Nobody knows what the executor still holds, so every row is given up and rebuilt, and each
-        request of the step is first tried alone, so that one bad request takes no other with it.
         Steps planned after it are void: ``void_step`` must end them before anything is planned.
         """
-        scheduled = self.roster.in_flight.pop(plan.step_id)
-        for sequence in list(self.roster.running):
-            self.roster.preempt(sequence, counts=False)
-        self.kv.step_done(plan.step_id)
-        self.roster.rows.release_again((*plan.released, *(row.row for row in plan.rows)))
-        for request in _requests_of(scheduled):
-            if request.id not in self.roster.requests:
-                continue  # ended while the step was under way
-            if request.id in self.roster.suspects:
-                self.roster.end_request(request, FinishReason.ERROR, "INTERNAL", message)
-            else:
-                self.roster.suspects[request.id] = request
+        retry_or_end(self.roster, give_up(self.roster, plan), message)
+
+    def fail_for_memory(self, plan: StepPlan, rows: Iterable[int]) -> tuple[Names, Names]:
+        """The step found no memory for the work of ``rows``: (whose they are, who ended for it).
+
+        Steps planned after it are void, as after any failure.
+        """
+        return end_for_memory(self.roster, give_up(self.roster, plan), rows)
 
     def void_step(self, plan: StepPlan) -> None:
         """The step followed one that raised: whatever came of it, nothing is taken from it."""
@@ -295,8 +290,3 @@ class Scheduler:
 
     def _is_protected(self, sequence: Sequence) -> bool:
         return is_protected(sequence, self.limits.max_preemptions)
-
-
-def _requests_of(rows: Iterable[ScheduledRow]) -> list[LiveRequest]:
-    """The requests of a step's rows, each once, in order."""
-    return list({row.sequence.request: None for row in rows})

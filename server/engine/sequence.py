@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from server.engine.holdings import Holdings
 from server.engine.prefix_cache import Namespace
 from server.engine.request import EngineRequest, FinishReason, SamplingParams
 
@@ -200,7 +201,9 @@ class LiveRequest:
             Namespace(group, request.cache_salt, request.adapter_id, request.adapter_version)
             for group in range(num_groups)
         )
+        self.holdings = Holdings()
         self.was_scheduled = False
+        self.was_short_of_memory = False  # in a step that found none for several requests
         self.is_forked = request.n == 1
         self.num_prompt_logits_sent = 0  # prompt positions whose next token was reported
         self.sequences = tuple(Sequence(self, choice, num_groups) for choice in range(request.n))

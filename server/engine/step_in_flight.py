@@ -10,8 +10,32 @@ from server.engine.step_draft import StepCounts
 
 
 @dataclass(frozen=True, slots=True)
+class StepFailure:
+    """Why a step gave no result. ``asked`` are the rows that found no memory, where it was that.
+
+    It holds no exception: that would keep alive what the step had made.
+    """
+
+    reason: str
+    asked: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A step that found no memory, for the log: whose work it was, and who ended for it."""
+
+    step_id: int
+    num_tokens: int
+    num_rows: int
+    asked: tuple[str, ...]
+    ended: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepInFlight:
-    """A step that was handed to the executor. ``pending`` is None where that raised already.
+    """A step that was handed to the executor. ``pending`` is None where that raised already, and
+    ``failure`` says what.
 
     ``began`` is in the engine clock's seconds.
     """
@@ -20,6 +44,7 @@ class StepInFlight:
     pending: PendingResult | None
     began: float
     counts: StepCounts
+    failure: StepFailure | None = None
 
 
 @dataclass(frozen=True, slots=True)

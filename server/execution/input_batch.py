@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
+from server.execution.out_of_memory import asked_by
 from server.execution.row_sampling import RowSampling
 
 Int32 = npt.NDArray[np.int32]
@@ -70,7 +71,8 @@ class InputBatch:
         for source, destination in plan.row_moves:
             self._move(source, destination)
         for admitted in plan.admitted:
-            self._admit(admitted)
+            with asked_by((admitted.row,)):
+                self._admit(admitted)
         for planned in plan.rows:
             if planned.new_block_ids:
                 self._extend(planned.row, planned.new_block_ids[0])

@@ -20,13 +20,20 @@ import numpy.typing as npt
 import torch
 
 import kernels
-from server.engine.plan import ForwardHandle, PendingResult, RowResult, StepPlan, StepResult
+from server.engine.plan import (
+    ForwardHandle,
+    PendingResult,
+    RowResult,
+    StepPlan,
+    StepResult,
+)
 from server.engine.request import SamplingParams
 from server.execution.input_batch import InputBatch, StepInputs
 from server.execution.kv_cache import KVCache
-from server.execution.live_bytes import PeakMeter
+from server.execution.live_bytes import PeakMeter, storage_bytes
 from server.execution.model import Decoder, StepTensors
-from server.execution.packing import pack_logprobs
+from server.execution.out_of_memory import asked_by
+from server.execution.row_results import row_result
 from server.execution.sampler import Sampled, Sampler, SampleWork, Scored
 from server.execution.warm_up import largest_plan
 from server.memory.intermediates import sample_rows
@@ -44,6 +51,7 @@ class Picks:
     """
 
     scored: Int64  # [P]
+    scored_for: Int64  # [P] the row that asked
     targets: Int64  # [P] the prompt token that follows each
     sampled: Int64  # [S]
 
@@ -127,8 +135,10 @@ class ModelRunner:
         Raises:
             ValueError: the plan asks for tokens or slots that a row does not have, or for a
                 feature that this runner does not serve.
+            StepOutOfMemory: an allocation failed.
         """
-        return self._forward(plan, num_layers=None)
+        with asked_by(row.row for row in plan.rows):
+            return self._forward(plan, num_layers=None)
 
     @torch.inference_mode()
     def _forward(self, plan: StepPlan, num_layers: int | None) -> Forwarded:
@@ -137,7 +147,8 @@ class ModelRunner:
         if not plan.rows:
             empty = np.zeros(0, dtype=np.int64)
             nothing = self.decoder.embedding.new_empty(0, self.decoder.spec.hidden_size)
-            return Forwarded(plan, Picks(empty, empty, empty), nothing, perf_counter() - started)
+            picks = Picks(empty, empty, empty, empty)
+            return Forwarded(plan, picks, nothing, perf_counter() - started)
         inputs = self.batch.step_inputs(plan.rows)
         picks = self._picks(plan, inputs)
         with self.peak.watch(plan.num_tokens, 0):
@@ -150,6 +161,7 @@ class ModelRunner:
 
         Raises:
             ValueError: the handle is not this runner's, or grammar masks are given.
+            StepOutOfMemory: an allocation failed.
         """
         if not isinstance(handle, Forwarded):
             raise ValueError(f"{type(handle).__name__} is no forward pass of this runner")
@@ -158,10 +170,11 @@ class ModelRunner:
         started = perf_counter()
         picks, plan = handle.picks, handle.plan
         logit_rows = min(len(picks.rows), self.layout.config.logit_rows)
-        with self.peak.watch(0, logit_rows):
-            scored = self._score(handle)
-            sampled = self._choose(handle)
-        results = self._results(plan, scored, sampled)
+        with asked_by(row.row for row in plan.rows):
+            with self.peak.watch(0, logit_rows, storage_bytes(handle.hidden)):
+                scored = self._score(handle)
+                sampled = self._choose(handle)
+            results = self._results(plan, scored, sampled)
         return Done(
             StepResult(
                 step_id=plan.step_id,
@@ -196,11 +209,11 @@ class ModelRunner:
         sampled = starts[1:][samples].astype(np.int64) - 1
         if not scored:
             none = np.zeros(0, dtype=np.int64)
-            return Picks(none, none, sampled)
+            return Picks(none, none, none, sampled)
         tokens = np.concatenate(scored)
         row_of_token = inputs.rows[np.searchsorted(starts, tokens, side="right") - 1]
         targets = self.batch.token_ids[row_of_token, inputs.positions[tokens] + 1]
-        return Picks(tokens, targets.astype(np.int64), sampled)
+        return Picks(tokens, row_of_token, targets.astype(np.int64), sampled)
 
     def _hidden(self, inputs: StepInputs, picks: Picks, num_layers: int | None) -> torch.Tensor:
         x, residual = self.decoder.forward(self._step_tensors(inputs), num_layers)
@@ -235,7 +248,8 @@ class ModelRunner:
             default=0,
         )
         hidden = handle.hidden[: len(handle.picks.scored)]
-        return self._sampler.score(hidden, handle.picks.targets, num_top)
+        picks = handle.picks
+        return self._sampler.score(hidden, picks.targets, picks.scored_for, num_top)
 
     def _choose(self, handle: Forwarded) -> Sampled:
         planned = [row for row in handle.plan.rows if row.samples]
@@ -264,26 +278,13 @@ class ModelRunner:
         results: list[RowResult] = []
         position = choice = 0
         for planned in plan.rows:
-            params = self._params(planned.row)
-            prompt, finite = None, True
-            if planned.num_prompt_logits:
-                cut = slice(position, position + planned.num_prompt_logits)
-                position = cut.stop
-                finite = bool(np.isfinite(scored.logprobs[cut]).all())
-                num_top = params.prompt_logprobs or 0
-                prompt = pack_logprobs(scored.ids[cut], scored.logprobs[cut], num_top)
-            tokens: tuple[int, ...] = ()
-            logprobs = None
-            if planned.samples:
-                finite = finite and not sampled.non_finite[choice]
-                if finite:
-                    tokens = (int(sampled.token_ids[choice]),)
-                    self.batch.append(planned.row, tokens[0])
-                if finite and params.logprobs is not None:
-                    at = slice(choice, choice + 1)
-                    logprobs = pack_logprobs(
-                        sampled.logprob_ids[at], sampled.logprobs[at], params.logprobs
-                    )
-                choice += 1
-            results.append(RowResult(planned.row, tokens, not finite, logprobs, prompt))
+            positions = slice(position, position + planned.num_prompt_logits)
+            with asked_by((planned.row,)):
+                params = self._params(planned.row)
+                result = row_result(planned, params, scored, positions, sampled, choice)
+                for token_id in result.token_ids:
+                    self.batch.append(planned.row, token_id)
+            results.append(result)
+            position = positions.stop
+            choice += planned.samples
         return tuple(results)

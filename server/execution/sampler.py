@@ -7,7 +7,7 @@ logits, before temperature, penalties and masks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,12 @@ import numpy.typing as npt
 import torch
 
 import kernels
+from server.execution.out_of_memory import asked_by
 from server.execution.row_sampling import RowSampling
 
 Int64 = npt.NDArray[np.int64]
 Logits = Callable[[torch.Tensor], torch.Tensor]  # [R, D] -> [R, V] float32
+Use = Callable[[torch.Tensor, slice], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,28 +73,39 @@ class Sampler:
             logprob_ids=np.zeros((total, width), dtype=np.int32),
             logprobs=np.zeros((total, width), dtype=np.float32),
         )
-        for logits, part in self._parts(hidden):
+
+        def choose(logits: torch.Tensor, part: slice) -> None:
             self._sample_part(logits, work, part, out)
+
+        self._each_part(hidden, work.rows, choose)
         return out
 
-    def score(self, hidden: torch.Tensor, token_ids: Int64, num_top: int) -> Scored:
-        """Log-probability of ``token_ids[i]`` after position i of ``hidden`` [P, D]."""
+    def score(self, hidden: torch.Tensor, token_ids: Int64, rows: Int64, num_top: int) -> Scored:
+        """Log-probability of ``token_ids[i]`` after position i of ``hidden`` [P, D], asked for by
+        ``rows[i]``."""
         total = len(token_ids)
         ids = np.zeros((total, 1 + num_top), dtype=np.int32)
         logprobs = np.zeros((total, 1 + num_top), dtype=np.float32)
         targets = torch.from_numpy(token_ids)
-        for logits, part in self._parts(hidden):
+
+        def rank(logits: torch.Tensor, part: slice) -> None:
             top_ids, top = kernels.token_logprobs(logits, targets[part], num_top)
             ids[part], logprobs[part] = top_ids.numpy(), top.numpy()
+
+        self._each_part(hidden, rows, rank)
         return Scored(ids, logprobs)
 
-    def _parts(self, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
-        """Logits of all rows of ``hidden``, a part at a time, and which rows these are."""
+    def _each_part(self, hidden: torch.Tensor, rows: Int64, use: Use) -> None:
+        """Calls ``use`` with the logits of all rows of ``hidden``, a part at a time, and which
+        these are. What finds no memory is laid to the ``rows`` of the part."""
         for start in range(0, len(hidden), self._logit_rows):
-            logits = self._logits(hidden[start : start + self._logit_rows])
+            with asked_by(rows[start : start + self._logit_rows].tolist()):
+                logits = self._logits(hidden[start : start + self._logit_rows])
             for first in range(0, len(logits), self._sample_rows):
                 part = logits[first : first + self._sample_rows]
-                yield part, slice(start + first, start + first + len(part))
+                where = slice(start + first, start + first + len(part))
+                with asked_by(rows[where].tolist()):
+                    use(part, where)
 
     def _sample_part(
         self, logits: torch.Tensor, work: SampleWork, part: slice, out: Sampled

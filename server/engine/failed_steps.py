@@ -1,0 +1,104 @@
+"""A step that raised: which of its requests are tried again, and which end.
+
+Nobody knows what the executor still holds, so every row is given up and rebuilt, and what a request
+has computed so far stands. Whoever may be at fault is then tried alone once:
+
+    raised                 once: each request of the step is tried alone    again, alone: it ends
+    no memory, one asked   it ends, and the others go on without it
+    no memory, several     each is tried alone; who finds none even then is the one that ends
+
+Requests that each fit alone and never together would fail for ever. So a request that was in such a
+step before pays no second time for the others: the one that asks for most of the step ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from server.engine.plan import StepOutOfMemory, StepPlan
+from server.engine.request import FinishReason
+from server.engine.roster import Roster
+from server.engine.sequence import LiveRequest
+from server.engine.step_draft import ScheduledRow
+from server.engine.step_in_flight import StepFailure
+
+Names = tuple[str, ...]  # request ids
+
+
+def failure_of(plan: StepPlan, error: Exception) -> StepFailure:
+    """What is kept of what a step raised; the log gets the rest."""
+    log = logging.getLogger(__name__)
+    if isinstance(error, StepOutOfMemory):
+        log.warning("step %d: %s", plan.step_id, error)
+        return StepFailure(error.reason, error.rows or tuple(row.row for row in plan.rows))
+    log.error("step %d failed", plan.step_id, exc_info=error)
+    return StepFailure(str(error))
+
+
+def give_up(roster: Roster, plan: StepPlan) -> tuple[ScheduledRow, ...]:
+    """Takes every row back from the executor. Returns those of the step whose requests live."""
+    scheduled = roster.in_flight.pop(plan.step_id)
+    for sequence in list(roster.running):
+        roster.preempt(sequence, counts=False)
+    roster.kv.step_done(plan.step_id)
+    roster.rows.release_again((*plan.released, *(row.row for row in plan.rows)))
+    return tuple(row for row in scheduled if row.sequence.request.id in roster.requests)
+
+
+def retry_or_end(roster: Roster, rows: Iterable[ScheduledRow], message: str) -> None:
+    """Each request is tried alone, or ends where it was tried already."""
+    for request in requests_of(rows):
+        if request.id in roster.suspects:
+            roster.end_request(request, FinishReason.ERROR, "INTERNAL", message)
+        else:
+            roster.suspects[request.id] = request
+
+
+def end_for_memory(
+    roster: Roster, rows: Iterable[ScheduledRow], asked: Iterable[int]
+) -> tuple[Names, Names]:
+    """Ends a request whose work found no memory. Returns the ids of whose work it was and, one or
+    none, of who ended.
+
+    ``asked`` are the rows of that work. Where these are several requests', each is tried alone
+    first, but only once in its life.
+    """
+    wanted = set(asked)
+    asking = [row for row in rows if row.row in wanted]
+    requests = requests_of(asking)
+    names = tuple(request.id for request in requests)
+    if not requests:
+        return names, ()
+    if len(requests) > 1 and not any(request.was_short_of_memory for request in requests):
+        for request in requests:
+            request.was_short_of_memory = True
+            roster.suspects[request.id] = request
+        return names, ()
+    largest = max(requests, key=lambda request: (_share(asking, request), request.arrival))
+    roster.end_request(largest, FinishReason.ERROR, "OUT_OF_MEMORY", _message(asking, largest))
+    return names, (largest.id,)
+
+
+def requests_of(rows: Iterable[ScheduledRow]) -> list[LiveRequest]:
+    """The requests of a step's rows, each once, in order."""
+    return list({row.sequence.request: None for row in rows})
+
+
+def _share(rows: Iterable[ScheduledRow], request: LiveRequest) -> int:
+    """How much of a step a request is: its tokens, and its rows of logits."""
+    return sum(
+        row.chunk.num_tokens + row.chunk.num_logit_rows
+        for row in rows
+        if row.sequence.request is request
+    )
+
+
+def _message(rows: Iterable[ScheduledRow], request: LiveRequest) -> str:
+    own = [row.chunk for row in rows if row.sequence.request is request]
+    return (
+        "The server found no memory for a step of this request, of "
+        f"{sum(chunk.num_tokens for chunk in own)} tokens and "
+        f"{sum(chunk.num_logit_rows for chunk in own)} rows of logits. Send a shorter prompt, "
+        "a smaller n or fewer logprobs, or try again later."
+    )

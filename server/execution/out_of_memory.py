@@ -1,0 +1,48 @@
+"""What running out of memory looks like, and whose work it was.
+
+There is no one exception for it: Python and numpy raise MemoryError, torch's CPU allocator a plain
+RuntimeError, its CUDA allocator OutOfMemoryError, the driver an AcceleratorError, and cuBLAS a
+RuntimeError of its own. Only their words tell them from other errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from server.engine.plan import StepOutOfMemory
+
+_WORDS = (
+    "can't allocate memory",  # torch's CPU allocator
+    "not enough memory",  # likewise
+    "out of memory",  # CUDA's allocator and driver
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the host or on a device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | StepOutOfMemory):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+@contextmanager
+def asked_by(rows: Iterable[int]) -> Iterator[None]:
+    """What runs out of memory inside raises StepOutOfMemory for ``rows``. The innermost counts."""
+    try:
+        yield
+    except StepOutOfMemory:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StepOutOfMemory(tuple(dict.fromkeys(rows)), reason_of(error)) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what the allocator said: the rest is a stack of its own."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
