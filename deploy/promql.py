@@ -70,8 +70,6 @@ def selectors(query: str) -> list[tuple[str, Mapping[str, str]]]:
     found: list[tuple[str, Mapping[str, str]]] = []
 
     def visit(node: syntax.Expr) -> bool:
-        if isinstance(node, syntax.MatrixSelector):
-            node = node.vector_selector
         if isinstance(node, syntax.VectorSelector):
             matchers = {m.name: f"{_OPERATORS[str(m.op)]}{m.value}" for m in node.matchers.matchers}
             found.append((node.name or "", matchers))

@@ -43,6 +43,9 @@ def faults(dashboard: Json, catalogue: Catalogue) -> Iterator[str]:
     numbers = [panel["id"] for panel in dashboard["panels"]]
     if len(set(numbers)) != len(numbers):
         yield "two panels have the same id"
+    titles = [panel["title"] for panel in dashboard["panels"]]
+    for title in sorted({title for title in titles if titles.count(title) > 1}):
+        yield f"two panels are called {title}"
     yield from _layout_faults(dashboard["panels"])
     for panel in panels:
         for fault in _panel_faults(panel, catalogue):

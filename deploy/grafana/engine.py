@@ -97,7 +97,7 @@ _STEPS = Row(
             lines=("whole step",),
         ),
         Graph(
-            "Steps",
+            "Steps by server",
             "Steps in a second.",
             "ops",
             (Query(rate(r.STEPS, "instance"), "{{instance}}"),),
@@ -152,7 +152,7 @@ _SCHEDULER = Row(
             stacked=True,
         ),
         Graph(
-            "Preemptions",
+            "Preemptions by server",
             "Sequences in a second that gave up their blocks to be computed again. A line that "
             "stays above zero says that the KV cache is too small for the load.",
             "eps",

@@ -200,7 +200,7 @@ _PARTS = Row(
             height=9,
         ),
         Graph(
-            "Unaccounted",
+            "Unaccounted by server",
             "What no kind accounts for, for each server and device, with its sign. A line that "
             "rises and stays up is a leak, or a library that keeps what nobody planned.",
             "bytes",

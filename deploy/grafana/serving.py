@@ -49,7 +49,7 @@ _NOW = Row(
             height=4,
         ),
         Stat(
-            "First token",
+            "First token, 95 of 100",
             "Of 100 requests of the last five minutes, 95 got their first token within this time; "
             "of several servers the slowest. Recorded by the rules file.",
             "s",
@@ -58,7 +58,7 @@ _NOW = Row(
             height=4,
         ),
         Stat(
-            "Between tokens",
+            "Between tokens, 95 of 100",
             "Of 100 gaps between two tokens of the last five minutes, 95 were at most this long; "
             "of several servers the slowest. Recorded by the rules file.",
             "s",
@@ -156,7 +156,7 @@ _LATENCY = Row(
             r.TPOT_SECONDS,
         ),
         Graph(
-            "Oldest in the queue",
+            "Oldest in the queue by server",
             "How long the request has waited that has waited longest, for each server. Past "
             "--queue-timeout (60 seconds unless set) it gets a 503.",
             "s",
