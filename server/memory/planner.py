@@ -130,7 +130,7 @@ def changes_that_fit(
     request: PlanRequest,
     available_bytes: int,
     refusal: DoesNotFit,
-    more: Iterable[Change] = (),
+    more: Iterable[Iterable[Change]] = (),
 ) -> tuple[Change, ...]:
     """The two smallest changes to what was refused; see server.memory.suggestions."""
 

@@ -18,6 +18,7 @@ Fits = Callable[[PlanRequest, int], bool]  # (request, available bytes) -> wheth
 
 MOST_CHANGES = 2
 _NARROW = "bf16"
+_QUANTISATIONS = ("int8", "int4")
 _MEMORY_STEP = 1 << 20  # more memory is asked for in whole MiB
 _MOST_MEMORY = 1 << 50
 
@@ -39,25 +40,27 @@ def smallest_changes(
     *,
     max_model_len: int,
     kv_needed_bytes: int = 0,
-    more: Iterable[Change] = (),
+    more: Iterable[Iterable[Change]] = (),
 ) -> tuple[Change, ...]:
     """The two smallest changes with which ``fits`` says yes, the smaller one first.
 
     ``max_model_len`` is the length that was planned for, in tokens; ``kv_needed_bytes`` what the
     KV cache would have to be given where --kv-cache-memory limits it. ``more`` are changes that
-    only the caller can offer, such as another device.
+    only the caller can offer, such as another device: of each group, smallest first, one is told.
     """
-    options = [
-        *_smaller_sizes(request, available_bytes, fits, max_model_len),
-        *_larger_cache(request, available_bytes, kv_needed_bytes),
+    groups: list[Iterable[Change]] = [
+        *([change] for change in _smaller_sizes(request, available_bytes, fits, max_model_len)),
+        _larger_cache(request, available_bytes, kv_needed_bytes),
         *_narrower_formats(request, available_bytes),
         *more,
     ]
-    found = [change for change in options if fits(change.request, change.available_bytes)]
-    found.sort(key=lambda change: change.factor)
-    if len(found) < MOST_CHANGES:
-        found.extend(_more_memory(request, available_bytes, fits))
-    return tuple(found[:MOST_CHANGES])
+    found = [
+        next((c for c in group if fits(c.request, c.available_bytes)), None) for group in groups
+    ]
+    changes = sorted((c for c in found if c is not None), key=lambda change: change.factor)
+    if len(changes) < MOST_CHANGES:
+        changes.extend(_more_memory(request, available_bytes, fits))
+    return tuple(changes[:MOST_CHANGES])
 
 
 def _smaller_sizes(
@@ -104,18 +107,24 @@ def _larger_cache(request: PlanRequest, available: int, needed: int) -> Iterator
         yield Change(f"--kv-cache-memory {needed}", changed, available, factor)
 
 
-def _narrower_formats(request: PlanRequest, available: int) -> Iterator[Change]:
+def _narrower_formats(request: PlanRequest, available: int) -> Iterator[list[Change]]:
+    """By option, the widest of the narrower formats first."""
     if request.quantization is None and get_format(request.format).bytes_per_element > 2:
         changed = replace(request, format=_NARROW)
-        yield Change(f"--dtype {FORMATS[_NARROW].torch_name}", changed, available, 2.0)
-    if not request.on_gpu:
-        return
-    bits = _matrix_bits(request)
-    for name in ("int8", "int4"):
-        narrower = get_quantised(name).bits
-        if narrower < bits:
-            changed = replace(request, quantization=name)
-            yield Change(f"--quantization {name}", changed, available, bits / narrower)
+        yield [Change(f"--dtype {FORMATS[_NARROW].torch_name}", changed, available, 2.0)]
+    if request.on_gpu:
+        bits = _matrix_bits(request)
+        narrower = {name: get_quantised(name).bits for name in _QUANTISATIONS}
+        yield [
+            Change(
+                f"--quantization {name}",
+                replace(request, quantization=name),
+                available,
+                bits / narrow,
+            )
+            for name, narrow in narrower.items()
+            if narrow < bits
+        ]
 
 
 def _matrix_bits(request: PlanRequest) -> int:
@@ -126,9 +135,8 @@ def _matrix_bits(request: PlanRequest) -> int:
 
 def _more_memory(request: PlanRequest, available: int, fits: Fits) -> Iterator[Change]:
     """As it is, and with the narrowest numbers that the device offers."""
-    narrowest = max(
-        _narrower_formats(request, available), key=lambda change: change.factor, default=None
-    )
+    narrower = [c for group in _narrower_formats(request, available) for c in group]
+    narrowest = max(narrower, key=lambda change: change.factor, default=None)
     candidates = [(request, "")]
     if narrowest is not None:
         candidates.append((narrowest.request, f"{narrowest.option} and "))
