@@ -13,6 +13,7 @@ device never waits for the scheduler:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +38,8 @@ from server.engine.step_in_flight import (
     StepOutcome,
     step_stats,
 )
+
+log = logging.getLogger(__name__)
 
 _STEP_FAILED = "The model failed twice on a step of this request. Try again later."
 
@@ -222,7 +225,7 @@ class EngineCore:
         except ExecutorLost:
             raise
         except Exception as error:
-            return None, failure_of(plan, error)
+            return None, failure_of(plan, error, log)
 
     def _finish_step(self, step: StepInFlight) -> StepOutcome:
         result, failure = self._await(step)
@@ -247,7 +250,7 @@ class EngineCore:
         except ExecutorLost:
             raise
         except Exception as error:
-            return None, failure_of(step.plan, error)
+            return None, failure_of(step.plan, error, log)
         return result, None
 
     def _fail(self, plan: StepPlan, failure: StepFailure) -> None:

@@ -26,9 +26,8 @@ from server.engine.step_in_flight import StepFailure
 Names = tuple[str, ...]  # request ids
 
 
-def failure_of(plan: StepPlan, error: Exception) -> StepFailure:
+def failure_of(plan: StepPlan, error: Exception, log: logging.Logger) -> StepFailure:
     """What is kept of what a step raised; the log gets the rest."""
-    log = logging.getLogger(__name__)
     if isinstance(error, StepOutOfMemory):
         log.warning("step %d: %s", plan.step_id, error)
         return StepFailure(error.reason, error.rows or tuple(row.row for row in plan.rows))

@@ -16,9 +16,8 @@ import logging
 from collections.abc import Callable
 from enum import StrEnum
 
-import torch
-
 from server.execution.device import Device, Graph
+from server.execution.out_of_memory import is_out_of_memory
 from server.memory.graph_sizes import next_size
 
 
@@ -74,7 +73,9 @@ class DecodeGraphs:
             try:
                 self._device.run(self._prepare)
                 self._captured[size] = self._device.capture(lambda: self._step(size))
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 self.sizes = tuple(other for other in self.sizes if other != size)
                 logging.getLogger(__name__).warning(
                     "no memory to capture decode steps of %d rows; they run uncaptured", size

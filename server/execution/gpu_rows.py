@@ -17,6 +17,7 @@ from kernels import as_int64, derive_key, row_state
 from kernels.row_state import RowLayout
 from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
 from server.engine.request import SamplingParams
+from server.execution.out_of_memory import asked_by
 from server.execution.packet import PacketDraft, Span
 
 Int64 = npt.NDArray[np.int64]
@@ -93,7 +94,8 @@ class GpuRows:
         segments: list[int] = []
         counted: list[int] = []
         for admitted in plan.admitted:
-            segments += self._admit(admitted, packet)
+            with asked_by((admitted.row,)):
+                segments += self._admit(admitted, packet)
             if tables_read(admitted.sampling):
                 counted += (admitted.row, admitted.num_prompt_tokens, len(admitted.token_ids))
         for planned in plan.rows:

@@ -26,6 +26,7 @@ from server.execution.gpu_rows import GpuRows, StepRows
 from server.execution.gpu_sampling import SampleWork, SamplingLimits, plan_sampling
 from server.execution.gpu_step import BlockChanges, GpuStep, OnDevice
 from server.execution.model import Decoder
+from server.execution.out_of_memory import asked_by
 from server.execution.packet import EMPTY, PacketDraft
 from server.execution.step_slots import GpuPending, Slots, StepEvents, StepSlot
 from server.memory.gpu_intermediates import table_rows
@@ -127,8 +128,10 @@ class GpuRunner:
         Raises:
             ValueError: the plan asks for tokens or slots that a row does not have, or for a
                 feature that this runner does not serve.
+            StepOutOfMemory: an allocation failed while the work was handed over.
         """
-        return self.forward_layers(plan, None)
+        with asked_by(row.row for row in plan.rows):
+            return self.forward_layers(plan, None)
 
     def forward_layers(self, plan: StepPlan, num_layers: int | None) -> Forwarded | RowsChanged:
         """As ``forward``, through the first ``num_layers`` layers only (to measure by)."""
@@ -168,6 +171,7 @@ class GpuRunner:
         Raises:
             ValueError: the handle is not this runner's last, grammar masks are given, or a row
                 that chooses a token is full.
+            StepOutOfMemory: an allocation failed while the work was handed over.
         """
         if not isinstance(handle, Forwarded | RowsChanged):
             raise ValueError(f"{type(handle).__name__} is no forward pass of this runner")
@@ -182,9 +186,12 @@ class GpuRunner:
         rows, work, slot, on = handle.rows, handle.work, handle.slot, handle.tensors
         self.rows.append(rows.rows[rows.samples])
         self._last = None  # once
-        self.device.run(lambda: self.step.sample(rows, work, on, slot.pinned))
+        with asked_by(row.row for row in handle.plan.rows):
+            self.device.run(lambda: self.step.sample(rows, work, on, slot.pinned))
         events = StepEvents(handle.started, handle.forwarded, self.device.record())
-        return GpuPending(handle.plan, work, handle.params, slot, events, self.step.peak)
+        pending = GpuPending(handle.plan, work, handle.params, slot.views, events, self.step.peak)
+        slot.hold(pending)
+        return pending
 
     def _hand_over(self, packet: PacketDraft, change: Change) -> tuple[StepSlot, OnDevice]:
         """Uploads a packet and changes what it says about rows and blocks."""

@@ -17,6 +17,7 @@ import kernels
 from kernels import SamplingTensors, SparseBias, SparseIds
 from server.engine.plan import StepPlan
 from server.execution.gpu_rows import GpuRows, Int64, StepRows
+from server.execution.out_of_memory import asked_by
 from server.execution.packet import EMPTY, PacketDraft, Span
 
 FEW_LOGPROBS = 5  # what most who ask for alternatives ask for
@@ -55,6 +56,8 @@ class SampleWork:
     parts: tuple[Part, ...]
     num_asked: int  # A of the S rows report log-probabilities
     asked_width: int  # 1 + most alternatives asked for
+    scored_rows: tuple[int, ...]  # [P] the row that asked; for the host alone
+    sampled_rows: tuple[int, ...]  # [S] likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,8 @@ def plan_sampling(
         parts=_parts(state, rows, forbidden, packet, limits),
         num_asked=int((num_top >= 0).sum()),
         asked_width=1 + limits.num_top(int(num_top.max(initial=0))),
+        scored_rows=tuple(row.row for row in plan.rows for _ in range(row.num_prompt_logits)),
+        sampled_rows=tuple(rows.tolist()),
     )
 
 
@@ -238,9 +243,11 @@ class DeviceSampler:
         targets = self._rows.view(-1).index_select(0, work.targets.of(packet)).long()
         for start in range(0, work.num_scored, self._limits.logit_rows):
             stop = min(start + self._limits.logit_rows, work.num_scored)
-            logits = self._logits(hidden[start:stop], self._logits_buffer[: stop - start])
-            reported = kernels.token_logprobs(logits, targets[start:stop], work.scored_width - 1)
-            _download(reported, pinned, "scored", start, work.scored_width)
+            with asked_by(work.scored_rows[start:stop]):
+                logits = self._logits(hidden[start:stop], self._logits_buffer[: stop - start])
+                width = work.scored_width
+                reported = kernels.token_logprobs(logits, targets[start:stop], width - 1)
+                _download(reported, pinned, "scored", start, width)
 
     def choose(
         self,
@@ -254,20 +261,31 @@ class DeviceSampler:
         ``hidden`` is [S, D]; None where the logits of all rows are in their buffer already.
         """
         for part in work.parts:
-            rows = slice(part.start, part.stop)
-            if hidden is None:
-                logits = self._logits_buffer[rows]
-            else:
-                room = self._logits_buffer[: part.stop - part.start]
-                logits = self._logits(hidden[rows], room)
-            chosen = kernels.sample(logits, self._tensors(work, part, packet))
-            self._token_ids[rows].copy_(chosen.token_ids)
-            self._non_finite[rows].copy_(chosen.non_finite)
-            if part.asked:
-                reported = self._reported(part, packet, logits, chosen.token_ids, work.asked_width)
-                _download(reported, pinned, "chosen", part.asked_before, work.asked_width)
+            with asked_by(work.sampled_rows[part.start : part.stop]):
+                self._choose_part(work, part, packet, hidden, pinned)
         sampled = slice(0, work.num_sampled)
         return self._token_ids[sampled], self._non_finite[sampled]
+
+    def _choose_part(
+        self,
+        work: SampleWork,
+        part: Part,
+        packet: torch.Tensor,
+        hidden: torch.Tensor | None,
+        pinned: Mapping[str, torch.Tensor],
+    ) -> None:
+        rows = slice(part.start, part.stop)
+        if hidden is None:
+            logits = self._logits_buffer[rows]
+        else:
+            room = self._logits_buffer[: part.stop - part.start]
+            logits = self._logits(hidden[rows], room)
+        chosen = kernels.sample(logits, self._tensors(work, part, packet))
+        self._token_ids[rows].copy_(chosen.token_ids)
+        self._non_finite[rows].copy_(chosen.non_finite)
+        if part.asked:
+            reported = self._reported(part, packet, logits, chosen.token_ids, work.asked_width)
+            _download(reported, pinned, "chosen", part.asked_before, work.asked_width)
 
     def _tensors(self, work: SampleWork, part: Part, packet: torch.Tensor) -> SamplingTensors:
         """The kernel's parameters: only the parts that some row uses."""

@@ -19,6 +19,7 @@ from server.execution.buffers import dtype_of
 from server.execution.device import Device, Event
 from server.execution.gpu_sampling import SampleWork
 from server.execution.live_bytes import PeakMeter
+from server.execution.out_of_memory import asked_by
 from server.execution.packet import PacketDraft
 from server.execution.packing import pack_logprobs
 from server.memory.gpu_layout import NUM_SLOTS
@@ -64,7 +65,8 @@ class StepSlot:
     def sent(self, uploaded: Event) -> None:
         self._uploaded = uploaded
 
-    def holds(self, unread: Unread) -> None:
+    def hold(self, unread: Unread) -> None:
+        """``unread`` is read before the slot is used again."""
         self._unread = unread
 
 
@@ -96,27 +98,27 @@ class StepEvents:
 
 
 class GpuPending:
-    """A step on its way. ``params`` are its rows' when it was planned."""
+    """A step on its way. ``params`` are its rows' when it was planned, ``views`` its slot's, which
+    stay its own until it was read: the slot holds it."""
 
     def __init__(
         self,
         plan: StepPlan,
         work: SampleWork,
         params: Sequence[SamplingParams],
-        slot: StepSlot,
+        views: Mapping[str, np.ndarray],
         events: StepEvents,
         peak: PeakMeter,
     ) -> None:
         self._plan = plan
         self._work = work
         self._params = params
-        self._slot = slot
+        self._views = views
         self._events = events
         self._peak = peak
         self._result: StepResult | None = None
         self._error: BaseException | None = None
         self._was_read = False
-        slot.holds(self)
 
     def result(self) -> StepResult:
         self.read()
@@ -129,8 +131,9 @@ class GpuPending:
             return
         self._was_read = True
         try:
-            self._events.done.wait()
-            self._result = self._collect()
+            with asked_by(row.row for row in self._plan.rows):
+                self._events.done.wait()
+                self._result = self._collect()
         except Exception as error:  # kept for whoever asks for the result
             self._error = error
 
@@ -138,7 +141,7 @@ class GpuPending:
         events = self._events
         return StepResult(
             step_id=self._plan.step_id,
-            rows=read_rows(self._plan, self._work, self._params, self._slot.views),
+            rows=read_rows(self._plan, self._work, self._params, self._views),
             forward_seconds=events.forwarded.seconds_since(events.started),
             sample_seconds=events.done.seconds_since(events.forwarded),
             peak_activation_bytes=self._peak.peak_bytes,
