@@ -23,6 +23,7 @@ export class StackedChart {
     const scale = memoryScale(Math.max(1, ...stacks.map((one) => one?.top ?? 0)));
     const plot = { left: 58, right: width - (wide ? 118 : 4), top: 8, bottom: height - 20 };
     this.x = (at) => plot.left + ((at - from) / (to - from)) * (plot.right - plot.left);
+    this.at = (x) => from + ((x - plot.left) / (plot.right - plot.left)) * (to - from);
     this.y = (bytes) => plot.bottom - (bytes / scale.top) * (plot.bottom - plot.top);
     this.element.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.element.replaceChildren(

@@ -20,6 +20,7 @@ export class Ledger {
       show(row.now, line.bytes, bytes);
       show(row.peak, line.peak_bytes, bytes);
       show(row.planned, line.planned_bytes, bytes);
+      row.estimated.hidden = !line.estimated;
       for (const { part, bytes: held } of partsOf(kind, line)) {
         show(this.#rows.get(`${kind}-${part}`).now, held, bytes);
       }
@@ -60,6 +61,9 @@ export class Ledger {
     button.setAttribute("aria-controls", detail.id);
     button.append(divided ? element("span", { class: "swatch" }) : swatch(kind), named(kind));
     const row = { ...this.#addRow(kind, "kind", button), detail };
+    row.estimated = element("abbr", { title: "estimated", hidden: "" });
+    row.estimated.textContent = "est.";
+    button.after(" ", row.estimated);
     button.addEventListener("click", () => {
       detail.hidden = !detail.hidden;
       button.setAttribute("aria-expanded", String(!detail.hidden));

@@ -17,6 +17,7 @@ export class MemoryView {
   #chosen = null; // the sample that the visitor went back to; null is now
   #pointed = null; // the sample under the pointer
   #hidden = new Set(LARGE);
+  #from = 0; // the time at the graph's left edge
 
   constructor() {
     this.chart = new StackedChart(by("chart"));
@@ -44,6 +45,7 @@ export class MemoryView {
     }
     if (!names.includes(this.#device)) this.#device = names[0];
     this.#offer(names);
+    setText(by("memory-notes"), (memory.notes ?? []).join(" "));
     this.#draw();
   }
 
@@ -78,19 +80,22 @@ export class MemoryView {
     this.#draw();
   }
 
-  #goTo(index) {
+  // To the sample nearest to a place of the slider; one further where that is the one shown, so that
+  // a key always moves.
+  #goTo(second) {
     const seen = this.#seen;
-    this.#chosen = index >= seen.length - 1 ? null : seen[index];
+    const at = this.#from + second * 1000;
+    const shown = this.#chosen ? seen.indexOf(this.#chosen) : seen.length - 1;
+    let index = seen.indexOf(nearest(seen, at));
+    if (index === shown) index += at < seen[shown].at ? -1 : 1;
+    const live = second === Infinity || index >= seen.length - 1;
+    this.#chosen = live ? null : seen[Math.max(0, index)];
     this.#draw();
   }
 
   #point(offset) {
-    const seen = this.#seen;
-    if (offset === null || seen.length === 0 || !this.chart.x) this.#pointed = null;
-    else {
-      const away = (sample) => Math.abs(this.chart.x(sample.at) - offset);
-      this.#pointed = seen.reduce((best, one) => (away(one) < away(best) ? one : best));
-    }
+    const known = offset !== null && this.chart.at && this.#seen.length > 0;
+    this.#pointed = known ? nearest(this.#seen, this.chart.at(offset)) : null;
     this.#draw();
   }
 
@@ -101,27 +106,32 @@ export class MemoryView {
     const last = seen.at(-1);
     const marked = this.#pointed ?? this.#chosen;
     this.#tell(marked ?? last, marked !== null);
-    this.#slide(seen);
     const span = SPANS_MS.find((span) => last.at - seen[0].at <= span) ?? SPANS_MS.at(-1);
     const samples = this.#samples.get(this.#device);
-    const [from, to] = [last.at - span, last.at];
-    this.chart.draw({ samples, hidden: this.#hidden, from, to, marked });
+    this.#from = last.at - span;
+    this.#slide(span);
+    this.chart.draw({ samples, hidden: this.#hidden, from: this.#from, to: last.at, marked });
   }
 
   #tell({ at, device }, earlier) {
     this.ledger.update(device);
     setText(by("ledger-now"), earlier ? clock(at) : "now");
-    setText(by("moment-text"), earlier ? `the table shows ${clock(at)}` : "the table shows now");
+    setText(by("moment-text"), earlier ? clock(at) : "now");
     const resident = device.resident_bytes ? `, ${bytes(device.resident_bytes)} resident here` : "";
     setText(by("memory-line"), `${device.device}: ${bytes(device.total_bytes)} in all${resident}`);
   }
 
-  #slide(seen) {
+  #slide(span) {
     const slider = by("moment");
-    const index = this.#chosen ? seen.indexOf(this.#chosen) : seen.length - 1;
-    slider.max = String(seen.length - 1);
-    slider.value = String(index);
+    const at = this.#chosen ? this.#chosen.at - this.#from : span;
+    slider.max = String(span / 1000);
+    slider.value = String(at / 1000);
     slider.setAttribute("aria-valuetext", this.#chosen ? clock(this.#chosen.at) : "now");
     by("moment-live").hidden = this.#chosen === null;
   }
+}
+
+function nearest(samples, at) {
+  const away = (sample) => Math.abs(sample.at - at);
+  return samples.reduce((best, one) => (away(one) < away(best) ? one : best));
 }

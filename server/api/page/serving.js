@@ -74,9 +74,13 @@ export class ServingView {
     show(by("kv-filled"), filled, integer);
     show(by("kv-reserved"), held === null ? null : held - filled, integer);
     show(by("kv-free"), held === null ? null : capacity - held, integer);
+    const cached = cachedTokens(scrape, capacity);
+    show(by("kv-cached"), cached, integer);
     const share = (tokens) => String(capacity ? (100 * tokens) / capacity : 0);
-    by("kv-bar").querySelector(".filled").setAttribute("width", share(filled));
-    by("kv-bar").querySelector(".reserved").setAttribute("width", share(held));
+    const ends = { filled, reserved: held, cached: held + cached };
+    for (const [name, tokens] of Object.entries(ends)) {
+      by("kv-bar").querySelector(`.${name}`).setAttribute("width", share(tokens));
+    }
   }
 
   #remember(name, value) {
@@ -88,6 +92,12 @@ export class ServingView {
     const series = names.map((name) => ({ name, values: this.#lines.get(name) }));
     drawLines(by(id), series, DRAWN);
   }
+}
+
+// Slots of blocks that no request holds and that keep a prefix for the next one.
+function cachedTokens(scrape, capacity) {
+  const blocks = scrape.value("quire_kv_blocks");
+  return blocks ? (scrape.value("quire_kv_blocks", { state: "cached" }) * capacity) / blocks : null;
 }
 
 function latency(found) {

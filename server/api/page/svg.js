@@ -7,21 +7,24 @@ const MARKS = {
   back: "M-1 -1L7 7M5 -1L7 1M-1 5L1 7",
   cross: "M-1 7L7 -1M-1 -1L7 7",
   dots: "M1 1h1.4v1.4h-1.4zM4 4h1.4v1.4h-1.4z",
+  points: "M2 2h1v1h-1z",
+  rows: "M0 3h6",
   sparse: "M-1 7L7 -1",
 };
+const THIN = ["points", "rows", "sparse"]; // of what does not change, or is not used
 const MARK_OF = {
   "kv_cache-cached": "hatch",
   "kv_cache-tail_waste": "dots",
   "kv_cache-free": "sparse",
-  activations: "cross",
   graphs: "back",
   workspace: "hatch",
+  runtime: "rows",
   unaccounted: "cross",
   other_processes: "back",
-  free: "sparse",
+  free: "points",
 };
 const KNOWN = [
-  ...["weights", "kv_cache", "kv_cache-active", "activations", "io", "allocator_slack", "runtime"],
+  ...["weights", "kv_cache", "kv_cache-active", "activations", "io", "allocator_slack"],
   ...Object.keys(MARK_OF),
 ];
 
@@ -54,11 +57,11 @@ export function addPatterns() {
   const patterns = Object.entries(MARK_OF).map(([id, mark]) => {
     const ground = svg("rect", { width: TILE, height: TILE });
     ground.style.fill = ink(id);
-    ground.style.fillOpacity = mark === "sparse" ? 0.1 : 0.3;
+    ground.style.fillOpacity = THIN.includes(mark) ? 0.14 : 0.3;
     const line = svg("path", { d: MARKS[mark] });
     line.style.stroke = ink(id);
-    line.style.strokeWidth = mark === "sparse" ? 0.8 : 1.5;
-    line.style.fill = mark === "dots" ? ink(id) : "none";
+    line.style.strokeWidth = THIN.includes(mark) ? 0.8 : 1.5;
+    line.style.fill = ["dots", "points"].includes(mark) ? ink(id) : "none";
     const size = { width: TILE, height: TILE, patternUnits: "userSpaceOnUse" };
     return svg("pattern", { id: `mark-${id}`, ...size }, ground, line);
   });
