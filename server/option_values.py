@@ -46,18 +46,19 @@ def seconds(low: float, high: float) -> Reader:
 
 def size(low: int, high: int) -> Reader:
     """Bytes: a whole number, or a number with KiB, MiB, GiB or TiB."""
+    return lambda text: read_size(text, low, high)
 
-    def read(text: str) -> int:
-        match = _SIZE.fullmatch(text.strip())
-        unit = match.group(2).upper() if match else ""
-        if match is None or unit not in _SIZE_UNITS:
-            raise ValueError(f"{text!r} is not a size such as 512MiB or 2GiB")
-        value = int(float(match.group(1)) * _SIZE_UNITS[unit])
-        if not low <= value <= high:
-            raise ValueError(f"{text} is not between {format_size(low)} and {format_size(high)}")
-        return value
 
-    return read
+def read_size(text: str, low: int, high: int) -> int:
+    """Bytes in [low, high] from a text as ``size`` takes it. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = match.group(2).upper() if match else ""
+    if match is None or unit not in _SIZE_UNITS:
+        raise ValueError(f"{text!r} is not a size such as 512MiB or 2GiB")
+    value = int(float(match.group(1)) * _SIZE_UNITS[unit])
+    if not low <= value <= high:
+        raise ValueError(f"{text} is not between {format_size(low)} and {format_size(high)}")
+    return value
 
 
 def choice(*allowed: str) -> Reader:

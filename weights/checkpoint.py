@@ -95,6 +95,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, whatever else is there. Raises CheckpointError."""
+    if not folder.is_dir():
+        raise CheckpointError("no such folder")
+    return read_json(folder, CONFIG_FILE, _MAX_CONFIG_BYTES)
+
+
 def read_json(folder: Path, file: str, max_bytes: int) -> dict[str, Any]:
     """The object in one of the folder's JSON files of at most ``max_bytes``."""
     path = inside(folder, file)

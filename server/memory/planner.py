@@ -165,7 +165,7 @@ def size_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
         )
     wanted_len = request.max_model_len or model.max_positions
     kv_bytes, limit = _pool_bytes(model, request, wanted_len, available_bytes)
-    one_block = _kv_of(model, request, 1)
+    one_block = kv_of(model, request, 1)
     num_blocks = kv_bytes // one_block.page_bytes
     if request.max_model_len is None and num_blocks:
         wanted_len = _longest(one_block, num_blocks, wanted_len)
@@ -176,14 +176,14 @@ def size_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
     return MemoryPlan(
         request=request,
         layout=build_layout(model, config),
-        kv=_kv_of(model, request, num_blocks),
+        kv=kv_of(model, request, num_blocks),
         available_bytes=available_bytes,
         pool_limit=limit,
         model_max_len=model.max_positions,
     )
 
 
-def _kv_of(model: ModelSpec, request: PlanRequest, num_blocks: int) -> KVCacheSpec:
+def kv_of(model: ModelSpec, request: PlanRequest, num_blocks: int) -> KVCacheSpec:
     """The pool of one rank."""
     part = rank_spec(model, request.ranks)
     format = request.kv_format or request.format
@@ -320,7 +320,7 @@ def _pool_bytes(
         if kind is not MemoryKind.KV_CACHE
     }
     _refuse_beside(beside, available_bytes, max_model_len)
-    kv = _kv_of(model, request, 1)
+    kv = kv_of(model, request, 1)
     blocks = math.ceil(request.max_num_seqs * kv.blocks_of(max_model_len) * PREFIX_SHARE)
     useful = blocks * kv.page_bytes
     bounds = {"what the weights and buffers leave": available_bytes - sum(beside.values())}

@@ -1,0 +1,76 @@
+"""Floating-point operations of a token, from the matrices that it passes. No torch.
+
+A product with a matrix costs two operations an element. Looking an embedding up costs none; of a
+mixture a token passes the chosen experts alone. Attention costs two operations an element for
+scores and two for values, for every query head and every token that is seen: it grows with length.
+Norms, activations and sampling are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weights.inventory import Component, tally
+from weights.spec import ModelSpec
+
+_NO_PRODUCT = frozenset({Component.EMBEDDING, Component.POSITION, Component.NORM, Component.BIAS})
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFlops:
+    """``layers`` and ``logits`` are matrix elements that a token is multiplied by."""
+
+    spec: ModelSpec
+    layers: int
+    logits: int
+
+    def decode(self, length: int) -> int:
+        """Of one token that sees ``length`` tokens, its own included."""
+        return 2 * (self.layers + self.logits) + self.attention(length)
+
+    def prefill(self, length: int) -> int:
+        """Of a prompt of ``length`` tokens, of which the last alone needs logits."""
+        seen = sum(_sum_seen(length, window) for window in _windows(self.spec))
+        return 2 * (length * self.layers + self.logits) + 4 * self.spec.attention.query_size * seen
+
+    def attention(self, length: int) -> int:
+        """The part of ``decode`` that grows with length."""
+        seen = sum(min(length, window) if window else length for window in _windows(self.spec))
+        return 4 * self.spec.attention.query_size * seen
+
+
+def token_flops(spec: ModelSpec) -> TokenFlops:
+    table = spec.vocab_size * spec.hidden_size
+    products = sum(
+        times * parameter.num_elements
+        for parameter, times in tally(spec).items()
+        if parameter.component not in _NO_PRODUCT and parameter.component != Component.UNEMBEDDING
+    )
+    return TokenFlops(spec, products - idle_expert_elements(spec), table)
+
+
+def idle_expert_elements(spec: ModelSpec) -> int:
+    """Matrix elements of the experts that a token does not pass."""
+    experts = spec.experts
+    if experts is None:
+        return 0
+    return (experts.count - experts.chosen) * expert_elements(spec)
+
+
+def expert_elements(spec: ModelSpec) -> int:
+    """Matrix elements of one expert of every layer that has them."""
+    if spec.experts is None:
+        return 0
+    layers = sum(spec.has_experts(layer) for layer in range(spec.num_layers))
+    matrices = 3 if spec.mlp.gated else 2
+    return layers * matrices * spec.hidden_size * spec.experts.intermediate_size
+
+
+def _windows(spec: ModelSpec) -> list[int]:
+    return [spec.window(layer) for layer in range(spec.num_layers)]
+
+
+def _sum_seen(length: int, window: int) -> int:
+    """Tokens seen by all tokens of a prompt together: 1 + 2 + ... and no more than the window."""
+    rising = min(length, window) if window else length
+    return rising * (rising + 1) // 2 + (length - rising) * window

@@ -1,0 +1,144 @@
+"""Makes a plan: the same request and the same arithmetic as a server's start, for any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from server.config import ServerConfig, resolve
+from server.errors import StartupError
+from server.memory.plan_request import PlanRequest
+from server.memory.planner import (
+    DoesNotFit,
+    MemoryPlan,
+    changes_that_fit,
+    kv_of,
+    plan_memory,
+    size_memory,
+)
+from server.memory.suggestions import Change
+from server.model_facts import plan_request
+from server.plan.model import PlannedModel, find_model, not_served
+from server.plan.target import Target, find_target, larger_devices
+from weights.ranks import check_ranks
+from weights.spec import ModelSpec
+
+RANKS = (1, 2, 4, 8)  # that are offered unasked
+NARROW_KV = "fp8"
+_UNBOUNDED = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What was asked on the command line. ``flags`` are options that ``quire serve`` has too."""
+
+    model: str | None
+    shape: str | None
+    device: str | None
+    kv_format: str | None
+    ranks: int
+    flags: Mapping[str, str]
+    config_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``memory`` is the plan where it fits; else what it would take with one sequence, and
+    ``refusal`` and ``changes`` say why it does not and what would."""
+
+    model: PlannedModel
+    target: Target
+    request: PlanRequest
+    memory: MemoryPlan
+    refusal: DoesNotFit | None
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.refusal is None
+
+
+def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None) -> Plan:
+    """Plans as ``quire serve`` would start. ``environment`` as server.config.resolve takes it.
+
+    Raises StartupError for what is no plan at all: an option, a file, a name.
+    """
+    config = resolve(options.flags, environment, options.config_file)
+    model = find_model(options.model, options.shape, config.model_dir)
+    target = find_target(options.device or config.device, config)
+    try:
+        check_ranks(model.spec, options.ranks)
+    except ValueError as error:
+        raise StartupError(f"--tensor-parallel-size {options.ranks}: {error}") from None
+    request = plan_request(config, target.placement, model.spec, model.stored)
+    kv_format = None if options.kv_format == request.format else options.kv_format
+    request = replace(request, ranks=options.ranks, kv_format=kv_format)
+    notes = (*model.notes, *_notes(model.spec, request, target))
+    available = target.placement.available
+    try:
+        # The way that a server takes, so that both refuse alike.
+        memory = size_memory(model.spec, request, available)
+    except DoesNotFit as refusal:
+        more = _other_hardware(model, request, target, config)
+        changes = changes_that_fit(model.spec, request, available, refusal, more)
+        memory = _one_sequence(model.spec, request, refusal)
+        return Plan(model, target, request, memory, refusal, changes, notes)
+    return Plan(model, target, request, memory, None, (), notes)
+
+
+def _notes(spec: ModelSpec, request: PlanRequest, target: Target) -> Iterator[str]:
+    yield from not_served(spec, on_gpu=target.placement.on_gpu)
+    if request.ranks > 1:
+        yield (
+            f"what-if: {request.ranks} devices share each layer, the figures are one's; the server "
+            "computes on one device yet"
+        )
+    if request.kv_format is not None:
+        yield f"what-if: a KV cache in {request.kv_format}; the server keeps it in --dtype yet"
+
+
+def _one_sequence(spec: ModelSpec, request: PlanRequest, refusal: DoesNotFit) -> MemoryPlan:
+    """What was refused, on a device without limits: with the cache of a single sequence."""
+    one = kv_of(spec, request, 1)
+    nbytes = one.blocks_of(refusal.max_model_len) * one.page_bytes
+    alone = replace(request, max_model_len=refusal.max_model_len, kv_cache_bytes=nbytes)
+    return plan_memory(spec, alone, _UNBOUNDED)
+
+
+def _other_hardware(
+    model: PlannedModel, request: PlanRequest, target: Target, config: ServerConfig
+) -> Iterator[list[Change]]:
+    """A narrower KV cache, more devices, a larger one: what only a plan can offer."""
+    available = target.placement.available
+    if request.on_gpu and request.kv_format is None:
+        narrow = replace(request, kv_format=NARROW_KV)
+        yield [Change(f"--kv-cache-dtype {NARROW_KV}", narrow, available, 2.0)]
+    yield [
+        Change(
+            f"--tensor-parallel-size {ranks}",
+            replace(request, ranks=ranks),
+            available,
+            ranks / request.ranks,
+        )
+        for ranks in RANKS
+        if ranks > request.ranks and can_share(model.spec, ranks)
+    ]
+    yield [
+        Change(
+            f"--device {other.name}",
+            request,
+            other.placement.available,
+            other.total_bytes / target.total_bytes,
+        )
+        for other in larger_devices(target, config)
+    ]
+
+
+def can_share(spec: ModelSpec, ranks: int) -> bool:
+    """Whether so many devices can share each layer."""
+    try:
+        check_ranks(spec, ranks)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,74 @@
+"""The planned split of a device's memory: every kind of the account, adding up to its total."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from server.memory.layout import MemoryKind
+from server.memory.planner import formulas
+from server.plan.make import Plan
+
+ESTIMATED = (MemoryKind.ALLOCATOR_SLACK, MemoryKind.RUNTIME)  # on a GPU; none on a CPU
+_NOT_IN_USE = (MemoryKind.OTHER_PROCESSES, MemoryKind.UNACCOUNTED, MemoryKind.FREE)
+RULE_OF_THUMB = 0.80  # weights, of memory in use
+_NEAR = 0.05
+
+
+def memory_split(plan: Plan) -> dict[str, int]:
+    """Bytes by kind. ``free`` is what is left: below 0, what is missing."""
+    target, planned = plan.target, plan.memory.kinds
+    split = {str(kind): planned.get(str(kind), 0) for kind in MemoryKind}
+    split[MemoryKind.ALLOCATOR_SLACK] = target.slack_bytes
+    split[MemoryKind.RUNTIME] = target.runtime_bytes
+    split[MemoryKind.OTHER_PROCESSES] = target.other_bytes
+    split[MemoryKind.FREE] = target.total_bytes - sum(split.values())
+    return split
+
+
+def split_formulas(plan: Plan) -> dict[str, str]:
+    """How each kind comes about, with the numbers put in."""
+    target, on_gpu = plan.target, plan.target.placement.on_gpu
+    free = target.total_bytes - target.other_bytes
+    unknown = "nothing is set aside on a CPU: it is measured there when the server runs"
+    return {
+        **formulas(plan.memory),
+        "allocator_slack": (
+            f"2 % of {free} B, kept for what the allocator rounds up (estimated)"
+            if on_gpu
+            else unknown
+        ),
+        "runtime": (
+            f"{target.runtime_bytes} B, kept for the driver's context and loaded kernels "
+            "(estimated)"
+            if on_gpu
+            else unknown
+        ),
+        "other_processes": (
+            "none: the device is planned empty"
+            if not target.other_bytes
+            else f"total {target.total_bytes} B - available {free} B, now"
+        ),
+        "unaccounted": "0 by definition: a plan knows what it adds up",
+        "free": f"total {target.total_bytes} B - all the others",
+    }
+
+
+def weights_share(split: Mapping[str, int]) -> float:
+    """Weights, of all the memory that the server itself uses."""
+    in_use = sum(nbytes for kind, nbytes in split.items() if kind not in _NOT_IN_USE)
+    return split[MemoryKind.WEIGHTS] / in_use
+
+
+def rule_of_thumb(split: Mapping[str, int]) -> str:
+    """Whether weights are about 80 % of the memory in use, and what is else."""
+    share = weights_share(split)
+    words = f"weights are {share:.0%} of the memory in use"
+    if abs(share - RULE_OF_THUMB) <= _NEAR:
+        return f"{words}: the rule of thumb of about 80 % holds here"
+    others = {k: n for k, n in split.items() if k not in (*_NOT_IN_USE, MemoryKind.WEIGHTS)}
+    largest = max(others, key=lambda kind: others[kind])
+    rest = others[largest] / (split[MemoryKind.WEIGHTS] / share)
+    return (
+        f"{words}: the rule of thumb of about 80 % does not hold here; "
+        f"the {largest.replace('_', ' ')} takes {rest:.0%}"
+    )
