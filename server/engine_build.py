@@ -19,10 +19,12 @@ from server.engine_facts import EngineFacts, EngineSettings, gauge_values
 from server.errors import StartupError
 from server.execution.build import build_runner, device_of
 from server.execution.cuda_graphs import GraphMode
+from server.execution.out_of_memory import is_out_of_memory, reason_of
 from server.ipc.gauges import GaugeBlock
 from server.memory.accountant import Accountant
 from server.memory.layout import RunnerConfig
 from server.option_values import format_size
+from server.out_of_memory import ShortageLog, loading_message
 from weights.errors import CheckpointError
 from weights.progress import ProgressBar
 
@@ -61,14 +63,24 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
             graphs=GraphMode(settings.cuda_graphs),
             device=opened.gpu,
         )
-        core = EngineCore(built.runner, built.kv, settings.limits, strict=settings.strict_ledger)
+        shortages = ShortageLog(built.layout)
+        core = EngineCore(
+            built.runner,
+            built.kv,
+            settings.limits,
+            strict=settings.strict_ledger,
+            on_shortage=shortages,
+        )
     except CheckpointError as error:
         raise StartupError(f"{settings.model_dir}: {error}") from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise StartupError(f"out of memory while loading: {error}") from error
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StartupError(loading_message(reason_of(error), settings)) from error
     gc.collect()
     gc.freeze()  # what was built lives as long as the engine: no need to look at it again
     accountant = Accountant(join_books(opened, built, core))
+    shortages.read = accountant.read
     facts = EngineFacts(
         weights={str(name): nbytes for name, nbytes in built.held.weights().items()},
         weights_format=settings.runner.format,
