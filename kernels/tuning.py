@@ -59,7 +59,13 @@ def architecture(device: torch.device) -> int:
     if device.type != "cuda":
         trial = _TRIAL.get()
         return INTERPRETED_ARCH if trial is None else trial.arch
-    major, minor = torch.cuda.get_device_capability(device)
+    return _capability(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _capability(index: int) -> int:
+    """A GPU does not change, and every launch asks."""
+    major, minor = torch.cuda.get_device_capability(index)
     return major * 10 + minor
 
 

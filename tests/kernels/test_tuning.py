@@ -82,6 +82,20 @@ def test_a_trial_comes_first_and_ends_with_its_block():
     assert tuning.architecture(torch.device("meta")) == tuning.INTERPRETED_ARCH
 
 
+def test_a_gpu_is_asked_what_it_is_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def capability(index: int) -> tuple[int, int]:
+        asked.append(index)
+        return 8, index % 10
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    for _ in range(3):
+        assert tuning.architecture(torch.device("cuda", 96)) == 86
+        assert tuning.architecture(torch.device("cuda", 99)) == 89
+    assert asked == [96, 99]
+
+
 def test_every_kernel_of_the_shipped_table_has_a_row_that_always_applies():
     kernels = {row.kernel for row in tuning.rows()}
     general = {row.kernel for row in tuning.rows() if not row.archs and not row.when}
