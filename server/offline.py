@@ -52,14 +52,9 @@ class OfflineEngineClient:
     async def submit(self, requests: Sequence[EngineRequest]) -> None:
         if self._failed is not None:
             raise unavailable(f"The engine failed: {self._failed}", retry_after=None)
-        answer = self._streams.open(requests)
-        batch = tuple(requests)
-        self._commands.put(lambda: self._core.submit(batch))
-        try:
-            await answer
-        except asyncio.CancelledError:
-            self.abort([request.request_id for request in requests])
-            raise
+        await self._streams.submit(
+            requests, lambda batch: self._commands.put(lambda: self._core.submit(batch)), self.abort
+        )
 
     def events(self, request_id: str) -> AsyncIterator[Event]:
         return self._streams.events(request_id)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from server.engine.events import ChoiceOutput, EngineFrame, Event, PromptOutput, Refused
 from server.engine.request import EngineRequest
@@ -76,6 +76,27 @@ class RequestStreams:
             self._streams[request.request_id] = _Stream(request.n)
             self._answers[request.request_id] = answer
         return answer
+
+    async def submit(
+        self,
+        requests: Sequence[EngineRequest],
+        send: Callable[[tuple[EngineRequest, ...]], None],
+        abort: Callable[[Sequence[str]], None],
+    ) -> None:
+        """Opens the streams, sends the requests, and waits for the engine's answer to them.
+
+        Who is cancelled meanwhile hears nothing of them any more, so that they are aborted.
+
+        Raises:
+            QuireError: the engine refused the list, or died before its answer.
+        """
+        answer = self.open(requests)
+        send(tuple(requests))
+        try:
+            await answer
+        except asyncio.CancelledError:
+            abort([request.request_id for request in requests])
+            raise
 
     def feed(self, frame: EngineFrame) -> None:
         """Hands out one frame's answers and events."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from server.engine.events import EngineFrame, Event
@@ -36,15 +35,10 @@ class IpcEngineClient:
     async def submit(self, requests: Sequence[EngineRequest]) -> None:
         if self._draining:
             raise shutting_down()
-        if self._send is None:
+        send = self._send
+        if send is None:
             raise unavailable("The engine is not ready. Try again shortly.")
-        answer = self._streams.open(requests)
-        self._send(Submit(tuple(requests)))
-        try:
-            await answer
-        except asyncio.CancelledError:
-            self.abort([request.request_id for request in requests])
-            raise
+        await self._streams.submit(requests, lambda batch: send(Submit(batch)), self.abort)
 
     def events(self, request_id: str) -> AsyncIterator[Event]:
         return self._streams.events(request_id)
