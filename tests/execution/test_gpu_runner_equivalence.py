@@ -179,7 +179,7 @@ def _read_at_once(patch: pytest.MonkeyPatch) -> None:
 
     def read(self: GpuPending) -> None:
         if self._result is None:
-            rows = real(self._plan, self._work, self._params, self._slot.views)
+            rows = real(self._plan, self._work, self._params, self._views)
             self._result = step_slots.StepResult(self._plan.step_id, rows)
             self._events.done.device.catch_up(self._events.done.position)
 
