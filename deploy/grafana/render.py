@@ -78,7 +78,6 @@ def _choice(name: str, label: str, query: str) -> Json:
         "type": "query",
         "datasource": dict(DATASOURCE),
         "query": {"query": query, "refId": name},
-        "definition": query,
         "refresh": 2,
         "sort": 1,
         "hide": 0,
