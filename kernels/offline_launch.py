@@ -8,7 +8,7 @@ finds its machine code there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.driver import driver
-from triton.runtime.jit import JITFunction
 
 from kernels.gpu.interpreter import interpreted
 from kernels.offline import WARP_SIZE, Figures, NotCompiled, read_figures
@@ -27,6 +26,33 @@ from kernels.offline import WARP_SIZE, Figures, NotCompiled, read_figures
 class Launch:
     kernel: str
     figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What machine code depends on: launches of one form share it.
+
+    ``arguments`` are by name: a type, with ":16" where its value is known to be divisible by that,
+    or "=" and the value that is compiled in.
+    """
+
+    kernel: str
+    arguments: tuple[tuple[str, str], ...]
+    num_warps: int
+    num_stages: int
+
+
+def form_of(source: ASTSource, num_warps: int, num_stages: int) -> Form:
+    """The form of what would be compiled from ``source``."""
+    arguments = []
+    for index, name in enumerate(source.fn.arg_names):
+        if (index,) in source.constants:
+            value = source.constants[(index,)]
+            arguments.append((name, f"={getattr(value, 'value', value)}"))
+        else:
+            known = "".join(f":{number}" for _, number in source.attrs.get((index,), ()))
+            arguments.append((name, source.signature[name] + known))
+    return Form(source.fn.fn.__name__, tuple(arguments), num_warps, num_stages)
 
 
 class _NoDevice:
@@ -51,31 +77,53 @@ def compiling_launches(arch: int) -> Iterator[list[Launch]]:
 
     Raises NotCompiled where the compiler refuses a launch.
     """
+    launches: list[Launch] = []
+    with _launching(
+        arch, lambda source, options: launches.append(_compiled(source, options, arch))
+    ):
+        yield launches
+
+
+@contextmanager
+def recording_launches(arch: int) -> Iterator[list[Form]]:
+    """Inside, the form of every launch is noted in the list, and nothing is compiled or run."""
+    forms: list[Form] = []
+
+    def note(source: ASTSource, options: Mapping[str, Any]) -> None:
+        forms.append(form_of(source, options["num_warps"], options["num_stages"]))
+
+    with _launching(arch, note):
+        yield forms
+
+
+@contextmanager
+def _launching(arch: int, do: Callable[[ASTSource, Mapping[str, Any]], None]) -> Iterator[None]:
+    """Inside, ``do`` gets what a launch would compile, with Triton's options, instead of it."""
     if interpreted():
         raise NotCompiled("Triton interprets kernels in this process; compile in another")
-    launches: list[Launch] = []
 
-    def compile_instead(*, fn: Any, compile: dict[str, Any], **_: object) -> bool:
-        launches.append(_compiled(fn.jit_function, compile, arch))
+    def instead(*, fn: Any, compile: dict[str, Any], **_: object) -> bool:
+        source = ASTSource(
+            fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0]
+        )
+        do(source, json.loads(compile["specialization_data"])["options"])
         return True  # tells Triton that there is nothing left to do
 
     active, hook = driver._active, triton.knobs.runtime.jit_cache_hook
     driver.set_active(_NoDevice(arch))
-    triton.knobs.runtime.jit_cache_hook = compile_instead
+    triton.knobs.runtime.jit_cache_hook = instead
     try:
-        yield launches
+        yield
     finally:
         triton.knobs.runtime.jit_cache_hook = hook
         driver._active = active
 
 
-def _compiled(function: JITFunction, facts: dict[str, Any], arch: int) -> Launch:
+def _compiled(source: ASTSource, told: Mapping[str, Any], arch: int) -> Launch:
     options = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in json.loads(facts["specialization_data"])["options"].items()
+        name: tuple(value) if isinstance(value, list) else value for name, value in told.items()
     }
-    source = ASTSource(function, facts["signature"], facts["constants"], facts["configs"][0])
-    name = function.fn.__name__
+    name = source.fn.fn.__name__
     try:
         kernel = triton.compile(source, target=GPUTarget("cuda", arch, WARP_SIZE), options=options)
     except Exception as error:  # whatever the compiler raises is a finding about this launch

@@ -58,10 +58,10 @@ def _all(arch: int, fp8: str) -> Iterator[CompileCase]:
     for out, width in _SHAPES:
         # fp8 shares int8's rows of the table: its conversion is gated once.
         for format in ("bf16", "int8", "int4", *([fp8] if out == 4096 else [])):
-            for rows in (8, 32) if out > 2048 else (16,):
+            for rows in (8, 16, 32):  # what kernels.gpu.linear.block_m makes of any
                 yield _dot(_Point(format, "bf16", rows, out, width), arch)
             yield _tiled("linear_invariant", _Point(format, "bf16", 1, out, width), arch)
-            if format != "int4":
+            if format not in ("int4", "fp8_bits"):  # of which the table reduces no rows
                 yield _reduce(_Point(format, "bf16", 1, out, width), arch)
             if format in ("int8", "int4"):
                 for rows in (64, 512):
@@ -151,7 +151,7 @@ def _product(
     pointers = {
         "x": rows,
         "weight": rows if point.is_plain else _POINTERS[point.format],
-        "scales": "*i32" if point.format == "int4" else "*fp32",
+        "scales": _scales(point),
         "bias": rows,
         "residual": rows,
         "out": "*fp32" if parts else rows,
@@ -190,14 +190,14 @@ def _dequantise(point: _Point, arch: int) -> CompileCase:
     tuned = point.tuned("linear_dequantise", arch)
     pointers = {
         "weight": _POINTERS[point.format],
-        "scales": "*i32" if point.format == "int4" else "*fp32",
+        "scales": _scales(point),
         "panel": _PLAIN[point.dtype],
     }
-    sizes = ("first", "panel_rows", "out_features", "in_features")
+    sizes = ("out_features", "in_features")
     return CompileCase(
         name=f"linear_dequantise/{point.format}-{point.dtype}",
         fn=linear_dequantise,
-        signature=pointers | dict.fromkeys(sizes, "i32"),
+        signature=pointers | dict.fromkeys(("first", "panel_rows", *sizes), "i32"),
         constexprs={
             "FORMAT": point.format,
             "GROUP": GROUP if point.format == "int4" else 0,
@@ -212,7 +212,8 @@ def _dequantise(point: _Point, arch: int) -> CompileCase:
 
 
 def _finish(name: str, parts: str, *, splits: int, extras: bool) -> CompileCase:
-    pointers = {"parts": parts, "bias": "*bf16", "residual": "*bf16", "out": "*bf16"}
+    added = "*bf16" if extras else parts  # absent, parts stand in for them
+    pointers = {"parts": parts, "bias": added, "residual": added, "out": "*bf16"}
     return CompileCase(
         name=f"linear_finish/{name}",
         fn=linear_finish,
@@ -222,6 +223,12 @@ def _finish(name: str, parts: str, *, splits: int, extras: bool) -> CompileCase:
         num_stages=3,
         aligned=frozenset([*pointers, "out_features"]),
     )
+
+
+def _scales(point: _Point) -> str:
+    if point.is_plain:
+        return _PLAIN[point.dtype]  # there are none: the rows stand in for them
+    return "*i32" if point.format == "int4" else "*fp32"
 
 
 def _epilogue(extras: bool) -> dict[str, object]:

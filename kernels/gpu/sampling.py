@@ -332,7 +332,8 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
     for name in ("scan_tiles", "finish_rows"):
         yield _case(name, "greedy", {"temperature"}, fixed[name], arch)
         yield _case(name, "draw", {*_DRAWING}, fixed[name], arch)
-    yield _case("scan_tiles", "changed", {"temperature", *_CHANGING}, fixed["scan_tiles"], arch)
+        yield _case(name, "changed", {"temperature", *_CHANGING}, fixed[name], arch)
+        yield _case(name, "changed-draw", {*_DRAWING, *_CHANGING}, fixed[name], arch)
     for name, constants in fixed.items():
         yield _case(name, "all", everything, constants, arch)
         if name != "link_sparse":
@@ -355,7 +356,7 @@ def _case(
     }
     # The reference's noise and its log(min_p), to the bit, for the few tokens that are left.
     exact = kernel not in ("scan_tiles", "link_sparse") and "key" in given
-    whole = {"vocab", "logits_stride", "counts_stride", "prompt_stride"}
+    whole = {"vocab", "logits_stride", "counts_stride", "prompt_stride", "bitmask_stride"}
     aligned = {name for name, kind in signature.items() if kind[0] == "*" or name in whole}
     return CompileCase(
         name=f"{kernel}/{kind}",

@@ -109,7 +109,7 @@ def linear_tiled(
     tl.store(out + to, acc.to(out.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "panel_rows"])
 def linear_dequantise(
     weight,  # as linear_tiled
     scales,

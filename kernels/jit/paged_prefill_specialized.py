@@ -29,8 +29,14 @@ def _find_row(starts, num_rows, tile, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["num_rows", "num_tiles", "num_tokens", "num_planes", "window"],
-    do_not_specialize_on_alignment=["num_rows", "num_tiles", "num_tokens", "num_planes", "window"],
+    do_not_specialize=[
+        "num_rows",
+        "num_tiles",
+        "num_tokens",
+        "num_planes",
+        "table_stride",
+        "window",
+    ]
 )
 def paged_prefill_specialized(
     # tensors
