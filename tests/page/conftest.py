@@ -1,0 +1,48 @@
+"""The fakes of the API, the real server's helper, and a browser."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+for neighbour in ("api", "e2e"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / neighbour))
+
+if TYPE_CHECKING:
+    from page_browser import Open
+    from page_server import PageServer
+    from playwright.sync_api import Browser
+
+
+# Of a module, no more: while it is open, the main thread has an event loop that others would meet.
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    from page_browser import browser
+
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Open]:
+    """Opens the page of a server: ``visit(url, color_scheme="dark", ...)``."""
+    from page_browser import visits
+
+    with visits(chromium) as begin:
+        yield begin
+
+
+@pytest.fixture
+def fake() -> Iterator[PageServer]:
+    from page_server import PageServer
+
+    server = PageServer()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
