@@ -1,4 +1,4 @@
-"""The command line: quire serve | models. A command imports what it needs, late."""
+"""The command line: quire serve | plan | models. A command imports what it needs, late."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import server
 from server.config import DEMO_MODEL_DIR, OPTIONS, Option, resolve
 from server.errors import StartupError
+from server.plan.options import DESCRIPTION, add_arguments, epilog
 
 EXIT_INTERRUPTED = 130  # as a shell says it
 EXIT_REFUSED = 2  # a start-up error: an option, the folder, a checkpoint, a busy port
@@ -57,6 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         _add_option(serve, option)
     serve.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
     serve.set_defaults(run=_serve)
+    plan = commands.add_parser(
+        "plan",
+        help="tell whether a model fits, and what its memory would be",
+        description=DESCRIPTION,
+        epilog=epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_arguments(plan)
+    plan.set_defaults(run=_plan)
     models = commands.add_parser("models", help="list the supported model families")
     models.set_defaults(run=_models)
     return parser
@@ -91,6 +102,12 @@ def _serve(parsed: argparse.Namespace) -> int:
     from server.bootstrap import serve
 
     return serve(config)
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from server.plan.command import run
+
+    return run(parsed)
 
 
 def _models(parsed: argparse.Namespace) -> int:

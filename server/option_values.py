@@ -19,16 +19,18 @@ def read_text(text: str) -> str:
 
 
 def integer(low: int, high: int) -> Reader:
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise ValueError(f"{text!r} is not a whole number") from None
-        if not low <= value <= high:
-            raise ValueError(f"{value} is not between {low} and {high}")
-        return value
+    return lambda text: read_integer(text, low, high)
 
-    return read
+
+def read_integer(text: str, low: int, high: int) -> int:
+    """A whole number in [low, high]. Raises ValueError."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+    if not low <= value <= high:
+        raise ValueError(f"{value} is not between {low} and {high}")
+    return value
 
 
 def seconds(low: float, high: float) -> Reader:

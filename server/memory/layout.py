@@ -293,11 +293,12 @@ def _step_inputs(config: RunnerConfig) -> tuple[Buffer, ...]:
 
 
 def _positions(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
-    """The table of cosines and sines. A learned table of positions is a weight instead."""
+    """Tables of cosines and sines. A learned table of positions is a weight instead."""
     if model.position is not PositionKind.ROTARY:
         return ()
     shape = (config.max_model_len, model.rope.dim)
-    return (Buffer("rotary_table", shape, "f32", MemoryKind.IO),)
+    names = ("rotary_table",) if model.local_rope is None else ("rotary_table", "local_table")
+    return tuple(Buffer(name, shape, "f32", MemoryKind.IO) for name in names)
 
 
 def _attention_workspace(model: ModelSpec, config: RunnerConfig) -> Buffer:

@@ -59,7 +59,7 @@ def smallest_changes(
     ]
     changes = sorted((c for c in found if c is not None), key=lambda change: change.factor)
     if len(changes) < MOST_CHANGES:
-        changes.extend(_more_memory(request, available_bytes, fits))
+        changes.extend(_more_memory(request, available_bytes, fits, max_model_len))
     return tuple(changes[:MOST_CHANGES])
 
 
@@ -133,13 +133,18 @@ def _matrix_bits(request: PlanRequest) -> int:
     return 8 * get_format(request.format).bytes_per_element
 
 
-def _more_memory(request: PlanRequest, available: int, fits: Fits) -> Iterator[Change]:
-    """As it is, and with the narrowest numbers that the device offers."""
+def _more_memory(
+    request: PlanRequest, available: int, fits: Fits, max_model_len: int
+) -> Iterator[Change]:
+    """As it is, with the narrowest numbers that the device offers, at half the length."""
     narrower = [c for group in _narrower_formats(request, available) for c in group]
     narrowest = max(narrower, key=lambda change: change.factor, default=None)
     candidates = [(request, "")]
     if narrowest is not None:
         candidates.append((narrowest.request, f"{narrowest.option} and "))
+    half = max(1, max_model_len // 2)
+    shorter = replace(request, max_model_len=half)
+    candidates.append((shorter, f"--max-model-len {half} and "))
     for changed, words in candidates:
         needed = _least_memory(changed, available, fits)
         if needed is not None:

@@ -23,7 +23,8 @@ from server.plan.target import Target, find_target, larger_devices
 from weights.ranks import check_ranks
 from weights.spec import ModelSpec
 
-RANKS = (1, 2, 4, 8)  # that are offered unasked
+RANKS = (1, 2, 4, 8)  # of the what-if grid
+_MORE_RANKS = (2, 4, 8, 16, 32, 64)  # that may be what fits
 NARROW_KV = "fp8"
 _UNBOUNDED = 1 << 62
 
@@ -121,7 +122,7 @@ def _other_hardware(
             available,
             ranks / request.ranks,
         )
-        for ranks in RANKS
+        for ranks in _MORE_RANKS
         if ranks > request.ranks and can_share(model.spec, ranks)
     ]
     yield [

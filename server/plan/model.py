@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.config import DEMO_MODEL_DIR, DEMO_MODEL_NAME
 from server.errors import StartupError
 from server.placement import refuse_on_gpu
 from server.served_features import unserved_features
@@ -67,7 +68,8 @@ def _own_shape(name: str | None, path: Path) -> PlannedModel:
 
 def _folder(folder: Path) -> PlannedModel:
     """From config.json and, where there are any, the headers of the weights' files."""
-    name = folder.resolve().name
+    whole = folder.resolve()
+    name = DEMO_MODEL_NAME if whole == DEMO_MODEL_DIR else whole.name
     try:
         if not any(folder.glob("*.safetensors*")):
             config = read_config(folder)

@@ -15,7 +15,7 @@ from server.memory.kv_groups import layer_kv_bytes
 from server.memory.layout import MemoryKind
 from server.plan.flops import expert_elements, token_flops
 from server.plan.make import Plan
-from weights.formats import get_format
+from weights.formats import QUANTISED, get_format
 from weights.inventory import Component, held_format
 from weights.ranks import rank_spec
 
@@ -38,9 +38,9 @@ class StepTime:
 
     @property
     def bound(self) -> str | None:
-        """What the step waits for: memory or compute."""
+        """What the step waits for, memory or compute; None where one of them is unknown."""
         if self.memory_seconds is None or self.compute_seconds is None:
-            return None if self.seconds is None else "memory"
+            return None
         return "memory" if self.memory_seconds >= self.compute_seconds else "compute"
 
 
@@ -90,9 +90,9 @@ def kv_traffic(plan: Plan, length: int) -> int:
 
 def _width(format: str) -> float:
     """Bytes of an element; a quantised one without its scales."""
-    return {"int8": 1.0, "fp8": 1.0, "int4": 0.5}.get(format) or get_format(
-        format
-    ).bytes_per_element
+    if format in QUANTISED:
+        return QUANTISED[format].bits / 8
+    return get_format(format).bytes_per_element
 
 
 def _timed(plan: Plan, name: str, tokens: int, flops: int, read: int) -> StepTime:

@@ -62,7 +62,7 @@ def weights_share(split: Mapping[str, int]) -> float:
 def rule_of_thumb(split: Mapping[str, int]) -> str:
     """Whether weights are about 80 % of the memory in use, and what is else."""
     share = weights_share(split)
-    words = f"weights are {share:.0%} of the memory in use"
+    words = f"weights are {100 * share:.0f} % of the memory in use"
     if abs(share - RULE_OF_THUMB) <= _NEAR:
         return f"{words}: the rule of thumb of about 80 % holds here"
     others = {k: n for k, n in split.items() if k not in (*_NOT_IN_USE, MemoryKind.WEIGHTS)}
@@ -70,5 +70,5 @@ def rule_of_thumb(split: Mapping[str, int]) -> str:
     rest = others[largest] / (split[MemoryKind.WEIGHTS] / share)
     return (
         f"{words}: the rule of thumb of about 80 % does not hold here; "
-        f"the {largest.replace('_', ' ')} takes {rest:.0%}"
+        f"{largest} takes {100 * rest:.0f} %"
     )

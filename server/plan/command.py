@@ -1,0 +1,81 @@
+"""``quire plan``: its arguments, its output, its exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from server.errors import StartupError
+from server.option_values import format_size, read_integer
+from server.plan.answer import answer
+from server.plan.bars import decimal, table
+from server.plan.devices import DEVICES
+from server.plan.make import PlanOptions, make_plan
+from server.plan.options import KV_DTYPES, SHARED
+from server.plan.text import plan_text
+from weights.inventory import num_parameters
+from weights.presets import read_presets
+
+EXIT_FITS = 0
+EXIT_DOES_NOT_FIT = 1  # 2, bad input, is server.cli's for every command
+_MOST_RANKS = 1024
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Prints the plan. Raises StartupError for what is no plan at all."""
+    if parsed.list:
+        print(listing())
+        return EXIT_FITS
+    plan = make_plan(_options(parsed))
+    facts = answer(plan, explain=parsed.explain)
+    print(json.dumps(facts, indent=2) if parsed.json else plan_text(plan, facts))
+    return EXIT_FITS if plan.fits else EXIT_DOES_NOT_FIT
+
+
+def listing() -> str:
+    """Every preset and every device, one a line."""
+    presets = [("preset", "parameters", "source")]
+    presets += [
+        (preset.name, decimal(num_parameters(preset.spec)), preset.source)
+        for preset in read_presets().values()
+    ]
+    devices = [("device", "memory", "bytes/s", "FLOP/s 16-bit", "FLOP/s fp8", "source")]
+    devices += [
+        (
+            device.name,
+            format_size(device.memory_bytes),
+            decimal(device.bandwidth or 0),
+            decimal(device.flops_16bit or 0),
+            decimal(device.flops_fp8) if device.flops_fp8 else "-",
+            device.source,
+        )
+        for device in DEVICES
+    ]
+    return "\n".join((*_flush(presets), "", *_flush(devices), "", _ALSO))
+
+
+_ALSO = "also: --device auto, cpu or cuda for this machine, or a size such as 24GiB"
+
+
+def _flush(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """A table whose last column is text."""
+    lines = table([row[:-1] for row in rows])
+    return [f"{line}  {row[-1]}" for line, row in zip(lines, rows, strict=True)]
+
+
+def _options(parsed: argparse.Namespace) -> PlanOptions:
+    given = vars(parsed)
+    try:
+        ranks = read_integer(parsed.tensor_parallel_size, 1, _MOST_RANKS)
+    except ValueError as error:
+        raise StartupError(f"--tensor-parallel-size: {error}") from None
+    return PlanOptions(
+        model=parsed.model,
+        shape=parsed.shape,
+        device=parsed.target,
+        kv_format=KV_DTYPES[parsed.kv_cache_dtype],
+        ranks=ranks,
+        flags={option.name: given[option.field] for option in SHARED if option.field in given},
+        config_file=parsed.config,
+    )

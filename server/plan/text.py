@@ -1,0 +1,212 @@
+"""A plan for a person: plain text of at most 100 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from server.option_values import format_size
+from server.plan.bars import bar, decimal, duration, table
+from server.plan.make import Plan
+from weights.spec import ModelSpec
+
+WIDTH = 100
+
+
+def plan_text(plan: Plan, facts: Mapping[str, Any]) -> str:
+    """``facts`` are server.plan.answer's for the same plan."""
+    sections = (
+        _head(plan, facts),
+        _split(facts),
+        _census(facts),
+        _lengths(facts),
+        _grid(facts),
+        _work(facts),
+        _formulas(facts),
+    )
+    lines = [line for section in sections for line in (*section, "")]
+    return "\n".join(lines).rstrip()
+
+
+def _head(plan: Plan, facts: Mapping[str, Any]) -> Iterator[str]:
+    verdict = "fits" if plan.fits else "does not fit"
+    total = format_size(plan.target.total_bytes)
+    yield f"{plan.model.name} on {plan.target.name} ({plan.target.title}, {total}): {verdict}"
+    yield from _pair("model", _shape(plan.model.spec, facts))
+    yield from _pair("from", plan.model.source)
+    yield from _pair("held as", _held(facts["request"]))
+    if plan.target.device is not None:
+        yield from _pair("device", plan.target.device.source)
+    capacity = facts["capacity"]
+    largest, most = capacity["largest_max_model_len"], capacity["model_max_len"]
+    if plan.fits:
+        yield from _pair(
+            "max length",
+            f"{capacity['max_model_len']} tokens planned; the longest that fits is {largest}, "
+            f"the model takes {most}",
+        )
+        yield from _pair(
+            "KV cache",
+            f"{capacity['kv_tokens']:,} tokens, {format_size(capacity['kv_bytes_per_token'])} "
+            f"each; set by {capacity['set_by']}",
+        )
+    else:
+        yield from _pair("why", facts["refusal"]["message"])
+        options = [suggestion["change"] for suggestion in facts["suggestions"]]
+        yield from _pair("would fit", " or ".join(options) or "nothing that was tried")
+    yield from _pair("rule", facts["weights_share"]["says"])
+    for note in plan.notes:
+        yield from _pair("note", note)
+
+
+def _shape(spec: ModelSpec, facts: Mapping[str, Any]) -> str:
+    heads = spec.attention
+    text = (
+        f"{spec.family}, {spec.num_layers} layers, hidden {spec.hidden_size}, "
+        f"{heads.num_query_heads}/{heads.num_kv_heads} heads of {heads.head_dim}, vocabulary "
+        f"{spec.vocab_size}, {facts['everything']['parameters']:,} parameters"
+    )
+    if spec.experts is not None:
+        passed = decimal(facts["flops"]["parameters_passed"])
+        text += f", {spec.experts.chosen} of {spec.experts.count} experts a token ({passed} passed)"
+    return text + (", tied unembedding counted once" if spec.tied_unembedding else "")
+
+
+def _held(request: Mapping[str, Any]) -> str:
+    text = f"{request['format']}"
+    if request["quantization"]:
+        text += f", layers' matrices in {request['quantization']}"
+    text += f", KV cache in {request['kv_format']}, blocks of {request['block_size']}"
+    text += f"; {request['max_num_seqs']} sequences, {request['max_num_batched_tokens']} tokens"
+    text += " a step"
+    ranks = request["tensor_parallel_size"]
+    return text + (f"; each of {ranks} ranks" if ranks > 1 else "")
+
+
+def _split(facts: Mapping[str, Any]) -> Iterator[str]:
+    total = facts["total_bytes"]
+    rows, bars = [("memory", "bytes", "size", "share")], [""]
+    for kind, nbytes in facts["split"].items():
+        guess = " ~" if kind in facts["estimated"] else ""
+        share = nbytes / total
+        rows.append((kind + guess, f"{nbytes:,}", format_size(nbytes), f"{100 * share:.1f} %"))
+        bars.append(bar(share))
+    rows.append(("total", f"{total:,}", format_size(total), "100.0 %"))
+    bars.append("")
+    for line, drawn in zip(table(rows), bars, strict=True):
+        yield f"{line}  {drawn}".rstrip()
+    if facts["estimated"]:
+        yield "~ estimated: what is kept for it, until a server has measured it"
+
+
+def _census(facts: Mapping[str, Any]) -> Iterator[str]:
+    rows = [("census", "matrices", "parameters", "bytes", "size")]
+    for name, line in facts["census"].items():
+        if line["matrices"]:
+            rows.append(_census_row(name, line))
+    rows.append(_census_row("total of matrices", facts["total"]))
+    for name, line in facts["census"].items():
+        if not line["matrices"]:
+            rows.append(_census_row(name, line))
+    yield from table(rows)
+
+
+def _census_row(name: str, line: Mapping[str, int]) -> tuple[str, str, str, str, str]:
+    matrices = f"{line['matrices']:,}" if line["matrices"] else ""
+    return (
+        name,
+        matrices,
+        f"{line['parameters']:,}",
+        f"{line['bytes']:,}",
+        format_size(line["bytes"]),
+    )
+
+
+def _lengths(facts: Mapping[str, Any]) -> Iterator[str]:
+    lines = facts["capacity"]["sequences"]
+    if not lines:
+        return
+    seqs = facts["capacity"]["max_num_seqs"]
+    rows = [("sequences of", "held at once", "computed at once", "bytes of one")]
+    for line in lines:
+        held = line["sequences"]
+        rows.append(
+            (
+                f"{line['length']} tokens",
+                f"{held:,}",
+                f"{min(held, seqs):,}",
+                format_size(line["bytes_each"]),
+            )
+        )
+    yield from table(rows)
+
+
+def _grid(facts: Mapping[str, Any]) -> Iterator[str]:
+    cells = facts["what_if"]
+    ranks = sorted({cell["tensor_parallel_size"] for cell in cells})
+    rows = [("what if: weights", "KV", *(f"tp {n}" for n in ranks))]
+    by_row: dict[tuple[str, str], dict[int, str]] = {}
+    for cell in cells:
+        row = by_row.setdefault((cell["weights"], cell["kv"]), {})
+        row[cell["tensor_parallel_size"]] = _cell(cell)
+    rows += [(weights, kv, *(row[n] for n in ranks)) for (weights, kv), row in by_row.items()]
+    yield from table(rows, left=2)
+    yield (
+        f"sequences of {cells[0]['length']} tokens at once; no: does not fit; -: cannot be shared "
+        "so"
+    )
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    if not cell["possible"]:
+        return "-"
+    return f"{cell['sequences']:,}" if cell["fits"] else "no"
+
+
+def _work(facts: Mapping[str, Any]) -> Iterator[str]:
+    flops = facts["flops"]
+    yield (
+        f"FLOPs a token: {decimal(flops['decode_per_token'])} to decode at {flops['length']} "
+        f"tokens, {decimal(flops['prefill_per_token'])} to take a prompt of that length in"
+    )
+    yield (
+        f"  of these: layers {decimal(flops['matrices_per_token'])}, logits "
+        f"{decimal(flops['logits_per_token'])} (of a prompt's last token alone), attention"
+        f" {decimal(flops['attention_per_token'])}"
+    )
+    rows = [("at least", "memory read", "takes", "FLOPs", "take", "bound by", "tokens/s")]
+    for step in facts["roofline"]:
+        seconds = step["seconds"]
+        rows.append(
+            (
+                step["step"],
+                format_size(step["read_bytes"]),
+                duration(step["memory_seconds"]),
+                decimal(step["flops"]),
+                duration(step["compute_seconds"]),
+                step["bound"] or "-",
+                f"{step['tokens'] / seconds:,.0f}" if seconds else "-",
+            )
+        )
+    yield from table(rows)
+
+
+def _formulas(facts: Mapping[str, Any]) -> Iterator[str]:
+    if "formulas" not in facts:
+        return
+    yield "how each line comes about"
+    for name, formula in facts["formulas"].items():
+        nbytes = facts["split"].get(name)
+        text = formula if nbytes is None else f"{nbytes:,} B = {formula}"
+        yield from _pair(name, text, indent=20)
+
+
+def _pair(name: str, text: str, indent: int = 13) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"  {name:<{indent - 2}}",
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+    )
