@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from weights.byte_level import byte_alphabet
 from weights.tiny_specs import BOS_TOKEN_ID, EOS_TOKEN_ID
 
 BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<|bos|>", "<|eos|>", "<|pad|>"
@@ -67,21 +68,13 @@ def write_tokenizer(folder: Path, vocab_size: int, *, chat_template: bool = Fals
 
 
 def _vocabulary(vocab_size: int) -> tuple[dict[str, int], list[list[str]]]:
-    tokens = [PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, *_byte_alphabet()]
+    tokens = [PAD_TOKEN, BOS_TOKEN, EOS_TOKEN, *byte_alphabet()]
     if vocab_size < len(tokens):
         raise ValueError(f"vocab_size must be at least {len(tokens)}, not {vocab_size}")
     merges = [pair.split(" ") for pair in _MERGES][: vocab_size - len(tokens)]
     tokens += ["".join(pair) for pair in merges]
     tokens += [f"<|filler_{token_id}|>" for token_id in range(len(tokens), vocab_size)]
     return {token: token_id for token_id, token in enumerate(tokens)}, merges
-
-
-def _byte_alphabet() -> list[str]:
-    """The printable stand-in of each byte 0..255 in GPT-2's byte-level alphabet: printable Latin-1
-    characters stand for themselves, the others for code points from 256 on, in order."""
-    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in itself else chr(next(others)) for byte in range(256)]
 
 
 def _special(token: str, token_id: int) -> dict[str, object]:

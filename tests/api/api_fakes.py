@@ -17,7 +17,7 @@ from server.engine.request import EngineRequest, FinishReason
 from server.errors import ErrorCode, QuireError
 from server.metrics.stats import RequestRecord
 from server.text.chat_template import ChatTemplate
-from server.text.decoding import byte_of_character
+from server.text.stages import byte_of_character
 from server.text.tokenizer import Tokenizer
 
 EOS = 256

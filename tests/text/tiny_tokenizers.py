@@ -5,7 +5,7 @@ from __future__ import annotations
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from server.text.decoding import byte_of_character
+from server.text.stages import byte_of_character
 
 WORDS = ("深度", "学习", "是", "hello", "world", ".", ",", "'s", "n't", "do", "not", "a", "e", "é")
 SPELLING = {byte: character for character, byte in byte_of_character().items()}
