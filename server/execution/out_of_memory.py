@@ -7,6 +7,7 @@ RuntimeError of its own. Only their words tell them from other errors.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -40,7 +41,16 @@ def asked_by(rows: Iterable[int]) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        release_frames(error)
         raise StepOutOfMemory(tuple(dict.fromkeys(rows)), reason_of(error)) from error
+
+
+def release_frames(error: BaseException) -> None:
+    """Lets go of what the frames that ``error`` came through still hold: tensors of the work that
+    failed, which would stay alive for as long as the error is kept."""
+    for one in (error, error.__cause__, error.__context__):
+        if one is not None:
+            traceback.clear_frames(one.__traceback__)
 
 
 def reason_of(error: BaseException) -> str:

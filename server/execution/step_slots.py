@@ -19,7 +19,7 @@ from server.execution.buffers import dtype_of
 from server.execution.device import Device, Event
 from server.execution.gpu_sampling import SampleWork
 from server.execution.live_bytes import PeakMeter
-from server.execution.out_of_memory import asked_by
+from server.execution.out_of_memory import asked_by, release_frames
 from server.execution.packet import PacketDraft
 from server.execution.packing import pack_logprobs
 from server.memory.gpu_layout import NUM_SLOTS
@@ -135,6 +135,7 @@ class GpuPending:
                 self._events.done.wait()
                 self._result = self._collect()
         except Exception as error:  # kept for whoever asks for the result
+            release_frames(error)
             self._error = error
 
     def _collect(self) -> StepResult:

@@ -181,9 +181,9 @@ class FakeDevice:
     def catch_up(self, position: int) -> None:
         while self.done < position:
             work = self.queue[self.done]
+            self.queue[self.done] = _done
             self.done += 1
             self._execute(work)
-            self.queue[self.done - 1] = _done
 
     def _execute(self, work: Work) -> None:
         self.running = True

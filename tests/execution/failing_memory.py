@@ -1,0 +1,146 @@
+"""Memory that runs out on purpose, and the engine's runs under it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness import Choice, Run
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from server.engine.core import EngineCore
+from server.engine.kv_spec import KVCacheSpec
+from server.engine.plan import Executor
+from server.engine.request import EngineLimits, EngineRequest, FinishReason
+from server.engine.step_in_flight import Shortage
+from server.execution.live_bytes import LiveBytes
+from server.memory.layout import RunnerConfig
+
+WORDS = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: injected"
+
+
+class FailingOnce(TorchDispatchMode):
+    """The ``fail_at``-th operation that makes memory of its own raises as torch's allocator does;
+    0 never. ``count`` is how many there were."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __init__(self, fail_at: int) -> None:
+        super().__init__()
+        self.fail_at = fail_at
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = _storages((args, kwargs))
+        if _storages(out) - given:
+            self.count += 1
+            if self.count == self.fail_at:
+                raise RuntimeError(WORDS)
+        return out
+
+
+class Bounded(LiveBytes):
+    """An operation that would leave more than ``most`` bytes of intermediates alive raises."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if sum(self._live.values()) > self.most:
+            raise RuntimeError(WORDS)
+        return out
+
+
+def _storages(tree: Any) -> set[int]:
+    leaves = tree_leaves(tree)
+    return {leaf.untyped_storage()._cdata for leaf in leaves if hasattr(leaf, "untyped_storage")}
+
+
+@dataclass
+class ShortRun:
+    """What came of requests while memory ran out, and every shortage that was told of."""
+
+    run: Run = field(default_factory=Run)
+    shortages: list[Shortage] = field(default_factory=list)
+    errors: dict[str, set[str | None]] = field(default_factory=dict)  # codes by request
+
+    @property
+    def ended(self) -> list[str]:
+        return [name for shortage in self.shortages for name in shortage.ended]
+
+
+def run_short(
+    executor: Executor,
+    kv: KVCacheSpec,
+    config: RunnerConfig,
+    requests: Sequence[EngineRequest],
+    memory: TorchDispatchMode,
+    *,
+    budget: int = 48,
+    prefix_caching: bool = True,
+    most_steps: int = 400,
+) -> ShortRun:
+    """Runs the requests to their ends, the ledger checked after every change. The engine is empty
+    afterwards, whatever happened."""
+    found = ShortRun()
+    limits = EngineLimits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=budget,
+        max_model_len=config.max_model_len,
+        max_logit_rows=min(budget, config.logit_rows),
+        max_queued_requests=100,
+        max_queued_tokens=100_000,
+        queue_timeout_s=1e9,
+        prefix_caching=prefix_caching,
+    )
+    core = EngineCore(executor, kv, limits, strict=True, on_shortage=found.shortages.append)
+    core.submit(list(requests))
+    with memory, quiet():
+        for _ in range(most_steps):
+            if not core.has_work:
+                break
+            frame = core.step()
+            assert frame is not None, "the engine stalled"
+            for output in frame.choices:
+                if output.finish_reason is FinishReason.ERROR:
+                    found.errors.setdefault(output.request_id, set()).add(output.error_code)
+            found.run.take(frame)
+    assert not core.has_work, f"the engine comes to an end: {found.shortages[-3:]}"
+    core.check()
+    gauges = core.gauges()
+    assert (gauges.blocks_active, gauges.blocks_reserved) == (0, 0)
+    assert (gauges.requests_running, gauges.requests_waiting) == (0, 0)
+    return found
+
+
+def without(run: Run, names: Sequence[str]) -> Run:
+    """The run as if these requests had not been there."""
+
+    def kept(key: tuple[str, int]) -> bool:
+        return key[0] not in names
+
+    choices: dict[tuple[str, int], Choice] = {
+        key: choice for key, choice in run.choices.items() if kept(key)
+    }
+    prompts = {name: nats for name, nats in run.prompts.items() if name not in names}
+    return Run(choices=choices, prompts=prompts)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    logger = logging.getLogger("server.engine.core")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
