@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from server.engine.core import EngineCore
-from server.engine.events import EngineFrame, Event
+from server.engine.events import EngineFrame, Event, RequestMemory
 from server.engine.request import EngineRequest
 from server.metrics.stats import NullMetrics, StepMetrics
 from server.streams import RequestStreams, unavailable
@@ -67,6 +67,13 @@ class OfflineEngineClient:
     def finish(self, request_id: str, choice: int) -> None:
         if self._streams.end_choice(request_id, choice):
             self._commands.put(lambda: self._core.finish(request_id, choice))
+
+    async def memory_of(self, request_ids: Sequence[str]) -> tuple[RequestMemory, ...]:
+        if self._failed is not None:
+            raise unavailable(f"The engine failed: {self._failed}", retry_after=None)
+        found: list[RequestMemory] = []
+        await self.call(lambda: found.extend(self._core.memory_of(request_ids)))
+        return tuple(found)
 
     async def call(self, function: Callable[[], None]) -> None:
         """Runs ``function`` in the engine's thread between two steps (tests, inspection)."""

@@ -10,9 +10,12 @@ An OrderedDict is the O(1) queue that idle blocks need: a prefix hit takes one f
 
 from __future__ import annotations
 
+import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
+
+from server.engine.block_time import BlockTime
 
 
 class OutOfBlocks(Exception):
@@ -36,8 +39,13 @@ class Contents(Protocol):
 
 
 class BlockPool:
-    def __init__(self, num_blocks: int, contents: Contents) -> None:
+    """``time`` knows how long each holder has had each block."""
+
+    def __init__(
+        self, num_blocks: int, contents: Contents, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.num_blocks = num_blocks
+        self.time = BlockTime(num_blocks, clock)
         self._contents = contents
         self._references = [0] * num_blocks
         self._blank = deque(range(num_blocks))
@@ -84,6 +92,7 @@ class BlockPool:
         if count > self.num_available:
             raise OutOfBlocks(f"{count} blocks wanted, {self.num_available} available")
         block_ids = [self._take_one() for _ in range(count)]
+        self.bring_up_to_now(block_ids)
         for block_id in block_ids:
             self._references[block_id] = 1
         return block_ids
@@ -105,6 +114,7 @@ class BlockPool:
             self._check_id(block_id)
             if not self._references[block_id] and block_id not in self._idle:
                 raise BlockError(f"block {block_id} is blank and cannot be shared")
+        self.bring_up_to_now(block_ids)
         for block_id in block_ids:
             self._idle.pop(block_id, None)
             self._references[block_id] += 1
@@ -121,10 +131,15 @@ class BlockPool:
             if count > self._references[block_id]:
                 held = self._references[block_id]
                 raise BlockError(f"block {block_id} released {count} times, held {held} times")
+        self.bring_up_to_now(block_ids)
         for block_id in block_ids:
             self._references[block_id] -= 1
             if not self._references[block_id]:
                 self._retire(block_id)
+
+    def bring_up_to_now(self, block_ids: Sequence[int]) -> None:
+        """What ``time`` says of these blocks is then true of this moment."""
+        self.time.advance(block_ids, self._references)
 
     def _retire(self, block_id: int) -> None:
         if self._contents.holds(block_id):

@@ -45,10 +45,30 @@ class PromptOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestMemory:
+    """The KV cache blocks of one request, over all its choices.
+
+    ``blocks`` are held now, each counted once; ``shared_blocks`` of them are held by another
+    request too, or by a step in flight. ``share`` divides each block by its holders, so that the
+    shares of all requests and the blocks that no request holds add up to the pool.
+    ``block_seconds`` is the share over time, until now.
+    """
+
+    request_id: str
+    block_bytes: int
+    blocks: int
+    peak_blocks: int
+    shared_blocks: int
+    share: float
+    block_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceOutput:
     """New tokens of one choice. ``stop_token_id`` is the id that ended it, where one did.
 
-    ``error_code`` and ``error_message`` are set when ``finish_reason`` is error.
+    ``error_code`` and ``error_message`` are set when ``finish_reason`` is error. ``memory`` is set
+    where the request asked for it.
     """
 
     request_id: str
@@ -59,6 +79,7 @@ class ChoiceOutput:
     stop_token_id: int | None = None
     error_code: str | None = None
     error_message: str | None = None
+    memory: RequestMemory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +140,12 @@ class EngineClient(Protocol):
 
     def finish(self, request_id: str, choice: int) -> None:
         """Ends one choice that met a stop string. No abort: no further event comes for it."""
+        ...
+
+    async def memory_of(self, request_ids: Sequence[str]) -> tuple[RequestMemory, ...]:
+        """What the live ones of these requests hold now. Unknown ids are left out.
+
+        Raises:
+            QuireError: the engine is not there, or did not answer in time.
+        """
         ...

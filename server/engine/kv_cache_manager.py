@@ -10,8 +10,10 @@ comes back and nothing has changed. A table has ceil(tokens / block_size) blocks
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
 from server.engine.block_pool import BlockPool
@@ -45,7 +47,12 @@ class KVCacheManager:
     """
 
     def __init__(
-        self, spec: KVCacheSpec, *, prefix_caching: bool, digest: Digest = sha256_digest
+        self,
+        spec: KVCacheSpec,
+        *,
+        prefix_caching: bool,
+        digest: Digest = sha256_digest,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for group in spec.groups:
             if group.kind is not GroupKind.FULL:
@@ -54,7 +61,8 @@ class KVCacheManager:
         self._alignment = math.lcm(*self.block_sizes)
         self._prefix_caching = prefix_caching
         self.cache = PrefixCache(digest)
-        self.pool = BlockPool(spec.num_blocks, self.cache)
+        self.pool = BlockPool(spec.num_blocks, self.cache, clock)
+        self.block_bytes = spec.page_bytes
         self._deferred: list[DeferredRelease] = []
 
     @property
@@ -126,7 +134,7 @@ class KVCacheManager:
             return False
         for group, block_ids in enumerate(hit.block_ids):
             self.pool.share(block_ids)
-            sequence.block_tables[group].extend(block_ids)
+            self._give(sequence, group, block_ids)
             sequence.num_cached_blocks[group] = len(block_ids)
         self._grow(sequence, num_tokens)
         return True
@@ -139,11 +147,22 @@ class KVCacheManager:
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> BlockIds:
         new_ids: list[tuple[int, ...]] = []
-        for size, table in zip(self.block_sizes, sequence.block_tables, strict=True):
-            block_ids = self.pool.allocate(max(0, -(-num_tokens // size) - len(table)))
-            table.extend(block_ids)
+        for group, size in enumerate(self.block_sizes):
+            missing = -(-num_tokens // size) - len(sequence.block_tables[group])
+            block_ids = self.pool.allocate(max(0, missing))
+            self._give(sequence, group, block_ids)
             new_ids.append(tuple(block_ids))
         return tuple(new_ids)
+
+    def _give(self, sequence: Sequence, group: int, block_ids: Ids[int]) -> None:
+        """Blocks that were just allocated or shared, at the end of a table."""
+        sequence.block_tables[group].extend(block_ids)
+        sequence.request.holdings.take(block_ids, self.pool.time.given(block_ids))
+
+    def _let_go(self, sequence: Sequence, block_ids: Ids[int]) -> None:
+        """Before or after their release: what happens in the same moment changes no time."""
+        self.pool.bring_up_to_now(block_ids)
+        sequence.request.holdings.let_go(block_ids, self.pool.time.given(block_ids))
 
     def fork(
         self, parent: Sequence, child: Sequence, num_tokens: int, reserve: int = 0
@@ -161,7 +180,7 @@ class KVCacheManager:
         for group, size in enumerate(self.block_sizes):
             full = parent.block_tables[group][: num_tokens // size]
             self.pool.share(full)
-            child.block_tables[group].extend(full)
+            self._give(child, group, full)
             child.num_cached_blocks[group] = len(full)
         self._grow(child, wanted)
         return [
@@ -191,6 +210,7 @@ class KVCacheManager:
         for group, size in enumerate(self.block_sizes):
             table = sequence.block_tables[group]
             keep = -(-num_tokens // size)
+            self._let_go(sequence, table[keep:])
             self.pool.release(table[keep:][::-1])
             del table[keep:]
             cached = sequence.num_cached_blocks[group]
@@ -211,6 +231,7 @@ class KVCacheManager:
             for index, block in enumerate(table)
         ]
         block_ids = [block for *_, block in sorted(places, reverse=True)]
+        self._let_go(sequence, block_ids)
         if step_in_flight is None:
             self.pool.release(block_ids)
         elif block_ids:

@@ -22,6 +22,7 @@ def check_ledger(roster: Roster) -> None:
     """
     _check_blocks(roster)
     _check_tables(roster)
+    _check_holdings(roster)
     _check_writable(roster)
     _check_cache(roster)
     _check_pending(roster)
@@ -75,6 +76,17 @@ def _check_tables(roster: Roster) -> None:
                     f"{sequence.num_computed_tokens} computed, {sequence.num_tokens} known and "
                     f"{sequence.num_pending_tokens} pending tokens"
                 )
+
+
+def _check_holdings(roster: Roster) -> None:
+    """A request holds what its choices' tables name."""
+    for request in roster.requests.values():
+        tables = (table for sequence in request.sequences for table in sequence.block_tables)
+        named = Counter(block for table in tables for block in table)
+        if named != request.holdings.counts:
+            raise LedgerError(
+                f"{request.id} holds {request.holdings.counts}, its tables name {dict(named)}"
+            )
 
 
 def _check_writable(roster: Roster) -> None:

@@ -42,7 +42,8 @@ class EngineRequest:
 
     ``request_id`` is made by the server and unique for its life. A lower ``priority`` is served
     first. ``tenant`` is the client's own label of its user, which changes nothing. ``timeout_s``
-    bounds the wait in the queue, in seconds; None takes the engine's own.
+    bounds the wait in the queue, in seconds; None takes the engine's own. ``reports_memory`` asks
+    for what it holds with every output.
     """
 
     request_id: str
@@ -55,6 +56,7 @@ class EngineRequest:
     adapter_version: int = 0
     cache_salt: str = ""
     timeout_s: float | None = None
+    reports_memory: bool = False
 
 
 class FinishReason(StrEnum):

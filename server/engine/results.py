@@ -101,6 +101,7 @@ def _append_token(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
             logprobs=result.logprobs,
             finish_reason=None if ending is None else ending.reason,
             stop_token_id=None if ending is None else ending.stop_token_id,
+            memory=roster.reported_memory(sequence.request),
         )
     )
 
@@ -115,6 +116,7 @@ def _end_non_finite(roster: Roster, row: ScheduledRow) -> None:
             finish_reason=FinishReason.ERROR,
             error_code="NON_FINITE",
             error_message="The model's output for this request was not a finite number.",
+            memory=roster.reported_memory(sequence.request),
         )
     )
 

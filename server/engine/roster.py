@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import insort
 
-from server.engine.events import ChoiceOutput
+from server.engine.events import ChoiceOutput, RequestMemory
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.outbox import Outbox
 from server.engine.queue import WaitingQueue
@@ -141,8 +141,29 @@ class Roster:
                     finish_reason=reason,
                     error_code=code,
                     error_message=message,
+                    memory=self.reported_memory(request),
                 )
             )
+
+    def memory_of(self, request: LiveRequest) -> RequestMemory:
+        """What the request holds now, and has held."""
+        pool, held = self.kv.pool, request.holdings
+        pool.bring_up_to_now(tuple(held.counts))
+        references = {block: pool.num_references(block) for block in held.counts}
+        given = sum(n * pool.time.given((block,)) for block, n in held.counts.items())
+        return RequestMemory(
+            request_id=request.id,
+            block_bytes=self.kv.block_bytes,
+            blocks=len(held.counts),
+            peak_blocks=held.peak_blocks,
+            shared_blocks=sum(references[block] > n for block, n in held.counts.items()),
+            share=sum(n / references[block] for block, n in held.counts.items()),
+            block_seconds=held.block_seconds(given),
+        )
+
+    def reported_memory(self, request: LiveRequest) -> RequestMemory | None:
+        """The same, for an output of a request that asked for it."""
+        return self.memory_of(request) if request.request.reports_memory else None
 
     def step_in_flight(self, sequence: Sequence) -> int | None:
         """The last step that names the sequence's blocks, while it is not done."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from server.engine.events import EngineFrame, Event
+from server.engine.events import EngineFrame, Event, RequestMemory
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
-from server.ipc.frames import Abort, Command, Drain, Finish, Submit
+from server.ipc.frames import Abort, AskMemory, Command, Drain, Finish, Memory, Submit
 from server.metrics.stats import StepMetrics
 from server.streams import RequestStreams, unavailable
 
 Send = Callable[[Command], None]
+
+_ANSWER_S = 5.0  # an engine in a step longer than this is not waited for
 
 
 class IpcEngineClient:
@@ -26,6 +29,8 @@ class IpcEngineClient:
         self._metrics = metrics
         self._send: Send | None = None
         self._draining = False
+        self._questions: dict[int, asyncio.Future[tuple[RequestMemory, ...]]] = {}
+        self._num_questions = 0
 
     @property
     def num_open(self) -> int:
@@ -52,6 +57,20 @@ class IpcEngineClient:
         if self._streams.end_choice(request_id, choice) and self._send is not None:
             self._send(Finish(request_id, choice))
 
+    async def memory_of(self, request_ids: Sequence[str]) -> tuple[RequestMemory, ...]:
+        if self._send is None:
+            raise unavailable("The engine is not ready. Try again shortly.")
+        self._num_questions += 1
+        number = self._num_questions
+        answer = self._questions[number] = asyncio.get_running_loop().create_future()
+        self._send(AskMemory(number, tuple(request_ids)))
+        try:
+            return await asyncio.wait_for(answer, _ANSWER_S)
+        except TimeoutError:
+            raise unavailable("The engine is in a long step and has not answered.") from None
+        finally:
+            del self._questions[number]
+
     def drain(self) -> None:
         """From now on submissions are refused; what is open goes on."""
         self._draining = True
@@ -66,6 +85,15 @@ class IpcEngineClient:
         """The engine is gone: every open request ends in ``error``."""
         self._send = None
         self._streams.fail_all(error)
+        for answer in self._questions.values():
+            if not answer.done():
+                answer.set_exception(unavailable(error.message))
+
+    def tell(self, memory: Memory) -> None:
+        """The attached engine's answer to a question, if somebody still waits for it."""
+        answer = self._questions.get(memory.number)
+        if answer is not None and not answer.done():
+            answer.set_result(memory.requests)
 
     def feed(self, frame: EngineFrame) -> None:
         """One frame of the attached engine."""

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from server.engine.events import EngineFrame
+from server.engine.events import EngineFrame, RequestMemory
 from server.engine.request import EngineRequest
 from server.ipc.engine_channel import ChannelClosed, EngineChannel
-from server.ipc.frames import Abort, Command, Drain, Finish, FrameError, Step, Submit
+from server.ipc.frames import (
+    Abort,
+    AskMemory,
+    Command,
+    Drain,
+    Finish,
+    FrameError,
+    Memory,
+    Step,
+    Submit,
+)
 
 IDLE_TICK_S = 0.1  # an idle engine publishes its gauges, and so its heartbeat, this often
 
@@ -27,6 +37,8 @@ class Core(Protocol):
 
     def drain(self) -> None: ...
 
+    def memory_of(self, request_ids: Sequence[str]) -> tuple[RequestMemory, ...]: ...
+
     def step(self) -> EngineFrame | None: ...
 
 
@@ -40,7 +52,9 @@ def run_engine(core: Core, channel: EngineChannel, publish: Callable[[], None]) 
     while True:
         try:
             for command in channel.receive(0 if core.has_work else IDLE_TICK_S):
-                apply_command(core, command)
+                answer = apply_command(core, command)
+                if answer is not None:
+                    channel.send(answer)
             frame = core.step()
             if frame is not None:
                 channel.send(Step(frame))
@@ -49,8 +63,11 @@ def run_engine(core: Core, channel: EngineChannel, publish: Callable[[], None]) 
         publish()
 
 
-def apply_command(core: Core, command: Command) -> None:
-    """Hands one command to the core. Raises FrameError for a second Start."""
+def apply_command(core: Core, command: Command) -> Memory | None:
+    """Hands one command to the core; returns the answer to a question.
+
+    Raises FrameError for a second Start.
+    """
     match command:
         case Submit(requests):
             core.submit(requests)
@@ -60,5 +77,8 @@ def apply_command(core: Core, command: Command) -> None:
             core.finish(request_id, choice)
         case Drain():
             core.drain()
+        case AskMemory(number, request_ids):
+            return Memory(number, core.memory_of(request_ids))
         case _:
             raise FrameError(f"unexpected {type(command).__name__} after the start")
+    return None

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from server.engine.events import EngineFrame
+from server.engine.events import EngineFrame, RequestMemory
 from server.engine.request import EngineRequest
 from server.engine_facts import EngineFacts, EngineSettings
 
@@ -51,7 +51,14 @@ class Drain(msgspec.Struct, tag=True, frozen=True):
     """Refuse new requests; finish what is open."""
 
 
-Command = Start | Submit | Abort | Finish | Drain
+class AskMemory(msgspec.Struct, tag=True, frozen=True):
+    """What do these requests hold? Answered between two steps, by a Memory of the same number."""
+
+    number: int
+    request_ids: tuple[str, ...]
+
+
+Command = Start | Submit | Abort | Finish | Drain | AskMemory
 
 # engine process -> API process
 
@@ -78,7 +85,14 @@ class Step(msgspec.Struct, tag=True, frozen=True):
     frame: EngineFrame
 
 
-Report = Progress | Ready | Failed | Step
+class Memory(msgspec.Struct, tag=True, frozen=True):
+    """The live ones of the requests that were asked about."""
+
+    number: int
+    requests: tuple[RequestMemory, ...]
+
+
+Report = Progress | Ready | Failed | Step | Memory
 
 
 def encode(message: Command | Report) -> bytes:

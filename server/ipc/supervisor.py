@@ -29,6 +29,7 @@ from server.ipc.frames import (
     Decoder,
     Failed,
     FrameError,
+    Memory,
     Progress,
     Ready,
     Report,
@@ -169,6 +170,8 @@ class Supervisor:
                         watchdog = asyncio.create_task(self._watch(process))
                     case Step(frame):
                         self._client.feed(frame)
+                    case Memory():
+                        self._client.tell(report)
                     case Progress(message):
                         log.info("%s", message)
                     case Failed(message):

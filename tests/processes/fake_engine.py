@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Refused
+from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Refused, RequestMemory
 from server.engine.request import EngineRequest, FinishReason
 from server.engine_facts import EngineFacts
 from server.ipc.engine_channel import EngineChannel
@@ -70,6 +70,10 @@ class CountingCore:
 
     def drain(self) -> None:
         self._drains = True
+
+    def memory_of(self, request_ids: Sequence[str]) -> tuple[RequestMemory, ...]:
+        known = [one for one in request_ids if one in self._open]
+        return tuple(RequestMemory(one, 64, 2, 3, 1, 1.5, 4.5) for one in known)
 
     def step(self) -> EngineFrame | None:
         self.steps += 1
