@@ -1,0 +1,122 @@
+"""The presets against what was published, and against transformers' own models of the same shape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from tests.weights.published import PARAMETERS, ROUNDED, transformers_config
+from weights.census import Count, census
+from weights.inventory import Component, Parameter, inventory, num_parameters, tally
+from weights.presets import find_preset, read_presets
+from weights.spec import ModelSpec
+
+PRESETS = read_presets()
+
+
+def spec(name: str) -> ModelSpec:
+    return find_preset(name).spec
+
+
+def nameless(parameters: tuple[Parameter, ...]) -> Counter[Parameter]:
+    return Counter(replace(parameter, name="") for parameter in parameters)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_parameter_of_a_published_model_is_counted(name: str) -> None:
+    assert num_parameters(spec(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounded_figures_are_met(name: str) -> None:
+    published, error = ROUNDED[name]
+    assert num_parameters(spec(name)) == pytest.approx(published, rel=error)
+
+
+def test_the_preset_of_gpt3_has_the_published_census() -> None:
+    counts = census(spec("gpt-3"))
+    matrices = {str(name): count for name, count in counts.components.items() if count.matrices}
+    assert matrices == {
+        "embedding": Count(1, 617_558_016),
+        "key": Count(9_216, 14_495_514_624),
+        "query": Count(9_216, 14_495_514_624),
+        "value": Count(9_216, 14_495_514_624),
+        "output": Count(96, 14_495_514_624),
+        "up": Count(96, 57_982_058_496),
+        "down": Count(96, 57_982_058_496),
+        "unembedding": Count(1, 617_558_016),
+    }
+    assert (counts.matrices, counts.matrix_parameters) == (27_938, 175_181_291_520)
+
+
+def test_16_bits_hold_70_b_in_140_gb_and_7_b_in_14() -> None:
+    for name, gigabytes, error in (
+        ("llama-2-70b", 140, 0.02),
+        ("llama-3.1-70b", 140, 0.02),
+        ("llama-1-7b", 14, 0.05),
+        ("llama-2-7b", 14, 0.05),
+    ):
+        nbytes = sum(parameter.num_bytes("f16") for parameter in inventory(spec(name)))
+        assert nbytes == pytest.approx(gigabytes * 1e9, rel=error), name
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "qwen3-235b-a22b"])
+def test_the_tally_is_the_inventory_without_names(name: str) -> None:
+    assert dict(tally(spec(name))) == dict(nameless(inventory(spec(name))))
+
+
+def test_every_expert_has_matrices_of_its_own_and_the_router_is_a_component() -> None:
+    counts = census(spec("mixtral-8x7b")).components
+    assert counts[Component.UP] == Count(32 * 8, 32 * 8 * 14336 * 4096)
+    assert counts[Component.ROUTER] == Count(32, 32 * 8 * 4096)
+    names = {parameter.name for parameter in inventory(spec("mixtral-8x7b"))}
+    assert "layers.31.mlp.experts.7.down.weight" in names
+
+
+def test_shared_experts_and_dense_layers_first() -> None:
+    base = spec("qwen3-30b-a3b")
+    assert base.experts is not None
+    experts = replace(base.experts, shared_size=100, shared_gate=True, num_dense_layers=2)
+    names = [parameter.name for parameter in inventory(replace(base, experts=experts))]
+    assert "layers.1.mlp.gate.weight" in names and "layers.1.mlp.router.weight" not in names
+    assert "layers.2.mlp.shared.gate.weight" in names and "layers.2.mlp.gate.weight" not in names
+    extra = 46 * (3 * 100 * 2048 + 2048)  # the shared expert and its gate
+    dense = 2 * (3 * 6144 * 2048 - 128 * (3 * 768 + 1) * 2048)  # for experts and routers
+    assert num_parameters(replace(base, experts=experts)) == num_parameters(base) + extra + dense
+
+
+def test_multi_query_in_a_parallel_block_shares_one_head_and_one_norm() -> None:
+    counts = census(spec("palm-540b")).components
+    assert counts[Component.KEY] == Count(118, 118 * 256 * 18432)
+    assert counts[Component.NORM].parameters == (118 + 1) * 18432
+    assert Component.BIAS not in counts and Component.UNEMBEDDING not in counts
+
+
+def test_windows_lie_where_the_family_has_them() -> None:
+    assert spec("gemma-2-2b").windows[:4] == (4096, 0, 4096, 0)
+    assert [n for n in spec("gemma-3-1b").windows if not n] == [0] * 4
+    assert spec("gemma-3-1b").windows[4:7] == (512, 0, 512)
+    assert set(spec("mistral-7b").windows) == {4096}
+    assert spec("mistral-7b-v0.3").windows == ()
+
+
+def test_every_preset_says_where_it_was_published() -> None:
+    assert all(len(preset.source) > 20 for preset in PRESETS.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "palm-540b"])
+def test_transformers_counts_as_many_parameters_and_the_same_windows(name: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ours = spec(name)
+    config = transformers_config(ours)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters(ours)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and any(ours.windows):
+        assert [kind == "sliding_attention" for kind in kinds] == [n > 0 for n in ours.windows]
