@@ -1,0 +1,74 @@
+"""How busy this client was: its event loop's lag and its CPU, sampled while a run is under way.
+
+A lag is how much later than asked a timer fires; whatever it is, every time measured may be late by
+as much. Past the bounds below the client itself is the bottleneck, and the run says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+_PERIOD_S = 0.02
+LAG_BOUND_S = 0.02  # at the 99th percentile
+CPU_BOUND = 0.9  # of one core: this client is one thread
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLoad:
+    """``cpu`` is seconds of CPU per second. Lags are seconds."""
+
+    cpu: float
+    lag_p50: float
+    lag_p99: float
+    lag_max: float
+
+    @property
+    def complaint(self) -> str | None:
+        """Why the figures of this run are the client's and not the server's, or None."""
+        if self.cpu > CPU_BOUND:
+            return f"this client used {self.cpu:.0%} of its core"
+        if self.lag_p99 > LAG_BOUND_S:
+            return f"this client's event loop was {self.lag_p99 * 1e3:.0f} ms late (p99)"
+        return None
+
+
+class LoadMeter:
+    """``async with LoadMeter() as meter: ...``, then ``meter.load``."""
+
+    def __init__(self) -> None:
+        self._lags: list[float] = []
+
+    async def __aenter__(self) -> LoadMeter:
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
+        self._task = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._took = time.perf_counter() - self._began
+        self._cpu = time.process_time() - self._cpu_began
+
+    @property
+    def lag(self) -> float:
+        """The latest."""
+        return self._lags[-1] if self._lags else 0.0
+
+    @property
+    def load(self) -> ClientLoad:
+        lags = sorted(self._lags) or [0.0]
+        last = len(lags) - 1
+        return ClientLoad(
+            cpu=self._cpu / max(self._took, 1e-9),
+            lag_p50=lags[last // 2],
+            lag_p99=lags[round(last * 0.99)],
+            lag_max=lags[last],
+        )
+
+    async def _watch(self) -> None:
+        while True:
+            wanted = time.perf_counter() + _PERIOD_S
+            await asyncio.sleep(_PERIOD_S)
+            self._lags.append(max(0.0, time.perf_counter() - wanted))

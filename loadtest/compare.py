@@ -1,0 +1,124 @@
+"""Two results side by side: faster, slower or not different, with an interval of the ratio.
+
+The ratio of a percentile is bootstrapped: both runs' requests are drawn anew, and the ratio of the
+drawn percentiles is taken, many times. Where the interval of 95 % holds 1, the runs are not
+different as far as they can tell. Runs of one machine should be interleaved (A, B, A, B, ...): all
+files of a side are then put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loadtest.measures import (
+    CONFIDENCE,
+    MEASURES,
+    RESAMPLES,
+    Estimate,
+    Floats,
+    weighted_percentiles,
+)
+from loadtest.records import RequestRecord
+
+COMPARED = (50.0, 95.0)
+_RATE_SLICES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """``ratio`` is b / a. ``lower_is_better`` says which way faster lies."""
+
+    name: str
+    a: float
+    b: float
+    ratio: Estimate
+    lower_is_better: bool
+
+    @property
+    def verdict(self) -> str:
+        """For b: faster, slower, or not different."""
+        if self.ratio.low <= 1.0 <= self.ratio.high:
+            return "not different"
+        return "faster" if (self.ratio.value < 1.0) == self.lower_is_better else "slower"
+
+
+def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[Difference]:
+    """Differences between two sides, each of one or more loaded results."""
+    sides = [_records(side) for side in (a, b)]
+    found = []
+    for measure in MEASURES:
+        values = [[list(measure.values(record)) for record in side] for side in sides]
+        if not all(any(requests) for requests in values):
+            continue
+        for percentile in COMPARED:
+            estimates = _percentile_ratio(values[0], values[1], percentile)
+            found.append(Difference(f"{measure.title} p{percentile:g}", *estimates, True))
+    rates = [_token_rates(side) for side in (a, b)]
+    if all(rate.size for rate in rates):
+        found.append(Difference("output tokens/s", *_mean_ratio(rates[0], rates[1]), False))
+    return found
+
+
+def _records(results: Sequence[Mapping[str, Any]]) -> list[RequestRecord]:
+    """Whole answers of the steady parts."""
+    found = []
+    for result in results:
+        start, end = result["steady"]["start"], result["steady"]["end"]
+        for fields in result["requests"]:
+            record = RequestRecord(**{**fields, "token_times": tuple(fields["token_times"])})
+            if record.ok and record.kind == "normal" and start <= record.sent <= end:
+                found.append(record)
+    return found
+
+
+def _percentile_ratio(
+    a: list[list[float]], b: list[list[float]], percentile: float
+) -> tuple[float, float, Estimate]:
+    share = np.array([percentile / 100.0])
+    draws = []
+    points = []
+    for side, seed in ((a, 1), (b, 2)):
+        values = np.array([value for values in side for value in values])
+        owners = np.repeat(np.arange(len(side)), [len(values) for values in side])
+        order = np.argsort(values, kind="stable")
+        ranked, owner_of = values[order], owners[order]
+        generator = np.random.default_rng(seed)
+        points.append(float(weighted_percentiles(ranked, np.ones(ranked.size, int), share)[0]))
+        drawn = np.empty(RESAMPLES)
+        for number in range(RESAMPLES):
+            counts = np.bincount(generator.integers(0, len(side), len(side)), minlength=len(side))
+            drawn[number] = weighted_percentiles(ranked, counts[owner_of], share)[0]
+        draws.append(drawn)
+    return points[0], points[1], _ratio(points[0], points[1], draws[1] / draws[0])
+
+
+def _token_rates(results: Sequence[Mapping[str, Any]]) -> Floats:
+    """Output tokens a second in equal slices of the steady parts."""
+    found: list[float] = []
+    for result in results:
+        start, end = result["steady"]["start"], result["steady"]["end"]
+        times = [time for fields in result["requests"] for time in fields["token_times"]]
+        if end > start and times:
+            counts, _ = np.histogram(times, bins=_RATE_SLICES, range=(start, end))
+            found += list(counts / ((end - start) / _RATE_SLICES))
+    return np.array(found)
+
+
+def _mean_ratio(a: Floats, b: Floats) -> tuple[float, float, Estimate]:
+    generator = np.random.default_rng(3)
+    drawn = [
+        side[generator.integers(0, side.size, (RESAMPLES, side.size))].mean(axis=1)
+        for side in (a, b)
+    ]
+    point = float(a.mean()), float(b.mean())
+    return *point, _ratio(*point, drawn[1] / np.maximum(drawn[0], 1e-12))
+
+
+def _ratio(a: float, b: float, drawn: Floats) -> Estimate:
+    edge = (1 - CONFIDENCE) / 2 * 100
+    low, high = np.percentile(drawn, (edge, 100 - edge))
+    return Estimate(b / a if a else float("inf"), float(low), float(high))

@@ -1,0 +1,214 @@
+"""One measurement: a scenario against a target, with everything watched beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loadtest.arrivals import Arrivals, ClosedLoop
+from loadtest.chaos import Canary, Chaos
+from loadtest.client_load import LoadMeter
+from loadtest.connection import HttpClient
+from loadtest.driver import Bounds, Driver, Target
+from loadtest.records import RequestRecord
+from loadtest.result import RunResult
+from loadtest.scenario import Scenario
+from loadtest.scrape import Scraper
+from loadtest.steady import Steady, find_steady
+from loadtest.trace import TraceRow
+from loadtest.workload import Job, Workload
+
+ROUTES = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to measure, beside what. ``timeout_s`` bounds one request."""
+
+    timeout_s: float = 600.0
+    scrape: bool = True
+    warm_up: float | None = None  # seconds to leave out; None: found by loadtest.steady
+    max_in_flight: int = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a progress display shows."""
+
+    second: float
+    driver: Driver
+    records: list[RequestRecord]
+    lag: float
+
+
+Show = Callable[[Moment], None]
+
+
+class TracedWorkload(Workload):
+    """Jobs with the lengths and groups of a trace's rows."""
+
+    def __init__(self, scenario: Scenario, model: str | None, rows: tuple[TraceRow, ...]) -> None:
+        super().__init__(scenario, model)
+        self._seed = scenario.seed
+        self._rows = rows
+        names = sorted({row.group for row in rows if row.group is not None})
+        self._groups = {name: place for place, name in enumerate(names)}
+
+    def jobs(self) -> Iterator[Job]:
+        for index in range(len(self._rows)):
+            yield self.job(index)
+
+    def job(self, index: int) -> Job:
+        row = self._rows[index]
+        draw = random.Random(f"{self._seed}:{index}")
+        # A request without a group has a prefix of its own.
+        group = len(self._groups) + index if row.group is None else self._groups[row.group]
+        return self.job_of(index, 0, draw, row.input, row.output, group)
+
+
+async def measure(
+    scenario: Scenario,
+    target: Target,
+    model: str | None,
+    *,
+    arrivals: Arrivals | ClosedLoop | None = None,
+    workload: Workload | None = None,
+    options: Options | None = None,
+    show: Show | None = None,
+) -> RunResult:
+    """Runs the scenario to its end; when cancelled (Ctrl-C), the result is of the part that ran."""
+    options = options or Options()
+    arrivals = arrivals or scenario.arrivals
+    records: list[RequestRecord] = []
+    driver = Driver(
+        HttpClient(target.address, options.timeout_s),
+        target,
+        workload or Workload(scenario, model),
+        Chaos(scenario.chaos, scenario.seed),
+        records.append,
+    )
+    scraper = Scraper(target, driver.now)
+    canary = Canary(target, model, scenario.api, options.timeout_s) if scenario.chaos else None
+    bounds = Bounds(
+        scenario.seconds,
+        scenario.requests,
+        grace_s=options.timeout_s,
+        max_in_flight=options.max_in_flight,
+    )
+    before = await scraper.once() if options.scrape else None
+    if canary is not None:
+        await canary.ask(driver.now())
+    interrupted = False
+    async with LoadMeter() as meter:
+        watchers = _watchers(driver, scraper if before else None, canary, meter, records, show)
+        try:
+            await driver.run(arrivals, bounds, scenario.seed)
+        except asyncio.CancelledError:
+            interrupted = True
+        finally:
+            await _stop(watchers)
+    seconds = driver.now()
+    if not interrupted:
+        await scraper.settle(before)
+    await scraper.close()
+    if canary is not None:
+        await canary.close()
+    return RunResult(
+        scenario=_facts(scenario, arrivals),
+        target=f"{target.address.authority}{target.address.prefix}{target.path}",
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine(),
+        seconds=seconds,
+        records=records,
+        steady=_steady(records, driver, options),
+        client=meter.load,
+        server=scraper.series,
+        canary=None if canary is None else canary.report,
+        objectives=dict(scenario.objectives),
+        not_sent=driver.not_sent,
+        interrupted=interrupted,
+        closed_loop=isinstance(arrivals, ClosedLoop),
+    )
+
+
+def machine() -> str:
+    """The client's machine by its cores and instruction set alone."""
+    cores = len(os.sched_getaffinity(0))
+    flags = Path("/proc/cpuinfo")
+    best = ""
+    if flags.exists():
+        text = flags.read_text()
+        known = ("amx_tile", "avx512f", "avx2", "sve", "asimd")
+        best = next((f", {flag}" for flag in known if f" {flag} " in text), "")
+    return f"{cores} cores, {platform.machine()}{best}"
+
+
+def _steady(records: list[RequestRecord], driver: Driver, options: Options) -> Steady:
+    end = driver.now() if driver.sent_until is None else driver.sent_until
+    if options.warm_up is None:
+        return find_steady([r for r in records if r.kind == "normal"], end)
+    return Steady(options.warm_up, end, True, f"the first {options.warm_up:g} s left out, as asked")
+
+
+def _watchers(
+    driver: Driver,
+    scraper: Scraper | None,
+    canary: Canary | None,
+    meter: LoadMeter,
+    records: list[RequestRecord],
+    show: Show | None,
+) -> list[asyncio.Task[None]]:
+    async def display(show: Show) -> None:
+        while True:
+            show(Moment(driver.now(), driver, records, meter.lag))
+            await asyncio.sleep(0.5)
+
+    async def ask(canary: Canary) -> None:
+        await canary.watch(driver.start)
+
+    watchers = []
+    if scraper is not None:
+        watchers.append(asyncio.create_task(scraper.watch()))
+    if canary is not None:
+        watchers.append(asyncio.create_task(ask(canary)))
+    if show is not None:
+        watchers.append(asyncio.create_task(display(show)))
+    return watchers
+
+
+async def _stop(watchers: list[asyncio.Task[None]]) -> None:
+    for watcher in watchers:
+        watcher.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*watchers, return_exceptions=True)
+
+
+def _facts(scenario: Scenario, arrivals: Arrivals | ClosedLoop) -> dict[str, Any]:
+    """The scenario in a result's words."""
+    return {
+        "name": scenario.name,
+        "description": scenario.description,
+        "api": scenario.api,
+        "seed": scenario.seed,
+        "arrivals": arrivals.describe(),
+        "requests": [
+            {
+                "weight": kind.weight,
+                "prompt_tokens": kind.prompt.describe(),
+                "output_tokens": kind.output.describe(),
+                "shared_prefix_tokens": kind.shared_prefix_tokens,
+                "prefix_groups": kind.prefix_groups,
+                "turns": kind.turns,
+            }
+            for kind in scenario.kinds
+        ],
+        "chaos": dict(scenario.chaos),
+    }

@@ -1,0 +1,176 @@
+"""What became of one request, in the words that measures are made of. Seconds from the start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from loadtest.events import DONE
+from loadtest.exchange import Exchange, Failure
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request. Times are seconds from the start of the run; None where a thing never happened.
+
+    ``intended`` is when the schedule wanted it sent, ``sent`` when it was; in a closed loop they
+    are the same. ``token_times`` are arrivals of events that carried text: a server may put several
+    tokens into one. ``completion_tokens`` is the server's own count, ``events_with_text`` ours.
+    """
+
+    index: int
+    intended: float
+    sent: float
+    ended: float
+    status: int
+    outcome: str  # "ok", "http_<status>", a Failure, or "error" for an error event in a stream
+    connect_seconds: float | None = None
+    token_times: tuple[float, ...] = ()
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish_reason: str | None = None
+    text: str = ""
+    detail: str = ""
+    kind: str = "normal"  # or what chaos made of it
+    retries: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome == "ok"
+
+    @property
+    def first_token(self) -> float | None:
+        return self.token_times[0] if self.token_times else None
+
+    @property
+    def events_with_text(self) -> int:
+        return len(self.token_times)
+
+    @property
+    def output_tokens(self) -> int:
+        """The server's count where it gave one, else one for each event with text."""
+        if self.completion_tokens is None:
+            return self.events_with_text
+        return self.completion_tokens
+
+    def as_json(self) -> dict[str, Any]:
+        """Without the text: lengths and times are what a result file is for."""
+        fields = asdict(self)
+        del fields["text"]
+        return fields
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What the events or the body say, gathered."""
+
+    text: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+    usage: Mapping[str, Any] | None = None
+    error: str | None = None
+    malformed: str | None = None
+
+    def take(self, value: object, time: float) -> None:
+        if not isinstance(value, dict):
+            self.malformed = "an event is no JSON object"
+            return
+        if value.get("error"):
+            self.error = _error_text(value["error"])
+            return
+        if isinstance(value.get("usage"), dict):
+            self.usage = value["usage"]
+        for choice in value.get("choices") or ():
+            text = _text_of(choice)
+            if text:
+                self.text.append(text)
+                self.times.append(time)
+            if choice.get("finish_reason"):
+                self.finish_reason = str(choice["finish_reason"])
+
+
+def read_exchange(
+    exchange: Exchange, *, index: int, start: float, intended: float, kind: str = "normal"
+) -> RequestRecord:
+    """The record of an ended exchange. ``start`` is the perf_counter of second 0."""
+    answer = _read_events(exchange) if exchange.is_stream else _read_body(exchange)
+    usage = answer.usage or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return RequestRecord(
+        index=index,
+        intended=intended,
+        sent=exchange.sent - start,
+        ended=exchange.ended - start,
+        status=exchange.status,
+        outcome=_outcome(exchange, answer),
+        connect_seconds=(
+            None if exchange.connected is None else exchange.connected - exchange.began
+        ),
+        token_times=tuple(time - start for time in answer.times),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        cached_tokens=_count(details.get("cached_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+        finish_reason=answer.finish_reason,
+        text="".join(answer.text),
+        detail=exchange.detail or answer.error or answer.malformed or "",
+        kind=kind,
+        retries=exchange.retries,
+    )
+
+
+def _outcome(exchange: Exchange, answer: _Answer) -> str:
+    if exchange.failure is not None:
+        return str(exchange.failure)
+    if exchange.status != 200:
+        return f"http_{exchange.status}"
+    if answer.error is not None:
+        return "error"
+    return "ok" if answer.malformed is None else str(Failure.MALFORMED)
+
+
+def _read_events(exchange: Exchange) -> _Answer:
+    answer = _Answer()
+    for data, time in zip(exchange.events, exchange.event_times, strict=True):
+        if data != DONE:
+            answer.take(_json(data), time)
+    return answer
+
+
+def _read_body(exchange: Exchange) -> _Answer:
+    answer = _Answer()
+    if exchange.failure is None or exchange.body:
+        answer.take(_json(bytes(exchange.body)), exchange.ended)
+    if exchange.status == 200 and exchange.failure is None and answer.malformed:
+        answer.malformed = "the answer is neither server-sent events nor JSON"
+    return answer
+
+
+def _json(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def _text_of(choice: object) -> str:
+    """A completion's text, or a chat's content, reasoning or tool arguments: whatever is output."""
+    if not isinstance(choice, dict):
+        return ""
+    delta = choice.get("delta") or choice.get("message")
+    if not isinstance(delta, dict):
+        return str(choice.get("text") or "")
+    parts = [delta.get("reasoning_content"), delta.get("reasoning"), delta.get("content")]
+    for call in delta.get("tool_calls") or ():
+        parts.append((call.get("function") or {}).get("arguments"))
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _error_text(error: object) -> str:
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
