@@ -8,8 +8,8 @@ export class Ledger {
   #rows = new Map(); // id -> {now, peak, planned, detail}
   #shape = "";
 
-  constructor(body, total, check) {
-    Object.assign(this, { body, total, check });
+  constructor({ body, foot, total, check }) {
+    Object.assign(this, { body, foot, total, check });
   }
 
   // `device` is one of /memory's, of now or of an earlier moment.
@@ -36,6 +36,7 @@ export class Ledger {
     show(this.total, device.total_bytes, bytes);
     setText(this.check, off === 0 ? "the sum of all kinds" : `the kinds are off by ${bytes(off)}`);
     this.check.dataset.balanced = String(off === 0);
+    this.foot.hidden = false;
   }
 
   #build(device) {

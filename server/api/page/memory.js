@@ -21,7 +21,12 @@ export class MemoryView {
 
   constructor() {
     this.chart = new StackedChart(by("chart"));
-    this.ledger = new Ledger(by("ledger"), by("ledger-total"), by("ledger-check"));
+    this.ledger = new Ledger({
+      body: by("ledger"),
+      foot: by("ledger-foot"),
+      total: by("ledger-total"),
+      check: by("ledger-check"),
+    });
     for (const kind of LARGE) {
       by(`show-${kind}`).addEventListener("change", ({ target }) => {
         this.#hidden[target.checked ? "delete" : "add"](kind);

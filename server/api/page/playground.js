@@ -111,16 +111,16 @@ export class Playground {
     by("output").replaceChildren();
     by("output").setAttribute("aria-busy", "true"); // to be read out when it is whole
     by("stop").disabled = false;
+    if (document.activeElement === by("run")) by("stop").focus();
     by("run").disabled = true;
-    if (document.activeElement === document.body) by("stop").focus();
     this.#say("busy", "Streaming.");
   }
 
   #end() {
     const stopped = document.activeElement === by("stop");
     by("run").disabled = false;
+    if (stopped) by("run").focus();
     by("stop").disabled = true;
-    if (stopped || document.activeElement === document.body) by("run").focus();
     by("output").setAttribute("aria-busy", "false");
   }
 
