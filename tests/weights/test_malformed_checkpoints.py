@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.weights.folders import write_good_folder
-from tests.weights.malformed import MUTATIONS, Mutation
+from tests.weights.malformed import MUTATIONS
+from tests.weights.mutations import Mutation
 from weights import families
 from weights.checkpoint import open_checkpoint
 from weights.errors import CheckpointError

@@ -1,0 +1,143 @@
+"""Files that are not there, or not what they should be; an index that does not fit its shards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tests.weights.folders import (
+    INDEX,
+    OTHER_SHARD,
+    SHARD,
+    WEIGHTS,
+    append_tensor,
+    edit_json,
+    read_parts,
+)
+from tests.weights.mutations import NORM, Q_PROJ, Mutations
+
+BAD_FILES = Mutations()
+
+
+@BAD_FILES.mutation("pytorch_model.bin", "convert to safetensors")
+def pickle_only(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+
+
+@BAD_FILES.mutation("consolidated.00.pth", "convert to safetensors")
+def pth_only(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "consolidated.00.pth")
+
+
+@BAD_FILES.mutation("model.gguf", "convert to safetensors")
+def gguf_only(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "model.gguf")
+
+
+@BAD_FILES.mutation(WEIGHTS, "missing")
+def no_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+@BAD_FILES.mutation(WEIGHTS, INDEX, sharded=True)
+def single_beside_index(folder: Path) -> None:
+    shutil.copy(folder / SHARD, folder / WEIGHTS)
+
+
+@BAD_FILES.mutation(WEIGHTS, "cannot be opened")
+def link_to_itself(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(WEIGHTS)
+
+
+@BAD_FILES.mutation(WEIGHTS, "regular file")
+def weights_are_a_pipe(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+
+
+@BAD_FILES.mutation(SHARD, "regular file", sharded=True)
+def shard_is_a_folder(folder: Path) -> None:
+    (folder / SHARD).unlink()
+    (folder / SHARD).mkdir()
+
+
+def _point(folder: Path, file: str) -> None:
+    """Makes the index say that one tensor lies in ``file``."""
+    edit_json(folder, INDEX, lambda index: index["weight_map"].update({Q_PROJ: file}))
+
+
+@BAD_FILES.mutation(OTHER_SHARD, "missing", sharded=True)
+def shard_missing(folder: Path) -> None:
+    (folder / OTHER_SHARD).unlink()
+
+
+@BAD_FILES.mutation(INDEX, Q_PROJ, "outside", sharded=True)
+def index_points_above(folder: Path) -> None:
+    shutil.copy(folder / SHARD, folder.parent / "above.safetensors")
+    _point(folder, "../above.safetensors")
+
+
+@BAD_FILES.mutation(INDEX, Q_PROJ, "outside", sharded=True)
+def index_points_to_an_absolute_path(folder: Path) -> None:
+    _point(folder, "/etc/model.safetensors")
+
+
+@BAD_FILES.mutation(INDEX, Q_PROJ, "outside", sharded=True)
+def index_points_into_a_subfolder(folder: Path) -> None:
+    _point(folder, "sub/model.safetensors")
+
+
+@BAD_FILES.mutation(SHARD, "outside", sharded=True)
+def shard_links_outside(folder: Path) -> None:
+    outside = folder.parent / "outside.safetensors"
+    (folder / SHARD).rename(outside)
+    (folder / SHARD).symlink_to(outside)
+
+
+@BAD_FILES.mutation(INDEX, Q_PROJ, sharded=True)
+def index_names_a_pickle(folder: Path) -> None:
+    _point(folder, "pytorch_model-00001-of-00002.bin")
+
+
+@BAD_FILES.mutation(INDEX, Q_PROJ, sharded=True)
+def index_points_to_a_number(folder: Path) -> None:
+    edit_json(folder, INDEX, lambda index: index["weight_map"].update({Q_PROJ: 1}))
+
+
+@BAD_FILES.mutation(INDEX, "model.ghost.weight", sharded=True)
+def index_names_a_tensor_that_the_shard_lacks(folder: Path) -> None:
+    edit_json(
+        folder, INDEX, lambda index: index["weight_map"].update({"model.ghost.weight": SHARD})
+    )
+
+
+@BAD_FILES.mutation(INDEX, Q_PROJ, sharded=True)
+def shard_holds_a_tensor_that_the_index_lacks(folder: Path) -> None:
+    edit_json(folder, INDEX, lambda index: index["weight_map"].pop(Q_PROJ))
+
+
+@BAD_FILES.mutation("also in", "model.norm.weight", sharded=True)
+def tensor_in_two_shards(folder: Path) -> None:
+    for file in (SHARD, OTHER_SHARD):
+        header, _ = read_parts(folder / file)
+        if NORM not in header:
+            append_tensor(folder, NORM, bytes(128), [32], file=file)
+            return
+
+
+@BAD_FILES.mutation(INDEX, "not JSON", sharded=True)
+def index_not_json(folder: Path) -> None:
+    (folder / INDEX).write_text("weight_map")
+
+
+@BAD_FILES.mutation(INDEX, "weight_map", sharded=True)
+def index_without_a_map(folder: Path) -> None:
+    (folder / INDEX).write_text('{"metadata": {}}')
+
+
+@BAD_FILES.mutation(INDEX, "duplicate", Q_PROJ, sharded=True)
+def index_names_a_tensor_twice(folder: Path) -> None:
+    text = (folder / INDEX).read_text()
+    (folder / INDEX).write_text(text.replace(f'"{Q_PROJ}"', f'"{Q_PROJ}": "x", "{Q_PROJ}"'))

@@ -1,0 +1,60 @@
+"""What a mutation of a good checkpoint folder is, and how a list of them is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.weights.folders import WEIGHTS, edit_config, edit_header
+
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+NORM = "model.norm.weight"
+Apply = Callable[[Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """``apply`` spoils the folder; every one of ``words`` must stand in the message."""
+
+    name: str
+    apply: Apply
+    words: tuple[str, ...]
+    sharded: bool = False
+    tied: bool = False
+
+
+class Mutations(dict[str, Mutation]):
+    """Mutations by name, gathered as they are declared."""
+
+    def mutation(
+        self, *words: str, sharded: bool = False, tied: bool = False
+    ) -> Callable[[Apply], Apply]:
+        """The decorated function spoils a folder."""
+
+        def register(apply: Apply) -> Apply:
+            self._add(Mutation(apply.__name__, apply, words, sharded, tied))
+            return apply
+
+        return register
+
+    def config(self, name: str, *words: str, **changes: object) -> None:
+        """A mutation that sets keys of config.json."""
+
+        def apply(folder: Path) -> None:
+            edit_config(folder, **changes)
+
+        self._add(Mutation(name, apply, ("config.json", *words)))
+
+    def entry(self, name: str, *words: str, tensor: str = Q_PROJ, **changes: object) -> None:
+        """A mutation that sets fields of one tensor's entry in the header."""
+
+        def apply(folder: Path) -> None:
+            edit_header(folder, lambda header: header[tensor].update(changes))
+
+        self._add(Mutation(name, apply, (WEIGHTS, tensor, *words)))
+
+    def _add(self, mutation: Mutation) -> None:
+        if mutation.name in self:
+            raise ValueError(f"two mutations are named {mutation.name}")
+        self[mutation.name] = mutation
