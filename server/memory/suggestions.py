@@ -1,8 +1,8 @@
 """The smallest changes that make a plan fit, each found by planning again with it. No torch.
 
 A change is as large as the ratio of the old value to the new one: a length cut from 8192 to 4096
-is as large as a format of half the bytes. The options are tried one at a time; where no single one
-suffices, what is missing is memory, and how much of it is said.
+is as large as a format of half the bytes. The options are tried one at a time; where that does not
+give two, narrower numbers and a shorter length together; at last, how much memory is missing.
 """
 
 from __future__ import annotations
@@ -57,10 +57,17 @@ def smallest_changes(
     found = [
         next((c for c in group if fits(c.request, c.available_bytes)), None) for group in groups
     ]
-    changes = sorted((c for c in found if c is not None), key=lambda change: change.factor)
+    changes = [change for change in found if change is not None]
     if len(changes) < MOST_CHANGES:
-        changes.extend(_more_memory(request, available_bytes, fits, max_model_len))
+        changes.extend(_two_at_once(request, available_bytes, fits, max_model_len))
+    changes = _sorted(changes)
+    if len(changes) < MOST_CHANGES:
+        changes += _sorted(_more_memory(request, available_bytes, fits, max_model_len))
     return tuple(changes[:MOST_CHANGES])
+
+
+def _sorted(changes: Iterable[Change]) -> list[Change]:
+    return sorted(changes, key=lambda change: change.factor)
 
 
 def _smaller_sizes(
@@ -125,6 +132,20 @@ def _narrower_formats(request: PlanRequest, available: int) -> Iterator[list[Cha
             for name, narrow in narrower.items()
             if narrow < bits
         ]
+
+
+def _two_at_once(
+    request: PlanRequest, available: int, fits: Fits, max_model_len: int
+) -> Iterator[Change]:
+    """Narrower numbers and a shorter length together."""
+    for group in _narrower_formats(request, available):
+        for narrower in group:
+            shorter = _smaller_sizes(narrower.request, available, fits, max_model_len)
+            for change in shorter:
+                if change.request.max_model_len != narrower.request.max_model_len:
+                    option = f"{narrower.option} with {change.option}"
+                    factor = narrower.factor * change.factor
+                    yield Change(option, change.request, available, factor)
 
 
 def _matrix_bits(request: PlanRequest) -> int:
