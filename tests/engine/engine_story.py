@@ -120,6 +120,7 @@ class Story:
         salt: str = "",
         adapter: tuple[str, int] = ("", 0),
         timeout_s: float | None = None,
+        reports_memory: bool = False,
         **sampling: Any,
     ) -> EngineRequest:
         return EngineRequest(
@@ -132,6 +133,7 @@ class Story:
             adapter_version=adapter[1],
             cache_salt=salt,
             timeout_s=timeout_s,
+            reports_memory=reports_memory,
         )
 
     def ask(self, name: str, tokens: Sequence[int], **wishes: Any) -> None:
