@@ -191,6 +191,7 @@ class HttpServer:
                 for component, nbytes in self._weights().items()
             ],
             host_bytes=process_resident,
+            device="cuda" if runner.on_gpu else "cpu",  # as /memory calls it
             model=self._served_model(),
         )
 

@@ -100,7 +100,8 @@ _SPLIT = Row(
             "Planned beside measured",
             "What the plan reserved before the model was loaded, beside what is held now and the "
             "most that ever was. Peak of plan above 100 % means that the plan was too small. Kinds "
-            "that no plan can know have an empty cell.",
+            "that no plan can know have an empty cell. estimated is 1 where the driver does not "
+            "say what belongs to whom.",
             "bytes",
             (
                 Query(total(r.MEMORY, "kind"), "now"),
@@ -111,6 +112,7 @@ _SPLIT = Row(
                     "peak of plan",
                     unit="percentunit",
                 ),
+                Query(highest(r.MEMORY_ESTIMATED, "kind"), "estimated", unit="none"),
             ),
             width=8,
             height=11,
@@ -200,6 +202,18 @@ _PARTS = Row(
             height=9,
         ),
         Graph(
+            "Largest step so far, and its plan",
+            "Activations: the most that intermediate tensors of one step have taken, and what was "
+            "reserved for the largest step that can come.",
+            "bytes",
+            (
+                Query(total(r.MEMORY_PEAK, kind="activations"), "peak"),
+                Query(total(r.MEMORY_PLANNED, kind="activations"), "planned"),
+            ),
+            height=9,
+            lines=("planned",),
+        ),
+        Graph(
             "Unaccounted by server",
             "What no kind accounts for, for each server and device, with its sign. A line that "
             "rises and stays up is a leak, or a library that keeps what nobody planned.",
@@ -213,16 +227,40 @@ _PARTS = Row(
             height=9,
         ),
         Graph(
-            "Largest step so far, and its plan",
-            "Activations: the most that intermediate tensors of one step have taken, and what was "
-            "reserved for the largest step that can come.",
+            "Unaccounted, by where it lies",
+            "tensors: the allocator gave it to tensors that are in no list of ours; measured on a "
+            "GPU. outside: nobody asked the allocator for it.",
             "bytes",
             (
-                Query(total(r.MEMORY_PEAK, kind="activations"), "peak"),
-                Query(total(r.MEMORY_PLANNED, kind="activations"), "planned"),
+                Query(
+                    total(r.MEMORY_PARTS, "part", kind="unaccounted"),
+                    "{{part}}",
+                ),
             ),
             height=9,
-            lines=("planned",),
+        ),
+        Graph(
+            "Allocator's slack, by reason",
+            "Reserved from the device and in no tensor. free: can be given out again. pending: "
+            "freed, and waiting for another stream. rounding: sizes are rounded up.",
+            "bytes",
+            (Query(total(r.MEMORY_PARTS, "part", kind="allocator_slack"), "{{part}}"),),
+            height=9,
+            stacked=True,
+        ),
+        Graph(
+            "Runtime and libraries",
+            "base: what stood before the model was loaded, on a GPU the context. code: loaded code "
+            "and kernels. libraries: what cuBLAS and its like took for themselves.",
+            "bytes",
+            (
+                Query(
+                    total(r.MEMORY_PARTS, "kind", "part", kind="~runtime|workspace"),
+                    "{{kind}}: {{part}}",
+                ),
+            ),
+            height=9,
+            stacked=True,
         ),
     ),
 )

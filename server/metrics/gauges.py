@@ -116,6 +116,13 @@ def _memory(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
     yield registry.MEMORY, _by(held, device)
     yield registry.MEMORY_PEAK, _by(peak, device)
     yield registry.MEMORY_PLANNED, _by(sources.planned(), device)
+    parts_of_kinds = registry.PARTS_OF_KINDS.items()
+    yield (
+        registry.MEMORY_PARTS,
+        [((device, *part), reading[name]) for name, part in parts_of_kinds if name in reading],
+    )
+    estimated = {kind: name for name, kind in registry.ESTIMATED_KINDS.items()}
+    yield registry.MEMORY_ESTIMATED, _by(_named(estimated, reading), device)
     yield registry.KV_BYTES, _by(parts)
     yield registry.MEMORY_TOTAL, [((device,), reading.get("total", 0))]
     weights = sources.weights()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from server.memory.accountant import KV_PARTS
+from server.memory.accountant import KV_PARTS, READING_NAMES
 from server.memory.layout import MemoryKind
 from server.metrics.spec import Label, MetricSpec, MetricType, Unit
 from server.metrics.stats import Outcome
@@ -28,6 +28,24 @@ _LENGTHS = tuple(2**power for power in range(0, 18))
 
 _DEVICE = Label("device")
 _KIND = Label("kind", tuple(MemoryKind))
+
+# Names of a reading, by the kind and the part or by the kind that they tell of. The parts of the KV
+# cache have a metric of their own.
+PARTS_OF_KINDS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        name: (kind, part)
+        for name in READING_NAMES
+        for kind, dot, part in (name.partition("."),)
+        if dot and part != "peak" and kind in tuple(MemoryKind) and kind != MemoryKind.KV_CACHE
+    }
+)
+ESTIMATED_KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        name: name.removeprefix("estimated.")
+        for name in READING_NAMES
+        if name.startswith("estimated.")
+    }
+)
 
 
 def _counter(name: str, help: str, unit: Unit, *labels: Label) -> MetricSpec:
@@ -157,6 +175,21 @@ MEMORY = _gauge("quire_memory_bytes", "Held now", Unit.BYTES, _DEVICE, _KIND)
 MEMORY_PEAK = _gauge("quire_memory_peak_bytes", "The most held so far", Unit.BYTES, _DEVICE, _KIND)
 MEMORY_PLANNED = _gauge(
     "quire_memory_planned_bytes", "Reserved by the plan", Unit.BYTES, _DEVICE, _KIND
+)
+MEMORY_PARTS = _gauge(
+    "quire_memory_part_bytes",
+    "Parts of a kind that are measured by themselves",
+    Unit.BYTES,
+    _DEVICE,
+    _KIND,
+    Label("part", tuple(sorted({part for _, part in PARTS_OF_KINDS.values()}))),
+)
+MEMORY_ESTIMATED = _gauge(
+    "quire_memory_estimated",
+    "1 where a kind's figure is an estimate, because the device does not tell",
+    Unit.FLAG,
+    _DEVICE,
+    _KIND,
 )
 MEMORY_TOTAL = _gauge("quire_memory_total_bytes", "The device", Unit.BYTES, _DEVICE)
 KV_BYTES = _gauge(
