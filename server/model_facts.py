@@ -13,7 +13,9 @@ from server.config import ServerConfig, available_cores
 from server.engine.request import EngineLimits
 from server.engine_facts import EngineSettings
 from server.errors import StartupError
+from server.memory.answers import answer_limits
 from server.memory.planner import MemoryPlan, PlanRequest, plan_memory, resolve_format
+from server.memory.snapshot import machine_memory
 from server.placement import Placement, place, refuse_on_gpu
 from server.served_features import unserved_features
 from weights.checkpoint import open_checkpoint
@@ -128,9 +130,18 @@ def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:
             queue_timeout_s=config.queue_timeout,
             prefix_caching=config.prefix_caching,
             eos_token_ids=model.eos_token_ids,
+            max_logprobs=runner.max_logprobs,
+            answers=answer_limits(_host_bytes_left(model)),
         ),
         num_threads=config.threads or available_cores(),
         log_format=config.log_format,
         strict_ledger=config.strict_ledger,
         cuda_graphs=config.cuda_graphs,
     )
+
+
+def _host_bytes_left(model: ModelFacts) -> int:
+    """What the plan leaves of the host's memory. On a GPU the plan takes next to none of it."""
+    if model.placement.on_gpu:
+        return machine_memory()[1]
+    return model.plan.available_bytes - sum(model.plan.kinds.values())

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping, Sequence
 
+from server.engine.answers import AnswerSize, answer_size
 from server.engine.events import Refused
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.queue import WaitingQueue
-from server.engine.request import EngineLimits, EngineRequest
+from server.engine.request import AnswerLimits, EngineLimits, EngineRequest
+from server.engine.sequence import LiveRequest
 
 _RETRY_AFTER_MAX = 600  # seconds
 _WINDOW = 64  # steps
@@ -40,28 +41,33 @@ class Throughput:
 
 
 class Admission:
-    def __init__(self, kv: KVCacheManager, limits: EngineLimits, waiting: WaitingQueue) -> None:
+    """``page_bytes`` are those of one KV-cache block, for what refusals say."""
+
+    def __init__(
+        self, kv: KVCacheManager, limits: EngineLimits, waiting: WaitingQueue, page_bytes: int
+    ) -> None:
         self._kv = kv
+        self._page_bytes = page_bytes
         self._limits = limits
         self._waiting = waiting
         self.throughput = Throughput()
         self.is_open = True
 
     def refusal(
-        self, requests: Sequence[EngineRequest], live_ids: AbstractSet[str]
+        self, requests: Sequence[EngineRequest], live: Mapping[str, LiveRequest]
     ) -> Refused | None:
-        """Why the list is refused, or None."""
+        """Why the list is refused, or None. ``live`` are the accepted requests by id."""
         ids = tuple(request.request_id for request in requests)
         if not self.is_open:
             message = "The server is shutting down and takes no new requests."
             return Refused(ids, "SHUTTING_DOWN", message)
-        if len(set(ids)) < len(ids) or any(request_id in live_ids for request_id in ids):
+        if len(set(ids)) < len(ids) or any(request_id in live for request_id in ids):
             return Refused(ids, "INTERNAL", "A request id is in use already.")
         for request in requests:
             problem = self._problem_with(request)
             if problem is not None:
                 return Refused(ids, *problem)
-        return self._queue_refusal(ids, requests)
+        return self._queue_refusal(ids, requests) or self._answer_refusal(ids, requests, live)
 
     def _problem_with(self, request: EngineRequest) -> tuple[str, str] | None:
         num_prompt = len(request.prompt_token_ids)
@@ -79,16 +85,27 @@ class Admission:
                 f"they exceed the context of {self._limits.max_model_len} tokens. Shorten the "
                 "prompt or lower max_tokens."
             )
-        return self._capacity_problem(num_prompt, max_tokens)
+        return self._width_problem(request) or self._capacity_problem(num_prompt, max_tokens)
+
+    def _width_problem(self, request: EngineRequest) -> tuple[str, str] | None:
+        most = self._limits.max_logprobs
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(request.sampling, name)
+            if asked is not None and asked > most:
+                return "CAPACITY", (
+                    f"{name} is {asked}, {8 * (1 + asked)} bytes a token; this server's buffers "
+                    f"hold {8 * (1 + most)}. Ask for at most {most}."
+                )
+        return None
 
     def _capacity_problem(self, num_prompt: int, max_tokens: int) -> tuple[str, str] | None:
-        needed = self._kv.blocks_for(num_prompt + max_tokens)
-        if needed > self._kv.pool.num_blocks:
+        needed, there = self._kv.blocks_for(num_prompt + max_tokens), self._kv.pool.num_blocks
+        if needed > there:
             return "CAPACITY", (
                 f"The prompt has {num_prompt} tokens and max_tokens is {max_tokens}; together "
-                f"they need {needed} KV-cache blocks, and the cache has "
-                f"{self._kv.pool.num_blocks} ({self._kv.max_tokens_alone()} tokens). Shorten the "
-                "prompt or lower max_tokens."
+                f"they need {needed} KV-cache blocks, and the cache has {there} "
+                f"({self._kv.max_tokens_alone()} tokens): {needed * self._page_bytes} bytes of "
+                f"{there * self._page_bytes}. Shorten the prompt or lower max_tokens."
             )
         return self._queue_problem(num_prompt)
 
@@ -133,3 +150,38 @@ class Admission:
                 f"{self._limits.max_queued_tokens}."
             )
         return None
+
+    def _answer_refusal(
+        self,
+        ids: tuple[str, ...],
+        requests: Sequence[EngineRequest],
+        live: Mapping[str, LiveRequest],
+    ) -> Refused | None:
+        """Where the list's answers cannot be held on the host: ever, or beside those under way."""
+        limits = self._limits.answers
+        if limits is None:
+            return None
+        sizes = [answer_size(request) for request in requests]
+        needed = sum(size.nbytes(limits) for size in sizes)
+        if needed > limits.max_bytes:
+            return Refused(ids, "CAPACITY", _answer_problem(sizes, needed, limits))
+        open_sizes = [answer_size(one.request) for one in live.values()]
+        held = sum(size.nbytes(limits) for size in open_sizes)
+        if held + needed <= limits.max_bytes:
+            return None
+        message = (
+            f"The answers under way may take {held} bytes of the server's memory and this one "
+            f"{needed}; it keeps {limits.max_bytes} for all of them. Try again later, or ask for "
+            "fewer logprobs, a smaller n or fewer tokens."
+        )
+        tokens = sum(size.tokens for size in open_sizes)
+        return Refused(ids, "QUEUE_FULL", message, self.throughput.seconds_for(tokens))
+
+
+def _answer_problem(sizes: Sequence[AnswerSize], needed: int, limits: AnswerLimits) -> str:
+    return (
+        f"The answer can come to {sum(size.tokens for size in sizes)} tokens and "
+        f"{sum(size.numbers for size in sizes)} log-probabilities, {needed} bytes of the server's "
+        f"memory, which keeps {limits.max_bytes} for all answers. Ask for fewer logprobs, a "
+        "smaller n, fewer tokens or, with echo, a shorter prompt."
+    )

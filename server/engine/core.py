@@ -78,7 +78,7 @@ class EngineCore:
         )
         self.scheduler = Scheduler(self._kv, limits, clock)
         self._roster = self.scheduler.roster
-        self._admission = Admission(self._kv, limits, self._roster.waiting)
+        self._admission = Admission(self._kv, limits, self._roster.waiting, kv.page_bytes)
         self._in_flight: deque[StepInFlight] = deque()
         self._num_void = 0  # steps in flight that followed one that raised
         self._last_end = clock()
@@ -102,7 +102,7 @@ class EngineCore:
         """Accepts or refuses the list whole; the next frame says which."""
         if not requests:
             return
-        refusal = self._admission.refusal(requests, self._roster.requests.keys())
+        refusal = self._admission.refusal(requests, self._roster.requests)
         if refusal is not None:
             self._roster.outbox.refused.append(refusal)
             return

@@ -67,6 +67,15 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerLimits:
+    """What all open answers may take of the host's memory, and what to count for each part."""
+
+    max_bytes: int
+    token_bytes: int
+    logprob_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLimits:
     """The engine's own limits, in the units that its names say. Frozen for the server's life."""
 
@@ -80,3 +89,5 @@ class EngineLimits:
     prefix_caching: bool = True
     max_preemptions: int = 8  # of one sequence; after that it is protected
     eos_token_ids: tuple[int, ...] = field(default=())
+    max_logprobs: int = 20  # alternatives reported beside a token: buffers are that wide
+    answers: AnswerLimits | None = None  # None: the host's memory is the caller's matter
