@@ -28,6 +28,7 @@ from server.execution.live_bytes import PeakMeter
 from server.execution.model import Decoder, rotary_table
 from server.execution.model_runner import ModelRunner
 from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec, max_context
+from server.served_features import unserved_features
 from weights.checkpoint import open_checkpoint
 from weights.cuda_copies import CudaCopies
 from weights.families import resolve
@@ -156,6 +157,9 @@ def _rotary_buffer(
 
 
 def _check(model: ModelSpec, config: RunnerConfig) -> None:
+    missing = unserved_features(model)
+    if missing:
+        raise StartupError(f"the decoder does not compute {', '.join(missing)}")
     if config.max_model_len > max_context(model):
         raise StartupError(
             f"max_model_len is {config.max_model_len}; the model has positions for"

@@ -1,0 +1,129 @@
+"""A plan of a folder is what ``quire serve`` plans for it, on the machine and on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import server.model_facts as model_facts
+import server.placement as placement
+import server.plan.target as target
+from server.config import DEMO_MODEL_DIR, resolve
+from server.errors import StartupError
+from server.memory.gpu_device import GpuDevice
+from server.plan.make import Plan, PlanOptions, make_plan
+from server.plan.split import memory_split
+from weights.spec import ModelSpec
+from weights.synthetic import write_checkpoint
+from weights.tiny_specs import tiny_gpt2, tiny_llama
+
+GIB = 2**30
+LARGE = tiny_llama(vocab_size=70_000, hidden_size=512, num_layers=2, parameter_dtype="bf16")
+SPECS = {"llama": tiny_llama(tied=True), "gpt2": tiny_gpt2(), "wide": LARGE}
+FLAGS = (
+    {},
+    {"max-num-seqs": "4", "max-model-len": "100", "max-num-batched-tokens": "64"},
+    {"dtype": "bfloat16", "kv-cache-memory": "1MiB", "block-size": "32"},
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {"demo": DEMO_MODEL_DIR}
+    for name, spec in SPECS.items():
+        made[name] = tmp_path_factory.mktemp(name)
+        write_checkpoint(spec, made[name], seed=1, format=spec.parameter_dtype)
+    return made
+
+
+@pytest.fixture
+def still_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same reading for both: other processes come and go between two real ones."""
+    for module in (placement, target):
+        monkeypatch.setattr(module, "machine_memory", lambda: (8 * GIB, 6 * GIB))
+
+
+def planned(folder: Path, device: str, flags: dict[str, str]) -> Plan:
+    return make_plan(PlanOptions(str(folder), None, device, None, 1, flags), {})
+
+
+@pytest.mark.usefixtures("still_memory")
+@pytest.mark.parametrize("flags", FLAGS, ids=["defaults", "small", "narrow"])
+@pytest.mark.parametrize("name", ["demo", *SPECS])
+def test_on_a_cpu_both_plan_the_same_bytes(
+    folders: dict[str, Path], name: str, flags: dict[str, str]
+) -> None:
+    config = resolve({"model-dir": str(folders[name]), "device": "cpu", **flags}, {})
+    served = model_facts.read_model(config).plan
+    plan = planned(folders[name], "cpu", flags)
+    assert plan.memory.kinds == served.kinds
+    assert plan.memory.runner == served.runner
+    assert plan.memory.layout.weights == served.layout.weights
+    split = memory_split(plan)
+    assert {kind: split[kind] for kind in served.kinds} == served.kinds
+    assert sum(split.values()) == 8 * GIB and split["other_processes"] == 2 * GIB
+    assert plan.notes == ()
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("name", ["demo", *SPECS])
+def test_on_a_gpu_that_is_empty_both_plan_the_same_bytes(
+    folders: dict[str, Path], name: str, quantization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    l4 = GpuDevice("NVIDIA L4", (8, 9), 23034 * 2**20, 23034 * 2**20)
+
+    def place(config: object) -> placement.Placement:
+        return placement.place(config, find=lambda: l4, has_cuda=lambda: True)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model_facts, "place", place)
+    flags = {"quantization": quantization}
+    config = resolve({"model-dir": str(folders[name]), "device": "cuda", **flags}, {})
+    served = model_facts.read_model(config).plan
+    plan = planned(folders[name], "l4", flags)
+    assert plan.memory.kinds == served.kinds and "graphs" in served.kinds
+    assert plan.memory.runner == served.runner
+    assert sum(memory_split(plan).values()) == l4.total
+
+
+@pytest.mark.usefixtures("still_memory")
+def test_both_refuse_alike(folders: dict[str, Path]) -> None:
+    flags = {"max-model-len": "500", "kv-cache-memory": "64KiB"}
+    config = resolve({"model-dir": str(folders["llama"]), "device": "cpu", **flags}, {})
+    with pytest.raises(StartupError) as raised:
+        model_facts.read_model(config)
+    plan = planned(folders["llama"], "cpu", flags)
+    assert not plan.fits
+    changes = " or ".join(change.option for change in plan.changes)
+    assert f"{plan.refusal}; what would fit: {changes}" == str(raised.value)
+
+
+def test_options_are_read_where_the_server_reads_them(folders: dict[str, Path]) -> None:
+    options = PlanOptions(None, None, "cpu", None, 1, {})
+    variables = {"QUIRE_MODEL_DIR": str(folders["gpt2"]), "QUIRE_MAX_NUM_SEQS": "3"}
+    plan = make_plan(options, variables)
+    assert (plan.model.spec.family, plan.request.max_num_seqs) == ("gpt2", 3)
+
+
+def copy_of(spec: ModelSpec, folder: Path) -> Path:
+    write_checkpoint(spec, folder, seed=2)
+    return folder
+
+
+@pytest.mark.usefixtures("still_memory")
+def test_a_folder_without_weights_is_planned_and_says_so(tmp_path: Path) -> None:
+    folder = copy_of(tiny_llama(), tmp_path / "bare")
+    whole = planned(folder, "cpu", {})
+    (folder / "model.safetensors").unlink()
+    bare = planned(folder, "cpu", {})
+    assert bare.memory.kinds == whole.memory.kinds
+    assert any("no weights in the folder" in note for note in bare.notes)
+
+
+def test_a_folder_whose_weights_are_not_the_configs_is_refused(tmp_path: Path) -> None:
+    folder = copy_of(tiny_llama(), tmp_path / "model")
+    other = copy_of(replace(tiny_llama(), num_layers=2, windows=()), tmp_path / "other")
+    (other / "model.safetensors").rename(folder / "model.safetensors")
+    with pytest.raises(StartupError, match=r"layers\.2\."):
+        planned(folder, "cpu", {})
