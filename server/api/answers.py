@@ -42,10 +42,18 @@ class Answer:
     """Wraps choices in the object that carries them."""
 
     def __init__(
-        self, form: AnswerForm, kind: str, request_id: str, model: ModelCard, *, usage_chunk: bool
+        self,
+        form: AnswerForm,
+        kind: str,
+        request_id: str,
+        model: ModelCard,
+        *,
+        usage_chunk: bool,
+        usage_details: bool = False,
     ) -> None:
         self.form = form
         self.usage_chunk = usage_chunk
+        self.usage_details = usage_details
         prefix = "chatcmpl" if kind == "chat.completion" else "cmpl"
         self._kind = kind
         self._head = {

@@ -61,14 +61,15 @@ class GenerationEndpoint:
         generation = Generation(self._state, requests, options, trace)
         leaving.append(generation.abort)
         answer = self._form(request, trace.request_id)
-        try:
-            await generation.submit()
-            if request.stream:
-                await stream_answer(generation, answer, send)
-            else:
-                await whole_answer(generation, answer, send)
-        finally:
-            generation.close()
+        with self._state.live.listed(trace, tuple(requests)):
+            try:
+                await generation.submit()
+                if request.stream:
+                    await stream_answer(generation, answer, send)
+                else:
+                    await whole_answer(generation, answer, send)
+            finally:
+                generation.close()
 
     async def _read(self, body: bytes) -> GenerationRequest:
         depth = self._state.limits.max_json_depth
@@ -117,6 +118,7 @@ class GenerationEndpoint:
                 priority=request.fields["priority"],
                 tenant=request.fields["user"] or "",
                 cache_salt=request.fields["cache_salt"],
+                reports_memory=request.usage_details,
             )
             for index, ids in enumerate(prompts)
         ]
@@ -154,7 +156,14 @@ class GenerationEndpoint:
             form, kind = ChatForm(self._state.tokenizer, request), "chat.completion"
         else:
             form, kind = CompletionForm(self._state.tokenizer, request), "text_completion"
-        return Answer(form, kind, request_id, self._state.model, usage_chunk=request.include_usage)
+        return Answer(
+            form,
+            kind,
+            request_id,
+            self._state.model,
+            usage_chunk=request.include_usage,
+            usage_details=request.usage_details,
+        )
 
 
 async def whole_answer(generation: Generation, answer: Answer, send: Send) -> None:
@@ -162,7 +171,8 @@ async def whole_answer(generation: Generation, answer: Answer, send: Send) -> No
     async with aclosing(generation.deltas()) as deltas:
         async for index, delta in deltas:
             collector.add(index, delta)
-    body = to_json(answer.whole(collector.results(), generation.usage()))
+    usage = generation.usage(details=answer.usage_details)
+    body = to_json(answer.whole(collector.results(), usage))
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -188,12 +198,20 @@ async def stream_answer(generation: Generation, answer: Answer, send: Send) -> N
         choice for index in range(generation.num_choices) for choice in answer.form.opening(index)
     ]
     await write(b"".join(answer.chunk(choice) for choice in opening))
-    async with aclosing(generation.deltas()) as deltas:
-        async for index, delta in deltas:
-            changes = answer.form.changes(index, delta)
-            await write(b"".join(answer.chunk(choice) for choice in changes))
-    usage = answer.last_chunk(generation.usage()) if answer.usage_chunk else b""
-    await write(usage + DONE, more=False)
+
+    def usage() -> bytes:
+        return answer.last_chunk(generation.usage(details=answer.usage_details))
+
+    try:
+        async with aclosing(generation.deltas()) as deltas:
+            async for index, delta in deltas:
+                changes = answer.form.changes(index, delta)
+                await write(b"".join(answer.chunk(choice) for choice in changes))
+    except QuireError:
+        if answer.usage_details:
+            await write(usage())  # a request that failed has held memory too
+        raise
+    await write((usage() if answer.usage_chunk else b"") + DONE, more=False)
 
 
 async def unless_disconnected(

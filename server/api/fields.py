@@ -89,6 +89,7 @@ FIELDS = (
         Options({"include_usage": Boolean()}, frozenset({"continuous_usage_stats"})),
         default={},
     ),
+    Field("usage_details", Boolean(), default=False),
     Field("user", Text(0, 1024)),
     Field("priority", Integer(-(1 << 31), (1 << 31) - 1), default=0),
     Field("cache_salt", Text(1, 256), default=""),

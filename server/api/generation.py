@@ -8,7 +8,8 @@ from contextlib import aclosing
 
 from server.api.state import ApiState
 from server.api.trace import RequestTrace
-from server.engine.events import ChoiceOutput, EngineClient, Event
+from server.api.usage import memory_usage, timings, token_usage
+from server.engine.events import ChoiceOutput, EngineClient, Event, RequestMemory
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
 from server.output.choice import Delta
@@ -35,6 +36,7 @@ class Generation:
         self._processors = [
             OutputProcessor(state.tokenizer, request, options) for request in requests
         ]
+        self._memory: dict[int, RequestMemory] = {}
         self._submitted = False
         trace.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         trace.num_choices = self.num_choices
@@ -66,6 +68,8 @@ class Generation:
     def _feed(self, index: int, event: Event | QuireError) -> Delta | None:
         request, processor = self._requests[index], self._processors[index]
         discarded = processor.num_discarded
+        if isinstance(event, ChoiceOutput) and event.memory is not None:
+            self._memory[index] = event.memory
         try:
             if isinstance(event, QuireError):
                 raise event
@@ -106,17 +110,17 @@ class Generation:
             reason for one in self._processors for reason in one.finish_reasons if reason
         )
 
-    def usage(self) -> dict[str, object]:
-        """OpenAI's usage object, over all prompts and choices."""
-        prompt = sum(len(request.prompt_token_ids) for request in self._requests)
-        completion = sum(one.num_completion_tokens for one in self._processors)
-        cached = sum(one.num_cached_tokens for one in self._processors)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": cached},
-        }
+    def usage(self, *, details: bool = False) -> dict[str, object]:
+        """OpenAI's usage object, over all prompts and choices; with ``details`` ours in it."""
+        usage = token_usage(
+            prompt=sum(len(request.prompt_token_ids) for request in self._requests),
+            completion=sum(one.num_completion_tokens for one in self._processors),
+            cached=sum(one.num_cached_tokens for one in self._processors),
+        )
+        if details:
+            usage["memory"] = memory_usage(list(self._memory.values()))
+            usage["timings"] = timings(self._trace)
+        return usage
 
 
 async def merged_events(

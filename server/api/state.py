@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from server.api.live_requests import LiveRequests
 from server.engine.events import EngineClient
 from server.metrics.stats import RequestMetrics
 from server.text.chat_template import ChatTemplate
@@ -80,7 +81,8 @@ class ApiState:
 
     ``metrics`` also carries the terminal log line of each request: the composition root joins the
     exporter and the log writer in one RequestMetrics. ``memory`` gives the report's JSON,
-    ``memory_text`` the same as a table. ``version`` is what /version answers.
+    ``memory_text`` the same as a table. ``version`` is what /version answers. ``live`` are the
+    requests under way.
     """
 
     engine: EngineClient
@@ -95,3 +97,4 @@ class ApiState:
     render_metrics: Callable[[], bytes]
     health: HealthView
     version: Mapping[str, str] = field(default_factory=dict)
+    live: LiveRequests = field(default_factory=LiveRequests)

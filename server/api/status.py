@@ -8,7 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from server.api.errors import shown
+from server.api.live_requests import LiveRequest
 from server.api.state import ApiState
+from server.api.usage import live_memory, timings
 from server.api.validation import check_model
 from server.errors import ErrorCode, QuireError
 
@@ -16,7 +18,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class StatusRoutes:
-    """Each method is a route. None of them waits for the engine."""
+    """Each method is a route. None of them waits for the engine, but for what one request holds."""
 
     def __init__(self, state: ApiState) -> None:
         self._state = state
@@ -62,10 +64,41 @@ class StatusRoutes:
         return Response(self._state.render_metrics(), media_type=METRICS_TYPE)
 
     async def memory(self, request: Request) -> Response:
+        name = request.query_params.get("request_id")
         form = request.query_params.get("format", "json")
+        if name is not None:
+            return JSONResponse({"requests": await self._live_requests(name, form)})
         if form == "text":
             return Response(self._state.memory_text(), media_type="text/plain; charset=utf-8")
         if form == "json":
             return JSONResponse(dict(self._state.memory()))
         message = f"format must be json or text, not {shown(form)}."
         raise QuireError(ErrorCode.INVALID_VALUE, message, param="format")
+
+    async def _live_requests(self, name: str, form: str) -> list[dict[str, Any]]:
+        """What the live requests of that name hold."""
+        if form != "json":
+            message = f"With request_id the answer is JSON. format is {shown(form)}: leave it out."
+            raise QuireError(ErrorCode.INVALID_VALUE, message, param="format")
+        found = [await self._live_request(live) for live in self._state.live.find(name)]
+        if not found:
+            message = (
+                f"No request {shown(name)} is under way: it has ended, or never came. "
+                "With usage_details a request's answer says what it held."
+            )
+            raise QuireError(ErrorCode.NOT_FOUND, message, param="request_id")
+        return found
+
+    async def _live_request(self, live: LiveRequest) -> dict[str, Any]:
+        trace = live.trace
+        held = await self._state.engine.memory_of(live.engine_ids)
+        return {
+            "request_id": trace.request_id,
+            "client_request_id": trace.label,
+            "route": trace.route,
+            "stream": trace.stream,
+            "choices": trace.num_choices,
+            "prompt_tokens": trace.prompt_tokens,
+            "memory": live_memory(held),
+            "timings": timings(trace),
+        }

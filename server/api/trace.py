@@ -60,6 +60,15 @@ class RequestTrace:
             return Outcome.INVALID if self.error.code.value.status < 500 else Outcome.ERROR
         return Outcome.LENGTH if "length" in self.finish_reasons else Outcome.STOP
 
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.arrival
+
+    @property
+    def last_token_s(self) -> float | None:
+        """From the arrival to the last token so far."""
+        return max(self._last_token.values()) - self.arrival if self._last_token else None
+
     def scheduled(self, waited_s: float) -> None:
         """A prompt of the request was scheduled for the first time. The longest wait counts."""
         self.queue_s = max(waited_s, self.queue_s or 0.0)
@@ -96,7 +105,7 @@ class RequestTrace:
             queue_s=self.queue_s,
             ttft_s=self.ttft_s,
             tpot_s=self._gap_seconds / self._gaps if self._gaps else None,
-            e2e_s=time.monotonic() - self.arrival,
+            e2e_s=self.age_s,
             finish_reasons=self.finish_reasons,
             error_code=self.error.code.value.code if self.error else None,
             client_request_id=self.label,

@@ -49,8 +49,13 @@ class GenerationRequest:
         return bool(self.fields["stream"])
 
     @property
+    def usage_details(self) -> bool:
+        return bool(self.fields["usage_details"])
+
+    @property
     def include_usage(self) -> bool:
-        return bool(self.fields["stream_options"].get("include_usage", False))
+        """A stream ends in a chunk with the usage. Its details have no other place."""
+        return self.usage_details or bool(self.fields["stream_options"].get("include_usage"))
 
 
 def validate(body: Mapping[str, Any], route: Route, model: ModelCard) -> GenerationRequest:

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from server.api.state import ApiState, GenerationDefaults, HttpLimits, ModelCard
-from server.engine.events import ChoiceOutput, Event, PromptOutput
+from server.engine.events import ChoiceOutput, Event, PromptOutput, RequestMemory
 from server.engine.plan import LogprobArrays
 from server.engine.request import EngineRequest, FinishReason
 from server.errors import ErrorCode, QuireError
@@ -137,6 +137,18 @@ class FakeEngine:
         if request is not None and len(done) == request.n:
             self.open.pop(request_id)
 
+    async def memory_of(self, request_ids: Sequence[str]) -> tuple[RequestMemory, ...]:
+        if self.failure is not None:
+            raise self.failure
+        return tuple(self.held(self.open[id]) for id in request_ids if id in self.open)
+
+    def held(self, request: EngineRequest, tokens: int = 0) -> RequestMemory:
+        """A block of 1000 bytes for every choice, and one more for what they share."""
+        blocks = 1 + request.n
+        return RequestMemory(
+            request.request_id, 1000, blocks, blocks + tokens, 1, blocks - 0.5, blocks * 2.5
+        )
+
     def _tokens(self, request: EngineRequest, choice: int) -> list[int]:
         return list(self.script(request, choice))[: request.sampling.max_tokens]
 
@@ -169,6 +181,7 @@ class FakeEngine:
             None if width is None or not chunk else packed(chunk, width + 1),
             reason,
             chunk[-1] if stop is not None else None,
+            memory=self.held(request, position + len(chunk)) if request.reports_memory else None,
         )
 
 

@@ -1,9 +1,6 @@
-"""What each request holds: blocks now, the most, over time; each block divided by its holders."""
+"""What there is no memory for: an answer is refused with the figure, a step ends one request."""
 
 from __future__ import annotations
-
-import logging
-from collections.abc import Iterator
 
 import pytest
 from engine_story import Story, prompt, solo
@@ -16,13 +13,7 @@ from server.engine.step_in_flight import Shortage
 COST = AnswerLimits(max_bytes=10_000, token_bytes=10, logprob_bytes=100)
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logger = logging.getLogger("server.engine.core")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("quiet_engine")
 
 
 def fail(story: Story, *rows: int, times: int = 1) -> list[Shortage]:

@@ -361,3 +361,32 @@ def test_only_the_main_thread_may_spawn() -> None:
         it.gauges.close()
 
     asyncio.run(story())
+
+
+def test_a_question_about_memory_is_answered_between_steps() -> None:
+    async def story() -> None:
+        async with engine("serves") as it:
+            await it.client.submit([request("a", 10_000)])
+            first, second = await asyncio.gather(
+                it.client.memory_of(["a", "nobody"]), it.client.memory_of(["nobody"])
+            )
+            assert [one.request_id for one in first] == ["a"]
+            assert (first[0].blocks, first[0].share, first[0].block_seconds) == (2, 1.5, 4.5)
+            assert second == ()
+
+    asyncio.run(story())
+
+
+def test_a_question_to_an_engine_that_dies_or_is_not_there_is_an_error() -> None:
+    async def story() -> None:
+        async with engine("serves") as it:
+            await it.client.submit([request("a", 10_000)])
+            asking = asyncio.create_task(it.client.memory_of(["a"]))
+            await asyncio.sleep(0)
+            it.client.detach(QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine stopped."))
+            with pytest.raises(QuireError, match="stopped"):
+                await asking
+            with pytest.raises(QuireError, match="not ready"):
+                await it.client.memory_of(["a"])
+
+    asyncio.run(story())

@@ -1,0 +1,222 @@
+"""A request's own memory and times: in its answer when it asks, and at /memory while it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from api_fakes import FakeEngine, RecordingMetrics, make_state, saying
+
+from server.api.app import create_app
+from server.api.state import ApiState
+from server.errors import ErrorCode, QuireError
+
+ROUTES = {
+    "/v1/completions": {"prompt": "ab"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "ab"}]},
+}
+TIMES = {
+    "queue_seconds",
+    "prefill_seconds",
+    "time_to_first_token_seconds",
+    "decode_seconds",
+    "total_seconds",
+}
+Story = Callable[[httpx.AsyncClient], Awaitable[Any]]
+
+
+def told(state: ApiState, story: Story) -> Any:
+    async def run() -> Any:
+        transport = httpx.ASGITransport(create_app(state))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await story(client)
+
+    return asyncio.run(run())
+
+
+def post(state: ApiState, route: str, **changes: Any) -> httpx.Response:
+    body = {"max_tokens": 4, "temperature": 0, **ROUTES[route], **changes}
+    return told(state, lambda client: client.post(route, json=body))  # type: ignore[no-any-return]
+
+
+def events(response: httpx.Response) -> list[Any]:
+    parts = [part.removeprefix("event: error\n") for part in response.text.split("\n\n")[:-1]]
+    return [json.loads(part[6:]) for part in parts if part != "data: [DONE]"]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_answer_says_what_it_held_and_how_long_it_took(route: str) -> None:
+    engine = FakeEngine(queue_seconds=0.125)
+    usage = post(make_state(engine), route, usage_details=True).json()["usage"]
+    assert usage["memory"] == {
+        "peak_blocks": 2 + 4,
+        "peak_bytes": 6000,
+        "byte_seconds": 5000.0,
+        "block_bytes": 1000,
+    }
+    times = usage["timings"]
+    assert set(times) == TIMES
+    assert times["queue_seconds"] == 0.125
+    assert 0 <= times["time_to_first_token_seconds"] <= times["total_seconds"]
+    assert times["time_to_first_token_seconds"] + times["decode_seconds"] <= times["total_seconds"]
+    assert usage["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_who_does_not_ask_gets_openais_usage_and_nothing_more(route: str) -> None:
+    engine = FakeEngine()
+    for changes in ({}, {"usage_details": False}, {"usage_details": None}):
+        usage = post(make_state(engine), route, **changes).json()["usage"]
+        assert set(usage) == {
+            "prompt_tokens",
+            "completion_tokens",
+            "total_tokens",
+            "prompt_tokens_details",
+        }
+    assert not any(request.reports_memory for request in engine.seen)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_stream_ends_in_a_chunk_with_the_details(route: str) -> None:
+    chunks = events(post(make_state(), route, stream=True, usage_details=True))
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["memory"]["peak_blocks"] == 6
+    assert set(chunks[-1]["usage"]["timings"]) == TIMES
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+
+
+def test_choices_and_prompts_are_summed() -> None:
+    engine = FakeEngine()
+    usage = post(
+        make_state(engine), "/v1/completions", prompt=["ab", "cd"], n=3, usage_details=True
+    )
+    memory = usage.json()["usage"]["memory"]
+    assert memory["peak_blocks"] == 2 * (4 + 4)
+    assert memory["byte_seconds"] == 2 * 4 * 2500
+    assert len(engine.seen) == 2
+
+
+def test_a_stop_string_ends_with_what_was_held_when_it_was_met() -> None:
+    usage = post(
+        make_state(FakeEngine(saying("abcdef"))),
+        "/v1/completions",
+        max_tokens=6,
+        stop="c",
+        usage_details=True,
+    )
+    assert usage.json()["usage"]["memory"]["peak_blocks"] == 2 + 3
+
+
+def test_a_stream_that_fails_says_what_it_held_before_it_says_why() -> None:
+    response = post(
+        make_state(FakeEngine(dies_after=2)), "/v1/completions", stream=True, usage_details=True
+    )
+    *_, usage, error = events(response)
+    assert usage["usage"]["memory"]["peak_blocks"] == 2 + 2
+    assert error["error"]["code"] == "engine_unavailable"
+
+
+@pytest.mark.parametrize("value", ["yes", 1, {}, []])
+@pytest.mark.parametrize("route", ROUTES)
+def test_anything_but_a_boolean_is_refused_by_name(route: str, value: Any) -> None:
+    response = post(make_state(), route, usage_details=value)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "usage_details"
+
+
+def test_openais_client_reads_it() -> None:
+    async def story(client: httpx.AsyncClient) -> Any:
+        api = openai.AsyncOpenAI(base_url="http://test/v1", api_key="x", http_client=client)
+        return await api.completions.create(
+            model="tiny", prompt="ab", max_tokens=4, extra_body={"usage_details": True}
+        )
+
+    usage = told(make_state(), story).usage
+    assert usage.memory["peak_blocks"] == 6
+
+
+# -- while it lives -------------------------------------------------------------------------------
+
+
+def while_live(
+    state: ApiState, name: str, label: str | None = None, **query: str
+) -> httpx.Response:
+    """What /memory answers about ``name``, where {id} is the id that the server gave."""
+
+    async def story(client: httpx.AsyncClient) -> httpx.Response:
+        headers = {} if label is None else {"x-request-id": label}
+        body = {**ROUTES["/v1/completions"], "max_tokens": 200, "n": 2}
+        task = asyncio.create_task(client.post("/v1/completions", json=body, headers=headers))
+        while not state.engine.open:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.001)
+        own = next(iter(state.engine.open)).rpartition("-")[0]  # type: ignore[attr-defined]
+        query["request_id"] = name.format(id=own)
+        try:
+            return await client.get("/memory", params=query)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    return told(state, story)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["{id}", "cmpl-{id}", "chatcmpl-{id}", "my.label"])
+def test_a_live_request_is_found_by_the_servers_id_or_the_clients_label(name: str) -> None:
+    state = make_state(FakeEngine(token_delay=0.05))
+    response = while_live(state, name, label="my.label")
+    assert response.status_code == 200
+    (found,) = response.json()["requests"]
+    assert found["client_request_id"] == "my.label"
+    assert (found["choices"], found["prompt_tokens"]) == (2, 2)
+    assert found["memory"] == {
+        "blocks": 3,
+        "bytes": 3000,
+        "shared_blocks": 1,
+        "share_bytes": 2500,
+        "peak_blocks": 3,
+        "peak_bytes": 3000,
+        "byte_seconds": 7500.0,
+        "block_bytes": 1000,
+    }
+    assert set(found["timings"]) == TIMES
+
+
+@pytest.mark.parametrize("name", ["nobody", "", "{id}x"])
+def test_an_unknown_request_is_a_404_that_says_why(name: str) -> None:
+    response = while_live(make_state(FakeEngine(token_delay=0.05)), name)
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("not_found", "request_id")
+    assert "under way" in error["message"]
+
+
+def test_a_finished_request_is_forgotten() -> None:
+    state = make_state()
+    response = post(state, "/v1/completions")
+    name = response.json()["id"]
+    again = told(state, lambda client: client.get("/memory", params={"request_id": name}))
+    assert again.status_code == 404
+    assert not state.live._by_id
+
+
+def test_the_table_is_of_the_server_and_not_of_a_request() -> None:
+    response = while_live(make_state(FakeEngine(token_delay=0.05)), "{id}", format="text")
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "format"
+
+
+def test_an_engine_that_does_not_answer_is_a_503() -> None:
+    metrics = RecordingMetrics()
+    engine = FakeEngine(token_delay=0.05)
+    state = make_state(engine, metrics=metrics)
+
+    async def fail(request_ids: Any) -> Any:
+        raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is in a long step.")
+
+    engine.memory_of = fail  # type: ignore[method-assign]
+    assert while_live(state, "{id}").status_code == 503
