@@ -18,10 +18,12 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
-from kernels.gpu.compile_case import FLOAT64, CompileCase
+from kernels.gpu import sampling_cases
+from kernels.gpu.compile_case import CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.gpu.logprobs import token_logprobs
-from kernels.gpu_sampling_workspace import CAPACITY, GROUP, TILE, SamplingScratch
+from kernels.gpu.sampling_scratch import padded_tiles, regions_of
+from kernels.gpu_sampling_workspace import SamplingScratch
 from kernels.jit import sampling as jit
 from kernels.jit import truncation as jit_truncation
 from kernels.sampling_types import SampleOutput, SamplingTensors, SparseBias, SparseIds
@@ -56,10 +58,9 @@ def run(logits: Tensor, params: SamplingTensors, scratch: SamplingScratch) -> Sa
     if rows:
         if params.key is not None and params.position is None:
             raise ValueError("params.key is given without params.position, which it needs")
-        call = _Call(
-            _dense(logits), params, scratch, _regions(scratch, device), token_ids, non_finite
-        )
-        if scratch.changes:
+        regions = regions_of(scratch, device)
+        call = _Call(_dense(logits), params, scratch, regions, token_ids, non_finite)
+        if scratch.entries:
             call.link()
         call.scan()
         call.finish()
@@ -79,10 +80,7 @@ class _Call:
 
     def link(self) -> None:
         """Threads the sparse lists through the tiles that they touch."""
-        heads = self.regions["heads"]
-        heads.fill_(-1)
-        if not self.scratch.entries:
-            return
+        heads = self.regions["heads"].fill_(-1)
         bias, forbidden = self.params.bias, self.params.forbidden
         tuned = self._tuned("link_sparse")
         jit.link_sparse[(triton.cdiv(self.scratch.entries, tuned.blocks["BLOCK"]),)](
@@ -165,7 +163,7 @@ class _Call:
             scratch.tiles,
             self.logits.stride(0),
             TILE=scratch.tile,
-            TILES=_padded_tiles(scratch.tiles),
+            TILES=padded_tiles(scratch.tiles),
             STEP=min(tuned.blocks["STEP"], scratch.tile),
             INTERPRETED=interpreted(),
             num_warps=tuned.num_warps,
@@ -188,7 +186,7 @@ class _Call:
             regions["totals"],
             scratch.vocab,
             scratch.tiles,
-            TILES=_padded_tiles(scratch.tiles),
+            TILES=padded_tiles(scratch.tiles),
             PER_TILE=scratch.tile // scratch.group,
             num_warps=tuned.num_warps,
             num_stages=tuned.num_stages,
@@ -268,103 +266,5 @@ def _dense(table: T) -> T:
     return table.contiguous()
 
 
-def _padded_tiles(tiles: int) -> int:
-    return max(16, int(triton.next_power_of_2(tiles)))
-
-
-def _regions(scratch: SamplingScratch, device: torch.device) -> dict[str, Tensor]:
-    offsets, total = scratch.offsets()
-    buffer = torch.empty(total, dtype=torch.uint8, device=device)
-    regions = {}
-    for name, shape in scratch.regions().items():
-        dtype = _DTYPES.get(name, torch.float32)
-        count = 1
-        for extent in shape:
-            count *= extent
-        part = buffer[offsets[name] : offsets[name] + count * dtype.itemsize]
-        regions[name] = part.view(dtype).view(shape)
-    return regions
-
-
-_INTEGERS = (
-    "tile_id",
-    "heads",
-    "links",
-    "limits",
-    "survivor_counts",
-    "survivor_keys",
-    "survivor_ids",
-)
-_DTYPES = dict.fromkeys(_INTEGERS, torch.int32) | {"totals": torch.int64}
-
-_VOCAB = 131072  # what a program holds depends on it through the number of tiles
-_DRAWING = ("temperature", "key", "position")
-_TRUNCATING = (*_DRAWING, "top_k", "top_p", "min_p")
-_CHANGING = (
-    *("presence", "frequency", "repetition", "counts", "prompt_mask", "bitmask"),
-    *("heads", "links", "bias_ids", "bias_values", "forbidden_ids", "processed"),
-)
-_OPTIONAL = {*_TRUNCATING, *_CHANGING, "tile_mass", "group_best", "bias_rows", "forbidden_rows"}
-_OPTIONAL.remove("temperature")
-_TYPES = {
-    **dict.fromkeys(("logits", *_TRUNCATING, *_CHANGING), "*fp32"),
-    **dict.fromkeys(SamplingScratch(1, 1, changes=True, truncates=True).regions(), "*fp32"),
-    **dict.fromkeys(("counts", "bitmask", *_INTEGERS), "*i32"),
-    **dict.fromkeys(("top_k", "key", "position", "totals", "token_ids"), "*i64"),
-    **dict.fromkeys(("bias_rows", "bias_ids", "forbidden_rows", "forbidden_ids"), "*i64"),
-    **dict.fromkeys(("prompt_mask", "non_finite"), "*u8"),
-}
-
-
 def compile_cases(arch: int) -> Iterator[CompileCase]:
-    """Every kernel with everything asked for, and the frequent ones with little."""
-    tiles = _padded_tiles(-(-_VOCAB // TILE))
-    fixed: dict[str, dict[str, object]] = {
-        "link_sparse": {"TILE": TILE},
-        "scan_tiles": {"TILE": TILE, "GROUP": GROUP, "INTERPRETED": False},
-        "finish_rows": {"TILE": TILE, "TILES": tiles, "INTERPRETED": False},
-        "bound_rows": {"TILES": tiles, "PER_TILE": TILE // GROUP},
-        "collect_tiles": {"TILE": TILE, "CAPACITY": CAPACITY},
-        "draw_truncated": {"TILE": TILE, "CAPACITY": CAPACITY, "INTERPRETED": False},
-    }
-    truncating = {*_TRUNCATING, "tile_mass", "group_best"}
-    everything = {*truncating, *_CHANGING, "bias_rows", "forbidden_rows"}
-    for name in ("scan_tiles", "finish_rows"):
-        yield _case(name, "greedy", {"temperature"}, fixed[name], arch)
-        yield _case(name, "draw", {*_DRAWING}, fixed[name], arch)
-        yield _case(name, "changed", {"temperature", *_CHANGING}, fixed[name], arch)
-        yield _case(name, "changed-draw", {*_DRAWING, *_CHANGING}, fixed[name], arch)
-    for name, constants in fixed.items():
-        yield _case(name, "all", everything, constants, arch)
-        if name != "link_sparse":
-            yield _case(name, "truncate", truncating, constants, arch)
-
-
-def _case(
-    kernel: str, kind: str, given: set[str], constants: Mapping[str, object], arch: int
-) -> CompileCase:
-    """A case from the kernel's own argument names: pointers that are not given are None."""
-    fn = getattr(jit, kernel, None) or getattr(jit_truncation, kernel)
-    work = "changed" if "heads" in given else "draw" if "key" in given else "greedy"
-    tuned = tuning.lookup(kernel, arch, work=work)
-    fixed = {**constants, **tuned.blocks}
-    absent = {argument: None for argument in _OPTIONAL - given if argument in fn.arg_names}
-    signature = {
-        argument: _TYPES.get(argument, "i32")
-        for argument in fn.arg_names
-        if argument not in fixed and argument not in absent
-    }
-    # The reference's noise and its log(min_p), to the bit, for the few tokens that are left.
-    exact = kernel not in ("scan_tiles", "link_sparse") and "key" in given
-    whole = {"vocab", "logits_stride", "counts_stride", "prompt_stride", "bitmask_stride"}
-    aligned = {name for name, kind in signature.items() if kind[0] == "*" or name in whole}
-    return CompileCase(
-        name=f"{kernel}/{kind}",
-        fn=fn,
-        signature=signature,
-        constexprs=absent | fixed,
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
-        wants=frozenset([FLOAT64] if exact else []),
-        aligned=frozenset(aligned),
-    )
+    yield from sampling_cases.cases(arch)

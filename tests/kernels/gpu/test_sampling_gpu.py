@@ -34,7 +34,7 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.regions: dict[str, torch.Tensor] = {}
-        make = sampling._regions
+        make = sampling.regions_of
 
         def poisoned(scratch: SamplingScratch, device: torch.device) -> dict[str, torch.Tensor]:
             self.regions = make(scratch, device)
@@ -43,7 +43,7 @@ class Watch:
                 assert region.data_ptr() % 16 == 0, name
             return self.regions
 
-        monkeypatch.setattr(sampling, "_regions", poisoned)
+        monkeypatch.setattr(sampling, "regions_of", poisoned)
 
 
 @pytest.fixture
@@ -368,7 +368,7 @@ def test_a_row_pays_for_what_the_batch_asks(device, watch):
     assert set(watch.regions) == {"tile_best", "tile_id", "tile_score", "row_best"}
     asked = SamplingScratch(rows, vocab, changes=True, entries=3, truncates=True)
     assert asked.offsets()[1] == sampling_workspace_bytes(rows, vocab, entries=3)
-    made = sampling._regions(asked, torch.device("cpu"))
+    made = sampling.regions_of(asked, torch.device("cpu"))
     whole = made["tile_best"].untyped_storage().nbytes()
     assert whole == sampling_workspace_bytes(rows, vocab, entries=3)
     assert sampling_workspace_bytes(rows, vocab, changes=False) < whole - 4 * rows * vocab
