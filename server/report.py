@@ -11,18 +11,12 @@ from dataclasses import dataclass
 import server
 from server.config import ServerConfig
 from server.engine_facts import EngineFacts
-from server.memory.layout import MemoryKind
 from server.memory.planner import MemoryPlan
+from server.memory.start_report import start_report
 from server.model_facts import ModelFacts
-from server.option_values import format_size
 from weights.spec import PositionKind, RopeScaling
 
 log = logging.getLogger("quire.server")
-_SHOWN = (
-    *(MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.ACTIVATIONS, MemoryKind.IO),
-    *(MemoryKind.WORKSPACE, MemoryKind.ALLOCATOR_SLACK, MemoryKind.RUNTIME),
-    MemoryKind.UNACCOUNTED,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +90,7 @@ def startup_report(facts: ReportInput) -> str:
     """The block, without a last line break."""
     lines = [f"Quire serves {facts.config.model_name} at {facts.address}"]
     lines += [f"  {name:<14}{text}" for name, text in _facts(facts)]
-    lines += ["", f"  {f'memory ({_device(facts)})':<18}{'planned':>12}{'measured':>12}"]
-    lines += [f"  {line}" for line in _memory(facts)]
+    lines += ["", *(f"  {line}" for line in _memory(facts))]
     lines += ["", *(f"  {line}" for line in _endpoints(facts))]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -178,20 +171,10 @@ def _rope(facts: ReportInput) -> str:
 
 
 def _memory(facts: ReportInput) -> list[str]:
-    planned, reading = facts.model.plan.kinds, facts.reading
-    lines = []
-    for kind in _SHOWN:
-        plan = format_size(planned[kind]) if kind in planned else ""
-        peak = ".peak" if kind is MemoryKind.ACTIVATIONS else ""
-        measured = format_size(reading.get(f"{kind}{peak}", 0))
-        note = " (peak)" if peak else ""
-        lines.append(f"{kind:<18}{plan:>12}{measured:>12}{note}")
-    resident, total = reading.get("resident", 0), reading.get("total", 0)
-    return [
-        *lines,
-        f"{'resident set':<18}{'':>12}{format_size(resident):>12}",
-        f"{'free of ' + format_size(total):<18}{'':>12}{format_size(reading.get('free', 0)):>12}",
-    ]
+    plan = facts.model.plan
+    return start_report(
+        _device(facts), plan.kinds, plan.layout.weights, facts.engine.weights, facts.reading
+    )
 
 
 def _endpoints(facts: ReportInput) -> list[str]:
