@@ -13,8 +13,9 @@ import torch
 
 import kernels
 from kernels.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
+from server.execution.device_sampler import DeviceSampler
 from server.execution.gpu_rows import RowChanges, StepRows
-from server.execution.gpu_sampling import DeviceSampler, SampleWork, SamplingLimits
+from server.execution.gpu_sampling import SampleWork, SamplingLimits
 from server.execution.live_bytes import PeakMeter, storage_bytes
 from server.execution.model import Decoder, StepTensors
 from server.execution.packet import Span

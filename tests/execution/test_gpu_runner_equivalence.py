@@ -21,8 +21,8 @@ from kernels.cpu import step_inputs as cpu_step_inputs
 from server.engine.ledger import LedgerError
 from server.execution import gpu_rows, step_slots
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
+from server.execution.device_sampler import DeviceSampler
 from server.execution.gpu_rows import GpuRows
-from server.execution.gpu_sampling import DeviceSampler
 from server.execution.gpu_step import GpuStep
 from server.execution.packet import PacketDraft
 from server.execution.step_slots import GpuPending, Slots
