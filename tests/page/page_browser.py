@@ -18,6 +18,11 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 SOON_MS = 15_000
+# The table's rows by band: each column's exact number and its text.
+LEDGER = """() => Object.fromEntries([...document.querySelectorAll("#ledger tr[data-band]")].map(
+    row => [row.dataset.band, Object.fromEntries([...row.querySelectorAll("data")].map(
+        data => [data.dataset.column, [data.value, data.textContent]]))]))"""
+AREAS = "all => Object.fromEntries(all.map(one => [one.dataset.band, one.getAttribute('d')]))"
 REFUSED = re.compile(r"Failed to load resource: net::ERR_CONNECTION_REFUSED")
 
 
@@ -66,6 +71,14 @@ class Visit:
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).text_content() or ""
+
+    def ledger(self) -> dict[str, dict[str, list[str]]]:
+        """The memory table: {band: {"now": [exact bytes, text], "peak": ..., "planned": ...}}."""
+        return self.page.evaluate(LEDGER)  # type: ignore[no-any-return]
+
+    def areas(self) -> dict[str, str]:
+        """The outlines in the graph by band."""
+        return self.page.eval_on_selector_all("#chart .area", AREAS)  # type: ignore[no-any-return]
 
     def freeze(self) -> list[Any]:
         """Lets one more poll of /memory through, and holds all later ones: the page stays at the

@@ -12,6 +12,7 @@ from page_server import MIB, PageServer, device
 from playwright.sync_api import expect
 
 pytestmark = pytest.mark.slow
+WIDE = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 # How far the content moved by itself, as the browser counts it.
@@ -48,8 +49,7 @@ def with_everything_open(page: Visit) -> Visit:
     return page
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("viewport", [{"width": 1280, "height": 900}, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize(("scheme", "viewport"), [("light", WIDE), ("dark", PHONE)])
 def test_axe_finds_nothing(
     visit: Open, fake: PageServer, scheme: str, viewport: dict[str, int]
 ) -> None:
@@ -62,21 +62,14 @@ def test_axe_finds_nothing(
 def test_axe_finds_nothing_when_things_are_wrong(visit: Open, fake: PageServer) -> None:
     fake.figures.devices = [device("cuda:0"), device("cuda:1")]
     fake.figures.devices[0]["total_bytes"] += 1
+    page = visit(fake.url)
     fake.figures.values["quire_engine_up"] = 0
-    page = visit_down(visit, fake)
+    page.connected("down")
     page.page.fill("#max-tokens", "100000")
     page.page.click("#run")
     page.ended("error")
     page.complaints.clear()  # the browser reports the 400
     assert violations(page) == []
-
-
-def visit_down(visit: Open, fake: PageServer) -> Visit:
-    fake.figures.values["quire_engine_up"] = 1
-    page = visit(fake.url)
-    fake.figures.values["quire_engine_up"] = 0
-    page.connected("down")
-    return page
 
 
 def test_the_keyboard_alone_is_enough(visit: Open, fake: PageServer) -> None:
@@ -130,7 +123,7 @@ def test_no_width_scrolls_sideways(visit: Open, fake: PageServer) -> None:
         assert max(wide[1:]) <= 0, (width, wide)
 
 
-@pytest.mark.parametrize("viewport", [{"width": 1280, "height": 900}, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
 def test_nothing_jumps(visit: Open, fake: PageServer, viewport: dict[str, int]) -> None:
     fake.figures.notes = ["A note that is as long as those which the server gives, or nearly so."]
     page = visit(fake.url, viewport=viewport)

@@ -4,7 +4,7 @@
     GET /page/NAME    page.css and the modules
 
 The page talks to the other routes only, from the visitor's browser; nothing here knows the engine.
-Every file is revalidated by its ETag, so that a page never runs with the modules of another version.
+Every file is revalidated by its ETag, so that a page never runs with another version's modules.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def read_page() -> dict[str, PageFile]:
             path = HOME if item.name == "index.html" else FOLDER + item.name
             found[path] = PageFile(item.read_bytes(), media_type)
     if HOME not in found:
-        raise FileNotFoundError("The package server.api.page has no index.html. Install Quire anew.")
+        raise FileNotFoundError("The package server.api.page has no index.html. Install it again.")
     return found
 
 
