@@ -121,6 +121,11 @@ def test_gauges_are_those_of_the_moment_of_the_scrape() -> None:
     assert world.value("quire_requests_running") == 2
     assert world.value("quire_kv_cache_usage_ratio") == 10 / 40
     assert world.value("quire_kv_blocks", state="live") == 10
+    tokens = {"capacity": 640, "reserved": 160, "filled": 150}
+    for state, count in tokens.items():
+        assert world.value("quire_kv_tokens", state=state) == count
+    assert world.value("quire_kv_blocks", state="cached") == 6
+    assert world.value("quire_kv_blocks", state="free") == 24
     assert world.value("quire_sequences_waiting", reason="queued") == 4
     assert world.value("quire_sequences_waiting", reason="preempted") == 1
     world.engine["requests_running"], world.up = 0, False
