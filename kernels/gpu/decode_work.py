@@ -164,10 +164,11 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
         "records",
         "counters",
     )
-    tile = work_blocks(arch, head_dim=128, group=4, element_bytes=2)["TILE"]
-    for window in (False, True):
+    usual = work_blocks(arch, head_dim=128, group=4, element_bytes=2)["TILE"]
+    small = work_blocks(arch, head_dim=64, group=4, element_bytes=4)["TILE"]
+    for tile, window in ((usual, False), (usual, True), (small, False)):
         yield CompileCase(
-            name="build_decode_work/" + ("window" if window else "all"),
+            name=f"build_decode_work/{'window' if window else 'all'}-tile{tile}",
             fn=build_decode_work,
             signature=dict.fromkeys(pointers, "*i32")
             | dict.fromkeys(("rows", "window", "programs", "least_tiles"), "i32"),

@@ -144,6 +144,7 @@ _GATED = (
     _Gated("fp16-hd128-float8", dtype="fp16", cache="fp8e4nv"),
     _Gated("fp32-hd128", dtype="fp32"),
     _Gated("fp32-hd256", head_dim=256, group=2, dtype="fp32"),
+    _Gated("fp32-hd64", dtype="fp32", head_dim=64),
     _Gated("fp32-hd64-int8", dtype="fp32", head_dim=64, cache="i8"),
 )
 _FEATURES = ("WINDOW", "SOFT_CAP", "ALIBI", "SINKS")

@@ -256,6 +256,7 @@ def attentions() -> Iterator[Launch]:
             (128, (32, 8), {"dtype": F16, "cache": FLOAT8}),
             (128, (32, 8), {"dtype": F32}),
             (256, (16, 8), {"dtype": F32}),
+            (64, (32, 8), {"dtype": F32}),
             (64, (32, 8), {"dtype": F32, "cache": torch.int8}),
         )
     )
