@@ -34,6 +34,11 @@ def panel_rows(columns: int, out: int) -> int:
     return max(1, min(out, PANEL_BYTES // (4 * columns)))
 
 
+def result_rows(rows: int, element_bytes: int) -> int:
+    """Rows that the result of a product of ``rows`` keeps alive: a padded one is a part of all."""
+    return padded_rows(rows) if element_bytes < 4 and 1 < rows < MANY_ROWS else rows
+
+
 def product_temporaries(
     rows: int, columns: int, out: int, element_bytes: int
 ) -> tuple[tuple[str, int], ...]:
@@ -44,9 +49,10 @@ def product_temporaries(
     if element_bytes == 4:
         size = 4 * rows * out
         return (("transposed_product", size),) if is_transposed(rows, columns, out) else ()
+    if rows == 1:
+        return ()
     if rows < MANY_ROWS:
-        given = element_bytes * padded_rows(rows)
-        return (("rows_padded", given * columns), ("padded", given * out))
+        return (("rows_padded", element_bytes * padded_rows(rows) * columns),)
     panel = panel_rows(columns, out)
     return (
         ("rows_float32", 4 * rows * columns),

@@ -15,7 +15,9 @@ from weights.fusion import fused_linears
 from weights.inventory import inventory
 from weights.spec import ModelSpec
 
-_WARM_SIZE = 1024  # rows and columns of the products that make the libraries set themselves up
+# Rows, inner and outer sizes of the products that make the libraries set themselves up. What a
+# float32 product keeps, a panel of each operand, grows with the outer size, to some 15 MiB here.
+_WARM_ROWS, _WARM_INNER, _WARM_OUTER = 512, 512, 12_288
 
 
 def warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:
@@ -23,9 +25,9 @@ def warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:
 
     The weights are never written, so that large ones are pages of zeros that take no memory.
     """
-    tokens = min(config.max_num_batched_tokens, _WARM_SIZE)
-    for rows in (tokens, 1):
-        _product(rows, torch.empty(_WARM_SIZE, _WARM_SIZE))
+    outer = min(_WARM_OUTER, max(shape[0] for shape in _product_shapes(config, spec)))
+    for rows in (min(config.max_num_batched_tokens, _WARM_ROWS), 1):
+        _product(rows, torch.empty(outer, _WARM_INNER))
     if config.format == "f32":
         return
     for shape, most_rows in _product_shapes(config, spec).items():

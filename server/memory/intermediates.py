@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.product_forms import product_temporaries
+from kernels.product_forms import FEW_ROWS, is_transposed, product_temporaries, result_rows
 from kernels.workspace import QUERY_TILES, AttentionShape, attention_temporary_bytes
 from weights.spec import ModelSpec, NormKind, PositionKind
 
@@ -79,8 +79,10 @@ def _attention_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, .
     hidden = tokens * model.hidden_size * element
     residual = ("residual", hidden)
     qkv_size = heads.query_size + 2 * heads.kv_size
-    qkv = ("qkv", tokens * qkv_size * element)
+    tall = result_rows(tokens, element)  # of what a product made
+    qkv = ("qkv", tall * qkv_size * element)
     attended = ("attended", tokens * heads.query_size * element)
+    made = ("hidden", tall * model.hidden_size * element)
     scratch = ("attention_temporary", attention_temporary_bytes(shape))
     widened_qkv = product_temporaries(tokens, model.hidden_size, qkv_size, element)
     widened_output = product_temporaries(tokens, heads.query_size, model.hidden_size, element)
@@ -94,7 +96,7 @@ def _attention_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, .
         Phase("rotary", (residual, qkv, *_rotary(model, tokens, element))),
         Phase("store", (residual, qkv, *_store(model, tokens, element))),
         Phase("attention", (residual, qkv, attended, scratch)),
-        Phase("attention_output", (residual, attended, ("hidden", hidden), *widened_output)),
+        Phase("attention_output", (residual, attended, made, *widened_output)),
     )
 
 
@@ -104,7 +106,9 @@ def _mlp_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, ...]:
     residual = ("residual", hidden)
     wide = tokens * model.mlp.intermediate_size
     up_size = (2 if model.mlp.gated else 1) * model.mlp.intermediate_size
-    up = ("up", tokens * up_size * element)
+    tall = result_rows(tokens, element)  # of what a product made
+    up = ("up", tall * up_size * element)
+    made = ("hidden", tall * model.hidden_size * element)
     widened_up = product_temporaries(tokens, model.hidden_size, up_size, element)
     widened_down = product_temporaries(
         tokens, model.mlp.intermediate_size, model.hidden_size, element
@@ -118,14 +122,15 @@ def _mlp_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, ...]:
         Phase("mlp_norm", _norm(model, tokens, element)),
         Phase("up", (residual, ("normed", hidden), up, *widened_up)),
         Phase("activation", (residual, up, *lifted)),
-        Phase("down", (residual, inner, ("hidden", hidden), *widened_down)),
+        Phase("down", (residual, inner, made, *widened_down)),
     )
 
 
 def _norm(model: ModelSpec, rows: int, element: int) -> Tensors:
     """Both inputs, their sum, and the kernel's way from the sum to the result."""
     size = rows * model.hidden_size
-    given = (("hidden", size * element), ("residual", size * element), ("total", size * element))
+    made = result_rows(rows, element) * model.hidden_size * element
+    given = (("hidden", made), ("residual", size * element), ("total", size * element))
     if element == 4:
         return (*given, ("normed", size * 4))
     lifted = (("total_float32", size * 4), ("normed_float32", size * 4))
@@ -166,12 +171,10 @@ def _logit_phases(
     picked_rows = rows + sampled  # those that are scored, and those that are sampled
     picked = ("picked", picked_rows * model.hidden_size * element)
     logits = ("logits", 4 * rows * vocab)
-    narrow = () if element == 4 else (("logits_narrow", element * rows * vocab),)
     at_once = min(sampled, sample_rows(vocab))
-    widened = product_temporaries(rows, model.hidden_size, vocab, element)
     return (
         Phase("final_norm", (*every, *_norm(model, picked_rows, element))),
-        Phase("logits", (picked, logits, *narrow, *widened)),
+        Phase("logits", (picked, logits, *_unembedding(model, rows, element))),
         Phase(
             "logprobs",
             (
@@ -190,3 +193,15 @@ def _logit_phases(
             ),
         ),
     )
+
+
+def _unembedding(model: ModelSpec, rows: int, element: int) -> Tensors:
+    """What the largest product holds beside its float32 result."""
+    hidden, vocab = model.hidden_size, model.vocab_size
+    held = product_temporaries(rows, hidden, vocab, element)
+    if element < 4:
+        return (*held, ("logits_narrow", element * result_rows(rows, element) * vocab))
+    most_twice = FEW_ROWS[-1]  # that many rows are made transposed, and exist twice for a moment
+    if rows > most_twice and is_transposed(most_twice, hidden, vocab):
+        return (("transposed_product", 4 * max(0, 2 * most_twice - rows) * vocab),)
+    return held

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import linear, pack_linear
-from kernels.product_forms import FEW_ROWS, MANY_ROWS, product_temporaries
+from kernels.product_forms import FEW_ROWS, MANY_ROWS, product_temporaries, result_rows
 from server.execution.live_bytes import LiveBytes
 
 COLUMNS, OUT = 512, 4096  # more than one panel, and a large weight
@@ -23,5 +23,5 @@ def test_the_temporaries_are_what_the_operation_makes(rows: int, format: str) ->
     with LiveBytes(record_above=1) as live:
         linear(x, weight)
     booked = {nbytes for _, nbytes in product_temporaries(rows, COLUMNS, OUT, element)}
-    result = element * rows * OUT
+    result = element * result_rows(rows, element) * OUT
     assert set(live.made) - {result} == booked - {result}
