@@ -60,11 +60,11 @@ def expected(case: Fires) -> dict[str, object]:
 def story(case: Fires | Quiet) -> dict[str, object]:
     """A test as promtool reads it."""
     if isinstance(case, Fires):
-        moments = [(case.before, []), (case.at, [expected(case)])]
+        interval, moments = case.interval, [(case.before, []), (case.at, [expected(case)])]
     else:
-        moments = [(moment, []) for moment in case.at]
+        interval, moments = "30s", [(moment, []) for moment in case.at]
     return {
-        "interval": "30s",
+        "interval": interval,
         "input_series": [
             {"series": series, "values": values} for series, values in case.series.items()
         ],
