@@ -8,9 +8,13 @@ import pytest
 from api_fakes import saying
 from page_browser import REFUSED, Open, Visit
 from page_server import MIB, PageServer, device
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script> & "q" \U0001f9fe'
+HIDE = """hidden => {
+    Object.defineProperty(document, "hidden", {configurable: true, get: () => hidden});
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
 WEIGHTS = "#chart .area[data-band=weights]"
 TWO_STRETCHES = re.compile("^M[^M]+M[^M]+$")
 slow = pytest.mark.slow
@@ -180,18 +184,25 @@ def test_a_server_that_goes_and_comes_back_is_said(visit: Open, fake: PageServer
 
 
 @slow
-def test_a_hidden_page_asks_seldom_and_one_in_view_at_once(visit: Open, fake: PageServer) -> None:
+@pytest.mark.parametrize("asking", [False, True])
+def test_a_hidden_page_asks_seldom_and_one_in_view_at_once(
+    visit: Open, fake: PageServer, asking: bool
+) -> None:
     page = visit(fake.url)
-    hide = """hidden => {
-        Object.defineProperty(document, "hidden", {configurable: true, get: () => hidden});
-        document.dispatchEvent(new Event("visibilitychange"));
-    }"""
-    page.page.evaluate(hide, True)
+    held: list[Route] = []
+    if asking:  # hidden while an answer is on its way
+        page.page.route("**/memory", held.append)
+        with page.page.expect_request("**/memory"):
+            pass
+    page.page.evaluate(HIDE, True)
+    for one in held:
+        one.continue_()
+    page.page.unroute_all()
     page.page.wait_for_timeout(300)
     before = fake.figures.polls
-    page.page.wait_for_timeout(2500)
+    page.page.wait_for_timeout(2000)
     assert fake.figures.polls == before
-    page.page.evaluate(hide, False)
+    page.page.evaluate(HIDE, False)
     page.page.wait_for_timeout(500)
     assert fake.figures.polls > before
 
