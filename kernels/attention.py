@@ -57,55 +57,49 @@ def prepare_attention(
     (upper bounds) must be given, and the work list is built on the device in ``workspace``, which
     must be given too. A row of no tokens is padding there. Raises ValueError for a wrong argument.
     """
-    rows = seq_lens.shape[0]
-    check_shape("seq_lens", seq_lens, (None,))
-    check_shape("query_start_loc", query_start_loc, (rows + 1,))
-    check_shape("block_tables", block_tables, (rows, None))
-    check_shape("slot_mapping", slot_mapping, (None,))
-    check_shape("positions", positions, tuple(slot_mapping.shape))
-    for name, tensor in (
-        ("query_start_loc", query_start_loc),
-        ("seq_lens", seq_lens),
-        ("block_tables", block_tables),
-    ):
-        check_dtype(name, tensor, (torch.int32,))
-    check_dtype("slot_mapping", slot_mapping, (torch.int64,))
-    check_dtype("positions", positions, (torch.int64,))
-    check_same_device(
+    metadata = AttentionMetadata(
         query_start_loc=query_start_loc,
         seq_lens=seq_lens,
         block_tables=block_tables,
         slot_mapping=slot_mapping,
         positions=positions,
+        max_query_len=max_query_len or 0,
+        max_seq_len=max_seq_len or 0,
+        work=None,
     )
+    _check_step(metadata)
     if block_tables.device.type == "cuda":
-        return _prepared_on_device(
-            AttentionMetadata(
-                query_start_loc=query_start_loc,
-                seq_lens=seq_lens,
-                block_tables=block_tables,
-                slot_mapping=slot_mapping,
-                positions=positions,
-                max_query_len=_known("max_query_len", max_query_len),
-                max_seq_len=_known("max_seq_len", max_seq_len),
-                work=None,
-            ),
-            shape,
-            workspace,
-        )
+        _known("max_query_len", max_query_len)
+        _known("max_seq_len", max_seq_len)
+        return _prepared_on_device(metadata, shape, workspace)
     starts, contexts = query_start_loc.tolist(), seq_lens.tolist()
     lengths = [after - before for before, after in itertools.pairwise(starts)]
     _check_rows(starts, lengths, contexts, slot_mapping.shape[0], block_tables.shape[1], shape)
-    return AttentionMetadata(
-        query_start_loc=query_start_loc,
-        seq_lens=seq_lens,
-        block_tables=block_tables,
-        slot_mapping=slot_mapping,
-        positions=positions,
+    return replace(
+        metadata,
         max_query_len=max(lengths, default=0),
         max_seq_len=max(contexts, default=0),
         work=cpu_attention.prepare(starts, contexts, block_tables, shape),
     )
+
+
+def _check_step(step: AttentionMetadata) -> None:
+    rows = step.seq_lens.shape[0]
+    check_shape("seq_lens", step.seq_lens, (None,))
+    check_shape("query_start_loc", step.query_start_loc, (rows + 1,))
+    check_shape("block_tables", step.block_tables, (rows, None))
+    check_shape("slot_mapping", step.slot_mapping, (None,))
+    check_shape("positions", step.positions, tuple(step.slot_mapping.shape))
+    narrow = {
+        "query_start_loc": step.query_start_loc,
+        "seq_lens": step.seq_lens,
+        "block_tables": step.block_tables,
+    }
+    wide = {"slot_mapping": step.slot_mapping, "positions": step.positions}
+    for dtype, tensors in ((torch.int32, narrow), (torch.int64, wide)):
+        for name, tensor in tensors.items():
+            check_dtype(name, tensor, (dtype,))
+    check_same_device(**narrow, **wide)
 
 
 def _known(name: str, value: int | None) -> int:

@@ -17,6 +17,8 @@ from kernels.checks import (
 from kernels.cpu import kv_store as cpu_kv_store
 from kernels.dispatch import select
 
+QUANTISED = (torch.float8_e4m3fn, torch.int8)
+
 
 def _check_heads(
     name: str, heads: Tensor, tokens: int, cache_layer: Tensor, dtypes: tuple[torch.dtype, ...]
@@ -31,9 +33,6 @@ def _check_heads(
         )
 
 
-QUANTISED = (torch.float8_e4m3fn, torch.int8)
-
-
 def check_cache_layer(cache_layer: Tensor, kv_scales: Tensor | None = None) -> None:
     check_shape("cache_layer", cache_layer, (None, 2, None, None, None))
     check_dtype("cache_layer", cache_layer, FLOATS if kv_scales is None else QUANTISED)
@@ -42,6 +41,46 @@ def check_cache_layer(cache_layer: Tensor, kv_scales: Tensor | None = None) -> N
         check_dtype("kv_scales", kv_scales, (torch.float32,))
         check_contiguous("kv_scales", kv_scales)
     check_contiguous("cache_layer", cache_layer)
+
+
+def _check_qkv(
+    q: Tensor, k: Tensor, v: Tensor, cache_layer: Tensor, kv_scales: Tensor | None
+) -> None:
+    """A quantised cache takes any floats, as long as q, k and v have the same."""
+    dtypes = (cache_layer.dtype,) if kv_scales is None else (q.dtype,)
+    check_dtype("q", q, FLOATS)
+    for name, heads in (("q", q), ("k", k), ("v", v)):
+        _check_heads(name, heads, q.shape[0], cache_layer, dtypes)
+    for name, heads in (("k", k), ("v", v)):
+        if heads.shape[1] != cache_layer.shape[2]:
+            raise ValueError(
+                f"{name} has {heads.shape[1]} heads; cache_layer has {cache_layer.shape[2]}"
+            )
+
+
+def _check_norms(q_norm: Tensor | None, k_norm: Tensor | None, head_dim: int) -> None:
+    check_both("q_norm", q_norm, "k_norm", k_norm)
+    for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if norm is not None:
+            check_shape(name, norm, (head_dim,))
+            check_dtype(name, norm, FLOATS)
+
+
+def _check_turn(
+    positions: Tensor | None, cos_sin: Tensor | None, *, tokens: int, head_dim: int
+) -> None:
+    check_both("cos_sin", cos_sin, "positions", positions)
+    if cos_sin is None or positions is None:
+        return
+    check_shape("positions", positions, (tokens,))
+    check_dtype("positions", positions, (torch.int64,))
+    check_shape("cos_sin", cos_sin, (None, None))
+    check_dtype("cos_sin", cos_sin, (torch.float32,))
+    if cos_sin.shape[1] % 2 or cos_sin.shape[1] > head_dim:
+        raise ValueError(
+            f"cos_sin turns {cos_sin.shape[1]} channels; it must be an even number"
+            f" of at most head_dim, {head_dim}"
+        )
 
 
 def rotary_store_kv(
@@ -79,34 +118,11 @@ def rotary_store_kv(
     not have.
     """
     check_cache_layer(cache_layer, kv_scales)
-    tokens = q.shape[0]
-    dtypes = (cache_layer.dtype,) if kv_scales is None else (q.dtype,)
-    check_dtype("q", q, FLOATS)
-    for name, heads in (("q", q), ("k", k), ("v", v)):
-        _check_heads(name, heads, tokens, cache_layer, dtypes)
-    check_both("q_norm", q_norm, "k_norm", k_norm)
-    for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
-        if norm is not None:
-            check_shape(name, norm, (q.shape[2],))
-            check_dtype(name, norm, FLOATS)
-    for name, heads in (("k", k), ("v", v)):
-        if heads.shape[1] != cache_layer.shape[2]:
-            raise ValueError(
-                f"{name} has {heads.shape[1]} heads; cache_layer has {cache_layer.shape[2]}"
-            )
-    check_shape("slot_mapping", slot_mapping, (tokens,))
+    _check_qkv(q, k, v, cache_layer, kv_scales)
+    _check_norms(q_norm, k_norm, q.shape[2])
+    check_shape("slot_mapping", slot_mapping, (q.shape[0],))
     check_dtype("slot_mapping", slot_mapping, (torch.int64,))
-    check_both("cos_sin", cos_sin, "positions", positions)
-    if cos_sin is not None and positions is not None:
-        check_shape("positions", positions, (tokens,))
-        check_dtype("positions", positions, (torch.int64,))
-        check_shape("cos_sin", cos_sin, (None, None))
-        check_dtype("cos_sin", cos_sin, (torch.float32,))
-        if cos_sin.shape[1] % 2 or cos_sin.shape[1] > q.shape[2]:
-            raise ValueError(
-                f"cos_sin turns {cos_sin.shape[1]} channels; it must be an even number"
-                f" of at most head_dim, {q.shape[2]}"
-            )
+    _check_turn(positions, cos_sin, tokens=q.shape[0], head_dim=q.shape[2])
     check_same_device(
         cache_layer=cache_layer,
         q=q,
