@@ -34,7 +34,7 @@ define pytest
 	$(BIN)/python -m pytest -m "$(1)" $(TOGETHER:%=--ignore=tests/%) $(ARGS) || test $$? -eq 5
 endef
 
-.PHONY: setup serve check format test test-slow sweep kernels-check test-gpu bench bench-gpu bench-engine-gpu demo-score clean
+.PHONY: setup serve check format test test-slow image-check sweep kernels-check test-gpu bench bench-gpu bench-engine-gpu demo-score clean
 .DEFAULT_GOAL := serve
 
 setup: $(SETUP)
@@ -78,6 +78,11 @@ test: $(SETUP_TEST)
 
 test-slow: $(SETUP_TEST)
 	$(call pytest,slow)
+
+# The image built and run, docker-compose.yml brought up; test-slow does it too, where it can. As root, with
+# apt-get install buildah podman runc mmdebstrap netavark aardvark-dns; without Docker or a registry.
+image-check: $(SETUP_TEST)
+	CI=true $(BIN)/python -m pytest tests/image -m "slow or not slow" -s --durations=5 $(ARGS)
 
 # Longer runs of what CI does a seeded slice of. Their dates and results are kept in tests/SWEEP.md.
 sweep: $(SETUP_TEST)
