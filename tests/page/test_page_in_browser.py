@@ -27,6 +27,7 @@ def exact(visit: Visit, band: str) -> dict[str, str]:
 
 def test_the_page_shows_the_figures_and_streams_text_as_text(visit: Open, fake: PageServer) -> None:
     fake.engine.script = saying(HOSTILE)
+    fake.engine.tokens_per_event = 1000  # all of it in one piece, which a parser would understand
     page = visit(fake.url)
     line = fake.figures.devices[0]["kinds"]["weights"]
     assert exact(page, "weights") == {
@@ -49,6 +50,14 @@ def test_the_page_shows_the_figures_and_streams_text_as_text(visit: Open, fake: 
     assert page.text("#outcome").endswith("ended by stop")
 
 
+def height(outline: str) -> float:
+    """Of a band at the newest moment, in pixels: its way there ends above, its way back begins
+    below."""
+    points = [point.split() for point in re.split("[ML]", outline.rstrip("Z")) if point]
+    upper, lower = points[: len(points) // 2], points[len(points) // 2 :]
+    return float(lower[0][1]) - float(upper[-1][1])
+
+
 @slow
 def test_every_kind_is_in_the_table_and_the_graph(visit: Open, fake: PageServer) -> None:
     fake.figures.devices = [device(unaccounted=-3 * MIB)]
@@ -68,7 +77,12 @@ def test_every_kind_is_in_the_table_and_the_graph(visit: Open, fake: PageServer)
     assert page.text("#memory-notes") == "A note. Another."
     assert page.page.locator("tr[data-band=runtime] abbr").is_visible()
     assert not page.page.locator("tr[data-band=weights] abbr").is_visible()
-    assert set(page.areas()) == (set(kinds) | set(parts)) - {"kv_cache", "free", "other_processes"}
+    drawn = page.areas()
+    assert set(drawn) == (set(kinds) | set(parts)) - {"kv_cache", "free", "other_processes"}
+    held = {kind: max(0, line["bytes"]) for kind, line in kinds.items()} | parts
+    pixels = height(drawn["kv_cache-free"]) / held["kv_cache-free"]
+    for band, outline in drawn.items():
+        assert height(outline) == pytest.approx(held[band] * pixels, abs=0.5), band
     page.page.check("#show-free")
     assert "free" in page.areas()
     page.page.uncheck("#show-free")
@@ -191,9 +205,9 @@ def test_a_hidden_page_asks_seldom_and_one_in_view_at_once(
     page = visit(fake.url)
     held: list[Route] = []
     if asking:  # hidden while an answer is on its way
-        page.page.route("**/memory", held.append)
-        with page.page.expect_request("**/memory"):
-            pass
+        page.page.route("**/memory", lambda route: held.append(route))
+        while not held:
+            page.page.wait_for_timeout(20)
     page.page.evaluate(HIDE, True)
     for one in held:
         one.continue_()
