@@ -102,15 +102,18 @@ def inventory(spec: ModelSpec) -> tuple[Parameter, ...]:
 def tally(spec: ModelSpec) -> Mapping[Parameter, int]:
     """Parameters by what they are, and how many are alike: all but their names.
 
-    One layer of each kind is listed and multiplied, so that a plan of a model of 100 layers with
-    100 experts costs no more than one of a small one.
+    One layer of each kind and one expert are listed and multiplied, so that a plan of a model of
+    100 layers with 100 experts costs no more than one of a small one.
     """
     alike: dict[Parameter, int] = {}
     layers = {spec.has_experts(layer): layer for layer in reversed(range(spec.num_layers))}
     for has_experts, layer in sorted(layers.items()):
         times = sum(spec.has_experts(i) == has_experts for i in range(spec.num_layers))
-        for parameter in _layer(spec, layer):
+        for parameter in _layer(spec, layer, num_experts=0):
             _count(alike, parameter, times)
+        if spec.experts is not None and has_experts:
+            for parameter in _mlp("", spec, spec.experts.intermediate_size):
+                _count(alike, parameter, times * spec.experts.count)
     for parameter in _parameters(spec, ()):
         _count(alike, parameter, 1)
     return alike
@@ -134,7 +137,7 @@ def _parameters(spec: ModelSpec, layers: Iterable[int]) -> Iterator[Parameter]:
         table = (spec.position_offset + spec.max_positions, spec.hidden_size)
         yield Parameter("position_embedding.weight", table, Component.POSITION, Split.REPLICATED)
     for layer in layers:
-        yield from _layer(spec, layer)
+        yield from _layer(spec, layer, spec.experts.count if spec.experts else 0)
     if spec.norm.placement is not NormPlacement.POST:
         yield from _norm("final_norm", spec)
     if not spec.tied_unembedding:
@@ -143,7 +146,8 @@ def _parameters(spec: ModelSpec, layers: Iterable[int]) -> Iterator[Parameter]:
         yield Parameter("unembedding.bias", vocabulary[:1], Component.BIAS, Split.VOCABULARY)
 
 
-def _layer(spec: ModelSpec, index: int) -> Iterator[Parameter]:
+def _layer(spec: ModelSpec, index: int, num_experts: int) -> Iterator[Parameter]:
+    """With so many of its experts, where it has any."""
     name = f"layers.{index}"
     outputs_too = spec.norm.placement is NormPlacement.BOTH
     yield from _norm(f"{name}.attention_norm", spec)
@@ -153,7 +157,7 @@ def _layer(spec: ModelSpec, index: int) -> Iterator[Parameter]:
     if spec.parallel is not ParallelBlock.SHARED_NORM:
         yield from _norm(f"{name}.mlp_norm", spec)
     if spec.experts is not None and spec.has_experts(index):
-        yield from _mixture(f"{name}.mlp", spec, spec.experts)
+        yield from _mixture(f"{name}.mlp", spec, spec.experts, num_experts)
     else:
         yield from _mlp(f"{name}.mlp", spec, spec.mlp.intermediate_size)
     if outputs_too:
@@ -195,11 +199,13 @@ def _qk_norm(name: str, attention: AttentionSpec) -> Iterator[Parameter]:
             yield Parameter(weight, shape, Component.NORM, Split.HEADS, heads)
 
 
-def _mixture(name: str, spec: ModelSpec, experts: ExpertsSpec) -> Iterator[Parameter]:
-    """The router, every expert, and what each token passes besides."""
+def _mixture(
+    name: str, spec: ModelSpec, experts: ExpertsSpec, num_experts: int
+) -> Iterator[Parameter]:
+    """The router, the first experts, and what each token passes besides."""
     router = (experts.count, spec.hidden_size)
     yield Parameter(f"{name}.router.weight", router, Component.ROUTER, Split.REPLICATED)
-    for expert in range(experts.count):
+    for expert in range(num_experts):
         yield from _mlp(f"{name}.experts.{expert}", spec, experts.intermediate_size)
     if experts.shared_size:
         yield from _mlp(f"{name}.shared", spec, experts.shared_size)

@@ -198,7 +198,8 @@ def _without_experts(part: ModelSpec) -> ModelSpec:
     if experts is None:
         return part
     dense = part.mlp.intermediate_size if experts.num_dense_layers else 0
-    return replace(part, mlp=replace(part.mlp, intermediate_size=max(dense, experts.shared_size)))
+    width = max(dense, experts.shared_size, 1)  # a channel stands for none: no product has none
+    return replace(part, mlp=replace(part.mlp, intermediate_size=width))
 
 
 def _expert_phases(part: ModelSpec, config: RunnerConfig, tokens: int) -> tuple[Phase, ...]:

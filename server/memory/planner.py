@@ -166,16 +166,24 @@ def size_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
     wanted_len = request.max_model_len or model.max_positions
     kv_bytes, limit = _pool_bytes(model, request, wanted_len, available_bytes)
     one_block = kv_of(model, request, 1)
-    num_blocks = kv_bytes // one_block.page_bytes
-    if request.max_model_len is None and num_blocks:
-        wanted_len = _longest(one_block, num_blocks, wanted_len)
+    num_blocks, longest = kv_bytes // one_block.page_bytes, wanted_len
+    while num_blocks > 0:
+        if request.max_model_len is None:
+            wanted_len = _longest(one_block, num_blocks, longest)
+        config = _runner_config(model, request, wanted_len, num_blocks)
+        layout = build_layout(model, config)
+        # What a step holds depends on the pool and on the length: both may still be too large.
+        over = sum(map(layout.bytes, _planned_kinds(request))) - available_bytes
+        if over <= 0:
+            break
+        num_blocks = max(0, num_blocks - math.ceil(over / one_block.page_bytes))
+        kv_bytes = num_blocks * one_block.page_bytes
     needed = one_block.blocks_of(wanted_len)
     if num_blocks < needed:
         _refuse_pool(kv_bytes, needed * one_block.page_bytes, wanted_len, limit)
-    config = _runner_config(model, request, wanted_len, num_blocks)
     return MemoryPlan(
         request=request,
-        layout=build_layout(model, config),
+        layout=layout,
         kv=kv_of(model, request, num_blocks),
         available_bytes=available_bytes,
         pool_limit=limit,

@@ -80,14 +80,32 @@ def _smaller_sizes(
         ("max_num_batched_tokens", request.max_num_batched_tokens, request.max_num_seqs, 1),
     )
     for name, now, least, step in sizes:
+        yield from _smaller(request, available, fits, name, now, least, step)
 
-        def changed(value: int, name: str = name) -> PlanRequest:
-            return replace(request, **{name: value})  # type: ignore[arg-type]
 
-        value = largest_that(lambda value: fits(changed(value), available), least, now - 1, step)
-        if value is not None:
-            option = f"--{name.replace('_', '-')} {value}"
-            yield Change(option, changed(value), available, now / value)
+def _shorter(
+    request: PlanRequest, available: int, fits: Fits, max_model_len: int
+) -> Iterator[Change]:
+    block = request.block_size
+    return _smaller(request, available, fits, "max_model_len", max_model_len, block, block)
+
+
+def _smaller(
+    request: PlanRequest,
+    available: int,
+    fits: Fits,
+    name: str,
+    now: int,
+    least: int,
+    step: int,
+) -> Iterator[Change]:
+    def changed(value: int) -> PlanRequest:
+        return replace(request, **{name: value})  # type: ignore[arg-type]
+
+    value = largest_that(lambda value: fits(changed(value), available), least, now - 1, step)
+    if value is not None:
+        option = f"--{name.replace('_', '-')} {value}"
+        yield Change(option, changed(value), available, now / value)
 
 
 def largest_that(holds: Callable[[int], bool], least: int, most: int, step: int = 1) -> int | None:
@@ -140,12 +158,10 @@ def _two_at_once(
     """Narrower numbers and a shorter length together."""
     for group in _narrower_formats(request, available):
         for narrower in group:
-            shorter = _smaller_sizes(narrower.request, available, fits, max_model_len)
-            for change in shorter:
-                if change.request.max_model_len != narrower.request.max_model_len:
-                    option = f"{narrower.option} with {change.option}"
-                    factor = narrower.factor * change.factor
-                    yield Change(option, change.request, available, factor)
+            for shorter in _shorter(narrower.request, available, fits, max_model_len):
+                option = f"{narrower.option} with {shorter.option}"
+                factor = narrower.factor * shorter.factor
+                yield Change(option, shorter.request, available, factor)
 
 
 def _matrix_bits(request: PlanRequest) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-BAR_WIDTH = 40
+BAR_WIDTH = 36
 
 
 def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:

@@ -130,7 +130,7 @@ def test_the_longest_length_fits_and_a_block_more_does_not(name: str, device: st
 
 
 @pytest.mark.parametrize("name", read_presets())
-@pytest.mark.parametrize("device", ["h200", "24GiB"])
+@pytest.mark.parametrize("device", ["h200", "24GiB", "cpu"])
 def test_every_preset_is_planned_and_the_kinds_add_up(name: str, device: str) -> None:
     made = plan(name, device)
     split = memory_split(made)

@@ -78,6 +78,22 @@ def test_where_no_option_helps_the_memory_that_is_missing_is_told() -> None:
     refusal(LLAMA_8B, request, needed - MIB)
 
 
+@pytest.mark.parametrize("name", ["qwen2.5-7b", "gpt-2-xl"])
+def test_on_a_cpu_what_fits_takes_no_more_than_there_is(name: str) -> None:
+    """A step's intermediates depend on the pool and the length, whose sizes depend on them."""
+    spec, request = find_preset(name).spec, PlanRequest("f32", 16, 32, 512)
+    fitting = 0
+    for available in range(4 * GIB, 40 * GIB, 97 * MIB):
+        try:
+            plan = size_memory(spec, request, available)
+        except DoesNotFit as refused:
+            assert refused.over > 0
+            continue
+        fitting += 1
+        assert sum(plan.kinds.values()) <= available
+    assert fitting > 50
+
+
 def test_a_start_prints_both() -> None:
     with pytest.raises(StartupError) as raised:
         plan_memory(LLAMA_8B, GPU, 12 * GIB)

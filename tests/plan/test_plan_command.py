@@ -1,0 +1,217 @@
+"""``quire plan`` as people and scripts run it: a real process, its output, its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.memory.layout import MemoryKind
+from server.plan.answer import answer
+from server.plan.command import listing
+from server.plan.devices import DEVICES
+from server.plan.make import PlanOptions, make_plan
+from server.plan.text import WIDTH, plan_text
+from weights.presets import read_presets
+from weights.synthetic import write_checkpoint
+from weights.tiny_specs import tiny_llama
+
+MOST_SECONDS = 3.0  # of a command that takes 0.3 s on an idle machine
+
+
+def quire(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("QUIRE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "server", "plan", *arguments],
+        capture_output=True,
+        text=True,
+        env={**clean, **variables},
+        timeout=60,
+        check=False,
+    )
+
+
+def facts(model: str, device: str = "h200", explain: bool = False, **flags: str) -> dict[str, Any]:
+    options = PlanOptions(model, None, device, None, 1, flags)
+    return answer(make_plan(options, {}), explain=explain)
+
+
+def test_gpt3_as_json_is_the_published_census_and_does_not_fit() -> None:
+    done = quire("gpt-3", "--json", "--device", "h200")
+    assert done.returncode == 1, done.stderr
+    plan = json.loads(done.stdout)
+    matrices = {
+        name: (line["matrices"], line["parameters"])
+        for name, line in plan["census"].items()
+        if line["matrices"]
+    }
+    assert matrices == {
+        "embedding": (1, 617_558_016),
+        "key": (9_216, 14_495_514_624),
+        "query": (9_216, 14_495_514_624),
+        "value": (9_216, 14_495_514_624),
+        "output": (96, 14_495_514_624),
+        "up": (96, 57_982_058_496),
+        "down": (96, 57_982_058_496),
+        "unembedding": (1, 617_558_016),
+    }
+    assert set(plan["census"]) - set(matrices) == {"position", "norm", "bias"}
+    total = {"matrices": 27_938, "parameters": 175_181_291_520, "bytes": 2 * 175_181_291_520}
+    assert plan["total"] == total
+    assert plan["fits"] is False and len(plan["suggestions"]) == 2
+
+
+def test_it_fits_and_costs_no_torch_and_less_than_the_limit() -> None:
+    program = (
+        "import sys\n"
+        "from server.cli import main\n"
+        "code = main(['plan', 'llama-3.1-70b', '--device', 'h200', '--tp', '2', '--explain'])\n"
+        "heavy = {'torch', 'numpy', 'safetensors', 'transformers', 'fastapi'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)\n"
+        "sys.exit(code)"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    took = time.monotonic() - started
+    print(f"quire plan took {took:.2f} s")
+    assert (done.returncode, done.stderr.strip()) == (0, "[]")
+    assert "llama-3.1-70b on h200" in done.stdout and "fits" in done.stdout.splitlines()[0]
+    assert took < MOST_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lama-3-8b",), "no preset and no folder is named 'lama-3-8b'; did you mean llama-3-8b"),
+        (("gpt-3", "--device", "h300"), "--device h300: unknown; did you mean h200"),
+        (("gpt-3", "--device", "24GB"), "'24GB' is not a size such as"),
+        (("gpt-3", "--device", "1MiB"), "1MiB is not between 1.00 GiB and"),
+        (("gpt-3", "--tp", "5"), "--tensor-parallel-size 5: 96 query heads do not divide"),
+        (("gpt-3", "--tp", "two"), "'two' is not a whole number"),
+        (("gpt-3", "--max-model-len", "4096", "--device", "h200"), "exceeds the model's 2048"),
+        (("gpt-3", "--dtype", "int7"), "--dtype: 'int7' is not one of"),
+        (("gpt-3", "--device", "cpu", "--quantization", "int8"), "needs a GPU"),
+        (("gpt-3", "--kv-cache-dtype", "int2"), "invalid choice: 'int2'"),
+        (("gpt-3", "--shape", "/no/such.toml"), "/no/such.toml: No such file"),
+        (("--shpae", "own.toml"), "unrecognized arguments"),
+    ],
+)
+def test_bad_input_is_named_and_exits_2(arguments: tuple[str, ...], message: str) -> None:
+    done = quire(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_a_shape_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(
+        "vocab_size = 1000\nhidden_size = 64\nnum_layers = 2\nnum_query_heads = 4\n"
+        "intermediate_size = 128\nmax_positions = 512\nwindow = 64\n"
+    )
+    done = quire("--shape", str(path), "--device", "24GiB", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["model"] == "own" and plan["everything"]["parameters"] == 210_240
+    assert "sliding windows" in " ".join(plan["notes"])
+    path.write_text("hiden_size = 3")
+    done = quire("--shape", str(path))
+    assert done.returncode == 2 and "'hiden_size'; did you mean hidden_size" in done.stderr
+
+
+def test_a_folder_and_the_servers_variables(tmp_path: Path) -> None:
+    write_checkpoint(tiny_llama(), tmp_path, seed=1)
+    done = quire(str(tmp_path), "--device", "cpu", "--json", QUIRE_MAX_NUM_SEQS="5")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["request"]["max_num_seqs"] == 5
+    (tmp_path / "config.json").write_text("{}")
+    done = quire(str(tmp_path), "--device", "cpu")
+    assert done.returncode == 2 and "config.json: model_type is missing" in done.stderr
+
+
+def test_json_has_every_kind_and_closes() -> None:
+    plan = facts("llama-3.1-8b")
+    assert list(plan["split"]) == [str(kind) for kind in MemoryKind]
+    assert sum(plan["split"].values()) == plan["total_bytes"]
+    assert plan["estimated"] == ["allocator_slack", "runtime"]
+    assert plan["fits"] and plan["suggestions"] == [] and plan["refusal"] is None
+    census = sum(line["bytes"] for line in plan["census"].values())
+    assert census == plan["everything"]["bytes"] == plan["split"]["weights"]
+    assert "formulas" not in plan
+
+
+def test_every_kind_and_line_has_a_formula_when_asked() -> None:
+    plan = facts("mixtral-8x7b", explain=True)
+    assert set(plan["split"]) <= set(plan["formulas"])
+    assert {f"census.{name}" for name in plan["census"]} <= set(plan["formulas"])
+    flops = plan["flops"]
+    assert plan["formulas"]["FLOPs.decode"].endswith(f"= {flops['decode_per_token']}")
+    assert plan["formulas"]["census.up"] == "256 x 14336 x 4096"
+    assert plan["formulas"]["weights"].startswith("46702792704 parameters x 2 B (bf16)")
+
+
+def test_the_grid_says_what_fits_where() -> None:
+    cells = {
+        (cell["weights"], cell["kv"], cell["tensor_parallel_size"]): cell
+        for cell in facts("llama-2-70b", "h100")["what_if"]
+    }
+    assert not cells["f16", "f16", 1]["fits"] and cells["f16", "f16", 2]["fits"]
+    assert cells["int4", "fp8", 1]["sequences"] > cells["int4", "f16", 1]["sequences"] > 0
+    xl = {cell["tensor_parallel_size"]: cell for cell in facts("gpt-2-xl")["what_if"]}
+    assert xl[1]["possible"] and not xl[2]["possible"]  # 25 heads
+
+
+def test_the_rule_of_thumb_holds_for_some_and_is_denied_for_others() -> None:
+    says = facts("llama-3.1-8b")["weights_share"]["says"]
+    assert "11 % of the memory in use" in says and "does not hold here; kv_cache takes 8" in says
+    held = facts("llama-2-7b", "cpu", **{"max-num-seqs": "3", "kv-cache-memory": "2500MiB"})
+    assert "the rule of thumb of about 80 % holds here" in held["weights_share"]["says"]
+
+
+@pytest.mark.parametrize("model", read_presets())
+def test_the_text_fits_100_columns(model: str) -> None:
+    for device in ("h200", "24GiB"):
+        plan = make_plan(PlanOptions(model, None, device, None, 1, {}), {})
+        for line in plan_text(plan, answer(plan, explain=True)).splitlines():
+            assert len(line) <= WIDTH, line
+
+
+def test_a_refusal_tells_why_and_what_would_fit() -> None:
+    plan = make_plan(PlanOptions("llama-2-70b", None, "h100", None, 1, {}), {})
+    text = plan_text(plan, answer(plan))
+    assert "does not fit" in text.splitlines()[0]
+    assert "128.48 GiB of 77.05 GiB available, 53.03 GiB too much" in " ".join(text.split())
+    assert "would fit  --device h200 or --quantization int8" in text
+
+
+def test_the_list_names_everything() -> None:
+    text = listing()
+    for name in (*read_presets(), *(device.name for device in DEVICES)):
+        assert any(line.split()[0] == name for line in text.splitlines() if line)
+    assert quire("--list").stdout.strip() == text
+
+
+def test_help_tells_the_keys_of_a_shape() -> None:
+    help = quire("--help").stdout
+    assert "experts_per_token" in help and "Exit codes: 0 it fits; 1 it does not" in help
+
+
+def test_devices_are_what_they_are() -> None:
+    """A transposed digit would go unseen: the ratios between boards that share a chip."""
+    by_name = {device.name: device for device in DEVICES}
+    assert by_name["h200"].flops_16bit == by_name["h100"].flops_16bit
+    for device in DEVICES:
+        assert 2**34 < device.memory_bytes < 2**38 and device.capability >= (8, 0)
+        assert device.flops_16bit and device.bandwidth
+        assert 50 < device.flops_16bit / device.bandwidth < 450  # FLOPs a byte
+        if device.flops_fp8:
+            assert device.flops_fp8 == pytest.approx(2 * device.flops_16bit, rel=0.02)
+        assert (device.flops_fp8 is None) == (device.capability < (8, 9))
