@@ -26,6 +26,7 @@ from loadtest.steady import Steady, find_steady
 from loadtest.trace import TraceRow
 from loadtest.workload import Job, Workload
 
+_END_S = 1.0  # beyond the last request's own time-out
 ROUTES = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
@@ -100,7 +101,7 @@ async def measure(
     bounds = Bounds(
         scenario.seconds,
         scenario.requests,
-        grace_s=options.timeout_s,
+        grace_s=options.timeout_s + _END_S,
         max_in_flight=options.max_in_flight,
     )
     before = await scraper.once() if options.scrape else None

@@ -1,0 +1,187 @@
+"""Measurements of a server that knows when it did what: every measure near the truth."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtest.measurement import Options
+from loadtest.result import RunResult
+from tests.loadtest.loads import get, run, scenario
+
+SLACK_S = 0.001
+SLACK_SHARE = 0.02
+TRIES = 4
+
+
+def near(measured: float, truth: float) -> bool:
+    return abs(measured - truth) <= max(SLACK_S, SLACK_SHARE * abs(truth))
+
+
+@pytest.mark.parametrize(
+    ("script", "api"),
+    [
+        ({"first": 0.08, "gap": 0.02}, "completions"),
+        ({"first": 0.02, "gap": 0.05, "jitter": 0.8}, "completions"),
+        ({"first": 0.05, "gap": 0.03, "per_event": 2}, "chat"),
+    ],
+    ids=["even", "jittery", "two tokens an event"],
+)
+def test_every_measure_is_near_the_truth(fake_port: int, script: dict[str, Any], api: str) -> None:
+    """A machine that is busy with something else delays both sides: a run may be repeated."""
+    far: list[str] = []
+    for seed in range(TRIES):
+        far = far_from_truth(fake_port, script, api, seed=21 + seed)
+        if not far:
+            return
+    pytest.fail("\n".join(far))
+
+
+def far_from_truth(port: int, script: dict[str, Any], api: str, seed: int) -> list[str]:
+    """Truth is what the server noted as it wrote, so that a late timer of its own counts."""
+    lengths = [{"prompt_tokens": 8, "output_tokens": 6}]
+    one = scenario(script, requests=lengths, api=api, prompt_form="text", seed=seed)
+    result = run(port, one, Options(timeout_s=20, warm_up=0.0))
+    assert result.outcomes == {"ok": 20}
+    assert {record.output_tokens for record in result.records} == {6}
+    assert {r.events_with_text for r in result.records} == {6 // script.get("per_event", 1)}
+    assert result.rates.output_tokens > 0
+    assert result.miscounted == 0
+    noted = sorted(get(port, "/truth").values(), key=lambda truth: truth["received"])[-20:]
+    found = []
+    for name, values in true_values(noted, tokens=6).items():
+        summary = result.summaries[name]
+        pairs = [("mean", summary.mean, float(np.mean(values)))]
+        pairs += [
+            (f"p{percentile:g}", summary.percentiles[percentile].value, true_percentile)
+            for percentile in (50.0, 90.0)
+            for true_percentile in [float(np.percentile(values, percentile, method="inverted_cdf"))]
+        ]
+        found += [f"{name} {what}: {a} for {b}" for what, a, b in pairs if not near(a, b)]
+    return found
+
+
+def true_values(noted: list[dict[str, Any]], tokens: int) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {"ttft": [], "itl": [], "tpot": [], "e2e": []}
+    for truth in noted:
+        events = truth["events"]
+        values["ttft"].append(events[0] - truth["received"])
+        values["itl"] += list(np.diff(events))
+        values["tpot"].append((events[-1] - events[0]) / (tokens - 1))
+        values["e2e"].append(truth["ended"] - truth["received"])
+    return values
+
+
+def test_a_stall_is_hidden_by_a_closed_loop_and_shown_by_an_open_one(fake_port: int) -> None:
+    """Coordinated omission: a second without answers is one slow answer of a closed loop, and
+    twenty late ones of a schedule of 20 requests a second."""
+    script = {"first": 0.01, "gap": 0.0}
+    load = {"run": {"seconds": 3.0}, "requests": [{"prompt_tokens": 8, "output_tokens": 1}]}
+    whole = Options(timeout_s=20, warm_up=0.0)
+
+    def measured(arrivals: dict[str, Any]) -> RunResult:
+        get(fake_port, "/stall/0")
+        one = scenario(script, arrivals=arrivals, **load)
+        stall = threading.Timer(1.0, get, (fake_port, "/stall/1.0"))
+        stall.start()
+        try:
+            return run(fake_port, one, whole)
+        finally:
+            stall.join()
+
+    closed = measured({"kind": "closed", "concurrency": 1})
+    opened = measured({"kind": "constant", "rate": 20.0})
+    assert closed.closed_loop and not opened.closed_loop
+    slow_closed = sum(r.ended - r.intended > 0.3 for r in closed.records)
+    slow_open = sum(r.ended - r.intended > 0.3 for r in opened.records)
+    assert slow_closed == 1
+    assert 10 <= slow_open <= 20
+    assert closed.summaries["e2e_intended"].percentiles[95.0].value < 0.3
+    assert opened.summaries["e2e_intended"].percentiles[95.0].value > 0.8
+
+
+def test_a_client_that_is_late_shows_in_the_intended_times_alone(fake_port: int) -> None:
+    one = scenario({"first": 0.01}, requests=[{"prompt_tokens": 8, "output_tokens": 1}])
+    result = run(fake_port, one)
+    for record in result.records:
+        assert record.sent >= record.intended
+        assert record.first_token is not None
+    delay = result.summaries["client_delay"].mean
+    intended, sent = (result.summaries[name].mean for name in ("ttft_intended", "ttft"))
+    assert intended - sent == pytest.approx(delay, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome", "detail"),
+    [
+        ({"status": 429}, "http_429", "as scripted"),
+        ({"status": 500}, "http_500", "as scripted"),
+        ({"failure": "truncated"}, "truncated", "without data: [DONE]"),
+        ({"failure": "closed"}, "truncated", "closed by the server"),
+        ({"failure": "no_http"}, "malformed", "no HTTP/1.1"),
+        ({"failure": "no_events"}, "malformed", "neither server-sent events nor JSON"),
+        ({"failure": "no_json"}, "malformed", "no JSON object"),
+        ({"failure": "error_event"}, "error", "as scripted"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_each_failure_has_its_name(
+    fake_port: int, script: dict[str, Any], outcome: str, detail: str
+) -> None:
+    result = run(fake_port, scenario(script, run={"requests": 3}))
+    assert result.outcomes == {outcome: 3}
+    assert all(detail in record.detail for record in result.records), result.records
+    assert not result.summaries
+
+
+def test_an_answer_that_does_not_come_in_time(fake_port: int) -> None:
+    one = scenario({"first": 5.0}, run={"requests": 2})
+    result = run(fake_port, one, Options(timeout_s=0.3))
+    assert result.outcomes == {"timeout": 2}
+
+
+def test_a_gauge_that_stays_up_is_told(fake_port: int) -> None:
+    leak = threading.Timer(0.3, get, (fake_port, "/leak/2"))
+    leak.start()
+    result = run(fake_port, scenario({"first": 0.05}))
+    leak.join()
+    get(fake_port, "/leak/0")
+    assert result.server.server == "Quire"
+    assert result.server.not_back == {"requests_running": (0.0, 2.0)}
+    assert not result.is_good
+    assert any("did not return" in line for line in result.complaints)
+
+
+def test_the_server_s_series_is_on_the_run_s_time_axis(fake_port: int) -> None:
+    one = scenario({"first": 1.5}, arrivals={"kind": "closed", "concurrency": 3})
+    result = run(fake_port, replace(one, requests=3))
+    assert max(r.gauges["requests_running"] for r in result.server.readings) == 3.0
+    assert result.server.readings[-1].memory == {"weights": 1024.0}
+    assert not result.server.not_back
+
+
+class TestChaos:
+    def test_what_misbehaves_is_kept_out_of_the_figures(self, fake_port: int) -> None:
+        shares = {"cancel": 0.3, "disconnect": 0.2, "malformed": 0.2}
+        one = scenario({"gap": 0.01}, chaos=shares, run={"requests": 60})
+        result = run(fake_port, one)
+        kinds = {record.kind for record in result.records}
+        assert kinds == {"normal", "cancel", "disconnect", "malformed"}
+        assert set(result.outcomes) == {"ok"}  # of those that behave
+        cancelled = [r for r in result.records if r.kind in ("cancel", "disconnect")]
+        assert {record.outcome for record in cancelled} <= {"cancelled", "ok"}
+        assert any(record.outcome == "cancelled" for record in cancelled)
+        assert all(r.events_with_text == 1 for r in cancelled if r.kind == "disconnect")
+        assert result.canary is not None and result.canary.asked >= 2
+        assert not result.canary.changed and not result.canary.failed
+
+    def test_a_canary_that_changes_its_song_is_a_failed_run(self, fake_port: int) -> None:
+        result = run(fake_port, scenario({}, chaos={"cancel": 0.1}, run={"requests": 5}))
+        assert result.is_good and result.canary is not None
+        result.canary.changed.append((1.0, "another answer"))
+        assert not result.is_good
+        assert any("canary" in line for line in result.complaints)

@@ -1,0 +1,128 @@
+"""Percentiles and their intervals, steady parts, objectives: the arithmetic of the figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from loadtest.measures import MEASURES, percentile_intervals, summarise
+from loadtest.objectives import goodput, misses, wilson
+from loadtest.records import RequestRecord
+from loadtest.steady import find_steady
+
+MEASURE = {measure.name: measure for measure in MEASURES}
+
+
+def record(index: int = 0, *, sent: float = 0.0, **changes: object) -> RequestRecord:
+    values = {
+        "intended": sent,
+        "ended": sent + 2.0,
+        "status": 200,
+        "outcome": "ok",
+        "token_times": (sent + 1.0, sent + 1.2, sent + 1.5),
+        "completion_tokens": 5,
+    }
+    return RequestRecord(index=index, sent=sent, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_each_measure_is_what_its_definition_says() -> None:
+    one = record(sent=10.0, intended=9.5)
+    values = {name: list(measure.values(one)) for name, measure in MEASURE.items()}
+    assert values["ttft"] == pytest.approx([1.0])
+    assert values["ttft_intended"] == pytest.approx([1.5])
+    assert values["itl"] == pytest.approx([0.2, 0.3])
+    assert values["tpot"] == pytest.approx([0.5 / 4])  # five tokens in three events
+    assert values["e2e"] == pytest.approx([2.0])
+    assert values["e2e_intended"] == pytest.approx([2.5])
+    assert values["client_delay"] == pytest.approx([0.5])
+
+
+def test_requests_without_tokens_have_no_times_of_tokens() -> None:
+    one = record(token_times=(), completion_tokens=0)
+    assert not any(MEASURE[name].values(one) for name in ("ttft", "itl", "tpot"))
+
+
+def test_failed_requests_count_in_no_latency() -> None:
+    good, bad = record(0), record(1, outcome="truncated", token_times=(50.0,))
+    summary = summarise(MEASURE["ttft"], [good, bad])
+    assert summary is not None and summary.count == 1 and summary.most == 1.0
+    assert summarise(MEASURE["ttft"], [bad]) is None
+
+
+def test_a_percentile_is_a_value_that_so_many_do_not_exceed() -> None:
+    values = np.random.default_rng(0).permutation(np.arange(1.0, 101.0))
+    found = percentile_intervals(values, np.arange(100), (1.0, 50.0, 95.0, 99.0, 100.0), seed=0)
+    assert [one.value for one in found] == [1.0, 50.0, 95.0, 99.0, 100.0]
+    assert all(one.low <= one.value <= one.high for one in found)
+
+
+@pytest.mark.parametrize("percentile", [50.0, 90.0])
+def test_intervals_hold_the_truth_about_as_often_as_they_say(percentile: float) -> None:
+    """200 runs of 120 requests with 5 gaps each, whose mean differs from request to request."""
+    draw = np.random.default_rng(7)
+
+    def gaps(requests: int) -> np.ndarray:
+        means = draw.lognormal(0.0, 0.6, requests)
+        return (means[:, None] * draw.lognormal(0.0, 0.3, (requests, 5))).ravel()
+
+    truth = np.percentile(gaps(400_000), percentile)
+    owners = np.repeat(np.arange(120), 5)
+    held = held_alone = 0
+    for seed in range(200):
+        values = gaps(120)
+        (one,) = percentile_intervals(values, owners, (percentile,), seed=seed)
+        held += one.low <= truth <= one.high
+        # As if every gap had its own luck: too narrow, which is why requests are drawn.
+        (alone,) = percentile_intervals(values, np.arange(600), (percentile,), seed=seed)
+        held_alone += alone.low <= truth <= alone.high
+    assert 182 <= held <= 198  # 95 % of 200, 3 deviations to either side
+    assert held_alone < 178
+
+
+def test_objectives_count_every_value_and_every_failure() -> None:
+    bounds = {"ttft": 1.1, "itl": 0.25}
+    assert misses(record(), bounds) == ["itl"]
+    assert misses(record(), {"ttft": 1.1}) == []
+    assert misses(record(outcome="http_503"), bounds) == ["failed"]
+    found = goodput([record(), record(token_times=(0.5,))], bounds, 10.0)
+    assert (found.rate, found.share.value, found.missed["itl"]) == (0.1, 0.5, 1)
+    assert not found.holds
+
+
+def test_wilson_knows_how_little_few_requests_say() -> None:
+    # Values of the formula, computed by hand for 8 of 10.
+    found = wilson(8, 10)
+    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert wilson(0, 0).high == 1.0
+    assert wilson(50, 50).low == pytest.approx(0.9287, abs=1e-4)
+
+
+def series(latencies: list[float]) -> list[RequestRecord]:
+    return [
+        record(number, sent=float(number), ended=number + latency)
+        for number, latency in enumerate(latencies)
+    ]
+
+
+def test_a_slow_beginning_is_cut() -> None:
+    draw = np.random.default_rng(1)
+    noise = draw.normal(1.0, 0.1, 300)
+    noise[:40] += np.linspace(3.0, 0.5, 40)
+    found = find_steady(series(list(noise)), 300.0)
+    assert found.settled and 30 <= found.start <= 60, found
+
+
+def test_a_steady_run_loses_little() -> None:
+    noise = np.random.default_rng(2).normal(1.0, 0.1, 300)
+    found = find_steady(series(list(noise)), 300.0)
+    assert found.settled and found.start <= 90
+
+
+def test_a_run_that_only_gets_slower_never_settles() -> None:
+    found = find_steady(series(list(np.linspace(1.0, 9.0, 300))), 300.0)
+    assert not found.settled and found.start == 0.0
+
+
+def test_few_answers_count_whole() -> None:
+    found = find_steady(series([1.0] * 20), 20.0)
+    assert found.start == 0.0 and "fewer than 50" in found.reason
