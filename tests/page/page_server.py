@@ -27,7 +27,7 @@ def device(name: str = "cpu", **kinds: int) -> dict[str, Any]:
     lines: dict[str, dict[str, Any]] = {
         kind: {
             "bytes": count,
-            "peak_bytes": count + 1024,
+            "peak_bytes": count + 3 * MIB,
             "planned_bytes": count + 2048 if kind in ("weights", "kv_cache") else None,
             "formula": f"how {kind} comes about",
             "estimated": kind == "runtime",
