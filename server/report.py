@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import server
 from server.config import ServerConfig
 from server.engine_facts import EngineFacts
-from server.memory.planner import MemoryPlan
+from server.memory.memory_plan import MemoryPlan
 from server.memory.start_report import start_report
 from server.model_facts import ModelFacts
 from weights.spec import PositionKind, RopeScaling

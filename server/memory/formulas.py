@@ -1,6 +1,6 @@
 """How the kinds that no plan can know come about, by device, with a reading's numbers put in.
 
-The kinds that are planned have their formulas beside the plan (server.memory.planner).
+The kinds that are planned have their formulas beside the plan (server.memory.plan_formulas).
 """
 
 from __future__ import annotations

@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
-from server.memory.formulas import measured_formulas
 from server.memory.layout import (
-    Layout,
     MemoryKind,
     RunnerConfig,
     build_layout,
     kv_cache_spec,
     max_context,
 )
+from server.memory.memory_plan import DoesNotFit as DoesNotFit
+from server.memory.memory_plan import MemoryPlan as MemoryPlan
+from server.memory.memory_plan import planned_kinds
 from server.memory.plan_request import PlanRequest as PlanRequest
 from server.memory.suggestions import Change, largest_that, smallest_changes
 from server.option_values import format_size
-from weights.formats import FORMATS, get_format, tensor_bytes
-from weights.inventory import QUANTISABLE, num_parameters, tally
-from weights.ranks import rank_shape, rank_spec
+from weights.formats import FORMATS, tensor_bytes
+from weights.inventory import num_parameters
+from weights.ranks import rank_spec
 from weights.spec import ModelSpec
 
 PREFIX_SHARE = 1.25  # room for cached prefixes beside the live sequences
@@ -37,76 +37,6 @@ LOGIT_ELEMENTS = 2**21  # rows x vocabulary of logits to hold at once, but a row
 MAX_LOGIT_ROWS = 256  # likewise
 MAX_LOGPROBS = 20
 SMALL_MODEL_BYTES = 2**30  # in float32; --dtype auto widens what takes no more
-_PLANNED = (
-    MemoryKind.WEIGHTS,
-    MemoryKind.KV_CACHE,
-    MemoryKind.ACTIVATIONS,
-    MemoryKind.IO,
-    MemoryKind.WORKSPACE,
-)
-
-
-class DoesNotFit(StartupError):
-    """A model that a device cannot hold as asked.
-
-    ``kind`` is the component that broke the budget and ``nbytes`` what it takes or needs; ``over``
-    is what is missing in all, in bytes. ``kv_needed_bytes`` is what the KV cache would have to be
-    given, 0 where it is not the cache that lacks; ``max_model_len`` the length planned for.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        kind: MemoryKind,
-        nbytes: int,
-        over: int,
-        max_model_len: int,
-        kv_needed_bytes: int = 0,
-    ) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.nbytes = nbytes
-        self.over = over
-        self.max_model_len = max_model_len
-        self.kv_needed_bytes = kv_needed_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """The sizes to build with, and the bytes that each kind will take."""
-
-    request: PlanRequest
-    layout: Layout
-    kv: KVCacheSpec
-    available_bytes: int
-    pool_limit: str  # which of the three bounds set the pool's size
-    model_max_len: int  # what the model itself can take
-
-    @property
-    def runner(self) -> RunnerConfig:
-        return self.layout.config
-
-    @property
-    def max_model_len(self) -> int:
-        return self.runner.max_model_len
-
-    @property
-    def capacity_tokens(self) -> int:
-        """Tokens that the pool holds; with windows, in sequences of max_model_len tokens."""
-        if len(self.kv.groups) == 1 and self.kv.groups[0].window is None:
-            return self.kv.num_blocks * self.runner.block_size
-        return int(self.concurrent_sequences * self.max_model_len)
-
-    @property
-    def concurrent_sequences(self) -> float:
-        """Sequences of max_model_len tokens that the pool holds at once."""
-        return self.kv.num_blocks / self.kv.blocks_of(self.max_model_len)
-
-    @property
-    def kinds(self) -> dict[str, int]:
-        """Planned bytes of the kinds that a plan can know."""
-        return {str(kind): self.layout.bytes(kind) for kind in _planned_kinds(self.request)}
 
 
 def plan_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) -> MemoryPlan:
@@ -173,7 +103,7 @@ def size_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
         config = _runner_config(model, request, wanted_len, num_blocks)
         layout = build_layout(model, config)
         # What a step holds depends on the pool and on the length: both may still be too large.
-        over = sum(map(layout.bytes, _planned_kinds(request))) - available_bytes
+        over = sum(map(layout.bytes, planned_kinds(request))) - available_bytes
         if over <= 0:
             break
         num_blocks = max(0, num_blocks - math.ceil(over / one_block.page_bytes))
@@ -207,10 +137,6 @@ def _longest(kv: KVCacheSpec, num_blocks: int, wanted_len: int) -> int:
     return longest or wanted_len
 
 
-def _planned_kinds(request: PlanRequest) -> tuple[MemoryKind, ...]:
-    return (*_PLANNED, MemoryKind.GRAPHS) if request.on_gpu else _PLANNED
-
-
 def resolve_format(
     dtype: str, checkpoint_format: str, model: ModelSpec, *, on_gpu: bool = False
 ) -> str:
@@ -226,71 +152,6 @@ def resolve_format(
         return checkpoint_format if tensor_bytes((1,), checkpoint_format) == 2 else "bf16"
     in_float32 = num_parameters(model) * tensor_bytes((1,), "f32")
     return "f32" if in_float32 <= SMALL_MODEL_BYTES else checkpoint_format
-
-
-def formulas(plan: MemoryPlan) -> dict[str, str]:
-    """How each kind comes about; those that are planned with the numbers put in."""
-    model, config = plan.layout.model, plan.runner
-    phase = plan.layout.peak_phase
-    tied = ", tied unembedding counted once" if model.tied_unembedding else ""
-    return {
-        "weights": f"{_weights_formula(model, config)}{tied}",
-        "kv_cache": _kv_formula(plan),
-        "activations": f"largest phase of the largest step, {phase.name}: "
-        + " + ".join(f"{name} {nbytes}" for name, nbytes in phase.tensors)
-        + f" B, at {config.max_num_batched_tokens} tokens",
-        "io": " + ".join(
-            f"{buffer.name} {list(buffer.shape)} {buffer.format}"
-            for buffer in plan.layout.buffers
-            if buffer.kind is MemoryKind.IO
-        ),
-        "graphs": (
-            f"captured decode steps share one pool: {plan.layout.graph_bytes} B"
-            if config.on_gpu
-            else "none: this device captures no graphs"
-        ),
-        "workspace": " + ".join(
-            f"{buffer.name} {buffer.nbytes} B"
-            for buffer in plan.layout.buffers
-            if buffer.kind is MemoryKind.WORKSPACE
-        ),
-        **measured_formulas(config.on_gpu, {}),
-    }
-
-
-def _kv_formula(plan: MemoryPlan) -> str:
-    """A block is a page, which holds the layers of one group: all layers, but with windows."""
-    config, layers = plan.runner, len(plan.kv.groups[0].layer_ids)
-    heads = rank_spec(plan.layout.model, config.ranks).attention
-    channels = f"{heads.num_kv_heads} heads x {heads.head_dim}"
-    if config.kv_format in FORMATS:
-        numbers = f"{channels} x {get_format(config.kv_format).bytes_per_element} B"
-    else:
-        numbers = f"{heads.num_kv_heads} heads x ({heads.head_dim} x 1 B + a scale of 4 B)"
-    return (
-        f"{plan.kv.num_blocks} blocks x {config.block_size} tokens x {layers} layers "
-        f"x 2 (K, V) x {numbers}"
-    )
-
-
-def _weights_formula(model: ModelSpec, config: RunnerConfig) -> str:
-    """Elements in a quantised format and the others, of one rank."""
-    width = get_format(config.format).bytes_per_element
-    quantised = others = quantised_bytes = 0
-    for parameter, times in tally(model).items():
-        held = replace(parameter, shape=rank_shape(parameter, config.ranks))
-        if config.quantization is not None and parameter.component in QUANTISABLE:
-            quantised += times * held.num_elements
-            quantised_bytes += times * held.num_bytes(config.format, config.quantization)
-        else:
-            others += times * held.num_elements
-    rank = f" (one rank of {config.ranks})" if config.ranks > 1 else ""
-    if config.quantization is None:
-        return f"{others} parameters x {width} B ({config.format}){rank}"
-    return (
-        f"{quantised} parameters of layers' matrices in {config.quantization} with their scales "
-        f"({quantised_bytes} B) + {others} others x {width} B ({config.format}){rank}"
-    )
 
 
 def _runner_config(
@@ -323,9 +184,7 @@ def _pool_bytes(
     """(bytes for the KV pool, which bound set them). Refuses when the rest alone does not fit."""
     rest = build_layout(model, _runner_config(model, request, max_model_len, 1))
     beside: dict[MemoryKind, int] = {
-        kind: rest.bytes(kind)
-        for kind in _planned_kinds(request)
-        if kind is not MemoryKind.KV_CACHE
+        kind: rest.bytes(kind) for kind in planned_kinds(request) if kind is not MemoryKind.KV_CACHE
     }
     _refuse_beside(beside, available_bytes, max_model_len)
     kv = kv_of(model, request, 1)

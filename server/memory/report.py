@@ -13,7 +13,8 @@ from typing import Any
 from server.memory.accountant import KV_PARTS, UNACCOUNTED_PARTS
 from server.memory.formulas import measured_formulas
 from server.memory.layout import MemoryKind
-from server.memory.planner import MemoryPlan, formulas
+from server.memory.memory_plan import MemoryPlan
+from server.memory.plan_formulas import formulas
 from server.option_values import format_size
 from weights.inventory import held_format
 

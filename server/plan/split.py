@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from server.memory.layout import MemoryKind
-from server.memory.planner import formulas
+from server.memory.plan_formulas import formulas
 from server.plan.make import Plan
 
 ESTIMATED = (MemoryKind.ALLOCATOR_SLACK, MemoryKind.RUNTIME)  # on a GPU; none on a CPU

@@ -8,7 +8,8 @@ import pytest
 
 from server.errors import StartupError
 from server.memory.layout import MemoryKind
-from server.memory.planner import PlanRequest, formulas, plan_memory, resolve_format
+from server.memory.plan_formulas import formulas
+from server.memory.planner import PlanRequest, plan_memory, resolve_format
 from weights.spec import (
     Activation,
     AttentionSpec,

@@ -12,7 +12,8 @@ from kernels import LinearWeight, quantised, reference
 from kernels.linears import pack_on_any_device
 from server.execution.held import HeldBytes
 from server.memory.layout import RunnerConfig, build_layout
-from server.memory.planner import PlanRequest, formulas, plan_memory
+from server.memory.plan_formulas import formulas
+from server.memory.planner import PlanRequest, plan_memory
 from weights import families, formats
 from weights.checkpoint import open_checkpoint
 from weights.formats import get_quantised
