@@ -73,44 +73,38 @@ INT8_F16 = tl.constexpr("""
     }
     """)
 # float8_e4m3fn as bytes: its exponent and mantissa under the wider exponent, then multiplied by
-# what the two biases differ by: 2**120 (bfloat16), 2**8 (float16). Subnormals come out right.
-FP8_BF16 = tl.constexpr("""
+# what the two biases differ by. Subnormals come out right; adding -0 changes nothing.
+_FP8 = """
     {
     .reg .b32 first, second, sign, more, nothing;
-    mov.b32 more, 0x7B807B80;
+    mov.b32 more, MORE;
     mov.b32 nothing, 0x80008000;
     prmt.b32 first, $2, 0, 0x1404;
     prmt.b32 second, $2, 0, 0x3424;
     and.b32 sign, first, 0x80008000;
-    shr.u32 first, first, 4;
-    and.b32 first, first, 0x07F007F0;
+    shr.u32 first, first, SHIFT;
+    and.b32 first, first, MASK;
     or.b32 first, first, sign;
     and.b32 sign, second, 0x80008000;
-    shr.u32 second, second, 4;
-    and.b32 second, second, 0x07F007F0;
+    shr.u32 second, second, SHIFT;
+    and.b32 second, second, MASK;
     or.b32 second, second, sign;
-    fma.rn.bf16x2 $0, first, more, nothing;
-    fma.rn.bf16x2 $1, second, more, nothing;
+    fma.rn.TYPE $0, first, more, nothing;
+    fma.rn.TYPE $1, second, more, nothing;
     }
-    """)
-FP8_F16 = tl.constexpr("""
-    {
-    .reg .b32 first, second, sign, more;
-    mov.b32 more, 0x5C005C00;
-    prmt.b32 first, $2, 0, 0x1404;
-    prmt.b32 second, $2, 0, 0x3424;
-    and.b32 sign, first, 0x80008000;
-    shr.u32 first, first, 1;
-    and.b32 first, first, 0x3F803F80;
-    or.b32 first, first, sign;
-    and.b32 sign, second, 0x80008000;
-    shr.u32 second, second, 1;
-    and.b32 second, second, 0x3F803F80;
-    or.b32 second, second, sign;
-    mul.rn.f16x2 $0, first, more;
-    mul.rn.f16x2 $1, second, more;
-    }
-    """)
+    """
+FP8_BF16 = tl.constexpr(  # 2**120
+    _FP8.replace("MORE", "0x7B807B80")
+    .replace("SHIFT", "4")
+    .replace("MASK", "0x07F007F0")
+    .replace("TYPE", "bf16x2")
+)
+FP8_F16 = tl.constexpr(  # 2**8
+    _FP8.replace("MORE", "0x5C005C00")
+    .replace("SHIFT", "1")
+    .replace("MASK", "0x3F803F80")
+    .replace("TYPE", "f16x2")
+)
 
 
 @triton.jit
