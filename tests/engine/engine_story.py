@@ -10,7 +10,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from fake_executor import FakeExecutor, extend_prefix, kv_spec, model_logprob, model_token
+from fake_executor import FakeExecutor, kv_spec
+from fake_model import extend_prefix, model_logprob, model_token
 
 from server.engine.core import EngineCore
 from server.engine.events import ChoiceOutput, EngineFrame, PromptOutput, Refused, StepStats

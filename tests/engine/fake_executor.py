@@ -1,9 +1,7 @@
 """An executor without a model, which notices every wrong block.
 
-Its model is a pure function of all the tokens before and the row's key, so what a request generates
-is known without running the engine. Its KV store remembers, for every slot, which prefix was
-written there; before a row's token is chosen, every slot of the row's context must hold exactly the
-row's own prefix. A stale slot, a wrong share, a missing copy or a lost write raises.
+Its model is a pure function (fake_model), so what a request generates is known without running the
+engine; its rows notice whatever is read or written in a wrong place (fake_rows).
 
 Where it overlaps, a step is carried out when its result is asked for: as late as a device could.
 Until then none of its rows' blocks may be handed out again.
@@ -11,13 +9,13 @@ Until then none of its rows' blocks may be handed out again.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from fake_model import model_token, pack_logprobs
+from fake_rows import FakeRow, FakeRows
 
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
 from server.engine.plan import (
-    AdmittedRow,
     ForwardHandle,
     LogprobArrays,
     PlannedRow,
@@ -27,8 +25,6 @@ from server.engine.plan import (
 )
 from server.engine.request import SamplingParams
 
-_MASK = (1 << 61) - 1
-
 
 def kv_spec(num_blocks: int, block_size: int, num_groups: int = 1) -> KVCacheSpec:
     groups = tuple(
@@ -36,66 +32,6 @@ def kv_spec(num_blocks: int, block_size: int, num_groups: int = 1) -> KVCacheSpe
         for layer in range(num_groups)
     )
     return KVCacheSpec(groups, num_blocks)
-
-
-def extend_prefix(prefix: int, token: int) -> int:
-    """The fingerprint of a prefix with one more token."""
-    return (prefix * 1_000_003 + token + 7) & _MASK
-
-
-def _mix(value: int) -> int:
-    value = (value ^ (value >> 29)) * 0xBF58476D1CE4E5B9 & _MASK
-    return (value ^ (value >> 32)) * 0x94D049BB133111EB & _MASK
-
-
-def model_token(
-    prefix: int, sampling: SamplingParams, choice: int, vocab: int, forbidden: Iterable[int] = ()
-) -> int:
-    """The token after the prefix: a pure function of the prefix, the seed and the choice."""
-    token = (_mix(prefix ^ _mix(sampling.seed * 64 + choice + 1)) >> 7) % vocab
-    banned = set(forbidden)
-    for step in range(vocab):
-        if (token + step) % vocab not in banned:
-            return (token + step) % vocab
-    return token
-
-
-def model_logprob(prefix: int, token: int) -> float:
-    return -((_mix(prefix + token * 31 + 5) >> 7) % 4096) / 256.0
-
-
-def pack_logprobs(scored: list[tuple[int, int]], num_top: int, vocab: int) -> LogprobArrays:
-    """For each (prefix, token): the token, then the ``num_top`` most likely ones."""
-    ids: list[int] = []
-    values: list[float] = []
-    for prefix, token in scored:
-        ranked = sorted(range(vocab), key=lambda t: (-model_logprob(prefix, t), t))
-        ranked = (ranked + [0] * num_top)[:num_top]
-        ids += [token, *ranked]
-        values += [model_logprob(prefix, t) for t in (token, *ranked)]
-    return LogprobArrays(
-        num_positions=len(scored),
-        width=1 + num_top,
-        token_ids=struct.pack(f"<{len(ids)}i", *ids),
-        logprobs=struct.pack(f"<{len(values)}f", *values),
-    )
-
-
-@dataclass
-class FakeRow:
-    admitted: AdmittedRow
-    token_ids: list[int] = field(default_factory=list)
-    prefixes: list[int] = field(default_factory=list)  # fingerprint up to each token
-    tables: list[list[int]] = field(default_factory=list)
-    num_computed: int = 0
-
-    def append(self, token: int) -> None:
-        self.token_ids.append(token)
-        self.prefixes.append(extend_prefix(self.prefixes[-1] if self.prefixes else 0, token))
-
-
-class KVStoreError(AssertionError):
-    """The plan would make a row read or write what is not its own."""
 
 
 class FakeFailure(RuntimeError):
@@ -159,29 +95,22 @@ class FakeExecutor:
         self.vocab = vocab
         self.eos_token_ids = eos_token_ids
         self.poison_tokens = poison_tokens
-        self.block_sizes = [group.block_size for group in spec.groups]
-        self.store: list[list[list[int | None]]] = [
-            [[None] * size for _ in range(spec.num_blocks)] for size in self.block_sizes
-        ]
-        self.rows: dict[int, FakeRow] = {}
+        self.rows = FakeRows(spec)
         self.planned_tables: dict[int, list[list[int]]] = {}  # by row, as the last plan left them
         self.steps: list[FakeStep] = []  # begun, and not known to be done
         self.every_step: dict[int, FakeStep] = {}
         self.plans: list[StepPlan] = []
-        self.violations: list[
-            str
-        ] = []  # the engine takes a raise for a failed step; tests look here
         self.fail_at = ""
         self.fail_always_for: int | None = None  # a token: any step with it in a row raises
+
+    @property
+    def violations(self) -> list[str]:
+        return self.rows.violations
 
     def maybe_fail(self, point: str) -> None:
         if self.fail_at == point:
             self.fail_at = ""
             raise FakeFailure(f"asked to fail at {point}")
-
-    def _violation(self, message: str) -> KVStoreError:
-        self.violations.append(message)
-        return KVStoreError(message)
 
     def forward(self, plan: StepPlan) -> StepPlan:
         self.maybe_fail("forward")
@@ -231,7 +160,7 @@ class FakeExecutor:
         fresh = {destination for _, destination in plan.block_copies}
         for admitted in plan.admitted:
             self.planned_tables[admitted.row] = [list(table) for table in admitted.block_tables]
-            for table, size in zip(admitted.block_tables, self.block_sizes, strict=True):
+            for table, size in zip(admitted.block_tables, self.rows.block_sizes, strict=True):
                 fresh.update(table[-(-admitted.num_computed_tokens // size) :])
         for planned in plan.rows:
             for group, block_ids in enumerate(planned.new_block_ids):
@@ -239,7 +168,7 @@ class FakeExecutor:
                 fresh.update(block_ids)
         for step in self.steps:
             if fresh & step.blocks:
-                raise self._violation(
+                raise self.rows.violation(
                     f"step {plan.step_id} is given blocks {fresh & step.blocks}, which step "
                     f"{step.plan.step_id} in flight still uses"
                 )
@@ -278,84 +207,16 @@ class FakeExecutor:
     def _effects(self, plan: StepPlan) -> None:
         for row in plan.released:
             self.rows.pop(row, None)
-        self._copy_blocks(plan.block_copies)
+        self.rows.copy_blocks(plan.block_copies)
         for admitted in plan.admitted:
-            self._admit(admitted)
+            self.rows.admit(admitted)
         self.maybe_fail("device")
         for planned in plan.rows:
-            self._write(planned)
+            self.rows.write(planned)
         for planned in plan.rows:
-            self._verify(planned)
+            self.rows.verify(planned)
         if any(self.fail_always_for in self.rows[row.row].token_ids for row in plan.rows):
             raise FakeFailure("a row has the token that always fails")
-
-    # -- effects, in the order that StepPlan declares ------------------------------------------
-
-    def _copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
-        destinations = [destination for _, destination in copies]
-        if len(set(destinations)) != len(destinations):
-            raise self._violation(f"two copies into one block: {copies}")
-        for store in self.store:
-            read = [list(store[source]) for source, _ in copies]
-            for content, destination in zip(read, destinations, strict=True):
-                store[destination] = content
-
-    def _admit(self, admitted: AdmittedRow) -> None:
-        if admitted.row in self.rows:
-            raise self._violation(f"row {admitted.row} is admitted and was not released")
-        row = FakeRow(admitted, tables=[list(table) for table in admitted.block_tables])
-        for token in admitted.token_ids:
-            row.append(token)
-        row.num_computed = admitted.num_computed_tokens
-        for group, table in enumerate(row.tables):
-            capacity = len(table) * self.block_sizes[group]
-            self._poison(group, table, range(row.num_computed, capacity))
-        self.rows[admitted.row] = row
-
-    def _poison(self, group: int, table: list[int], positions: range) -> None:
-        size = self.block_sizes[group]
-        for position in positions:
-            self.store[group][table[position // size]][position % size] = None
-
-    def _write(self, planned: PlannedRow) -> None:
-        row = self.rows[planned.row]
-        for group, block_ids in enumerate(planned.new_block_ids):
-            start = len(row.tables[group]) * self.block_sizes[group]
-            row.tables[group].extend(block_ids)
-            end = len(row.tables[group]) * self.block_sizes[group]
-            self._poison(group, row.tables[group], range(start, end))
-        end = row.num_computed + planned.num_scheduled_tokens
-        if planned.num_scheduled_tokens < 1 or end > len(row.token_ids):
-            raise self._violation(f"row {planned.row} has no {planned.num_scheduled_tokens} tokens")
-        for group, size in enumerate(self.block_sizes):
-            for position in range(row.num_computed, end):
-                block = self._block(planned.row, group, position // size)
-                self._check_private(planned.row, group, block)
-                self.store[group][block][position % size] = row.prefixes[position]
-        row.num_computed = end
-
-    def _block(self, row: int, group: int, index: int) -> int:
-        table = self.rows[row].tables[group]
-        if index >= len(table):
-            raise self._violation(f"row {row} has no block for a scheduled token")
-        return table[index]
-
-    def _check_private(self, row: int, group: int, block: int) -> None:
-        for other, fake_row in self.rows.items():
-            if other != row and block in fake_row.tables[group]:
-                raise self._violation(f"row {row} writes block {block}, which row {other} holds")
-
-    def _verify(self, planned: PlannedRow) -> None:
-        row = self.rows[planned.row]
-        for group, size in enumerate(self.block_sizes):
-            for position in range(row.num_computed):
-                block = self._block(planned.row, group, position // size)
-                found = self.store[group][block][position % size]
-                if found != row.prefixes[position]:
-                    raise self._violation(
-                        f"row {planned.row} reads position {position} in block {block}, "
-                        f"which holds {'nothing' if found is None else 'another prefix'}"
-                    )
 
     # -- results -----------------------------------------------------------------------------
 
@@ -369,7 +230,7 @@ class FakeExecutor:
         if not planned.samples:
             return RowResult(planned.row, prompt_logprobs=prompt_logprobs)
         if row.num_computed != len(row.token_ids):
-            raise self._violation(f"row {planned.row} samples before its last known token")
+            raise self.rows.violation(f"row {planned.row} samples before its last known token")
         sampling = row.admitted.sampling
         prefix = row.prefixes[-1]
         forbidden = self._forbidden(sampling) if planned.min_tokens_pending else ()
@@ -389,10 +250,10 @@ class FakeExecutor:
         if not planned.num_prompt_logits:
             return None
         if num_top is None:
-            raise self._violation(f"row {planned.row} scores a prompt that nobody asked about")
+            raise self.rows.violation(f"row {planned.row} scores a prompt that nobody asked about")
         start = row.num_computed - planned.num_scheduled_tokens
         positions = range(start, start + planned.num_prompt_logits)
         if positions[-1] + 1 >= row.admitted.num_prompt_tokens:
-            raise self._violation(f"row {planned.row} scores a token after its prompt")
+            raise self.rows.violation(f"row {planned.row} scores a token after its prompt")
         scored = [(row.prefixes[p], row.token_ids[p + 1]) for p in positions]
         return pack_logprobs(scored, num_top, self.vocab)

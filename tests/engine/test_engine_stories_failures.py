@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,14 +10,7 @@ from engine_story import Story, prompt, solo
 from server.engine.plan import ExecutorLost, RowResult, StepPlan, StepResult
 from server.engine.results import check_result
 
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logger = logging.getLogger("server.engine.core")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("quiet_engine")
 
 
 @pytest.mark.parametrize("point", ["forward", "sample", "result"])
@@ -55,8 +46,9 @@ def test_a_request_whose_step_raises_twice_ends_with_an_error() -> None:
     assert not story.core.has_work
 
 
-def test_the_one_bad_request_takes_no_other_with_it() -> None:
-    story = Story()
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_the_one_bad_request_takes_no_other_with_it(overlaps: bool) -> None:
+    story = Story(overlaps=overlaps)
     story.ask("good", prompt(3, 100), max_tokens=4)
     story.ask("bad", prompt(3, 200), max_tokens=4, n=2)
     story.ask("good too", prompt(3, 300), max_tokens=4)

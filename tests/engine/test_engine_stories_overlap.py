@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-
 import pytest
 from engine_story import Story, own_logprobs, prompt, prompt_scores, solo
 
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logger = logging.getLogger("server.engine.core")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("quiet_engine")
 
 
 def test_the_next_token_is_planned_before_the_last_one_is_known() -> None:
@@ -252,23 +242,6 @@ def test_a_suspect_runs_alone_and_without_a_step_behind_it() -> None:
     assert len(alone.plan.rows) == 1
     assert story.core.begin_step() is None
     story.end(alone)
-
-
-def test_the_one_bad_request_takes_no_other_with_it() -> None:
-    story = Story(overlaps=True)
-    story.ask("good", prompt(3, 100), max_tokens=4)
-    story.ask("bad", prompt(3, 200), max_tokens=4, n=2)
-    story.ask("good too", prompt(3, 300), max_tokens=4)
-    story.executor.fail_always_for = 201
-    story.run()
-    assert sorted(story.endings()) == [
-        ("bad", 0, "error"),
-        ("bad", 1, "error"),
-        ("good", 0, "length"),
-        ("good too", 0, "length"),
-    ]
-    assert story.tokens("good") == solo(prompt(3, 100), 4)
-    assert story.tokens("good too") == solo(prompt(3, 300), 4)
 
 
 # -- figures ------------------------------------------------------------------------------------

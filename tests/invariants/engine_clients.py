@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine_oracle import Choice, Promise, Visits, fingerprint, unpack_own_logprobs
-from fake_executor import model_logprob
+from fake_model import model_logprob
 
 from server.engine.events import ChoiceOutput, EngineFrame, PromptOutput
 

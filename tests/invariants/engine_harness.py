@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from engine_asks import Asks, expected_refusal
+from engine_books import Books
 from engine_clients import Clients
 from engine_decisions import Decisions
 from engine_oracle import Choice, Promise, Visits, solo_run
@@ -13,8 +15,7 @@ from fake_executor import FakeExecutor, kv_spec
 from server.engine.core import EngineCore
 from server.engine.events import EngineFrame
 from server.engine.prefix_cache import sha256_digest
-from server.engine.request import EngineLimits, EngineRequest, SamplingParams
-from server.engine.sequence import SequenceState
+from server.engine.request import EngineLimits, EngineRequest
 from server.engine.step_in_flight import StepInFlight
 
 QUEUE_TIMEOUT = 30.0
@@ -52,7 +53,8 @@ class Harness:
         self.clients = Clients(config["block_size"], visits)
         self.promises = self.clients.promises
         self.decisions = Decisions(config, self.roster, self.executor, self.promises, visits)
-        self.prompts: list[tuple[int, ...]] = []
+        self.asks = Asks(config)
+        self.books = Books(config, self.core, self.executor, self.clients, visits)
         self.in_flight: list[StepInFlight] = []
         self.num_void = 0  # of those, followed a step that failed
         self.is_drained = False
@@ -78,41 +80,7 @@ class Harness:
     # -- clients -------------------------------------------------------------------------------
 
     def request(self, ask: dict[str, Any], offset: int = 0) -> EngineRequest:
-        vocab = self.config["vocab"]
-        tokens = tuple(token % vocab for token in ask["tokens"])
-        if self.prompts and ask["kind"] != "new":
-            earlier = self.prompts[ask["pick"] % len(self.prompts)]
-            tokens = earlier if ask["kind"] == "repeat" else (*earlier[: ask["pick"] // 3], *tokens)
-        if ask["poison"]:
-            tokens = (*tokens, vocab)
-        room = min(self.config["context"], self._pool_tokens()) if ask["fits"] else 26
-        tokens = tokens[: max(1, room - ask["max_tokens"] // 2)]
-        max_tokens = min(ask["max_tokens"], room - len(tokens))
-        self.prompts.append(tokens[:12])
-        salt, adapter, version = ask["scope"]
-        sampling = SamplingParams(
-            seed=ask["seed"],
-            max_tokens=max_tokens,
-            min_tokens=min(ask["min_tokens"], max_tokens),
-            stop_token_ids=(0,) if ask["ends"] == "stop" else (),
-            ignore_eos=ask["ends"] == "ignore",
-            logprobs=ask["logprobs"],
-            prompt_logprobs=ask["scored"],
-        )
-        return EngineRequest(
-            request_id=f"r{self.clients.num_submitted + offset}",
-            prompt_token_ids=tokens,
-            sampling=sampling,
-            n=min(ask["n"], self.config["max_seqs"]) if ask["fits"] else ask["n"],
-            priority=ask["priority"],
-            adapter_id=adapter,
-            adapter_version=version,
-            cache_salt=salt,
-        )
-
-    def _pool_tokens(self) -> int:
-        blocks = self.config["num_blocks"] // self.config["num_groups"]
-        return int(blocks * self.config["block_size"])
+        return self.asks.request(ask, f"r{self.clients.num_submitted + offset}")
 
     def submit(self, requests: list[EngineRequest]) -> None:
         code = self._expected_refusal(requests)
@@ -142,23 +110,10 @@ class Harness:
         self.clients.note_submission(len(ids))
 
     def _expected_refusal(self, requests: list[EngineRequest]) -> str:
-        """By arithmetic of its own: what can never run, then what finds the queue full."""
-        config = self.config
         if self.is_drained:
             return "SHUTTING_DOWN"
-        for request in requests:
-            total = len(request.prompt_token_ids) + request.sampling.max_tokens
-            blocks = config["num_groups"] * -(-total // config["block_size"])
-            if request.n > config["max_seqs"]:
-                return "CAPACITY"
-            if total > config["context"]:
-                return "CONTEXT_LENGTH"
-            if blocks > config["num_blocks"]:
-                return "CAPACITY"
         queued = sum(not self.promises[i].was_scheduled for i in self.roster.requests)
-        if len(requests) > config["queue"]:
-            return "CAPACITY"
-        return "QUEUE_FULL" if queued + len(requests) > config["queue"] else ""
+        return expected_refusal(self.config, requests, queued)
 
     def abort(self, promise: Promise) -> None:
         promise.was_aborted = promise.was_aborted or promise.is_live
@@ -304,7 +259,7 @@ class Harness:
             assert len(self.roster.requests) <= live, "draining never adds a live request"
         assert not self.core.has_work, f"a drained engine is empty within {bound} steps"
         assert not self.clients.live(), "every accepted choice ends in exactly one outcome"
-        self.check_nothing_is_left()
+        self.books.check_nothing_is_left()
 
     # -- the world -----------------------------------------------------------------------------
 
@@ -334,75 +289,6 @@ class Harness:
     def drain(self) -> None:
         self.core.drain()
         self.is_drained = True
-
-    # -- the books -----------------------------------------------------------------------------
-
-    def check_books(self) -> None:
-        self.core.check()
-        self.check_step_in_flight()
-        self.check_gauges()
-        self.check_counts()
-        for request in self.roster.requests.values():
-            for sequence in request.sequences:
-                self.visits.states[sequence.state.value] += 1
-                bound = self.config["max_preemptions"]
-                assert sequence.num_preemptions <= bound, "preemptions are bounded per sequence"
-
-    def check_step_in_flight(self) -> None:
-        for fake in self.executor.steps:
-            held = [self.roster.kv.pool.num_references(block) for block in fake.blocks]
-            assert all(held), "no block is free while a step in flight may use it"
-
-    def check_gauges(self) -> None:
-        gauges, roster = self.core.gauges(), self.roster
-        held = {b for s in roster.running for t in s.block_tables for b in t}
-        deferred = {b for d in roster.kv.deferred for b in d.block_ids} - held
-        assert gauges.blocks_active == len(held), "the gauges are the state, at any moment"
-        assert gauges.blocks_reserved == len(deferred)
-        total = gauges.blocks_active + gauges.blocks_reserved
-        assert total + gauges.blocks_cached + gauges.blocks_free == self.config["num_blocks"]
-        states = [s.state for r in roster.requests.values() for s in r.sequences]
-        assert gauges.sequences_running == states.count(SequenceState.RUNNING)
-        live = gauges.requests_running + gauges.requests_waiting
-        assert live == len(roster.requests)
-        assert 0 <= gauges.kv_tokens_filled <= gauges.kv_tokens_reserved
-        if self.config["num_groups"] == 1:
-            assert gauges.kv_tokens_filled == self._filled_slots(), "filled slots are counted once"
-
-    def _filled_slots(self) -> int:
-        size = self.config["block_size"]
-        filled: dict[int, int] = {}
-        for sequence in self.roster.running:
-            for index, block in enumerate(sequence.block_tables[0]):
-                tokens = min(size, max(0, sequence.num_computed_tokens - index * size))
-                filled[block] = max(tokens, filled.get(block, 0))
-        return sum(filled.values())
-
-    def check_counts(self) -> None:
-        accepted = self.clients.num_submitted - self.clients.num_refused
-        assert accepted == len(self.promises), "submitted is refused plus accepted"
-        live = {i for i, promise in self.promises.items() if promise.is_live}
-        unsaid = {output.request_id for output in self.roster.outbox.choices}
-        assert set(self.roster.requests) | unsaid >= live, "what is live is known to the engine"
-        assert set(self.roster.requests) <= live, "what has ended is forgotten"
-
-    def check_nothing_is_left(self) -> None:
-        gauges, pool = self.core.gauges(), self.roster.kv.pool
-        held = [pool.num_references(block) for block in range(pool.num_blocks)]
-        assert not any(held), "after all requests end no block is held"
-        assert gauges.blocks_cached + gauges.blocks_free == gauges.blocks_total
-        assert not self.roster.requests
-        assert not self.roster.running
-        assert not self.roster.waiting
-        assert not self.roster.in_flight
-        assert not self.roster.copies, "no copy waits for a fork that ended"
-        assert not self.roster.suspects, "no suspicion outlives its request"
-        assert not self.roster.kv.deferred
-        assert self.roster.rows.num_free == self.config["max_seqs"]
-        assert self.roster.waiting.num_tokens == 0
-        assert self.roster.waiting.num_new == 0
-        self.core.reset_prefix_cache()
-        assert self.core.gauges().blocks_free == gauges.blocks_total
 
     # -- choosing ------------------------------------------------------------------------------
 

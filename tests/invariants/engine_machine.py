@@ -169,7 +169,7 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def books_balance(self) -> None:
         if hasattr(self, "harness"):
-            self.harness.check_books()
+            self.harness.books.check()
 
     def teardown(self) -> None:
         if hasattr(self, "harness"):

@@ -9,7 +9,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
-from fake_executor import extend_prefix, model_logprob, model_token
+from fake_model import extend_prefix, model_logprob, model_token
 
 from server.engine.plan import LogprobArrays
 from server.engine.request import EngineRequest, SamplingParams

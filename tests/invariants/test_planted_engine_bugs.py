@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from engine_machine import counted_machine, explore
@@ -16,13 +15,7 @@ from server.engine.ledger import LedgerError
 NOTICED = (AssertionError, LedgerError, BlockError, pytest.fail.Exception)
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logger = logging.getLogger("server.engine.core")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("quiet_engine")
 
 
 def short_run() -> None:
