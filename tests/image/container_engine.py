@@ -82,6 +82,10 @@ class ContainerEngine:
     def podman(self, *arguments: str, timeout: float = 300) -> str:
         return run(["podman", *arguments], self._environment, timeout)
 
+    def logs(self, container: str) -> str:
+        """Both streams: Quire reports on one and logs to the other."""
+        return run(["sh", "-c", 'podman logs "$0" 2>&1', container], self._environment)
+
     def buildah(self, *arguments: str, timeout: float = _LONGEST_S) -> str:
         return run(["buildah", *arguments], self._environment, timeout)
 

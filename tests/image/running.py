@@ -81,7 +81,7 @@ class RunningQuire:
         return self.engine.podman("inspect", "--format", form, self.name).strip()
 
     def logs(self) -> str:
-        return self.engine.podman("logs", self.name)
+        return self.engine.logs(self.name)
 
     def sh(self, script: str) -> str:
         """What a shell in the container prints, as the user that the image runs as."""

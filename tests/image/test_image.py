@@ -85,7 +85,7 @@ def test_process_1_starts_a_dead_engine_again_and_leaves_no_zombie(quire: Runnin
 
 def test_sigterm_to_process_1_drains_and_exits_0(quire: RunningQuire) -> None:
     """The last one here: afterwards nothing runs. A stream in progress is completed."""
-    chunks = quire.stream(prompt="def add(a, b):", max_tokens=500, ignore_eos=True, seed=1)
+    chunks = quire.stream(prompt="def add(a, b):", max_tokens=300, ignore_eos=True, seed=1)
     first = next(chunks)
     quire.engine.podman("kill", "--signal", "TERM", quire.name)
     wait_until("draining", lambda: quire.get("/ready").status_code == 503, 20)
