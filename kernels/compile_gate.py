@@ -122,7 +122,9 @@ def _figures(case: CompileCase, arch: int, folder: Path | None) -> Figures:
         figures = compile_case(case, arch)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(figures.row()))
+        half = kept.with_suffix(f".{os.getpid()}")  # other runs may look for it meanwhile
+        half.write_text(json.dumps(figures.row()))
+        half.replace(kept)
     return figures
 
 

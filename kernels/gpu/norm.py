@@ -71,11 +71,13 @@ def dense_rows(x: Tensor) -> Tensor:
 
 
 def compile_cases(arch: int) -> Iterator[CompileCase]:
-    for width in (64, 512, 1024, 2048, 4096, 5120, 8192, 16384):
+    """Every row of the table at its widest, and a width that is no power of two."""
+    for width in (512, 1024, 5120, 8192, MAX_WIDTH):
         tuned = tuning.lookup("add_norm", arch, width=width)
-        for dtype in ("bf16", "fp32"):
-            for residual, centred in ((True, False), (False, False), (True, True)):
-                yield _case(width, dtype, residual, centred, tuned)
+        for residual, centred in ((True, False), (False, False), (True, True)):
+            yield _case(width, "bf16", residual, centred, tuned)
+        if width != 5120:
+            yield _case(width, "fp32", True, True, tuned)  # what takes most registers
 
 
 def _case(

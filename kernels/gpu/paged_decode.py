@@ -124,13 +124,10 @@ class _Gated:
 _GATED = (
     _Gated("bf16-hd64", head_dim=64),
     _Gated("bf16-hd80", head_dim=80, group=1, num_kv_heads=32),
-    _Gated("bf16-hd96", head_dim=96, group=1, num_kv_heads=32),
     _Gated("bf16-hd112", head_dim=112),
     _Gated("bf16-hd128"),
     _Gated("bf16-hd256", head_dim=256, group=2),
     _Gated("bf16-hd128-block16", block_size=16),
-    _Gated("bf16-hd128-block32", block_size=32),
-    _Gated("bf16-hd128-block128", block_size=128),
     _Gated("bf16-hd128-group16", group=16, num_kv_heads=2),
     _Gated("bf16-hd64-group71", head_dim=64, group=71, num_kv_heads=1),
     _Gated("bf16-hd256-window-cap", head_dim=256, group=2, features=("WINDOW", "SOFT_CAP")),
