@@ -6,7 +6,7 @@ import { bytes, clock, setText } from "./format.js";
 import { Ledger } from "./ledger.js";
 
 const KEPT = 900; // samples of a device: a quarter of an hour in view
-const SPANS_MS = [60_000, 120_000, 300_000, 900_000]; // the graph's width, the shortest that holds all
+const SPAN_MS = { least: 60_000, most: 900_000, step: 30_000 }; // of the graph: what holds all
 const GAP_MS = 40_000; // between two samples: what lies between is not drawn
 
 const by = (id) => document.getElementById(id);
@@ -111,7 +111,7 @@ export class MemoryView {
     const last = seen.at(-1);
     const marked = this.#pointed ?? this.#chosen;
     this.#tell(marked ?? last, marked !== null);
-    const span = SPANS_MS.find((span) => last.at - seen[0].at <= span) ?? SPANS_MS.at(-1);
+    const span = spanOf(last.at - seen[0].at);
     const samples = this.#samples.get(this.#device);
     this.#from = last.at - span;
     this.#slide(span);
@@ -134,6 +134,12 @@ export class MemoryView {
     slider.setAttribute("aria-valuetext", this.#chosen ? clock(this.#chosen.at) : "now");
     by("moment-live").hidden = this.#chosen === null;
   }
+}
+
+// Grows in steps: a width that grew with each sample would never stand still.
+function spanOf(milliseconds) {
+  const { least, most, step } = SPAN_MS;
+  return Math.min(most, Math.max(least, Math.ceil(milliseconds / step) * step));
 }
 
 function nearest(samples, at) {
