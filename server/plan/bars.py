@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 BAR_WIDTH = 36
+_ROUNDED_UP = 999.5  # from here on three digits say 1000
 
 
 def table(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
@@ -26,12 +27,12 @@ def bar(share: float, width: int = BAR_WIDTH) -> str:
 
 
 def decimal(number: float) -> str:
-    """A large number for people: 12.3 k, 4.56 M, 7.89 G, 1.23 T, 4.56 P."""
-    for unit in ("", " k", " M", " G", " T", " P"):
-        if abs(number) < 1000 or unit == " P":
-            break
+    """A large number for people: 12.3 k, 4.56 M, 7.89 G, 1.23 T, 4,560 T."""
+    for unit in ("", " k", " M", " G"):
+        if abs(number) < _ROUNDED_UP:
+            return f"{number:.3g}{unit}"
         number /= 1000
-    return f"{number:.3g}{unit}" if number < 1000 else f"{number:,.0f}{unit}"
+    return f"{number:.3g} T" if abs(number) < _ROUNDED_UP else f"{number:,.0f} T"
 
 
 def duration(seconds: float | None) -> str:
@@ -39,6 +40,6 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     for factor, unit in ((1e6, "us"), (1e3, "ms")):
-        if seconds * factor < 1000:
+        if seconds * factor < _ROUNDED_UP:
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds:.3g} s"

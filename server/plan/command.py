@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
+import textwrap
 from collections.abc import Sequence
 
 from server.errors import StartupError
@@ -13,7 +16,7 @@ from server.plan.bars import decimal, table
 from server.plan.devices import DEVICES
 from server.plan.make import PlanOptions, make_plan
 from server.plan.options import KV_DTYPES, SHARED
-from server.plan.text import plan_text
+from server.plan.text import WIDTH, plan_text
 from weights.inventory import num_parameters
 from weights.presets import read_presets
 
@@ -25,12 +28,21 @@ _MOST_RANKS = 1024
 def run(parsed: argparse.Namespace) -> int:
     """Prints the plan. Raises StartupError for what is no plan at all."""
     if parsed.list:
-        print(listing())
+        _print(listing())
         return EXIT_FITS
     plan = make_plan(_options(parsed))
     facts = answer(plan, explain=parsed.explain)
-    print(json.dumps(facts, indent=2) if parsed.json else plan_text(plan, facts))
+    _print(json.dumps(facts, indent=2) if parsed.json else plan_text(plan, facts))
     return EXIT_FITS if plan.fits else EXIT_DOES_NOT_FIT
+
+
+def _print(text: str) -> None:
+    """A reader that has seen enough (head, a pager) changes nothing about the exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # what it still holds would fail again at the exit
 
 
 def listing() -> str:
@@ -59,9 +71,12 @@ _ALSO = "also: --device auto, cpu or cuda for this machine, or a size such as 24
 
 
 def _flush(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """A table whose last column is text."""
+    """A table whose last column is text, cut to the width."""
     lines = table([row[:-1] for row in rows])
-    return [f"{line}  {row[-1]}" for line, row in zip(lines, rows, strict=True)]
+    return [
+        f"{line}  {textwrap.shorten(row[-1], WIDTH - len(line) - 2, placeholder=' ...')}"
+        for line, row in zip(lines, rows, strict=True)
+    ]
 
 
 def _options(parsed: argparse.Namespace) -> PlanOptions:

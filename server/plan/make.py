@@ -115,6 +115,8 @@ def _other_hardware(
     if request.on_gpu and request.kv_format is None:
         narrow = replace(request, kv_format=NARROW_KV)
         yield [Change(f"--kv-cache-dtype {NARROW_KV}", narrow, available, 2.0)]
+    if not request.on_gpu:
+        return
     yield [
         Change(
             f"--tensor-parallel-size {ranks}",

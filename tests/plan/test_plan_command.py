@@ -14,6 +14,7 @@ import pytest
 
 from server.memory.layout import MemoryKind
 from server.plan.answer import answer
+from server.plan.bars import decimal
 from server.plan.command import listing
 from server.plan.devices import DEVICES
 from server.plan.make import PlanOptions, make_plan
@@ -196,7 +197,28 @@ def test_the_list_names_everything() -> None:
     text = listing()
     for name in (*read_presets(), *(device.name for device in DEVICES)):
         assert any(line.split()[0] == name for line in text.splitlines() if line)
+    assert max(map(len, text.splitlines())) <= WIDTH
     assert quire("--list").stdout.strip() == text
+
+
+def test_a_reader_that_leaves_early_changes_no_exit_code() -> None:
+    program = 'quire() { PY -m server plan "$@"; }; quire --list | true; echo ${PIPESTATUS[0]}; '
+    program += "quire gpt-3 --device h200 --explain | true; echo ${PIPESTATUS[0]}"
+    done = subprocess.run(
+        ["bash", "-c", program.replace("PY", sys.executable)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout.split(), done.stderr) == (["0", "1"], "")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(5, "5"), (999.4, "999"), (999.6, "1 k"), (999_885_952, "1 G"), (4.5e15, "4,500 T")],
+)
+def test_numbers_for_people(number: float, text: str) -> None:
+    assert decimal(number) == text
 
 
 def test_help_tells_the_keys_of_a_shape() -> None:
