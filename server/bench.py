@@ -1,6 +1,7 @@
 """Offline throughput of the engine: ``python -m server.bench [MODEL_DIR] ...``, see --help.
 
-``python -m server.bench gpu`` measures the engine's rows on a GPU instead.
+``python -m server.bench gpu`` measures the engine's rows on a GPU instead, and ``python -m
+server.bench books`` what the accountant costs and how fast /metrics answers.
 
 Only sets the process up; the bench itself is server.bench_engine.
 """
@@ -21,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from server.bench_gpu import main as run_gpu
 
         return run_gpu(given[1:])
+    if given[:1] == ["books"]:
+        from server.bench_books import main as run_books
+
+        return run_books(given[1:])
     from server.bench_engine import main as run
 
     return run(arguments)

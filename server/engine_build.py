@@ -32,7 +32,7 @@ Progress = Callable[[str], None]
 log = logging.getLogger("quire.memory")
 
 _PROGRESS_S = 2.0  # between two lines about loading
-_READ_SHARE = 100  # a reading of the memory is taken at most 1/100 of the time
+_READ_SHARE = 200  # reading the memory takes at most 1/200 of the time
 _READ_PAUSE_S = 0.25  # and at most this often
 _UNACCOUNTED_BYTES = 8 * 2**20  # the alarm's bound is the larger of this
 _UNACCOUNTED_SHARE = 0.03  # and this share of the resident set
@@ -99,7 +99,7 @@ class GaugePublisher:
     """Writes the engine's gauges at every call, with the latest reading of its memory.
 
     A reading walks the page tables (milliseconds, more with more memory), so it is taken again
-    only when the last one is older than a hundred times what it cost.
+    only when the last one is older than two hundred times what it cost.
     """
 
     def __init__(self, engine: BuiltEngine, block: GaugeBlock) -> None:
@@ -112,9 +112,10 @@ class GaugePublisher:
     def __call__(self) -> None:
         now = time.monotonic()
         if now >= self._next:
+            began = time.thread_time()  # what it costs, and not what others make it wait
             self._reading = self._engine.accountant.read()
             self._alarm()
-            took_s = time.monotonic() - now
+            took_s = time.thread_time() - began
             self._next = now + max(_READ_PAUSE_S, _READ_SHARE * took_s)
         self._block.write(gauge_values(self._engine.core.gauges(), self._reading))
 

@@ -1,0 +1,269 @@
+"""What the books cost: ``python -m server.bench books [MODEL_DIR] ...``, see --help.
+
+Three figures, each a median with [min..max].
+
+    throughput   tokens/s of the engine's loop with the accountant and without, in this process. The
+                 two take turns within a round, and which goes first changes from round to round, so
+                 that a machine that slows down slows both. The cost is the median over the rounds
+                 of 1 - with / without.
+    share        of the loop's own processor time, what goes into publishing: gauges and readings.
+                 It is the one to look at where other work disturbs the first.
+    /metrics     milliseconds of an answer from a real server, idle and with as many requests under
+                 way as it computes at once and as many again waiting; and /memory likewise.
+
+The last line is JSON. Figures of a machine that does other work at the same time say little: the
+spread shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from server.bench_engine import DEMO, Spread
+from server.config import ServerConfig, resolve
+from server.engine.request import EngineRequest, SamplingParams
+from server.engine_build import BuiltEngine, GaugePublisher, build_engine
+from server.engine_facts import GAUGE_NAMES
+from server.ipc.gauges import GaugeBlock
+from server.model_facts import engine_settings, read_model
+
+ROOT = Path(__file__).resolve().parents[1]
+START_S, ANSWER_S = 120.0, 60.0
+PATHS = ("/metrics", "/memory")
+Publish = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    model_dir: str
+    rounds: int
+    batch: int
+    prompt_tokens: int
+    output_tokens: int
+    scrapes: int
+
+    @property
+    def config(self) -> ServerConfig:
+        return resolve({"model-dir": self.model_dir, "device": "cpu"}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Tokens per second, and the share of them that the accountant costs (signed)."""
+
+    with_books: Spread
+    without: Spread
+    cost: Spread
+    processor_share: Spread
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    throughput = measure_throughput(options)
+    print(f"tokens/s with the accountant {throughput.with_books.show()}")
+    print(f"tokens/s without             {throughput.without.show()}")
+    print(f"cost  {_percent(throughput.cost)}")
+    print(f"share {_percent(throughput.processor_share)}", flush=True)
+    scrapes = measure_scrapes(options)
+    for name, spread in scrapes.items():
+        print(f"{name:<20} {spread.show(2)} ms")
+    report = {
+        "rounds": options.rounds,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
+        "throughput": asdict(throughput),
+        "milliseconds": {name: asdict(spread) for name, spread in scrapes.items()},
+    }
+    print(json.dumps(report))
+    return 0
+
+
+def _percent(spread: Spread) -> str:
+    return f"{spread.median:.2%} [{spread.min:.2%}..{spread.max:.2%}]"
+
+
+class Timed:
+    """Publishes, and adds up the processor time of the calling thread that it takes."""
+
+    def __init__(self, publish: Publish) -> None:
+        self._publish = publish
+        self.seconds = 0.0
+
+    def __call__(self) -> None:
+        started = time.thread_time()
+        self._publish()
+        self.seconds += time.thread_time() - started
+
+
+def measure_throughput(options: Options) -> Throughput:
+    """The engine of one server in this process, with and without its books being read."""
+    config = options.config
+    engine = build_engine(engine_settings(config, read_model(config)), lambda text: None)
+    logging.getLogger("quire.memory").setLevel(logging.ERROR)  # this process is no engine process
+    with GaugeBlock.create(GAUGE_NAMES) as block:
+        ways = {True: Timed(GaugePublisher(engine, block)), False: Timed(lambda: None)}
+        rates: dict[bool, list[float]] = {True: [], False: []}
+        shares: list[float] = []
+        for turn in range(-1, options.rounds):  # round -1 warms up and is not counted
+            for way in (True, False) if turn % 2 else (False, True):
+                ways[way].seconds, started = 0.0, time.thread_time()
+                rate = run_round(engine, ways[way], options, name=f"{turn}-{way}")
+                if turn >= 0:
+                    rates[way].append(rate)
+                if turn >= 0 and way:
+                    shares.append(ways[way].seconds / (time.thread_time() - started))
+    cost = [1 - one / other for one, other in zip(rates[True], rates[False], strict=True)]
+    return Throughput(
+        Spread.of(rates[True]), Spread.of(rates[False]), Spread.of(cost), Spread.of(shares)
+    )
+
+
+def run_round(engine: BuiltEngine, publish: Publish, options: Options, name: str) -> float:
+    """Tokens per second of one batch, stepped and published as the engine's loop does."""
+    sampling = SamplingParams(
+        seed=0, temperature=0.0, max_tokens=options.output_tokens, ignore_eos=True
+    )
+    prompts = [
+        tuple((7 * index + position) % 200 + 1 for position in range(options.prompt_tokens))
+        for index in range(options.batch)
+    ]
+    engine.core.reset_prefix_cache()
+    engine.core.submit(
+        [EngineRequest(f"{name}-{i}", prompt, sampling) for i, prompt in enumerate(prompts)]
+    )
+    started = time.perf_counter()
+    while engine.core.has_work:
+        engine.core.step()
+        publish()
+    return options.batch * options.output_tokens / (time.perf_counter() - started)
+
+
+def measure_scrapes(options: Options) -> dict[str, Spread]:
+    """Milliseconds by path and load."""
+    found: dict[str, list[float]] = {f"{path} {load}": [] for load in LOADS for path in PATHS}
+    with _server(options) as port:
+        for load, clients in LOADS.items():
+            with _load(port, clients, options):
+                for _ in range(options.scrapes):
+                    for path in PATHS:
+                        found[f"{path} {load}"].append(_milliseconds(port, path))
+    return {name: Spread.of(times) for name, times in found.items()}
+
+
+LOADS = {"idle": 0, "full load": 64}  # clients: twice the sequences that are computed at once
+
+
+def _milliseconds(port: int, path: str) -> float:
+    started = time.perf_counter()
+    _get(port, path)
+    taken = 1e3 * (time.perf_counter() - started)
+    time.sleep(0.02)
+    return taken
+
+
+def _get(port: int, path: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _server(options: Options) -> Iterator[int]:
+    """A server of its own on a free port, ready."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = int(one.getsockname()[1])
+    command = [sys.executable, "-m", "server", "serve", options.model_dir, "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--device", "cpu"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_ready(process, port)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with exit code {process.returncode}")
+        try:
+            if _get(port, "/ready") == 200:
+                return
+        except OSError:
+            pass  # it does not listen yet
+        time.sleep(0.05)
+    raise SystemExit(f"the server was not ready within {START_S:.0f} s")
+
+
+@contextmanager
+def _load(port: int, clients: int, options: Options) -> Iterator[None]:
+    """So many clients that send one request after the other, until left."""
+    done = threading.Event()
+    body = json.dumps(
+        {
+            "prompt": list(range(1, options.prompt_tokens + 1)),
+            "max_tokens": options.output_tokens,
+            "ignore_eos": True,
+        }
+    )
+
+    def work() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+        while not done.is_set():
+            connection.request(
+                "POST", "/v1/completions", body, {"content-type": "application/json"}
+            )
+            connection.getresponse().read()
+        connection.close()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    time.sleep(2.0 if clients else 0.0)  # until the batch is full
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(ANSWER_S)
+
+
+def _parse(arguments: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(prog="python -m server.bench books", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("model_dir", nargs="?", default=str(DEMO), help="checkpoint (default: the demo)")
+    add("--rounds", type=int, default=9, help="default %(default)s")
+    add("--batch", type=int, default=32, help="sequences at once; default %(default)s")
+    add("--prompt-tokens", type=int, default=64, help="per request; default %(default)s")
+    add("--output-tokens", type=int, default=128, help="per request; default %(default)s")
+    add("--scrapes", type=int, default=100, help="of each path; default %(default)s")
+    options = Options(**vars(parser.parse_args(arguments)))
+    if min(asdict(options)[name] for name in ("rounds", "batch", "scrapes")) < 1:
+        parser.error("rounds, batch and scrapes must be at least 1")
+    return options
