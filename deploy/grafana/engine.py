@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from deploy.grafana.panels import Dashboard, Graph, Query, Row, Stat
-from deploy.grafana.queries import highest, lowest, mean, quantile, rate, rise, total
+from deploy.grafana.queries import lowest, mean, rate, rise, total
+from deploy.grafana.shared import BLOCKS_IN_USE, KV_IN_USE, THROWN_AWAY, distribution
 from server.metrics import registry as r
 
 _NOW = Row(
@@ -14,8 +15,6 @@ _NOW = Row(
             "Whether the engine of every chosen server takes requests.",
             "none",
             (Query(lowest(r.ENGINE_UP)),),
-            width=4,
-            height=4,
             texts=(("0", "away", "red"), ("1", "ready", "green")),
         ),
         Stat(
@@ -24,8 +23,6 @@ _NOW = Row(
             "error.",
             "short",
             (Query(rise(r.RESTARTS, "1h")),),
-            width=4,
-            height=4,
             thresholds=((0.5, "red"),),
         ),
         Stat(
@@ -34,8 +31,6 @@ _NOW = Row(
             "ended.",
             "short",
             (Query(rise(r.FAILED_STEPS, "1h")),),
-            width=4,
-            height=4,
             thresholds=((0.5, "red"),),
         ),
         Stat(
@@ -44,8 +39,6 @@ _NOW = Row(
             "the KV cache was full.",
             "short",
             (Query(rise(r.PREEMPTIONS, "1h")),),
-            width=4,
-            height=4,
             thresholds=((0.5, "yellow"),),
         ),
         Stat(
@@ -54,34 +47,19 @@ _NOW = Row(
             "computed again.",
             "percentunit",
             (Query(f"{rate(r.PREFIX_HITS)} / {rate(r.PREFIX_QUERIES)}"),),
-            width=4,
-            height=4,
         ),
-        Stat(
-            "KV cache in use",
-            "Blocks that running requests hold, of all blocks; of several servers the fullest.",
-            "percentunit",
-            (Query(highest(r.KV_USAGE)),),
-            width=4,
-            height=4,
-            thresholds=((0.75, "yellow"), (0.9, "red")),
-        ),
+        KV_IN_USE,
     ),
 )
 
 _STEPS = Row(
     "Steps",
     (
-        Graph(
+        distribution(
             "Time of a step",
             "A step computes one token for each running sequence and chunks of prompts beside "
             "them. Its time is the gap between two tokens of a stream.",
-            "s",
-            (
-                Query(quantile(0.5, r.STEP_SECONDS), "half of them"),
-                Query(quantile(0.95, r.STEP_SECONDS), "95 of 100"),
-                Query(quantile(0.99, r.STEP_SECONDS), "99 of 100"),
-            ),
+            r.STEP_SECONDS,
         ),
         Graph(
             "Parts of a step",
@@ -110,16 +88,12 @@ _STEPS = Row(
             (Query(rate(r.STEP_TOKENS, "phase"), "{{phase}}"),),
             stacked=True,
         ),
-        Graph(
+        distribution(
             "Tokens in a step",
             "How full steps are. Near max-num-batched-tokens: prompts keep the machine busy. A "
             "handful: it decodes for few sequences and has room.",
+            r.TOKENS_PER_STEP,
             "short",
-            (
-                Query(quantile(0.5, r.TOKENS_PER_STEP), "half of them"),
-                Query(quantile(0.95, r.TOKENS_PER_STEP), "95 of 100"),
-                Query(mean(r.TOKENS_PER_STEP), "mean"),
-            ),
         ),
         Graph(
             "Failed steps and restarts",
@@ -168,21 +142,8 @@ _SCHEDULER = Row(
                 Query(rate(r.PREFIX_HITS), "found"),
             ),
         ),
-        Graph(
-            "Blocks in use",
-            "Blocks that running requests hold, of all blocks, for each server. The dashed line is "
-            "where the alarm is, at 90 %.",
-            "percentunit",
-            (Query(highest(r.KV_USAGE, "instance"), "{{instance}}"),),
-            thresholds=((0.9, "red"),),
-            ratio=True,
-        ),
-        Graph(
-            "Tokens thrown away",
-            "Tokens that were computed after the end of their answer, in a second.",
-            "suffix: tokens/s",
-            (Query(rate(r.DISCARDED_TOKENS), "thrown away"),),
-        ),
+        BLOCKS_IN_USE,
+        THROWN_AWAY,
     ),
 )
 

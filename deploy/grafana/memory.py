@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from deploy.grafana.panels import Bars, Dashboard, Graph, Query, Row, Stat, Table
 from deploy.grafana.queries import highest, total
+from deploy.grafana.shared import BLOCKS_IN_USE, KV_IN_USE
 from server.memory.layout import MemoryKind
 from server.metrics import registry as r
 
 _NOT_OURS = (MemoryKind.FREE, MemoryKind.OTHER_PROCESSES)
 _OWN = "~" + "|".join(kind for kind in MemoryKind if kind not in _NOT_OURS)
-_FULL = ((0.75, "yellow"), (0.9, "red"))
 
 _NOW = Row(
     "Now",
@@ -20,8 +20,6 @@ _NOW = Row(
             "allows.",
             "bytes",
             (Query(total(r.MEMORY_TOTAL)),),
-            width=4,
-            height=4,
         ),
         Stat(
             "Held by the server",
@@ -36,35 +34,20 @@ _NOW = Row(
                     )
                 ),
             ),
-            width=4,
-            height=4,
         ),
         Stat(
             "Free",
             "What nobody uses. On a GPU the KV cache has taken what it can, so little is left.",
             "bytes",
             (Query(total(r.MEMORY, kind="free")),),
-            width=4,
-            height=4,
         ),
-        Stat(
-            "KV cache in use",
-            "Blocks that running requests hold, of all blocks; of several servers the fullest. "
-            "Above 90 % new requests wait and running ones may be preempted.",
-            "percentunit",
-            (Query(highest(r.KV_USAGE)),),
-            width=4,
-            height=4,
-            thresholds=_FULL,
-        ),
+        KV_IN_USE,
         Stat(
             "Unaccounted",
             "What no kind accounts for, of the server with most of it. It can be slightly "
             "negative. When it grows, something allocates behind the accountant's back.",
             "bytes",
             (Query(highest(r.MEMORY, kind="unaccounted")),),
-            width=4,
-            height=4,
             thresholds=((64 * 2**20, "yellow"), (512 * 2**20, "red")),
         ),
         Stat(
@@ -72,8 +55,6 @@ _NOW = Row(
             "Used on the devices by somebody else. On a CPU the API process is among them.",
             "bytes",
             (Query(total(r.MEMORY, kind="other_processes")),),
-            width=4,
-            height=4,
         ),
     ),
 )
@@ -146,15 +127,7 @@ _KV = Row(
             ),
             ratio=True,
         ),
-        Graph(
-            "Blocks in use",
-            "Blocks that running requests hold, of all blocks, for each server. The dashed line is "
-            "where the alarm is, at 90 %.",
-            "percentunit",
-            (Query(highest(r.KV_USAGE, "instance"), "{{instance}}"),),
-            thresholds=_FULL,
-            ratio=True,
-        ),
+        BLOCKS_IN_USE,
         Graph(
             "Blocks by state",
             "Live blocks belong to requests. Cached ones keep a prefix that the next request may "

@@ -56,6 +56,9 @@ class Graph(Panel):
 class Stat(Panel):
     """One figure of now, with its recent past behind it."""
 
+    width: int = 4
+    height: int = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Bars(Panel):

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from deploy.grafana.panels import Dashboard, Graph, Panel, Query, Row, Stat
-from deploy.grafana.queries import highest, lowest, quantile, rate, select, total
+from deploy.grafana.panels import Dashboard, Graph, Query, Row, Stat
+from deploy.grafana.queries import highest, lowest, rate, select, total
+from deploy.grafana.shared import THROWN_AWAY, distribution
 from server.metrics import registry as r
-from server.metrics.spec import MetricSpec
 
-_SHARES = ((0.5, "half of them"), (0.95, "95 of 100"), (0.99, "99 of 100"))
 _TTFT_P95 = "instance:quire_time_to_first_token_seconds:p95_rate5m"
 _ITL_P95 = "instance:quire_inter_token_latency_seconds:p95_rate5m"
 _ERRORS = "instance:quire_request_errors:ratio_rate5m"
 _OVERLOADED = "instance:quire_requests_overloaded:ratio_rate5m"
-
-
-def _quantiles(title: str, description: str, metric: MetricSpec, unit: str = "s") -> Panel:
-    queries = tuple(Query(quantile(share, metric), name) for share, name in _SHARES)
-    return Graph(title, description, unit, queries)
-
 
 _NOW = Row(
     "Now",
@@ -29,7 +22,6 @@ _NOW = Row(
             "none",
             (Query(lowest(r.ENGINE_UP)),),
             width=3,
-            height=4,
             texts=(("0", "no", "red"), ("1", "yes", "green")),
         ),
         Stat(
@@ -38,15 +30,12 @@ _NOW = Row(
             "reqps",
             (Query(rate(r.REQUESTS)),),
             width=3,
-            height=4,
         ),
         Stat(
             "Generated tokens",
             "Tokens generated in a second, for all requests together.",
             "suffix: tokens/s",
             (Query(rate(r.GENERATION_TOKENS)),),
-            width=4,
-            height=4,
         ),
         Stat(
             "First token, 95 of 100",
@@ -54,8 +43,6 @@ _NOW = Row(
             "of several servers the slowest. Recorded by the rules file.",
             "s",
             (Query(f"max ({select(_TTFT_P95)})"),),
-            width=4,
-            height=4,
         ),
         Stat(
             "Between tokens, 95 of 100",
@@ -63,8 +50,6 @@ _NOW = Row(
             "of several servers the slowest. Recorded by the rules file.",
             "s",
             (Query(f"max ({select(_ITL_P95)})"),),
-            width=4,
-            height=4,
         ),
         Stat(
             "Oldest in the queue",
@@ -73,7 +58,6 @@ _NOW = Row(
             "s",
             (Query(highest(r.QUEUE_AGE)),),
             width=3,
-            height=4,
             thresholds=((5, "yellow"), (15, "red")),
         ),
         Stat(
@@ -83,7 +67,6 @@ _NOW = Row(
             "percentunit",
             (Query(f"max ({select(_ERRORS)})"),),
             width=3,
-            height=4,
             thresholds=((0.005, "yellow"), (0.02, "red")),
         ),
     ),
@@ -126,30 +109,30 @@ _TRAFFIC = Row(
 _LATENCY = Row(
     "How long it takes",
     (
-        _quantiles(
+        distribution(
             "Time to first token",
             "From a request's arrival to its first token: waiting in the queue, then computing the "
             "prompt.",
             r.TTFT_SECONDS,
         ),
-        _quantiles(
+        distribution(
             "Between tokens",
             "From one token of an answer to the next: what a reader of a stream feels.",
             r.INTER_TOKEN_SECONDS,
         ),
-        _quantiles(
+        distribution(
             "Wait in the queue",
             "From a request's arrival to its first step. It rises when the KV cache or the rows "
             "are all taken.",
             r.QUEUE_SECONDS,
         ),
-        _quantiles(
+        distribution(
             "Whole requests",
             "From a request's arrival to the last byte of its answer. It grows with the length of "
             "the answers.",
             r.REQUEST_SECONDS,
         ),
-        _quantiles(
+        distribution(
             "Time for each token, by request",
             "A request's mean time for a token after its first: long pauses of a few do not show "
             "here, those of many do.",
@@ -169,13 +152,13 @@ _LATENCY = Row(
 _SHAPE = Row(
     "What is asked for",
     (
-        _quantiles(
+        distribution(
             "Length of prompts",
             "Tokens in the prompt of a request. The buckets are powers of two, so this is rough.",
             r.PROMPT_LENGTH,
             "short",
         ),
-        _quantiles(
+        distribution(
             "Length of answers",
             "Tokens generated for a request, over all of its choices.",
             r.GENERATION_LENGTH,
@@ -212,13 +195,7 @@ _REFUSED = Row(
             ),
             ratio=True,
         ),
-        Graph(
-            "Tokens thrown away",
-            "Tokens that were computed for an answer that had ended: by a stop string that is "
-            "found in text, or by a client that left.",
-            "suffix: tokens/s",
-            (Query(rate(r.DISCARDED_TOKENS), "thrown away"),),
-        ),
+        THROWN_AWAY,
     ),
 )
 
