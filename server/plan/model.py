@@ -35,9 +35,13 @@ def find_model(name: str | None, shape: str | None, model_dir: str) -> PlannedMo
 
     Raises StartupError naming the file, the key or the preset at fault.
     """
+    if name is not None and shape is not None:
+        raise StartupError(f"{name} and --shape {shape}: give one of them")
+    if name is not None and Path(name).is_file():
+        raise StartupError(f"{name} is a file: a shape is given with --shape {name}")
     try:
         if shape is not None:
-            return _own_shape(name, Path(shape))
+            return _own_shape(Path(shape))
         if name is None or Path(name).is_dir():
             return _folder(Path(name or model_dir))
         preset = find_preset(name)
@@ -50,7 +54,10 @@ def not_served(spec: ModelSpec, *, on_gpu: bool) -> tuple[str, ...]:
     """Why ``quire serve`` could not serve this model there; () where it could."""
     features = unserved_features(spec)
     if features:
-        return (f"not served yet, a plan alone: the engine lacks {', '.join(features)}",)
+        return (
+            f"not served yet, a plan alone: the engine lacks {', '.join(features)}; activations "
+            "are planned as those of a block that is served",
+        )
     if on_gpu:
         try:
             refuse_on_gpu(spec)
@@ -59,11 +66,11 @@ def not_served(spec: ModelSpec, *, on_gpu: bool) -> tuple[str, ...]:
     return ()
 
 
-def _own_shape(name: str | None, path: Path) -> PlannedModel:
+def _own_shape(path: Path) -> PlannedModel:
     document = read_document(path)
     spec = shape_spec(document, str(path))
     source = str(document.get("source", path))
-    return PlannedModel(name or path.stem, spec, spec.parameter_dtype, source)
+    return PlannedModel(path.stem, spec, spec.parameter_dtype, source)
 
 
 def _folder(folder: Path) -> PlannedModel:

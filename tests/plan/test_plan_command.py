@@ -23,6 +23,7 @@ from weights.presets import read_presets
 from weights.synthetic import write_checkpoint
 from weights.tiny_specs import tiny_llama
 
+SLOW = pytest.mark.slow
 MOST_SECONDS = 3.0  # of a command that takes 0.3 s on an idle machine
 
 
@@ -101,7 +102,9 @@ def test_it_fits_and_costs_no_torch_and_less_than_the_limit() -> None:
         (("gpt-3", "--dtype", "int7"), "--dtype: 'int7' is not one of"),
         (("gpt-3", "--device", "cpu", "--quantization", "int8"), "needs a GPU"),
         (("gpt-3", "--kv-cache-dtype", "int2"), "invalid choice: 'int2'"),
-        (("gpt-3", "--shape", "/no/such.toml"), "/no/such.toml: No such file"),
+        (("--shape", "/no/such.toml"), "/no/such.toml: No such file"),
+        (("gpt-3", "--shape", "own.toml"), "gpt-3 and --shape own.toml: give one of them"),
+        ((__file__,), "is a file: a shape is given with --shape"),
         (("--shpae", "own.toml"), "unrecognized arguments"),
     ],
 )
@@ -177,7 +180,12 @@ def test_the_rule_of_thumb_holds_for_some_and_is_denied_for_others() -> None:
     assert "the rule of thumb of about 80 % holds here" in held["weights_share"]["says"]
 
 
-@pytest.mark.parametrize("model", read_presets())
+WIDEST = ("gpt-3", "palm-540b", "qwen3-235b-a22b", "gemma-3-27b", "llama-3.1-405b", "phi-2")
+
+
+@pytest.mark.parametrize(
+    "model", [name if name in WIDEST else pytest.param(name, marks=SLOW) for name in read_presets()]
+)
 def test_the_text_fits_100_columns(model: str) -> None:
     for device in ("h200", "24GiB"):
         plan = make_plan(PlanOptions(model, None, device, None, 1, {}), {})

@@ -1,4 +1,4 @@
-"""The presets against what was published, and against transformers' own models of the same shape."""
+"""The presets against published figures, and against transformers' models of the same shape."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from weights.presets import find_preset, read_presets
 from weights.spec import ModelSpec
 
 PRESETS = read_presets()
+# The others fuse query, key and value, or stack the experts.
+ONE_TENSOR_A_MATRIX = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi")
 
 
 def spec(name: str) -> ModelSpec:
@@ -117,6 +119,9 @@ def test_transformers_counts_as_many_parameters_and_the_same_windows(name: str) 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters(ours)
+    if ours.family in ONE_TENSOR_A_MATRIX:
+        shapes = Counter(tuple(parameter.shape) for parameter in model.parameters())
+        assert shapes == Counter(parameter.shape for parameter in inventory(ours))
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and any(ours.windows):
         assert [kind == "sliding_attention" for kind in kinds] == [n > 0 for n in ours.windows]
