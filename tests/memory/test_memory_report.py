@@ -1,0 +1,114 @@
+"""GET /memory as a tree and as a table: of a CPU's books and of a GPU's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from server.memory.accountant import READING_NAMES
+from server.memory.layout import MemoryKind
+from server.memory.planner import PlanRequest, plan_memory
+from server.memory.report import MemoryReport, MemorySources
+from weights.tiny_specs import tiny_llama
+
+MIB, GIB = 2**20, 2**30
+PRIME = 1_000_003
+
+
+def reading(**changes: int) -> dict[str, int]:
+    """A figure of its own for every name, but no estimate."""
+    found = {name: PRIME * (index + 1) for index, name in enumerate(READING_NAMES)}
+    found |= {name: 0 for name in READING_NAMES if name.startswith("estimated.")}
+    return found | changes
+
+
+def report(read: Mapping[str, int], *, on_gpu: bool = False) -> MemoryReport:
+    request = PlanRequest("bf16", 64, 8, 512, on_gpu=on_gpu)
+    sources = MemorySources(
+        reading=lambda: read,
+        weights=lambda: {"query": 5, "norm": 7},
+        requests_running=lambda: 2,
+        host_bytes=lambda: 11 * MIB,
+    )
+    return MemoryReport(plan_memory(tiny_llama(), request, 4 * GIB), sources)
+
+
+def test_every_kind_stands_with_bytes_peak_plan_and_formula() -> None:
+    read = reading()
+    tree = report(read).tree()
+    (device,) = tree["devices"]
+    assert list(device["kinds"]) == [str(kind) for kind in MemoryKind]
+    for kind, line in device["kinds"].items():
+        assert (line["bytes"], line["peak_bytes"]) == (read[kind], read[f"{kind}.peak"])
+        assert line["formula"]
+        assert line["estimated"] is False
+    assert device["total_bytes"] == read["total"]
+    assert device["kinds"]["weights"]["parts"][0]["part"] == "norm"
+
+
+def test_host_lines_are_of_both_processes_with_pinned_and_shared() -> None:
+    read = reading()
+    assert report(read).tree()["host"] == {
+        "api_process": {"resident_bytes": 11 * MIB},
+        "engine_process": {"resident_bytes": read["host.resident"]},
+        "pinned_bytes": read["host.pinned"],
+        "shared_bytes": read["host.shared"],
+    }
+
+
+def test_formulas_are_the_devices_own_with_the_numbers_put_in() -> None:
+    read = reading()
+    kinds = {on_gpu: report(read, on_gpu=on_gpu).tree()["devices"][0]["kinds"] for on_gpu in (0, 1)}
+    for kind in ("allocator_slack", "runtime", "other_processes", "unaccounted", "free"):
+        assert kinds[0][kind]["formula"] != kinds[1][kind]["formula"], kind
+    assert "malloc" in kinds[0]["allocator_slack"]["formula"]
+    cuda = {kind: line["formula"] for kind, line in kinds[1].items()}
+    assert not any("malloc" in text or "resident pages" in text for text in cuda.values())
+    assert f"free {read['allocator_slack.free']}" in cuda["allocator_slack"]
+    assert f"at most {read['allocator.largest_free']}" in cuda["allocator_slack"]
+    assert f"keeps {read['other_processes.driver']}" in cuda["other_processes"]
+    assert f"back {read['unaccounted.outside']}" in cuda["unaccounted"]
+    assert "NVML" in cuda["runtime"] and str(read["runtime.code"]) in cuda["runtime"]
+    assert str(read["allocator.in_use"]) in kinds[0]["allocator_slack"]["formula"]
+
+
+def test_an_estimate_is_marked_and_explained() -> None:
+    read = reading(**{"estimated.runtime": 1, "estimated.other_processes": 1})
+    tree = report(read, on_gpu=True).tree()
+    kinds = tree["devices"][0]["kinds"]
+    marked = [kind for kind, line in kinds.items() if line["estimated"]]
+    assert marked == ["runtime", "other_processes"]
+    assert all(kinds[kind]["formula"].startswith("estimated: ") for kind in marked)
+    assert any("does not list this process" in note for note in tree["notes"])
+
+
+def test_a_gpus_parts_show_what_its_allocator_keeps() -> None:
+    read = reading()
+    (device,) = report(read, on_gpu=True).tree()["devices"]
+    parts = {
+        kind: {part["part"]: part["bytes"] for part in line["parts"]}
+        for kind, line in device["kinds"].items()
+    }
+    assert parts["allocator_slack"] == {
+        name: read[f"allocator_slack.{name}"] for name in ("free", "pending", "rounding")
+    }
+    assert parts["workspace"]["libraries"] == read["workspace.libraries"]
+    assert set(parts["unaccounted"]) == {"tensors", "outside"}
+    assert device["device"] == "cuda"
+    assert device["allocator"]["largest_free_bytes"] == read["allocator.largest_free"]
+    (cpu,) = report(read).tree()["devices"]
+    assert [part["part"] for part in cpu["kinds"]["allocator_slack"]["parts"]] == ["free"]
+    assert cpu["kinds"]["unaccounted"]["parts"] == []
+
+
+def test_the_table_says_what_other_tools_show() -> None:
+    table = report(reading(), on_gpu=True).text()
+    assert table.startswith("device cuda\n")
+    assert "nvidia-smi shows pools, not use" in table
+    assert all(f"\n{kind} " in table for kind in MemoryKind)
+    assert "top and ps show the resident set" in report(reading()).text()
+
+
+def test_before_the_first_reading_it_is_not_ready_and_stands() -> None:
+    tree = report({}).tree()
+    assert tree["devices"][0]["ready"] is False
+    assert report({}).text().count("\n") > len(MemoryKind)
