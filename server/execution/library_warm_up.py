@@ -5,6 +5,8 @@ Threads and the libraries' scratch belong to the runtime and not to the model.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 import kernels
@@ -15,9 +17,8 @@ from weights.fusion import fused_linears
 from weights.inventory import inventory
 from weights.spec import ModelSpec
 
-# Rows, inner and outer sizes of the products that make the libraries set themselves up. What a
-# float32 product keeps, a panel of each operand, grows with the outer size, to some 15 MiB here.
-_WARM_ROWS, _WARM_INNER, _WARM_OUTER = 512, 512, 12_288
+_WARM_SIZE = 1024  # rows and columns of the first product, for which the libraries set up
+_WARM_ROWS = 256  # of the products that follow: many, as their forms go
 
 
 def warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:
@@ -25,15 +26,16 @@ def warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:
 
     The weights are never written, so that large ones are pages of zeros that take no memory.
     """
-    outer = min(_WARM_OUTER, max(shape[0] for shape in _product_shapes(config, spec)))
-    for rows in (min(config.max_num_batched_tokens, _WARM_ROWS), 1):
-        _product(rows, torch.empty(outer, _WARM_INNER))
-    if config.format == "f32":
-        return
-    for shape, most_rows in _product_shapes(config, spec).items():
+    tokens = min(config.max_num_batched_tokens, _WARM_SIZE)
+    for rows in (tokens, 1):
+        _product(rows, torch.empty(_WARM_SIZE, _WARM_SIZE))
+    shapes = sorted(_product_shapes(config, spec).items(), key=lambda item: -math.prod(item[0]))
+    for shape, most_rows in shapes:  # the largest first: what is kept for it serves the others
         weight = torch.empty(shape, dtype=dtype_of(config.format))
-        for rows in padded_sizes(min(most_rows, MANY_ROWS - 1)):
-            _product(rows, weight, config.format)
+        _product(min(most_rows, _WARM_ROWS), weight, config.format)
+        if config.format != "f32":
+            for rows in padded_sizes(min(most_rows, MANY_ROWS - 1)):
+                _product(rows, weight, config.format)
 
 
 def _product(rows: int, weight: torch.Tensor, format: str = "f32") -> None:

@@ -40,14 +40,13 @@ class Phase:
 
 
 def phases(
-    model: ModelSpec, shape: AttentionShape, *, num_blocks: int, logit_rows: int, num_top: int
+    model: ModelSpec, shape: AttentionShape, *, logit_rows: int, num_top: int
 ) -> tuple[Phase, ...]:
     """Every phase of the largest step of ``model``, in the order in which a step meets them.
 
-    ``num_blocks`` is the size of the KV pool, ``logit_rows`` the most rows of logits at once,
-    ``num_top`` the most alternatives reported.
+    ``logit_rows`` are the most rows of logits at once, ``num_top`` the most alternatives reported.
     """
-    work_list = ("work_list", _work_list(shape, num_blocks))  # made once, alive in every layer
+    work_list = ("work_list", _work_list(shape))  # made once, alive in every layer
     layer = (*_attention_phases(model, shape), *_mlp_phases(model, shape))
     return (
         *(Phase(phase.name, (*phase.tensors, work_list)) for phase in layer),
@@ -55,17 +54,19 @@ def phases(
     )
 
 
-def _work_list(shape: AttentionShape, num_blocks: int) -> int:
+def _work_list(shape: AttentionShape) -> int:
     """Where attention finds the blocks it gathers: an int64 per block, head, K and V.
 
-    A row that decodes reads its own blocks, which are in the pool once; a chunk reads its context
-    again for every query tile.
+    A row that decodes reads its own blocks: every row all of them, because rows that share a prefix
+    each list its blocks, so that the pool's size bounds nothing. A chunk reads its context again
+    for every query tile.
     """
     per_row = -(-shape.max_model_len // shape.block_size)
-    decoding = min(num_blocks, shape.max_num_seqs * per_row)
-    tiles = shape.max_num_batched_tokens // QUERY_TILES[-1]
-    per_token = 32 * shape.max_num_batched_tokens  # which query is where, and sees how far
-    return per_token + 8 * 2 * shape.num_kv_heads * (decoding + tiles * per_row)
+    readers = shape.max_num_seqs + shape.max_num_batched_tokens // QUERY_TILES[-1]
+    per_token = 48 * shape.max_num_batched_tokens  # which query is where, sees how far, is picked
+    # Of every reader's last key tile: its positions, and the slots behind the context, as int64.
+    last = 4 * shape.key_tile + 16 * shape.num_kv_heads * (shape.block_size - 1)
+    return per_token + readers * (16 * shape.num_kv_heads * per_row + last)
 
 
 def sample_rows(vocab_size: int) -> int:

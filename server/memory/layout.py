@@ -161,7 +161,6 @@ def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
             *phases(
                 _without_experts(part),
                 attention_shape(part, config),
-                num_blocks=config.num_blocks,
                 logit_rows=config.logit_rows,
                 num_top=config.max_logprobs,
             ),

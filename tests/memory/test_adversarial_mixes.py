@@ -1,0 +1,97 @@
+"""Requests made to exceed the plan: none of them finds memory lacking, and none takes more than was
+planned, at a small budget and at the least that the planner accepts."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.memory.adversarial_mixes import BLOCK_BYTES, LEAST_BLOCKS, LIMITS, MAX_LEN, MODEL, VOCAB
+
+from server.config import resolve
+from server.errors import StartupError
+from server.model_facts import read_model
+from weights.synthetic import write_checkpoint, write_tokenizer
+
+MIB = 2**20
+ROOT = Path(__file__).parents[2]
+LEAST = LEAST_BLOCKS * BLOCK_BYTES
+SMALL = 4 * LEAST
+TENSORS = ("weights", "kv_cache", "io", "workspace", "activations")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("adversarial")
+    write_checkpoint(MODEL, path, seed=1, sharp=False)
+    write_tokenizer(path, VOCAB)
+    return path
+
+
+def serve(folder: Path, kv_bytes: int, first: int, count: int) -> dict[str, Any]:
+    arguments = [str(folder), str(kv_bytes), str(first), str(count)]
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.memory.adversarial_mixes", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=1500,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "no memory for step" not in result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def assert_within_the_plan(found: Mapping[str, Any]) -> None:
+    plan, reading = found["plan"], found["reading"]
+    assert found["errors"] == []
+    assert found["failed_steps"] == found["held_blocks"] == 0
+    for message in found["refusals"]:
+        assert re.search(r"\d", message), message
+    assert set(plan) == set(TENSORS)
+    for kind, planned in plan.items():
+        peak = reading[f"{kind}.peak"]
+        assert peak <= planned, (kind, peak, planned)
+        if planned > 64 * MIB:
+            assert planned <= 1.15 * peak, (kind, peak, planned)
+    assert plan["activations"] > 64 * MIB, "a kind that a bound in MiB would not hide"
+    # What operations hold inside themselves is in the plan, and what Python grew by is beside it.
+    assert found["resident_peak"] <= plan["activations"] + 16 * MIB
+    assert found["resident_peak"] >= plan["activations"] / 1.15
+
+
+@pytest.mark.parametrize("budget", ["small", "least"])
+def test_adversarial_mixes_stay_within_the_plan(budget: str, folder: Path) -> None:
+    found = serve(folder, SMALL if budget == "small" else LEAST, 0, 8)
+    assert found["blocks"] == (4 * LEAST_BLOCKS if budget == "small" else LEAST_BLOCKS)
+    assert_within_the_plan(found)
+    assert {"finished", "left", "refused CAPACITY"} <= found["counts"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)
+@pytest.mark.parametrize("budget", ["small", "least"])
+def test_five_hundred_adversarial_mixes_stay_within_the_plan(budget: str, folder: Path) -> None:
+    found = serve(folder, SMALL if budget == "small" else LEAST, 1000, 500)
+    assert_within_the_plan(found)
+    wanted = {"finished", "left", "refused CAPACITY", "refused CONTEXT_LENGTH"}
+    assert wanted <= found["counts"].keys()
+    assert found["preemptions"] > 0 or budget == "small"
+
+
+def test_less_than_the_least_budget_is_refused_with_the_figure(folder: Path) -> None:
+    options = {"model-dir": str(folder), "dtype": "float32", **LIMITS}
+    config = resolve({**options, "kv-cache-memory": str(LEAST - BLOCK_BYTES)}, {})
+    with pytest.raises(StartupError) as raised:
+        read_model(config)
+    message = str(raised.value)
+    assert "8.00 KiB" in message, message  # what lacks, and what would fit
+    assert f"--max-model-len {MAX_LEN - 16}" in message
+    assert f"--kv-cache-memory {LEAST}" in message
