@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import server
 from server.config import DEMO_MODEL_DIR, OPTIONS, Option, resolve
 from server.errors import StartupError
-from server.plan.options import DESCRIPTION, add_arguments, epilog
 
 EXIT_INTERRUPTED = 130  # as a shell says it
 EXIT_REFUSED = 2  # a start-up error: an option, the folder, a checkpoint, a busy port
@@ -58,7 +57,16 @@ def _parser() -> argparse.ArgumentParser:
         _add_option(serve, option)
     serve.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
     serve.set_defaults(run=_serve)
-    plan = commands.add_parser(
+    _add_plan(commands.add_parser)
+    models = commands.add_parser("models", help="list the supported model families")
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _add_plan(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+    from server.plan.options import DESCRIPTION, add_arguments, epilog
+
+    plan = add_parser(
         "plan",
         help="tell whether a model fits, and what its memory would be",
         description=DESCRIPTION,
@@ -68,9 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_arguments(plan)
     plan.set_defaults(run=_plan)
-    models = commands.add_parser("models", help="list the supported model families")
-    models.set_defaults(run=_models)
-    return parser
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
