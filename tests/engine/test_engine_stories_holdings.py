@@ -62,6 +62,7 @@ def test_choices_of_one_request_count_a_block_once() -> None:
     choices = story.roster.requests["a"].sequences
     assert held.blocks == len({block for one in choices for block in one.block_tables[0]})
     assert held.blocks < sum(len(one.block_tables[0]) for one in choices)
+    assert held.peak_blocks == held.blocks
     assert held.shared_blocks == 0
     assert held.share == pytest.approx(held.blocks)
     story.now += 5

@@ -89,6 +89,7 @@ class SimulatedGpu:
     behind: int = 0
     segments: list[Segment] = field(default_factory=list)
     settled_modules: int = 0
+    libraries: Tensor | None = None  # the one tensor of WORKSPACE that is in no list of ours
 
     # -- as the libraries answer ------------------------------------------------------------------
 
@@ -122,10 +123,10 @@ class SimulatedGpu:
 
     def held(self) -> dict[MemoryKind, int]:
         """What the engine's own lists say."""
-        held = dict.fromkeys((MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.IO), 0)
+        held: dict[MemoryKind, int] = {}
         for tensor in self.tensors:
-            if tensor.kind in held and tensor.kind is not None:
-                held[tensor.kind] += tensor.asked
+            if tensor.kind is not None and tensor is not self.libraries:
+                held[tensor.kind] = held.get(tensor.kind, 0) + tensor.asked
         return held
 
     def truth(self) -> dict[MemoryKind, int]:

@@ -22,14 +22,14 @@ from server.memory.layout import MemoryKind
 from server.memory.nvml import DeviceUse
 
 CONTEXT, LIBRARIES, LOADED = 480 * MIB, 32 * MIB, 90 * MIB
-LISTS = (MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.IO)
+LISTS = (MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.IO, MemoryKind.WORKSPACE)
 
 
 def opened(gpu: SimulatedGpu, *, knows_before: bool = True) -> CudaMemory:
     """A context, then the libraries' workspace, then the base reading: as the engine starts."""
     before = gpu.use() if knows_before else None
     gpu.make_context(CONTEXT)
-    gpu.allocate(LIBRARIES, MemoryKind.WORKSPACE)
+    gpu.libraries = gpu.allocate(LIBRARIES, MemoryKind.WORKSPACE)
     return CudaMemory(gpu.use, gpu.allocator, before=before, pid=OWN_PID)
 
 
@@ -38,6 +38,7 @@ def built(gpu: SimulatedGpu, memory: CudaMemory) -> None:
     gpu.allocate(900 * MIB + 77, MemoryKind.WEIGHTS)
     gpu.allocate(300 * MIB, MemoryKind.KV_CACHE)
     gpu.allocate(5 * MIB + 1, MemoryKind.IO)
+    gpu.allocate(11 * MIB, MemoryKind.WORKSPACE)
     gpu.allocate(24 * MIB, None, GRAPHS)
     gpu.load_module(LOADED)
     gpu.settled_modules = gpu.modules
