@@ -34,6 +34,7 @@ class RealPrometheus:
         assert committed.count('["quire:8000"]') == 1
         config.write_text(committed.replace("quire:8000", target))
         self.scrape_interval_s = int(yaml.safe_load(committed)["global"]["scrape_interval"][:-1])
+        self._client = httpx.Client(base_url=self.url, timeout=20)
         self._log = (folder / "prometheus.log").open("w")
         self._process = subprocess.Popen(
             [
@@ -50,7 +51,7 @@ class RealPrometheus:
         def ready() -> bool:
             assert self._process.poll() is None, Path(self._log.name).read_text()
             try:
-                return httpx.get(f"{self.url}/-/ready", timeout=2).status_code == 200
+                return self._client.get("/-/ready").status_code == 200
             except httpx.HTTPError:
                 return False
 
@@ -63,13 +64,14 @@ class RealPrometheus:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._client.close()
         self._process.terminate()
         self._process.wait(20)
         self._log.close()
 
     def ask(self, path: str, **parameters: str) -> Any:
         """``data`` of the API's answer. Fails with Prometheus's own words."""
-        answer = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=20)
+        answer = self._client.get(f"/api/v1/{path}", params=parameters)
         content = answer.json()
         assert content["status"] == "success", f"{parameters}: {content.get('error')}"
         return content["data"]
