@@ -63,4 +63,5 @@ def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | 
         if residual is not None:
             product.add_(residual[:, part])
         out[:, part] = product
+        del product  # else it lives on while the next one is made
     return out

@@ -6,6 +6,7 @@ Threads and the libraries' scratch belong to the runtime and not to the model.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -29,27 +30,39 @@ def warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:
     tokens = min(config.max_num_batched_tokens, _WARM_SIZE)
     for rows in (tokens, 1):
         _product(rows, torch.empty(_WARM_SIZE, _WARM_SIZE))
-    shapes = sorted(_product_shapes(config, spec).items(), key=lambda item: -math.prod(item[0]))
-    for shape, most_rows in shapes:  # the largest first: what is kept for it serves the others
-        weight = torch.empty(shape, dtype=dtype_of(config.format))
-        _product(min(most_rows, _WARM_ROWS), weight, config.format)
+    products = sorted(_products(config, spec), key=lambda one: -math.prod(one.shape))
+    for product in products:  # the largest first: what is kept for it serves the others
+        weight = torch.empty(product.shape, dtype=dtype_of(config.format))
+        bias = torch.zeros(product.shape[0], dtype=weight.dtype) if product.has_bias else None
+        sizes = {min(product.most_rows, _WARM_ROWS)}
         if config.format != "f32":
-            for rows in padded_sizes(min(most_rows, MANY_ROWS - 1)):
-                _product(rows, weight, config.format)
+            sizes.update(padded_sizes(min(product.most_rows, MANY_ROWS - 1)))
+        for rows in sorted(sizes, reverse=True):
+            _product(rows, weight, config.format, bias)
 
 
-def _product(rows: int, weight: torch.Tensor, format: str = "f32") -> None:
+def _product(
+    rows: int, weight: torch.Tensor, format: str = "f32", bias: torch.Tensor | None = None
+) -> None:
     x = torch.zeros(rows, weight.shape[1], dtype=weight.dtype)
-    kernels.linear(x, kernels.pack_linear(weight, format))
+    kernels.linear(x, kernels.pack_linear(weight, format, bias))
 
 
-def _product_shapes(config: RunnerConfig, spec: ModelSpec) -> dict[tuple[int, int], int]:
-    """[out, in] of every matrix that the model multiplies by, and the most rows it meets."""
+@dataclass(frozen=True, slots=True)
+class _Product:
+    shape: tuple[int, int]  # [out, in]
+    most_rows: int
+    has_bias: bool
+
+
+def _products(config: RunnerConfig, spec: ModelSpec) -> set[_Product]:
+    """Every matrix that the model multiplies by, those alike once."""
     shapes = {parameter.name: parameter.shape for parameter in inventory(spec)}
-    found = {(spec.vocab_size, spec.hidden_size): config.logit_rows}
+    found = {_Product((spec.vocab_size, spec.hidden_size), config.logit_rows, False)}
     for linear in fused_linears(spec):
         parts = [shapes[f"{part}.weight"] for part in linear.parts]
         shape = (sum(part[0] for part in parts), parts[0][1])
         if linear.name != "unembedding":
-            found[shape] = config.max_num_batched_tokens
+            has_bias = f"{linear.parts[0]}.bias" in shapes
+            found.add(_Product(shape, config.max_num_batched_tokens, has_bias))
     return found

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.memory.adversarial_mixes import BLOCK_BYTES, LEAST_BLOCKS, LIMITS, MAX_LEN, MODEL, VOCAB
 
 from server.config import resolve
 from server.errors import StartupError
 from server.model_facts import read_model
+from tests.memory.adversarial_mixes import BLOCK_BYTES, LEAST_BLOCKS, LIMITS, MAX_LEN, MODEL, VOCAB
 from weights.synthetic import write_checkpoint, write_tokenizer
 
 MIB = 2**20
