@@ -61,6 +61,8 @@ def join_books(opened: OpenedDevice, built: BuiltRunner, core: EngineCore) -> Bo
     """What the accountant looks at from now on. The engine is built: its runtime is settled."""
     if isinstance(opened.memory, CudaMemory):
         opened.memory.settle()
+        if isinstance(built.runner, GpuRunner):
+            built.runner.graphs.around_capture = opened.memory.loading
 
     def held_bytes() -> Mapping[MemoryKind, int]:
         return built.held.by_kind()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 
 from server.execution.device import Device, Graph
@@ -33,6 +34,8 @@ class DecodeGraphs:
         sizes: batch sizes, rising.
         step: starts a decode step of so many rows, in the order of capture.
         prepare: makes a step that is run for the capture's sake change nothing.
+
+    ``around_capture`` is entered for every capture: the books ask what it takes of the driver.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class DecodeGraphs:
     ) -> None:
         self.sizes = sizes if mode is not GraphMode.OFF else ()
         self.mode = mode
+        self.around_capture: Callable[[], AbstractContextManager[None]] = nullcontext
         self._device = device
         self._step = step
         self._prepare = prepare
@@ -72,7 +76,8 @@ class DecodeGraphs:
         if size not in self._captured:
             try:
                 self._device.run(self._prepare)
-                self._captured[size] = self._device.capture(lambda: self._step(size))
+                with self.around_capture():
+                    self._captured[size] = self._device.capture(lambda: self._step(size))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

@@ -14,13 +14,15 @@ difference of two readings that were each repeated until they were equal, ``othe
 remainder, and both are marked as estimates.
 
 ``runtime`` is read twice: with the context and the libraries' handles (its base), and when the
-engine stands ready, which adds kernels that were loaded and graphs that were made. From then on it
-does not move, so that growth is seen. Torch-free: tests hold it against a simulated device.
+engine stands ready, which adds kernels that were loaded and graphs that were made. From then on
+only the capture of another graph moves it, so that growth is seen. Torch-free: tests hold it
+against a simulated device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from server.memory.cuda_allocator import AllocatorState
@@ -78,9 +80,24 @@ class CudaMemory:
         Only where the driver lists this process; a difference over so long a time would hold other
         processes' changes.
         """
+        outside = self._outside_allocator()
+        if outside is not None:
+            self._loaded = max(0, outside - self._base)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Around what makes the driver take memory for us later on, such as capturing a graph:
+        what came outside of the allocator meanwhile belongs to the runtime. As ``settle``, only
+        where the driver lists this process."""
+        before = self._outside_allocator()
+        yield
+        after = self._outside_allocator()
+        if before is not None and after is not None:
+            self._loaded += max(0, after - before)
+
+    def _outside_allocator(self) -> int | None:
         own = self._own(self._use())
-        if own is not None:
-            self._loaded = max(0, own - self._allocator().reserved - self._base)
+        return None if own is None else own - self._allocator().reserved
 
     def read(self) -> DeviceReading:
         use, state = self._use(), self._allocator()

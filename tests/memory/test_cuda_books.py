@@ -172,6 +172,21 @@ def test_64_mib_behind_the_back_are_unaccounted_until_they_are_given_back() -> N
     assert read()["unaccounted"] == 0
 
 
+@pytest.mark.parametrize("sight", Sight)
+def test_a_graph_captured_later_belongs_to_the_runtime(sight: Sight) -> None:
+    """What it takes of the driver; its pool is the allocator's and stands by itself."""
+    gpu = SimulatedGpu(sight=sight)
+    memory = opened(gpu)
+    built(gpu, memory)
+    gpu.take_behind_the_back(3 * MIB)  # before, and after, it is nobody's
+    with memory.loading():
+        gpu.allocate(6 * MIB, None, GRAPHS)
+        gpu.load_module(5 * MIB)
+    gpu.settled_modules = gpu.modules
+    gpu.take_behind_the_back(2 * MIB)
+    assert_true(gpu, accountant(gpu, memory).read())
+
+
 def test_where_the_driver_hides_us_the_remainder_is_called_an_estimate() -> None:
     gpu = SimulatedGpu(sight=Sight.HIDDEN)
     memory = opened(gpu)
