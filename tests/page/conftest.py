@@ -5,24 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-for neighbour in ("api", "e2e"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / neighbour))
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
-if TYPE_CHECKING:
-    from page_browser import Open
-    from page_server import PageServer
-    from playwright.sync_api import Browser
+from page_browser import Open, browser, visits
+from page_server import PageServer
+from playwright.sync_api import Browser
 
 
 # Of a module, no more: while it is open, the main thread has an event loop that others would meet.
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    from page_browser import browser
-
     with browser() as found:
         yield found
 
@@ -30,16 +26,12 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def visit(chromium: Browser) -> Iterator[Open]:
     """Opens the page of a server: ``visit(url, color_scheme="dark", ...)``."""
-    from page_browser import visits
-
     with visits(chromium) as begin:
         yield begin
 
 
 @pytest.fixture
 def fake() -> Iterator[PageServer]:
-    from page_server import PageServer
-
     server = PageServer()
     server.start()
     try:
