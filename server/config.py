@@ -235,12 +235,14 @@ def resolve(
     process's own in tests.
 
     Raises:
-        StartupError: an unknown key or variable, or a bad value; names the option and its source.
+        StartupError: an unknown option, key or variable, or a bad value; names the option and its
+            source.
     """
     variables = os.environ if environment is None else environment
     config_file = config_file or variables.get(f"{_PREFIX}CONFIG")
     from_file = _read_file(config_file) if config_file else {}
     _refuse_unknown_variables(variables)
+    _refuse_unknown_flags(flags)
     values: dict[str, object] = {}
     for option in OPTIONS:
         text, source = _first_source(option, flags, variables, from_file, config_file)
@@ -318,6 +320,13 @@ def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
     for name in variables:
         if name.startswith(_PREFIX) and name not in known:
             raise StartupError(f"unknown variable {name}{_near(name, known)}")
+
+
+def _refuse_unknown_flags(flags: Mapping[str, str]) -> None:
+    known = [option.name for option in OPTIONS]
+    for name in flags:
+        if name not in known:
+            raise StartupError(f"unknown option --{name}{_near(name, known)}")
 
 
 def _near(word: str, known: list[str]) -> str:

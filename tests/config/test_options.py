@@ -109,6 +109,7 @@ def test_flag_comes_before_variable_before_file_before_default(tmp_path: Path) -
     ("flags", "variables", "file", "words"),
     [
         ({}, {"QUIRE_PROT": "1"}, "", ["QUIRE_PROT", "QUIRE_PORT"]),
+        ({"max_num_seqs": "8"}, {}, "", ["--max_num_seqs", "max-num-seqs"]),
         ({}, {}, "max_model_len = 8", ["'max_model_len'", "max-model-len"]),
         ({}, {}, "nonsense = 8", ["'nonsense'", "known are"]),
         ({}, {}, "port = [1]", ["port", "a string, a number or a boolean"]),

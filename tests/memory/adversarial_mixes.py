@@ -177,7 +177,8 @@ def main() -> None:
     limit_malloc_arenas()
     exact_malloc()
     options: dict[str, Any] = {"model-dir": folder, "threads": "1", "dtype": "float32", **LIMITS}
-    config = resolve({**options, "kv-cache-memory": str(kv_bytes), "strict-ledger": "on"}, {})
+    flags = {**options, "kv-cache-memory": str(kv_bytes)}
+    config = resolve(flags, {"QUIRE_STRICT_LEDGER": "on"})
     model = read_model(config)
     engine = build_engine(engine_settings(config, model), lambda text: None)
     meter: PeakMeter = engine.core._executor.peak  # type: ignore[attr-defined]
