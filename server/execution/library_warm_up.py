@@ -34,11 +34,17 @@ def warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:
     for product in products:  # the largest first: what is kept for it serves the others
         weight = torch.empty(product.shape, dtype=dtype_of(config.format))
         bias = torch.zeros(product.shape[0], dtype=weight.dtype) if product.has_bias else None
-        sizes = {min(product.most_rows, _WARM_ROWS)}
-        if config.format != "f32":
-            sizes.update(padded_sizes(min(product.most_rows, MANY_ROWS - 1)))
-        for rows in sorted(sizes, reverse=True):
+        for rows in sorted(_sizes(config, product.most_rows), reverse=True):
             _product(rows, weight, config.format, bias)
+
+
+def _sizes(config: RunnerConfig, most_rows: int) -> set[int]:
+    """Numbers of rows that meet each form of a product once; of 16 bits, each padded size."""
+    many = min(most_rows, _WARM_ROWS)
+    if config.format == "f32":
+        return {many}
+    few = min(most_rows, MANY_ROWS - 1)  # one more would take the form of many
+    return {1, many, few, *(size for size in padded_sizes(few) if size <= few)}
 
 
 def _product(
