@@ -134,7 +134,11 @@ def test_the_load_was_of_every_kind(prometheus: RealPrometheus) -> None:
 def test_no_rule_fails_and_nothing_is_alarmed_that_did_not_happen(
     prometheus: RealPrometheus,
 ) -> None:
-    rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+    def evaluated() -> list[Json]:
+        return [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in evaluated()), 30, "evaluated")
+    rules = evaluated()
     recorded, alerts = read_rules()
     assert {rule["name"] for rule in rules} == {*recorded, *(alert.name for alert in alerts)}
     assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
