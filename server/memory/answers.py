@@ -9,9 +9,7 @@ from __future__ import annotations
 from server.engine.request import AnswerLimits
 
 TOKEN_BYTES = 320  # a token: in the engine's lists, as a piece of text, as a piece of an answer
-LOGPROB_BYTES = (
-    1000  # a log-probability: numbers, the token's text and bytes, JSON, the longer form
-)
+LOGPROB_BYTES = 1250  # a log-probability: with its token as text and bytes, in the longer form
 LEAST_BYTES = 64 << 20
 MOST_BYTES = 4 << 30
 SHARE = 4  # of what the plan leaves of the host's memory, one part in so many
