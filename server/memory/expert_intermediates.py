@@ -6,6 +6,8 @@ token and expert until it is weighed and added up.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from server.memory.intermediates import Phase
 from weights.spec import ModelSpec
 
@@ -26,3 +28,13 @@ def expert_phases(model: ModelSpec, *, tokens: int, element_bytes: int) -> tuple
         Phase("experts_activation", (*alive, routing, up)),
         Phase("experts_down", (*alive, routing, outputs, ("hidden", hidden))),
     )
+
+
+def without_experts(model: ModelSpec) -> ModelSpec:
+    """Its layers' plain MLP alone: of the first layers, or what every token passes besides."""
+    experts = model.experts
+    if experts is None:
+        return model
+    dense = model.mlp.intermediate_size if experts.num_dense_layers else 0
+    width = max(dense, experts.shared_size, 1)  # a channel stands for none: no product has none
+    return replace(model, mlp=replace(model.mlp, intermediate_size=width))

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from kernels.workspace import AttentionShape, attention_workspace_bytes
 from server.engine.kv_spec import KVCacheSpec
-from server.memory.expert_intermediates import expert_phases
+from server.memory.expert_intermediates import expert_phases, without_experts
 from server.memory.gpu_intermediates import gpu_phases
 from server.memory.gpu_layout import NUM_SLOTS, Shapes, device_shapes, pinned_shapes
 from server.memory.graph_sizes import graph_sizes
@@ -159,7 +159,7 @@ def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
         ),
         phases=(
             *phases(
-                _without_experts(part),
+                without_experts(part),
                 attention_shape(part, config),
                 logit_rows=config.logit_rows,
                 num_top=config.max_logprobs,
@@ -191,16 +191,6 @@ def _gpu_layout(model: ModelSpec, part: ModelSpec, config: RunnerConfig) -> Layo
     )
 
 
-def _without_experts(part: ModelSpec) -> ModelSpec:
-    """Its layers' plain MLP alone: of the first layers, or what every token passes besides."""
-    experts = part.experts
-    if experts is None:
-        return part
-    dense = part.mlp.intermediate_size if experts.num_dense_layers else 0
-    width = max(dense, experts.shared_size, 1)  # a channel stands for none: no product has none
-    return replace(part, mlp=replace(part.mlp, intermediate_size=width))
-
-
 def _expert_phases(part: ModelSpec, config: RunnerConfig, tokens: int) -> tuple[Phase, ...]:
     return expert_phases(part, tokens=tokens, element_bytes=ELEMENT_BYTES[config.format])
 
@@ -215,7 +205,7 @@ def _gpu_phases(
     part: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
 ) -> tuple[Phase, ...]:
     plain = gpu_phases(
-        _without_experts(part),
+        without_experts(part),
         tokens=tokens,
         rows=config.max_num_seqs,
         element_bytes=ELEMENT_BYTES[config.format],

@@ -14,6 +14,7 @@ TORCH_FREE = [
     *("server.api.app", "server.text.tokenizer", "server.text.chat_template"),
     *("server.output.processor", "server.cli", "server.memory.layout", "server.memory.planner"),
     *("server.memory.report", "server.bootstrap", "server.http_server", "server.engine_process"),
+    *("server.plan.command", "weights.presets", "weights.ranks"),
 ]
 STANDARD_ONLY = ["server.engine.core", "server.metrics.stats", "server.config", "server.cli"]
 
