@@ -11,7 +11,7 @@ import difflib
 from dataclasses import dataclass
 
 from server.errors import StartupError
-from server.option_values import format_size, read_size
+from server.option_values import read_size
 
 MIB = 2**20
 THIS_MACHINE = ("auto", "cpu", "cuda")
@@ -95,7 +95,7 @@ def find_device(text: str) -> Device:
         nbytes = read_size(text, _LEAST_BYTES, _MOST_BYTES)
     except ValueError as error:
         raise StartupError(f"--device {text}: {error}") from None
-    title = f"a GPU of {format_size(nbytes)}"
+    title = "a GPU of that size"
     return Device(
         text, title, nbytes, None, None, None, _ANY_CAPABILITY, source="a size that was given"
     )
