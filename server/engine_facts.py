@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 
 from server.engine.gauges import EngineGauges
 from server.engine.request import EngineLimits
@@ -48,17 +49,20 @@ class EngineFacts:
 
 _ENGINE, _MEMORY = "engine.", "memory."
 
-# The layout of the gauge block that the two processes share.
-GAUGE_NAMES: tuple[str, ...] = (
-    *(_ENGINE + field.name for field in fields(EngineGauges)),
-    *(_MEMORY + name for name in READING_NAMES),
+# Names in the block, made once: they are asked for after every step.
+_ENGINE_NAMES = MappingProxyType(
+    {field.name: _ENGINE + field.name for field in fields(EngineGauges)}
 )
+_MEMORY_NAMES = MappingProxyType({name: _MEMORY + name for name in READING_NAMES})
+
+# The layout of the gauge block that the two processes share.
+GAUGE_NAMES: tuple[str, ...] = (*_ENGINE_NAMES.values(), *_MEMORY_NAMES.values())
 
 
 def gauge_values(engine: EngineGauges, memory: Mapping[str, int]) -> dict[str, int]:
     """What the engine process publishes."""
-    values = {_ENGINE + field.name: getattr(engine, field.name) for field in fields(engine)}
-    values.update({_MEMORY + name: value for name, value in memory.items()})
+    values = {name: getattr(engine, field) for field, name in _ENGINE_NAMES.items()}
+    values.update({_MEMORY_NAMES[name]: value for name, value in memory.items()})
     return values
 
 

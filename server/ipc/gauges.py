@@ -18,6 +18,7 @@ import struct
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from types import TracebackType
 
 _SEQUENCE = struct.Struct("<Q")
@@ -51,7 +52,7 @@ class GaugeBlock:
 
     def write(self, values: Mapping[str, int]) -> None:
         """Publishes all values together; a name that is left out becomes 0."""
-        body = self._values.pack(*(values.get(name, 0) for name in self.names))
+        body = self._values.pack(*map(values.get, self.names, repeat(0)))
         (sequence,) = _SEQUENCE.unpack_from(self._map, 0)
         _SEQUENCE.pack_into(self._map, 0, sequence | 1)
         _SEQUENCE.pack_into(self._map, 8, zlib.crc32(body))
