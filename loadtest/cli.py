@@ -84,6 +84,9 @@ def _server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-url", default=_DEFAULT_URL, help=f"(default: {_DEFAULT_URL})")
     parser.add_argument("--model", help="name to ask for (default: the first of /v1/models)")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="sent as bearer token")
+    parser.add_argument(
+        "--serve", metavar="COMMAND", help="starts this server first and stops it at the end"
+    )
     parser.add_argument("--no-scrape", action="store_true", help="do not read /metrics")
 
 
@@ -144,14 +147,14 @@ def _run(parsed: argparse.Namespace) -> int:
     from loadtest import commands
 
     scenario = adjusted(find_scenario(parsed.scenario), parsed)
-    return asyncio.run(commands.run(scenario, parsed))
+    return asyncio.run(commands.served(commands.run(scenario, parsed), parsed))
 
 
 def _sweep(parsed: argparse.Namespace) -> int:
     from loadtest import commands
 
     scenario = adjusted(find_scenario(parsed.scenario), parsed)
-    return asyncio.run(commands.sweep(scenario, parsed))
+    return asyncio.run(commands.served(commands.sweep(scenario, parsed), parsed))
 
 
 def _replay(parsed: argparse.Namespace) -> int:
@@ -164,7 +167,8 @@ def _replay(parsed: argparse.Namespace) -> int:
     scenario = adjusted(find_scenario(parsed.scenario), parsed)
     times = Recorded(tuple(row.time for row in rows), parsed.speed)
     bounds = replace(scenario, seconds=parsed.seconds, requests=parsed.requests or len(rows))
-    return asyncio.run(commands.replay(bounds, rows, times, parsed))
+    command = commands.replay(bounds, rows, times, parsed)
+    return asyncio.run(commands.served(command, parsed))
 
 
 def _compare(parsed: argparse.Namespace) -> int:

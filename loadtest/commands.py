@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from loadtest.progress import Progress
 from loadtest.result import RunResult, load, save
 from loadtest.scenario import Scenario
 from loadtest.search import Search
+from loadtest.started_server import started
 from loadtest.table import aligned, render, seconds
 from loadtest.trace import TraceRow
 from loadtest.workload import Workload
@@ -34,6 +35,16 @@ class _Place:
     target: Target
     model: str
     options: Options
+
+
+async def served(command: Coroutine[None, None, int], parsed: argparse.Namespace) -> int:
+    """Runs a command while the server of --serve lives; without that option, just runs it."""
+    try:
+        address, headers = parse_base_url(parsed.base_url), _headers(parsed.api_key_file)
+        async with started(parsed.serve, address, headers):
+            return await command
+    finally:
+        command.close()  # where it never began
 
 
 async def run(scenario: Scenario, parsed: argparse.Namespace) -> int:

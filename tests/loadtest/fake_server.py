@@ -1,6 +1,7 @@
 """A scripted OpenAI-style server that knows when it got each request and sent each event.
 
     python fake_server.py          prints its port, then serves until its input ends
+    python fake_server.py PORT     serves until it is stopped
 
 The request itself says how it is to be answered, in a field ``script``:
 
@@ -165,7 +166,10 @@ def _chunk(writer: asyncio.StreamWriter, data: str) -> None:
 
 
 async def main() -> None:
-    server = await asyncio.start_server(FakeServer().serve, "127.0.0.1", 0, backlog=4096)
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    server = await asyncio.start_server(FakeServer().serve, "127.0.0.1", port, backlog=4096)
+    if port:
+        await server.serve_forever()
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 

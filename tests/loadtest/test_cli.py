@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -163,3 +164,38 @@ def test_ctrl_c_keeps_what_was_measured(fake_port: int, tmp_path: Path, quick: P
     assert process.returncode == 130
     assert "stopped before its end" in out
     assert json.loads(kept.read_text())["interrupted"] is True
+
+
+FAKE = Path(__file__).with_name("fake_server.py")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_serve_starts_a_server_and_stops_it(quick: Path) -> None:
+    port = free_port()
+    serve = f"{sys.executable} {FAKE} {port}"
+    command = ["run", str(quick), "--base-url", url(port), "--quiet", "--serve", serve]
+    assert main(command) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_server_that_ends_at_once_is_quoted(
+    quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve = f"{sys.executable} -c 'import sys; sys.exit(\"no such model\")'"
+    command = ["run", str(quick), "--base-url", url(free_port()), "--serve", serve]
+    assert main(command) == 3
+    assert "ended with code 1; it said last: no such model" in capsys.readouterr().err
+
+
+def test_serve_takes_no_server_that_is_there_already(
+    fake_port: int, quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", str(quick), "--base-url", url(fake_port), "--serve", "true"]
+    assert main(command) == 3
+    assert "another server answers" in capsys.readouterr().err
