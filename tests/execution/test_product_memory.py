@@ -25,3 +25,4 @@ def test_the_temporaries_are_what_the_operation_makes(rows: int, format: str) ->
     booked = {nbytes for _, nbytes in product_temporaries(rows, COLUMNS, OUT, element)}
     result = element * result_rows(rows, element) * OUT
     assert set(live.made) - {result} == booked - {result}
+    assert live.peak_bytes <= result + sum(booked), "one panel's product at a time"
