@@ -136,27 +136,19 @@ class _Launch:
 
     def dot(self) -> None:
         tuned = self.tuning("linear_dot")
-        block_n, block_k = tuned.blocks["BLOCK_N"], self._block_k(tuned)
         splits = splits_allowed(tuned.blocks["SPLITS"], self._in, self._out_features)
         out = self._out
         if splits > 1:
             shape = (splits, self._rows, self._out_features)
             out = torch.empty(shape, dtype=torch.float32, device=self._x.device)
-        linear_dot[(triton.cdiv(self._out_features, block_n), splits)](
+        linear_dot[(triton.cdiv(self._out_features, tuned.blocks["BLOCK_N"]), splits)](
             *self._operands(out),
             self._rows,
             self._out_features,
             self._in,
-            FORMAT=self._kernel_format(),
-            GROUP=self._group,
-            **self._epilogue(),
-            WHOLE_TILES=self._in % block_k == 0,
+            **self._tiles_of(tuned),
             SPLITS=splits,
             BLOCK_M=block_m(self._rows),
-            BLOCK_N=block_n,
-            BLOCK_K=block_k,
-            STAGES=tuned.num_stages,
-            INTERPRETED=interpreted(),
             num_warps=tuned.num_warps,
             num_stages=tuned.num_stages,
         )
@@ -166,23 +158,15 @@ class _Launch:
     def tiled(self, kernel: str) -> None:
         tuned = self.tuning(kernel)
         rows, channels = tuned.blocks["BLOCK_M"], tuned.blocks["BLOCK_N"]
-        block_k = self._block_k(tuned)
         tiles = triton.cdiv(self._rows, rows) * triton.cdiv(self._out_features, channels)
         linear_tiled[(tiles,)](
             *self._operands(),
             self._rows,
             self._out_features,
             self._in,
-            FORMAT=self._kernel_format(),
-            GROUP=self._group,
-            **self._epilogue(),
-            WHOLE_TILES=self._in % block_k == 0,
+            **self._tiles_of(tuned),
             BLOCK_M=rows,
-            BLOCK_N=channels,
-            BLOCK_K=block_k,
             BAND=tuned.blocks["BAND"],
-            STAGES=tuned.num_stages,
-            INTERPRETED=interpreted(),
             num_warps=tuned.num_warps,
             num_stages=tuned.num_stages,
         )
@@ -269,6 +253,20 @@ class _Launch:
             "ACTIVATION": self._activation,
             "HAS_BIAS": self._bias is not None if has_bias is None else has_bias,
             "HAS_RESIDUAL": self._residual is not None if has_residual is None else has_residual,
+        }
+
+    def _tiles_of(self, tuned: Tuning) -> dict[str, object]:
+        """What the kernels with tl.dot share: the format, the epilogue, tiles of the weight."""
+        block_k = self._block_k(tuned)
+        return {
+            "FORMAT": self._kernel_format(),
+            "GROUP": self._group,
+            **self._epilogue(),
+            "WHOLE_TILES": self._in % block_k == 0,
+            "BLOCK_N": tuned.blocks["BLOCK_N"],
+            "BLOCK_K": block_k,
+            "STAGES": tuned.num_stages,
+            "INTERPRETED": interpreted(),
         }
 
     def _kernel_format(self) -> str:
