@@ -120,6 +120,7 @@ def test_wherever_memory_fails_on_a_device_the_others_go_on(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "requests"), EACH)
 def test_every_single_allocation_may_fail(
     name: str, requests: tuple[EngineRequest, ...], on_cpu: Runner
@@ -128,6 +129,7 @@ def test_every_single_allocation_may_fail(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_allocation_on_a_device_may_fail(on_gpu: Runner) -> None:
     assert_attributed(fail_everywhere(on_gpu, MIXED))
 
