@@ -13,7 +13,7 @@ _PREFIXES = ("cmpl-", "chatcmpl-")  # of the id in an answer's body
 
 
 @dataclass(frozen=True, slots=True)
-class LiveRequest:
+class OpenRequest:
     """One HTTP request that generates: its trace, and the engine's requests, one a prompt."""
 
     trace: RequestTrace
@@ -28,18 +28,18 @@ class LiveRequests:
     """Not thread-safe: one event loop owns it."""
 
     def __init__(self) -> None:
-        self._by_id: dict[str, LiveRequest] = {}
+        self._by_id: dict[str, OpenRequest] = {}
 
     @contextmanager
     def listed(self, trace: RequestTrace, requests: tuple[EngineRequest, ...]) -> Iterator[None]:
         """While entered, the request can be found."""
-        self._by_id[trace.request_id] = LiveRequest(trace, requests)
+        self._by_id[trace.request_id] = OpenRequest(trace, requests)
         try:
             yield
         finally:
             del self._by_id[trace.request_id]
 
-    def find(self, name: str) -> list[LiveRequest]:
+    def find(self, name: str) -> list[OpenRequest]:
         """By the server's id, as it stands in the answer or without its prefix; else all that
         carry this label of the client's, which need not be unique."""
         own = name

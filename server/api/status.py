@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from server.api.errors import shown
-from server.api.live_requests import LiveRequest
+from server.api.live_requests import OpenRequest
 from server.api.state import ApiState
 from server.api.usage import live_memory, timings
 from server.api.validation import check_model
@@ -89,7 +89,7 @@ class StatusRoutes:
             raise QuireError(ErrorCode.NOT_FOUND, message, param="request_id")
         return found
 
-    async def _live_request(self, live: LiveRequest) -> dict[str, Any]:
+    async def _live_request(self, live: OpenRequest) -> dict[str, Any]:
         trace = live.trace
         held = await self._state.engine.memory_of(live.engine_ids)
         return {
