@@ -87,7 +87,7 @@ def test_the_same_tokens_as_the_reference(vocab, seed, device, watch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", range(84))
 def test_the_same_tokens_as_the_reference_over_many_mixes(seed, device, watch):
     check(*random_case(seed, [5, 37, 100, 190, 257, 600][seed % 6]), device, **SMALL)
 
@@ -209,13 +209,16 @@ def test_a_bound_of_top_p_lets_few_survive_and_keeps_the_whole_mass(device, watc
     torch.testing.assert_close(total, kept.sum(1), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("capacity", [8, 128])
+FEW_OF_MANY = {"top_k": torch.tensor([75] * 4), "top_p": torch.tensor([0.2, 0.5, 0.7, 0.9])}
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "capacity"),
     [
-        {"top_k": torch.tensor([3, 17, 50, 99])},
-        {"top_p": torch.tensor([0.1, 0.5, 0.77, 0.999])},
-        {"top_k": torch.tensor([75] * 4), "top_p": torch.tensor([0.2, 0.5, 0.7, 0.9])},
+        ({"top_k": torch.tensor([3, 17, 50, 99])}, 8),
+        ({"top_p": torch.tensor([0.1, 0.5, 0.77, 0.999])}, 8),
+        (FEW_OF_MANY, 8),
+        (FEW_OF_MANY, 128),
     ],
 )
 def test_of_equal_logits_the_low_ids_are_kept(options, capacity, device):
