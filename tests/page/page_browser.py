@@ -64,10 +64,10 @@ class Visit:
         shown = self.page.locator("#connection")
         expect(shown).to_have_attribute("data-state", state, timeout=SOON_MS)
 
-    def ended(self, state: str) -> None:
+    def ended(self, state: str, patience_ms: float = SOON_MS) -> None:
         """Waits until the playground's answer is done, stopped or error."""
         outcome = self.page.locator("#outcome")
-        expect(outcome).to_have_attribute("data-state", state, timeout=SOON_MS)
+        expect(outcome).to_have_attribute("data-state", state, timeout=patience_ms)
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).text_content() or ""
