@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.jit.attention_math import first_visible, normalised, product
-from kernels.jit.query_tiles import accumulate, score_factor, tile_scores, visible
+from kernels.jit.key_tiles import accumulate, score_factor, tile_scores, visible
 
 SEARCH_STEPS = tl.constexpr(12)  # halvings that find one of up to 4096 rows
 

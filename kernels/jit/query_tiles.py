@@ -1,4 +1,4 @@
-"""What the kernels with many queries share: tiles of queries, the keys they see, one tile of keys.
+"""What the kernels with many queries share: which queries a program has, loading and storing them.
 
 A tile of queries is BLOCK_M lanes: lane m is token ``m // GROUP`` of the tile and query head
 ``m % GROUP`` of the tile's KV head, so that a group shares each tile of keys and the tensor cores
@@ -9,7 +9,7 @@ compute something finite that is not stored.
 import triton
 import triton.language as tl
 
-from kernels.jit.attention_math import LOG2E, alibi, product, scaled_scores
+from kernels.jit.attention_math import normalised, with_sinks
 
 
 @triton.jit
@@ -30,124 +30,96 @@ def find_row(starts, num_rows, tile, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit
-def key_tiles(
-    first_query,
-    last_query,
-    context,
-    window,
-    CAUSAL: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+def tile_of_program(
+    starts,
+    num_rows,
+    num_tiles,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
-    """Which tiles of BLOCK_N keys the queries at positions first_query .. last_query see.
+    """What this program works on: (row, its first token, its tokens, the first and the last token
+    of the tile within the row, KV head, first query head within the group).
 
-    Returns (low, full_low, full_high, high): tiles low .. high hold every visible key, and each
-    query sees all of tiles full_low .. full_high; where there is none of those, both are ``high``.
+    Programs run from the last tile to the first: within a row those with the most keys go first. A
+    group of more heads than lanes is cut into parts, each with its own programs. There is nothing
+    to do where the first token is not below the row's tokens.
     """
-    low = first_query * 0
-    full_low = low
-    end = context
-    full_end = context
-    if CAUSAL:
-        end = last_query + 1
-        full_end = first_query + 1
-    if HAS_WINDOW:
-        low = tl.maximum(first_query - window + 1, 0) // BLOCK_N
-        full_low = tl.cdiv(tl.maximum(last_query - window + 1, 0), BLOCK_N)
-        if not CAUSAL:
-            end = tl.minimum(context, last_query + window)
-            full_end = tl.minimum(context, first_query + window)
-    high = tl.cdiv(end, BLOCK_N)
-    full_high = full_end // BLOCK_N
-    none = full_low >= full_high
-    return low, tl.where(none, high, full_low), tl.where(none, high, full_high), high
+    HEADS: tl.constexpr = GROUP if GROUP < BLOCK_M else BLOCK_M
+    PARTS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
+    program = tl.program_id(0)
+    head = program % (NUM_KV_HEADS * PARTS) // PARTS
+    tile = num_tiles - 1 - program // (NUM_KV_HEADS * PARTS)
+    row = find_row(starts, num_rows, tile, BLOCK_Q)
+    start = tl.load(starts + row)
+    length = tl.load(starts + row + 1) - start
+    first = (tile - (start // BLOCK_Q + row)) * BLOCK_Q
+    last = tl.minimum(first + BLOCK_Q, length) - 1
+    return row, start, length, first, last, head, program % PARTS * HEADS
 
 
 @triton.jit
-def visible(
-    positions,
-    keys,
-    context,
-    window,
-    CAUSAL: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-):
-    """[M, N]: whether the query at positions[m] sees the key at keys[n]."""
-    if CAUSAL:
-        seen = keys[None, :] <= positions[:, None]
-    else:
-        seen = (keys[None, :] < context) & (positions[:, None] < context)
-    if HAS_WINDOW:
-        seen = seen & (keys[None, :] > positions[:, None] - window)
-        if not CAUSAL:
-            seen = seen & (keys[None, :] < positions[:, None] + window)
-    return seen
-
-
-@triton.jit
-def score_factor(scale, HAS_SOFT_CAP: tl.constexpr, HAS_ALIBI: tl.constexpr):
-    """What makes the scores of ``tile_scores`` scores times log2(e).
-
-    Plain products stay as they are, and the factor joins the subtraction before exp2 as one fused
-    multiply-add; a soft cap and ALiBi have already applied it.
-    """
-    if HAS_SOFT_CAP or HAS_ALIBI:
-        return 1.0
-    else:
-        return scale * LOG2E
-
-
-@triton.jit
-def tile_scores(
-    products,
-    scale,
-    soft_cap,
-    slopes,
-    positions,
-    keys,
-    HAS_SOFT_CAP: tl.constexpr,
-    HAS_ALIBI: tl.constexpr,
-):
-    """Scores [M, N] of q.k, still to be multiplied by ``score_factor``."""
-    if HAS_SOFT_CAP or HAS_ALIBI:
-        products = scaled_scores(products, scale, soft_cap, HAS_SOFT_CAP)
-    if HAS_ALIBI:
-        products = alibi(products, slopes, positions, keys)
-    return products
-
-
-@triton.jit
-def load_full_tile(pointers, HEAD_DIM: tl.constexpr, HEAD_PAD: tl.constexpr):
-    """A tile whose slots are all held: no mask but for the channels past HEAD_DIM."""
-    if HEAD_DIM == HEAD_PAD:
-        return tl.load(pointers)
-    else:
-        return tl.load(pointers, mask=(tl.arange(0, HEAD_PAD) < HEAD_DIM)[None, :], other=0.0)
-
-
-@triton.jit
-def accumulate(
-    scores,
-    factor,
-    values,
-    value_scales,
-    highest,
-    total,
-    weighted,
-    HAS_SCALES: tl.constexpr,
+def load_queries(
+    q,
+    token_stride,
+    head_stride,
+    alibi_slopes,
+    start,
+    length,
+    first,
+    head,
+    member,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """One tile of the online softmax: (highest [M], total [M], weighted [M, D]) with it.
+    """A program's queries, as tile_of_program told it: (queries [BLOCK_M, HEAD_PAD], their tokens
+    within the row, their slopes, their heads, whether they are there)."""
+    HEADS: tl.constexpr = GROUP if GROUP < BLOCK_M else BLOCK_M
+    lanes = tl.arange(0, BLOCK_M)
+    channels = tl.arange(0, HEAD_PAD)
+    tokens = first + lanes // HEADS
+    members = member + lanes % HEADS
+    heads = head * GROUP + members
+    stored = (lanes < BLOCK_M // HEADS * HEADS) & (members < GROUP) & (tokens < length)
+    tokens = tl.minimum(tokens, length - 1)
+    lines = (start + tokens).to(tl.int64)[:, None]
+    places = lines * token_stride + heads[:, None] * head_stride + channels[None, :]
+    queries = tl.load(q + places, mask=stored[:, None] & (channels < HEAD_DIM)[None, :], other=0.0)
+    if INTERPRETED:
+        queries = queries.to(tl.float32)
+    slopes = 0.0
+    if alibi_slopes is not None:
+        slopes = tl.load(alibi_slopes + heads, mask=stored, other=0.0)
+    return queries, tokens, slopes, heads, stored
 
-    ``scores`` [M, N] are -inf where hidden; a tile that a lane sees nothing of leaves its sums as
-    they are, to the bit. ``value_scales`` [N] join the weights, so that ``values`` stay exact.
-    """
-    now = tl.maximum(highest, tl.max(scores, 1))
-    origin = tl.where(now == float("-inf"), 0.0, now) * factor
-    weights = tl.exp2(scores * factor - origin[:, None])
-    kept = tl.where(highest == now, 1.0, tl.exp2(highest * factor - origin))
-    total = total * kept + tl.sum(weights, 1)
-    if HAS_SCALES:
-        weights = weights * value_scales[None, :]
-    weighted = weighted * kept[:, None] + product(weights.to(values.dtype), values, INTERPRETED)
-    return now, total, weighted
+
+@triton.jit
+def store_results(
+    out,
+    token_stride,
+    sinks,
+    lines,
+    heads,
+    stored,
+    factor,
+    sums,
+    HEAD_DIM: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+):
+    """The finished softmax, which sinks join, to tokens ``lines`` [BLOCK_M] of ``out``."""
+    highest, total, weighted = sums
+    if sinks is not None:
+        logits = tl.load(sinks + heads, mask=stored, other=0.0)
+        highest, total, kept = with_sinks(highest * factor, total, logits)
+        weighted = weighted * kept[:, None]
+    channels = tl.arange(0, HEAD_PAD)
+    places = lines.to(tl.int64)[:, None] * token_stride + heads[:, None] * HEAD_DIM
+    tl.store(
+        out + places + channels[None, :],
+        normalised(weighted, total).to(out.dtype.element_ty),
+        mask=stored[:, None] & (channels < HEAD_DIM)[None, :],
+    )

@@ -3,21 +3,22 @@
 import triton
 import triton.language as tl
 
-from kernels.jit.attention_math import first_visible, load_tile, normalised, product, with_sinks
-from kernels.jit.query_tiles import (
-    accumulate,
-    find_row,
+from kernels.jit.attention_math import first_visible, load_tile
+from kernels.jit.key_tiles import (
+    attend_tile,
     key_tiles,
     load_full_tile,
+    nothing_seen,
+    rounds_of,
     score_factor,
-    tile_scores,
-    visible,
+    tile_of_round,
 )
+from kernels.jit.query_tiles import load_queries, store_results, tile_of_program
 
 
 @triton.jit
 def _key_tile(
-    q_tile,
+    queries,
     k,
     v,
     k_stride,
@@ -25,15 +26,8 @@ def _key_tile(
     first,
     oldest,
     length,
-    positions,
-    slopes,
-    scale,
-    soft_cap,
-    window,
-    factor,
-    highest,
-    total,
-    weighted,
+    how,
+    sums,
     MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_PAD: tl.constexpr,
@@ -60,17 +54,25 @@ def _key_tile(
     else:
         k_tile = load_full_tile(k_pointers, HEAD_DIM, HEAD_PAD)
         v_tile = load_full_tile(v_pointers, HEAD_DIM, HEAD_PAD)
-    if INTERPRETED:
-        k_tile = k_tile.to(tl.float32)
-        v_tile = v_tile.to(tl.float32)
-    products = product(q_tile, tl.trans(k_tile), INTERPRETED)
-    scores = tile_scores(
-        products, scale, soft_cap, slopes, positions, keys, HAS_SOFT_CAP, HAS_ALIBI
+    return attend_tile(
+        queries,
+        k_tile,
+        keys,
+        v_tile,
+        keys,
+        keys,
+        length,
+        how,
+        sums,
+        MASKED,
+        CAUSAL,
+        HAS_WINDOW,
+        HAS_SOFT_CAP,
+        HAS_ALIBI,
+        False,
+        v.dtype.element_ty,
+        INTERPRETED,
     )
-    if MASKED:
-        seen = visible(positions, keys, length, window, CAUSAL, HAS_WINDOW)
-        scores = tl.where(seen, scores, float("-inf"))
-    return accumulate(scores, factor, v_tile, keys, highest, total, weighted, False, INTERPRETED)
 
 
 @triton.jit(
@@ -117,115 +119,68 @@ def varlen_attention(
     not change its bits. Keys that every query sees go through a loop without masks.
     """
     HAS_ALIBI: tl.constexpr = alibi_slopes is not None
-    HEADS: tl.constexpr = GROUP if GROUP < BLOCK_M else BLOCK_M
-    PARTS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
-    BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
-
-    program = tl.program_id(0)
-    head = program % (NUM_KV_HEADS * PARTS) // PARTS
-    tile = num_tiles - 1 - program // (NUM_KV_HEADS * PARTS)
-    row = find_row(cu_seqlens, num_rows, tile, BLOCK_Q)
-    start = tl.load(cu_seqlens + row)
-    length = tl.load(cu_seqlens + row + 1) - start
-    first_query = (tile - (start // BLOCK_Q + row)) * BLOCK_Q
+    _, start, length, first_query, last_query, head, member = tile_of_program(
+        cu_seqlens, num_rows, num_tiles, NUM_KV_HEADS, GROUP, BLOCK_M
+    )
     if first_query >= length:
         return
-
-    lanes = tl.arange(0, BLOCK_M)
-    channels = tl.arange(0, HEAD_PAD)
-    positions = first_query + lanes // HEADS
-    members = program % PARTS * HEADS + lanes % HEADS
-    heads = head * GROUP + members
-    stored = (lanes < BLOCK_Q * HEADS) & (members < GROUP) & (positions < length)
-    positions = tl.minimum(positions, length - 1)
-    mask = stored[:, None] & (channels < HEAD_DIM)[None, :]
-    lines = (start + positions).to(tl.int64)[:, None]
-    q_places = lines * q_token_stride + heads[:, None] * q_head_stride + channels[None, :]
-    q_tile = tl.load(q + q_places, mask=mask, other=0.0)
-    if INTERPRETED:
-        q_tile = q_tile.to(tl.float32)
-    slopes = scale
-    if HAS_ALIBI:
-        slopes = tl.load(alibi_slopes + heads, mask=stored, other=0.0)
-
-    last_query = tl.minimum(first_query + BLOCK_Q, length) - 1
-    low, full_low, full_high, high = key_tiles(
-        first_query, last_query, length, window, CAUSAL, HAS_WINDOW, BLOCK_N
+    q_tile, positions, slopes, heads, stored = load_queries(
+        q,
+        q_token_stride,
+        q_head_stride,
+        alibi_slopes,
+        start,
+        length,
+        first_query,
+        head,
+        member,
+        GROUP,
+        HEAD_DIM,
+        HEAD_PAD,
+        BLOCK_M,
+        INTERPRETED,
     )
+    tiles = key_tiles(first_query, last_query, length, window, CAUSAL, HAS_WINDOW, BLOCK_N)
     oldest = first_visible(first_query, window, HAS_WINDOW)
     factor = score_factor(scale, HAS_SOFT_CAP, HAS_ALIBI)
+    queries = (q_tile, positions, slopes)
+    how = (scale, soft_cap, window, factor)
     k += start.to(tl.int64) * k_token_stride + head * k_head_stride
     v += start.to(tl.int64) * v_token_stride + head * v_head_stride
-    highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    weighted = tl.zeros([BLOCK_M, HEAD_PAD], tl.float32)
-    for index in tl.range(full_low, full_high):
-        highest, total, weighted = _key_tile(
-            q_tile,
-            k,
-            v,
-            k_token_stride,
-            v_token_stride,
-            index * BLOCK_N,
-            oldest,
-            length,
-            positions,
-            slopes,
-            scale,
-            soft_cap,
-            window,
-            factor,
-            highest,
-            total,
-            weighted,
-            False,
-            HEAD_DIM,
-            HEAD_PAD,
-            BLOCK_N,
-            CAUSAL,
-            HAS_WINDOW,
-            HAS_SOFT_CAP,
-            HAS_ALIBI,
-            INTERPRETED,
-        )
-    # The tiles at the edges: low .. full_low, then full_high .. high.
-    before = full_low - low
-    skipped = full_high - full_low
-    for turn in tl.range(0, before + high - full_high):
-        index = low + turn + tl.where(turn < before, 0, skipped)
-        highest, total, weighted = _key_tile(
-            q_tile,
-            k,
-            v,
-            k_token_stride,
-            v_token_stride,
-            index * BLOCK_N,
-            oldest,
-            length,
-            positions,
-            slopes,
-            scale,
-            soft_cap,
-            window,
-            factor,
-            highest,
-            total,
-            weighted,
-            True,
-            HEAD_DIM,
-            HEAD_PAD,
-            BLOCK_N,
-            CAUSAL,
-            HAS_WINDOW,
-            HAS_SOFT_CAP,
-            HAS_ALIBI,
-            INTERPRETED,
-        )
-
-    if sinks is not None:
-        logits = tl.load(sinks + heads, mask=stored, other=0.0)
-        highest, total, kept = with_sinks(highest * factor, total, logits)
-        weighted = weighted * kept[:, None]
-    result = normalised(weighted, total).to(out.dtype.element_ty)
-    tokens = lines * (NUM_KV_HEADS * GROUP * HEAD_DIM)
-    tl.store(out + tokens + heads[:, None] * HEAD_DIM + channels[None, :], result, mask=mask)
+    sums = nothing_seen(BLOCK_M, HEAD_PAD)
+    for MASKED in tl.static_range(2):
+        begin, end, _ = rounds_of(tiles, MASKED)
+        for turn in tl.range(begin, end):
+            sums = _key_tile(
+                queries,
+                k,
+                v,
+                k_token_stride,
+                v_token_stride,
+                tile_of_round(turn, tiles, MASKED) * BLOCK_N,
+                oldest,
+                length,
+                how,
+                sums,
+                MASKED == 1,
+                HEAD_DIM,
+                HEAD_PAD,
+                BLOCK_N,
+                CAUSAL,
+                HAS_WINDOW,
+                HAS_SOFT_CAP,
+                HAS_ALIBI,
+                INTERPRETED,
+            )
+    store_results(
+        out,
+        NUM_KV_HEADS * GROUP * HEAD_DIM,
+        sinks,
+        start + positions,
+        heads,
+        stored,
+        factor,
+        sums,
+        HEAD_DIM,
+        HEAD_PAD,
+    )
