@@ -7,13 +7,13 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from server.errors import StartupError
 from server.execution.device import compiled_kernels_folder
 
-triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 
 COMPILE_ONE = """
@@ -31,8 +31,14 @@ triton.compile(ASTSource(twice, {"x": "*fp32"}, {}), target=GPUTarget("cuda", 90
 """
 
 
+@pytest.fixture
+def triton() -> ModuleType:
+    """Not imported with this module: tests of kernels decide first whether it interprets."""
+    return pytest.importorskip("triton")
+
+
 def test_it_is_tritons_own_and_made_if_absent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, triton: ModuleType
 ) -> None:
     folder = tmp_path / "some" / "where"
     monkeypatch.setattr(triton.knobs.cache, "dir", str(folder))
@@ -41,7 +47,7 @@ def test_it_is_tritons_own_and_made_if_absent(
 
 
 def test_a_folder_that_cannot_be_is_refused_with_the_variable_that_names_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, triton: ModuleType
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "file"))
@@ -50,7 +56,7 @@ def test_a_folder_that_cannot_be_is_refused_with_the_variable_that_names_another
 
 
 def test_a_folder_that_may_not_be_written_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, triton: ModuleType
 ) -> None:
     if os.geteuid() == 0:
         monkeypatch.setattr(triton.knobs.cache, "dir", "/proc/sys")  # not even root's
@@ -61,6 +67,7 @@ def test_a_folder_that_may_not_be_written_is_refused(
         compiled_kernels_folder()
 
 
+@pytest.mark.usefixtures("triton")
 def test_a_later_start_finds_what_an_earlier_one_compiled(tmp_path: Path) -> None:
     script = tmp_path / "start.py"
     script.write_text(COMPILE_ONE)

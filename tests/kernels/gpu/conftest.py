@@ -18,6 +18,8 @@ for folder in ("parity", "equivalence", "execution", "kernels"):  # whose helper
     sys.path.insert(0, str(TESTS / folder))
 
 if not torch.cuda.is_available():
+    if "triton" in sys.modules:
+        raise RuntimeError("a test module imported Triton at its top: import it in a fixture")
     os.environ["TRITON_INTERPRET"] = "1"
 
 try:
