@@ -29,7 +29,7 @@ GPU_JOBS ?= $(shell nproc 2>/dev/null || echo 4)
 # Needs no plugin and no particular version: a GPU machine comes with packages of its own.
 GPU_PYTEST := -m pytest tests/kernels/gpu tests/gpu -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
 
-ALONE := api deploy e2e equivalence image memory page parity processes
+ALONE := api deploy e2e equivalence image loadtest memory page parity processes text
 TOGETHER := $(filter-out __% $(ALONE),$(notdir $(patsubst %/,%,$(wildcard tests/*/))))
 define pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(1)" $(ALONE:%=--ignore=tests/%) $(ARGS) || test $$? -eq 5

@@ -227,6 +227,7 @@ class HttpClient:
             await done
         except asyncio.CancelledError:
             connection.fail(Failure.CANCELLED, "the measurement was stopped")
+            connection.close()  # the exchange may just have ended, and nobody keeps it any more
             raise
         finally:
             timer.cancel()
