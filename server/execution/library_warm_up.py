@@ -19,7 +19,7 @@ from weights.inventory import inventory
 from weights.spec import ModelSpec
 
 _WARM_SIZE = 1024  # rows and columns of the first product, for which the libraries set up
-_WARM_ROWS = 256  # of the products that follow: many, as their forms go
+_WARM_ROWS = 512  # of the products that follow: many, as their forms go
 
 
 def warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:
