@@ -51,7 +51,7 @@ def answer(plan: Plan, *, explain: bool = False) -> dict[str, Any]:
         "total_bytes": plan.target.total_bytes,
         "available_bytes": plan.target.placement.available,
         "split": split,
-        "estimated": [str(kind) for kind in ESTIMATED if plan.target.placement.on_gpu],
+        "estimated": [str(kind) for kind in ESTIMATED if split[kind]],
         "weights_share": {"ratio": weights_share(split), "says": rule_of_thumb(split)},
         "capacity": _capacity(plan, lengths),
         "what_if": [

@@ -8,7 +8,7 @@ from server.memory.layout import MemoryKind
 from server.memory.plan_formulas import formulas
 from server.plan.make import Plan
 
-ESTIMATED = (MemoryKind.ALLOCATOR_SLACK, MemoryKind.RUNTIME)  # on a GPU; none on a CPU
+ESTIMATED = (MemoryKind.ALLOCATOR_SLACK, MemoryKind.RUNTIME)
 _NOT_IN_USE = (MemoryKind.OTHER_PROCESSES, MemoryKind.UNACCOUNTED, MemoryKind.FREE)
 RULE_OF_THUMB = 0.80  # weights, of memory in use
 _NEAR = 0.05
@@ -29,20 +29,16 @@ def split_formulas(plan: Plan) -> dict[str, str]:
     """How each kind comes about, with the numbers put in."""
     target, on_gpu = plan.target, plan.target.placement.on_gpu
     free = target.total_bytes - target.other_bytes
-    unknown = "nothing is set aside on a CPU: it is measured there when the server runs"
     return {
         **formulas(plan.memory),
         "allocator_slack": (
             f"2 % of {free} B, kept for what the allocator rounds up (estimated)"
             if on_gpu
-            else unknown
+            else "on a CPU it is in the runtime's estimate"
         ),
-        "runtime": (
-            f"{target.runtime_bytes} B, kept for the driver's context and loaded kernels "
-            "(estimated)"
-            if on_gpu
-            else unknown
-        ),
+        "runtime": f"{target.runtime_bytes} B, kept for "
+        + ("the driver's context and loaded kernels" if on_gpu else "torch and loaded code")
+        + " (estimated)",
         "other_processes": (
             "none: the device is planned empty"
             if not target.other_bytes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from server.config import ServerConfig
 from server.memory.gpu_device import GpuDevice
 from server.memory.snapshot import machine_memory
-from server.placement import GPU_RUNTIME_BYTES, Placement, place
+from server.placement import CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES, Placement, place
 from server.plan.devices import DEVICES, THIS_MACHINE, Device, find_device
 
 
@@ -57,8 +57,9 @@ def _this_machine(config: ServerConfig) -> Target:
     if gpu is None:
         total, _ = machine_memory()
         # The reading that placement planned with, so that the split adds up to the same sizes.
-        other = total - placement.available
-        return Target("cpu", "this machine's memory", placement, total, other, 0, 0, None)
+        runtime = CPU_RUNTIME_BYTES
+        other = total - placement.available - runtime
+        return Target("cpu", "this machine's memory", placement, total, other, runtime, 0, None)
     published = next((device for device in DEVICES if device.title.startswith(gpu.name)), None)
     return _gpu_target("cuda", gpu.name, gpu, placement, published)
 

@@ -12,7 +12,13 @@ from server.errors import StartupError
 from server.memory.gpu_device import GpuDevice, find_gpu
 from server.memory.nvml import DeviceUse
 from server.memory.planner import PlanRequest, plan_memory, resolve_format
-from server.placement import GPU_RUNTIME_BYTES, Placement, place, refuse_on_gpu
+from server.placement import (
+    CPU_RUNTIME_BYTES,
+    GPU_RUNTIME_BYTES,
+    Placement,
+    place,
+    refuse_on_gpu,
+)
 from server.report import promise
 from weights.tiny_specs import tiny_llama
 
@@ -97,6 +103,16 @@ def test_the_cache_of_a_gpu_takes_all_that_is_left() -> None:
 
 def test_the_plan_leaves_room_for_the_context_and_the_allocator() -> None:
     assert placed().available < H200.free - GPU_RUNTIME_BYTES
+
+
+@pytest.mark.parametrize(("free", "left"), [(1024, 704), (400, 80), (200, 0)])
+def test_a_small_container_keeps_room_for_what_runs_before_a_model(
+    free: int, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the pool would take what torch needs, and the kernel would end the engine."""
+    monkeypatch.setattr("server.placement.machine_memory", lambda: (free << 20, free << 20))
+    assert placed(gpu=None).available == left << 20
+    assert CPU_RUNTIME_BYTES == 320 << 20
 
 
 def test_a_family_without_kernels_is_refused_by_name() -> None:
