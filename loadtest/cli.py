@@ -1,4 +1,4 @@
-"""The command line: python -m loadtest run | sweep | replay | compare.
+"""The command line: python -m loadtest run | sweep | replay | ceiling | compare.
 
 Exit codes: 0 measured, and every objective held; 1 measured, and an objective, the canary or a
 gauge at the end did not hold; 2 a scenario, trace or option is malformed; 3 there is no server to
@@ -73,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     _server_options(replay)
     _load_options(replay)
     replay.set_defaults(run=_replay)
+    ceiling = commands.add_parser("ceiling", help="how many streams this client can drive here")
+    ceiling.set_defaults(run=_ceiling)
     compare = commands.add_parser("compare", help="two results: faster, slower, not different")
     compare.add_argument("a", metavar="A.json[,A2.json]", help="one side; several runs are joined")
     compare.add_argument("b", metavar="B.json[,B2.json]")
@@ -169,6 +171,13 @@ def _replay(parsed: argparse.Namespace) -> int:
     bounds = replace(scenario, seconds=parsed.seconds, requests=parsed.requests or len(rows))
     command = commands.replay(bounds, rows, times, parsed)
     return asyncio.run(commands.served(command, parsed))
+
+
+def _ceiling(parsed: argparse.Namespace) -> int:
+    from loadtest import ceiling
+
+    print(ceiling.render(asyncio.run(ceiling.find_ceiling())), end="")
+    return 0
 
 
 def _compare(parsed: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from loadtest.chaos import Canary, Chaos
 from loadtest.client_load import LoadMeter
 from loadtest.connection import HttpClient
 from loadtest.driver import Bounds, Driver, Target
+from loadtest.limits import raise_file_limit
 from loadtest.records import RequestRecord
 from loadtest.result import RunResult
 from loadtest.scenario import Scenario
@@ -87,6 +88,7 @@ async def measure(
 ) -> RunResult:
     """Runs the scenario to its end; when cancelled (Ctrl-C), the result is of the part that ran."""
     options = options or Options()
+    raise_file_limit()
     arrivals = arrivals or scenario.arrivals
     records: list[RequestRecord] = []
     driver = Driver(
