@@ -123,7 +123,7 @@ def compare(parsed: argparse.Namespace) -> int:
     scenarios = {result["scenario"]["arrivals"] for side in sides for result in side}
     if len(scenarios) > 1:
         print(f"! the loads differ: {'; '.join(sorted(scenarios))}\n")
-    rows = [["", "A", "B", "B / A [95 %]", "B is"]]
+    rows = [["", "A", "B", "B / A [interval]", "B is"]]
     for one in differences:
         shown = [f"{value:.1f}" for value in (one.a, one.b)]
         if one.lower_is_better:
@@ -131,6 +131,9 @@ def compare(parsed: argparse.Namespace) -> int:
         ratio = f"{one.ratio.value:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}]"
         rows.append([one.name, *shown, ratio, one.verdict])
     print(aligned(rows))
+    print(
+        "\nAll intervals hold together with 95 %; where one holds 1, the sides do not differ there."
+    )
     return int(any(one.verdict == "slower" for one in differences))
 
 

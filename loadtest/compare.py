@@ -1,9 +1,10 @@
 """Two results side by side: faster, slower or not different, with an interval of the ratio.
 
 The ratio of a percentile is bootstrapped: both runs' requests are drawn anew, and the ratio of the
-drawn percentiles is taken, many times. Where the interval of 95 % holds 1, the runs are not
-different as far as they can tell. Runs of one machine should be interleaved (A, B, A, B, ...): all
-files of a side are then put together.
+drawn percentiles is taken, many times. Where its interval holds 1, the runs are not different as
+far as they can tell. Many figures are compared, so each interval is widened until all of them hold
+together with 95 % (Bonferroni): two runs of one server seldom differ in any. Runs of one machine
+should be interleaved (A, B, A, B, ...): all files of a side are then put together.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import numpy as np
 from loadtest.measures import (
     CONFIDENCE,
     MEASURES,
-    RESAMPLES,
     Estimate,
     Floats,
     weighted_percentiles,
@@ -25,6 +25,7 @@ from loadtest.measures import (
 from loadtest.records import RequestRecord
 
 COMPARED = (50.0, 95.0)
+DRAWS = 2000  # enough to see the far tails that many comparisons ask for
 _RATE_SLICES = 20
 
 
@@ -49,17 +50,22 @@ class Difference:
 def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[Difference]:
     """Differences between two sides, each of one or more loaded results."""
     sides = [_records(side) for side in (a, b)]
-    found = []
-    for measure in MEASURES:
-        values = [[list(measure.values(record)) for record in side] for side in sides]
-        if not all(any(requests) for requests in values):
-            continue
-        for percentile in COMPARED:
-            estimates = _percentile_ratio(values[0], values[1], percentile)
-            found.append(Difference(f"{measure.title} p{percentile:g}", *estimates, True))
+    values = {
+        measure.title: [[list(measure.values(record)) for record in side] for side in sides]
+        for measure in MEASURES
+        if measure.name != "client_delay"  # ours, and no server's
+    }
+    values = {name: pair for name, pair in values.items() if all(any(side) for side in pair)}
     rates = [_token_rates(side) for side in (a, b)]
-    if all(rate.size for rate in rates):
-        found.append(Difference("output tokens/s", *_mean_ratio(rates[0], rates[1]), False))
+    has_rates = all(rate.size for rate in rates)
+    tail = (1 - CONFIDENCE) / max(1, len(values) * len(COMPARED) + has_rates) / 2
+    found = []
+    for name, (of_a, of_b) in values.items():
+        for percentile in COMPARED:
+            estimates = _percentile_ratio(of_a, of_b, percentile, tail)
+            found.append(Difference(f"{name} p{percentile:g}", *estimates, True))
+    if has_rates:
+        found.append(Difference("output tokens/s", *_mean_ratio(rates[0], rates[1], tail), False))
     return found
 
 
@@ -76,7 +82,7 @@ def _records(results: Sequence[Mapping[str, Any]]) -> list[RequestRecord]:
 
 
 def _percentile_ratio(
-    a: list[list[float]], b: list[list[float]], percentile: float
+    a: list[list[float]], b: list[list[float]], percentile: float, tail: float
 ) -> tuple[float, float, Estimate]:
     share = np.array([percentile / 100.0])
     draws = []
@@ -88,12 +94,12 @@ def _percentile_ratio(
         ranked, owner_of = values[order], owners[order]
         generator = np.random.default_rng(seed)
         points.append(float(weighted_percentiles(ranked, np.ones(ranked.size, int), share)[0]))
-        drawn = np.empty(RESAMPLES)
-        for number in range(RESAMPLES):
+        drawn = np.empty(DRAWS)
+        for number in range(DRAWS):
             counts = np.bincount(generator.integers(0, len(side), len(side)), minlength=len(side))
             drawn[number] = weighted_percentiles(ranked, counts[owner_of], share)[0]
         draws.append(drawn)
-    return points[0], points[1], _ratio(points[0], points[1], draws[1] / draws[0])
+    return points[0], points[1], _ratio(points[0], points[1], draws[1] / draws[0], tail)
 
 
 def _token_rates(results: Sequence[Mapping[str, Any]]) -> Floats:
@@ -108,17 +114,15 @@ def _token_rates(results: Sequence[Mapping[str, Any]]) -> Floats:
     return np.array(found)
 
 
-def _mean_ratio(a: Floats, b: Floats) -> tuple[float, float, Estimate]:
+def _mean_ratio(a: Floats, b: Floats, tail: float) -> tuple[float, float, Estimate]:
     generator = np.random.default_rng(3)
     drawn = [
-        side[generator.integers(0, side.size, (RESAMPLES, side.size))].mean(axis=1)
-        for side in (a, b)
+        side[generator.integers(0, side.size, (DRAWS, side.size))].mean(axis=1) for side in (a, b)
     ]
     point = float(a.mean()), float(b.mean())
-    return *point, _ratio(*point, drawn[1] / np.maximum(drawn[0], 1e-12))
+    return *point, _ratio(*point, drawn[1] / np.maximum(drawn[0], 1e-12), tail)
 
 
-def _ratio(a: float, b: float, drawn: Floats) -> Estimate:
-    edge = (1 - CONFIDENCE) / 2 * 100
-    low, high = np.percentile(drawn, (edge, 100 - edge))
+def _ratio(a: float, b: float, drawn: Floats, tail: float) -> Estimate:
+    low, high = np.percentile(drawn, (tail * 100, 100 - tail * 100))
     return Estimate(b / a if a else float("inf"), float(low), float(high))
