@@ -80,16 +80,17 @@ class Visit:
         """The outlines in the graph by band."""
         return self.page.eval_on_selector_all("#chart .area", AREAS)  # type: ignore[no-any-return]
 
-    def freeze(self) -> list[Any]:
-        """Lets one more poll of /memory through, and holds all later ones: the page stays at the
-        answer that the list then has."""
+    def freeze(self, wanted: Callable[[Any], bool] = lambda answer: True) -> list[Any]:
+        """Lets polls of /memory through until one is as wanted, and holds all later ones: the page
+        stays at that answer, which the list then has."""
         answers: list[Any] = []
 
         def through(route: Route) -> None:
             if answers:
                 return  # never answered
             answer = route.fetch()
-            answers.append(answer.json())
+            if wanted(answer.json()):
+                answers.append(answer.json())
             route.fulfill(response=answer)
 
         self.page.route("**/memory", through)

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -55,6 +56,11 @@ def load(server: ServerProcess) -> Iterator[None]:
             thread.join(60)
 
 
+def has_live_blocks(answer: Any) -> bool:
+    """The accountant's reading may be of a moment between two requests."""
+    return bool(answer["devices"][0]["kinds"]["kv_cache"]["parts"][0]["bytes"] > 0)
+
+
 @pytest.mark.usefixtures("load")
 def test_under_load_the_numbers_are_those_of_the_same_poll(
     visit: Open, server: ServerProcess
@@ -63,10 +69,9 @@ def test_under_load_the_numbers_are_those_of_the_same_poll(
     expect(page.page.locator("#requests-running")).not_to_have_text("0")
     for selector in ("#rate-decode", "#ttft-median", "#ttft-p95", "#itl-median", "#itl-p95"):
         expect(page.page.locator(selector)).not_to_have_text("–", timeout=20_000)
-    (answer,) = page.freeze()
+    (answer,) = page.freeze(has_live_blocks)
     rows = page.ledger()
     (device,) = answer["devices"]
-    assert device["kinds"]["kv_cache"]["parts"][0]["bytes"] > 0, "nothing was under way"
     assert page.page.get_attribute("#ledger-total", "value") == str(device["total_bytes"])
     assert page.text("#ledger-check") == "the sum of all kinds"
     for kind, line in device["kinds"].items():
