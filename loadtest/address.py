@@ -53,3 +53,15 @@ async def find_model(address: Address, headers: dict[str, str], timeout_s: float
         raise ServerUnreachable(
             f"{where}/v1/models is no list of models: is the base URL right?"
         ) from None
+
+
+async def is_ready(address: Address, headers: dict[str, str], timeout_s: float) -> bool:
+    """Whether neither /health nor /ready, where a server has them, says 503: it still loads."""
+    client = HttpClient(address, timeout_s)
+    answers = []
+    for path in ("/health", "/ready"):
+        exchange = Exchange(request_head(address, "GET", path, 0, headers), b"")
+        await client.send(exchange)
+        answers.append(exchange.failure is None and exchange.status != 503)
+    await client.close()
+    return all(answers)

@@ -1,6 +1,7 @@
 """--serve COMMAND: a server that lives as long as the measurement.
 
-The command is split as a shell would and run without one. It is ready when it lists its models; on
+The command is split as a shell would and run without one. It is ready when it lists its models and
+neither /health nor /ready, where it has them, says 503; on
 the way out it gets SIGTERM, and SIGKILL if it takes too long.
 """
 
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from typing import IO
 
-from loadtest.address import find_model
+from loadtest.address import find_model, is_ready
 from loadtest.connection import Address
 from loadtest.errors import ScenarioError, ServerUnreachable
 
@@ -70,7 +71,8 @@ async def _ready(
             while process.returncode is None:
                 with contextlib.suppress(ServerUnreachable):
                     await find_model(address, headers, timeout_s=5.0)
-                    return
+                    if await is_ready(address, headers, timeout_s=5.0):
+                        return
                 await asyncio.sleep(_POLL_S)
     except TimeoutError:
         raise ServerUnreachable(
