@@ -53,7 +53,7 @@ class EngineCore:
         on_shortage: told of every step that found no memory, once its requests are decided about.
 
     Raises:
-        ValueError: a limit is below 1, or a kind of KV cache group is not served.
+        ValueError: a kind of KV cache group is not served.
     """
 
     def __init__(
@@ -67,7 +67,6 @@ class EngineCore:
         digest: Digest = sha256_digest,
         on_shortage: Callable[[Shortage], None] = lambda shortage: None,
     ) -> None:
-        _check_limits(limits)
         self._on_shortage = on_shortage
         self._executor = executor
         self._limits = limits
@@ -289,19 +288,3 @@ class EngineCore:
     def _check_if_strict(self) -> None:
         if self._strict:
             self.check()
-
-
-def _check_limits(limits: EngineLimits) -> None:
-    for name in (
-        "max_num_seqs",
-        "max_num_batched_tokens",
-        "max_model_len",
-        "max_logit_rows",
-        "max_queued_requests",
-        "max_queued_tokens",
-    ):
-        value = getattr(limits, name)
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-    if limits.max_preemptions < 0:
-        raise ValueError(f"max_preemptions is {limits.max_preemptions}; it must not be negative")
