@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.engine.core import EngineCore
+from server.engine.gauges import EngineGauges
 from server.engine_facts import GAUGE_NAMES, EngineSettings
 from server.execution.build import BuiltRunner, device_of
 from server.execution.device import CudaDevice
@@ -67,15 +68,6 @@ def join_books(opened: OpenedDevice, built: BuiltRunner, core: EngineCore) -> Bo
     def held_bytes() -> Mapping[MemoryKind, int]:
         return built.held.by_kind()
 
-    def kv_use() -> KVUse:
-        gauges = core.gauges()
-        return KVUse(
-            active_blocks=gauges.blocks_active + gauges.blocks_reserved,
-            cached_blocks=gauges.blocks_cached,
-            reserved_tokens=gauges.kv_tokens_reserved,
-            filled_tokens=gauges.kv_tokens_filled,
-        )
-
     def host() -> HostUse:
         return HostUse(
             resident=process_resident(),
@@ -86,9 +78,19 @@ def join_books(opened: OpenedDevice, built: BuiltRunner, core: EngineCore) -> Bo
     return Books(
         device=opened.memory,
         held_bytes=held_bytes,
-        kv_use=kv_use,
+        kv_use=lambda: kv_use(core.gauges()),
         kv_page_bytes=built.kv.page_bytes,
         kv_token_bytes=built.kv.groups[0].bytes_per_token,
         peak_activation_bytes=lambda: built.peak.peak_bytes,
         host=host,
+    )
+
+
+def kv_use(gauges: EngineGauges) -> KVUse:
+    """A block that waits for a step in flight is as good as active."""
+    return KVUse(
+        active_blocks=gauges.blocks_active + gauges.blocks_reserved,
+        cached_blocks=gauges.blocks_cached,
+        reserved_tokens=gauges.kv_tokens_reserved,
+        filled_tokens=gauges.kv_tokens_filled,
     )

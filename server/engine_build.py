@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -15,12 +14,11 @@ import torch
 
 from server.engine.core import EngineCore
 from server.engine_books import join_books, open_device
-from server.engine_facts import EngineFacts, EngineSettings, gauge_values
+from server.engine_facts import EngineFacts, EngineSettings
 from server.errors import StartupError
 from server.execution.build import build_runner, device_of
 from server.execution.cuda_graphs import GraphMode
 from server.execution.out_of_memory import is_out_of_memory, reason_of
-from server.ipc.gauges import GaugeBlock
 from server.memory.accountant import Accountant
 from server.memory.layout import RunnerConfig
 from server.option_values import format_size
@@ -29,13 +27,8 @@ from weights.errors import CheckpointError
 from weights.progress import ProgressBar
 
 Progress = Callable[[str], None]
-log = logging.getLogger("quire.memory")
 
 _PROGRESS_S = 2.0  # between two lines about loading
-_READ_SHARE = 200  # reading the memory takes at most 1/200 of the time
-_READ_PAUSE_S = 0.25  # and at most this often
-_UNACCOUNTED_BYTES = 8 * 2**20  # the alarm's bound is the larger of this
-_UNACCOUNTED_SHARE = 0.03  # and this share of the resident set
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,46 +86,6 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
         kernel_cache=built.kernel_cache,
     )
     return BuiltEngine(core, accountant, facts)
-
-
-class GaugePublisher:
-    """Writes the engine's gauges at every call, with the latest reading of its memory.
-
-    A reading walks the page tables (milliseconds, more with more memory), so it is taken again
-    only when the last one is older than two hundred times what it cost.
-    """
-
-    def __init__(self, engine: BuiltEngine, block: GaugeBlock) -> None:
-        self._engine = engine
-        self._block = block
-        self._reading: dict[str, int] = {}
-        self._next = 0.0
-        self._alarmed = False
-
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            began = time.thread_time()  # what it costs, and not what others make it wait
-            self._reading = self._engine.accountant.read()
-            self._alarm()
-            took_s = time.thread_time() - began
-            self._next = now + max(_READ_PAUSE_S, _READ_SHARE * took_s)
-        self._block.write(gauge_values(self._engine.core.gauges(), self._reading))
-
-    def _alarm(self) -> None:
-        """One warning when what nobody explains exceeds its bound, and one when it is back."""
-        unaccounted, resident = self._reading["unaccounted"], self._reading["resident"]
-        bound = max(_UNACCOUNTED_BYTES, _UNACCOUNTED_SHARE * resident)
-        if (abs(unaccounted) > bound) == self._alarmed:
-            return
-        self._alarmed = not self._alarmed
-        log.warning(
-            "unaccounted memory is %s of %s resident: %s the bound of %s",
-            format_size(unaccounted),
-            format_size(resident),
-            "above" if self._alarmed else "below",
-            format_size(bound),
-        )
 
 
 def loading_display(

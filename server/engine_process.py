@@ -49,12 +49,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(channel: EngineChannel, gauges: GaugeBlock) -> None:
-    from server.engine_build import GaugePublisher, build_engine  # torch, while the parent plans
+    from server.engine_build import build_engine  # torch, while the parent plans
+    from server.gauge_publisher import GaugePublisher
 
     settings = _receive_start(channel)
     logs.configure(settings.log_format)
     engine = build_engine(settings, _progress(channel))
-    publish = GaugePublisher(engine, gauges)
+    publish = GaugePublisher(engine.core, engine.accountant, gauges)
     publish()
     channel.send(Ready(engine.facts))
     run_engine(engine.core, channel, publish)

@@ -103,7 +103,7 @@ class Accountant:
             "total": device.total,
             **{str(kind): nbytes for kind, nbytes in kinds.items()},
             **{f"{kind}.peak": nbytes for kind, nbytes in self._peak.items()},
-            **self._kv_parts(kinds[MemoryKind.KV_CACHE]),
+            **self.split_kv(self._books.kv_use(), kinds[MemoryKind.KV_CACHE]),
             **_unaccounted_parts(kinds[MemoryKind.UNACCOUNTED], held, device),
             **device.parts,
             "host.resident": host.resident,
@@ -111,8 +111,9 @@ class Accountant:
             "host.shared": host.shared,
         }
 
-    def _kv_parts(self, kv_bytes: int) -> dict[str, int]:
-        use, books = self._books.kv_use(), self._books
+    def split_kv(self, use: KVUse, kv_bytes: int) -> dict[str, int]:
+        """The KV part of a reading: what the pool's ``kv_bytes`` are in use for. Costs nothing."""
+        books = self._books
         tail = (use.reserved_tokens - use.filled_tokens) * books.kv_token_bytes
         active = use.active_blocks * books.kv_page_bytes - tail
         cached = use.cached_blocks * books.kv_page_bytes

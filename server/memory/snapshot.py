@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,28 +129,30 @@ class _Pages:
     heap: int
 
 
+# A mapping of /proc/PID/smaps: a header line with its range, rights and path, then a line a figure.
+_MAPPING = re.compile(
+    rb"^[0-9a-f]+-[0-9a-f]+ (?P<rights>\S+) \S+ \S+ \S+ *(?P<path>.*)\n"
+    rb"(?:.+\n)*?Rss: +(?P<resident>\d+) kB\n"
+    rb"(?:.+\n)*?Anonymous: +(?P<written>\d+) kB",
+    re.MULTILINE,
+)
+
+
 def _read_smaps(text: bytes) -> _Pages:
-    """Adds up /proc/PID/smaps. A mapping's header line holds its range, rights and path."""
-    resident = anonymous = heap = rss = 0
+    """Adds up the mappings: a thousand of two dozen lines each, so one expression reads them."""
+    resident = anonymous = heap = 0
     file_pages: dict[bytes, int] = {}
     code_paths: set[bytes] = set()
-    path = b""
-    for line in text.split(b"\n"):
-        if line.startswith(b"Rss:"):
-            rss = int(line.split()[1])
-            resident += rss
-            if path == b"[heap]":
-                heap += rss
-        elif line.startswith(b"Anonymous:"):
-            written = int(line.split()[1])
-            anonymous += written
-            if rss != written:
-                file_pages[path] = file_pages.get(path, 0) + rss - written
-        elif line and line[:1] in b"0123456789abcdef":
-            header = line.split(None, 5)
-            path = header[5] if len(header) > 5 else b""
-            if len(header) > 5 and b"x" in header[1]:
-                code_paths.add(path)
+    for rights, path, rss_kib, written_kib in _MAPPING.findall(text):
+        if path and b"x" in rights:
+            code_paths.add(path)
+        rss, written = int(rss_kib), int(written_kib)
+        resident += rss
+        anonymous += written
+        if path == b"[heap]":
+            heap += rss
+        if rss != written:
+            file_pages[path] = file_pages.get(path, 0) + rss - written
     code = sum(kib for name, kib in file_pages.items() if name in code_paths)
     return _Pages(resident * 1024, code * 1024, anonymous * 1024, heap * 1024)
 
