@@ -70,7 +70,7 @@ async def answer(port: int, data: bytes) -> bytes:
         writer.close()
 
 
-async def until(condition: Callable[[], bool], seconds: float = 1.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

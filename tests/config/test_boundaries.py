@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 TORCH_FREE = [
     *("weights.spec", "weights.families", "weights.inventory", "weights.formats"),
@@ -20,12 +22,18 @@ STANDARD_ONLY = ["server.engine.core", "server.metrics.stats", "server.config", 
 
 
 def modules_after(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print(*sys.modules)"
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert result.returncode == 0, result.stderr
-    return {name.split(".")[0] for name in result.stdout.split()}
+    return {name.split(".")[0] for name in result.stdout.splitlines()[-1].split()}
+
+
+def foreign_modules_after(statement: str) -> set[str]:
+    """Those of no standard library that an interpreter does not start with."""
+    loaded = modules_after(statement) - modules_after("pass")
+    return {name for name in loaded if not name.startswith("_")} - sys.stdlib_module_names
 
 
 def test_torch_free_modules_load_no_torch() -> None:
@@ -33,9 +41,18 @@ def test_torch_free_modules_load_no_torch() -> None:
 
 
 def test_standard_library_modules_load_nothing_else() -> None:
-    loaded = modules_after(f"import {', '.join(STANDARD_ONLY)}") - modules_after("pass")
-    foreign = {name for name in loaded if not name.startswith("_")}
-    assert foreign - sys.stdlib_module_names == {"server"}
+    assert foreign_modules_after(f"import {', '.join(STANDARD_ONLY)}") == {"server"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["serve", "--help"], ["plan", "--help"]])
+def test_help_is_quick_because_it_loads_the_standard_library_alone(arguments: list[str]) -> None:
+    asked = f"""
+from contextlib import suppress
+from server.cli import main
+with suppress(SystemExit):
+    main({arguments})
+"""
+    assert foreign_modules_after(asked) == {"server", "weights"}
 
 
 def test_the_bench_needs_no_web_package() -> None:

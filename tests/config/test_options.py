@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -181,10 +180,8 @@ def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_help_is_quick_and_lists_every_option_with_its_default() -> None:
-    started = time.monotonic()
+def test_help_lists_every_option_with_its_default() -> None:
     result = command("serve", "--help")
-    assert time.monotonic() - started < 1.0  # 0.1 s on an idle machine
     assert result.returncode == 0
     text = " ".join(result.stdout.split())
     for option in OPTIONS[1:]:

@@ -109,14 +109,14 @@ def test_a_continuation_keeps_the_space_that_a_beginning_drops(
 def test_a_long_held_run_costs_as_much_a_token_as_a_short_one() -> None:
     tokenizer = TOKENIZERS["byte-fallback"]
 
-    def seconds(count: int) -> float:
-        stream, started = tokenizer.stream(), time.perf_counter()
+    def processor_seconds(count: int) -> float:
+        stream, started = tokenizer.stream(), time.thread_time()
         for _ in range(count):
             stream.feed("<0x80>")
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
-    seconds(1000)
-    assert seconds(40_000) < 20 * seconds(10_000) + 0.05
+    processor_seconds(1000)
+    assert processor_seconds(40_000) < 20 * processor_seconds(10_000) + 0.05
 
 
 def test_a_decoder_that_cannot_be_streamed_is_refused_by_name() -> None:
