@@ -11,9 +11,9 @@ import sys
 
 from server.config import ServerConfig, resolve
 from server.errors import StartupError
+from server.listener import reachable
 
 _TIMEOUT_S = 4.0  # below the container engine's own limit, so that the reason is ours
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def main(arguments: list[str]) -> int:
@@ -30,8 +30,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _status(config: ServerConfig, path: str) -> int:
-    host = _ANY_ADDRESS.get(config.host, config.host)
-    connection = http.client.HTTPConnection(host, config.port, timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection(reachable(config.host), config.port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", path)
         return connection.getresponse().status

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
 
 def bind(host: str, port: int, backlog: int = 2048) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises OSError."""
@@ -20,7 +22,13 @@ def bind(host: str, port: int, backlog: int = 2048) -> socket.socket:
     return sock
 
 
+def reachable(host: str) -> str:
+    """Where a host that listens on all addresses can be asked from its own machine."""
+    return _ANY_ADDRESS.get(host, host)
+
+
 def address(bound: socket.socket) -> str:
-    """Its URL."""
-    host, port = bound.getsockname()[:2]
+    """Its URL, as this machine reaches it."""
+    bound_to, port = bound.getsockname()[:2]
+    host = reachable(bound_to)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

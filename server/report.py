@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import server
 from server.config import ServerConfig
 from server.engine_facts import EngineFacts
+from server.listener import reachable
 from server.memory.memory_plan import MemoryPlan
 from server.memory.start_report import start_report
 from server.model_facts import ModelFacts
@@ -88,11 +89,23 @@ def version_report(config: ServerConfig, model: ModelFacts) -> dict[str, str]:
 
 def startup_report(facts: ReportInput) -> str:
     """The block, without a last line break."""
-    lines = [f"Quire serves {facts.config.model_name} at {facts.address}"]
+    lines = [
+        f"Quire serves {facts.config.model_name} at {facts.address}",
+        f"  open {facts.address}/ in a browser: memory and latencies live, and a playground",
+        *_listening(facts.config.host),
+        "",
+    ]
     lines += [f"  {name:<14}{text}" for name, text in _facts(facts)]
     lines += ["", *(f"  {line}" for line in _memory(facts))]
     lines += ["", *(f"  {line}" for line in _endpoints(facts))]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _listening(host: str) -> list[str]:
+    """Who else can reach it, where that is everybody."""
+    if reachable(host) == host:
+        return []
+    return [f"  listens on every address of this machine ({host}), without authentication"]
 
 
 def _facts(facts: ReportInput) -> list[tuple[str, str]]:
@@ -183,7 +196,7 @@ def _endpoints(facts: ReportInput) -> list[str]:
         chat = f"({facts.no_chat}: no {chat})"
     return [
         f"POST /v1/completions {chat}",
-        "GET  /v1/models /health /ready /version /metrics /memory",
+        "GET  / (the page) /v1/models /health /ready /version /metrics /memory",
         f"memory, line by line: curl '{facts.address}/memory?format=text'",
         "",
         "try:",

@@ -45,8 +45,16 @@ def start_report(
         if kind is MemoryKind.WEIGHTS:
             lines += _components(planned_weights, weights)
     lines.append(_line("resident set", "", format_size(reading.get("resident", 0)), ""))
-    total, free = reading.get("total", 0), reading.get("free", 0)
-    return [*lines, _line(f"free of {format_size(total)}", "", format_size(free), "")]
+    return [*lines, _left(reading.get("total", 0), reading.get("free", 0))]
+
+
+def _left(total: int, free: int) -> str:
+    """A resident set can be larger than its container: pages of libraries that another container
+    read first are charged to that one."""
+    if free >= 0:
+        return _line(f"free of {format_size(total)}", "", format_size(free), "")
+    over = f"{format_size(-free)} more than the limit of {format_size(total)} is resident: pages "
+    return f"{over}of libraries that are charged to another container"
 
 
 def error(planned: int | None, measured: int) -> str:

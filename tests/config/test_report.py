@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
+from api_fakes import FakeEngine, make_state
+from starlette.routing import Route
+
+from server.api.app import create_app
 from server.config import resolve
 from server.engine_facts import EngineFacts
+from server.listener import address, bind
 from server.model_facts import read_model
 from server.report import ReportInput, startup_report, version_report
 
 
-def report(*, kernel_cache: str | None = None, no_chat: str = "") -> str:
-    config = resolve({"device": "cpu"}, {})
+def report(*, kernel_cache: str | None = None, no_chat: str = "", host: str = "127.0.0.1") -> str:
+    config = resolve({"device": "cpu", "host": host}, {})
     engine = EngineFacts(
         weights={},
         weights_format="f32",
@@ -40,6 +46,29 @@ def test_it_says_where_kernels_compiled_for_a_gpu_are_kept() -> None:
     told = report(kernel_cache="/var/kernels")
     assert "  GPU kernels   compiled ones are kept in /var/kernels\n" in told
     assert "kernels" not in report()
+
+
+def test_it_begins_with_the_page() -> None:
+    title, page, *_ = report().splitlines()
+    assert title == "Quire serves quire-demo at http://127.0.0.1:8000"
+    assert page.startswith("  open http://127.0.0.1:8000/ in a browser: ")
+    assert "GET  / (the page) /v1/models " in report()
+
+
+def test_an_address_for_all_is_told_as_one_that_a_browser_can_open() -> None:
+    assert "every address" not in report()
+    assert "listens on every address of this machine (0.0.0.0), without" in report(host="0.0.0.0")
+    for host, shown in (("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")):
+        with bind(host, 0) as sock:
+            assert address(sock) == f"http://{shown}:{sock.getsockname()[1]}"
+
+
+def test_every_route_is_in_the_report() -> None:
+    app = create_app(make_state(FakeEngine()))
+    served = {route.path for route in app.routes if isinstance(route, Route)}
+    lines = [line for line in report().splitlines() if line.startswith(("  GET ", "  POST "))]
+    told = set(re.findall(r" (/\S*)", "\n".join(lines)))
+    assert told == {path for path in served if "{" not in path and not path.startswith("/page/")}
 
 
 def test_it_says_why_there_is_no_chat() -> None:

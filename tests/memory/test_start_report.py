@@ -39,6 +39,12 @@ def test_every_kind_has_plan_measure_and_error() -> None:
     assert not any(one.startswith("graphs") for one in lines)
 
 
+def test_what_is_beyond_the_limit_is_said_in_words() -> None:
+    last = told(free=-30 * MIB)[-1]
+    assert last.startswith("30.00 MiB more than the limit of 200.00 MiB is resident: ")
+    assert "-30" not in last
+
+
 def test_every_component_has_its_error_and_one_that_is_missing_shows() -> None:
     parts = told()[2]
     assert parts.strip() == "embedding 30.00 MiB +0.0 %, query 10.00 MiB +11.1 %, norm 0 B"
