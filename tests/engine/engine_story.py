@@ -19,7 +19,7 @@ from server.engine.plan import LogprobArrays, StepPlan
 from server.engine.prefix_cache import Digest, sha256_digest
 from server.engine.request import EngineLimits, EngineRequest, SamplingParams
 from server.engine.sequence import Sequence as LiveSequence
-from server.engine.step_in_flight import StepInFlight
+from server.engine.step_in_flight import Shortage, StepInFlight
 
 VOCAB = 1000
 
@@ -94,6 +94,7 @@ class Story:
             poison_tokens=poison,
             overlaps=overlaps,
         )
+        self.shortages: list[Shortage] = []
         self.core = EngineCore(
             self.executor,
             spec,
@@ -101,6 +102,7 @@ class Story:
             clock=lambda: self.now,
             strict=True,
             digest=digest,
+            on_shortage=self.shortages.append,
         )
         self.roster = self.core.scheduler.roster
         self.pool = self.roster.kv.pool

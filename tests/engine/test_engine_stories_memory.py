@@ -8,7 +8,6 @@ from engine_story import Story, prompt, solo
 from server.engine.answers import answer_size
 from server.engine.plan import StepOutOfMemory, StepPlan
 from server.engine.request import AnswerLimits
-from server.engine.step_in_flight import Shortage
 
 COST = AnswerLimits(max_bytes=10_000, token_bytes=10, logprob_bytes=100)
 
@@ -16,10 +15,8 @@ COST = AnswerLimits(max_bytes=10_000, token_bytes=10, logprob_bytes=100)
 pytestmark = pytest.mark.usefixtures("quiet_engine")
 
 
-def fail(story: Story, *rows: int, times: int = 1) -> list[Shortage]:
-    """The next steps find no memory for these rows' work; what the engine tells of it."""
-    told: list[Shortage] = []
-    story.core._on_shortage = told.append
+def fail(story: Story, *rows: int, times: int = 1) -> None:
+    """The next steps find no memory for these rows' work."""
     forward, left = story.executor.forward, [times]
 
     def short(plan: StepPlan) -> StepPlan:
@@ -30,7 +27,6 @@ def fail(story: Story, *rows: int, times: int = 1) -> list[Shortage]:
         return handle
 
     story.executor.forward = short  # type: ignore[method-assign]
-    return told
 
 
 # -- at the door -----------------------------------------------------------------------------
@@ -119,7 +115,7 @@ def test_the_request_whose_work_it_was_ends_at_once_and_the_others_go_on(overlap
     story = Story(overlaps=overlaps)
     story.ask("good", prompt(3, 100), max_tokens=4)
     story.ask("bad", prompt(6, 200), max_tokens=4, n=2)
-    told = fail(story, 1)
+    fail(story, 1)
     story.run()
     assert sorted(story.endings()) == [
         ("bad", 0, "error"),
@@ -130,7 +126,7 @@ def test_the_request_whose_work_it_was_ends_at_once_and_the_others_go_on(overlap
     message = story.ending("bad").error_message or ""
     assert "6 tokens and 1 rows of logits" in message
     assert story.tokens("good") == solo(prompt(3, 100), 4)
-    (shortage,) = told
+    (shortage,) = story.shortages
     assert (shortage.asked, shortage.ended) == (("bad",), ("bad",))
     assert (shortage.num_rows, shortage.num_tokens) == (2, 9)
     assert shortage.reason == "the allocator says no"
@@ -140,11 +136,11 @@ def test_work_of_everybody_costs_nobody_when_each_fits_alone() -> None:
     story = Story()
     story.ask("a", prompt(3), max_tokens=4)
     story.ask("b", prompt(3, 100), max_tokens=4)
-    told = fail(story)
+    fail(story)
     story.step()
     assert list(story.roster.suspects) == ["a", "b"]
     story.run()
-    assert [shortage.ended for shortage in told] == [()]
+    assert [shortage.ended for shortage in story.shortages] == [()]
     assert story.tokens("a") == solo(prompt(3), 4)
     assert story.tokens("b") == solo(prompt(3, 100), 4)
 
@@ -153,9 +149,9 @@ def test_who_finds_no_memory_alone_ends() -> None:
     story = Story()
     story.ask("a", prompt(3), max_tokens=4)
     story.ask("b", prompt(3, 100), max_tokens=4)
-    told = fail(story, times=2)
+    fail(story, times=2)
     story.run()
-    assert [shortage.ended for shortage in told] == [(), ("a",)]
+    assert [shortage.ended for shortage in story.shortages] == [(), ("a",)]
     assert story.tokens("b") == solo(prompt(3, 100), 4)
 
 
@@ -164,21 +160,21 @@ def test_the_second_time_the_one_that_asks_for_most_ends() -> None:
     story = Story()
     story.ask("small", prompt(3), max_tokens=6)
     story.ask("large", prompt(9, 100), max_tokens=6, prompt_logprobs=0)
-    first = fail(story)
+    fail(story)
     story.steps(3)  # fails, then each alone
-    again = fail(story)
+    fail(story)
     story.run()
-    assert [shortage.ended for shortage in first + again] == [(), ("large",)]
+    assert [shortage.ended for shortage in story.shortages] == [(), ("large",)]
     assert story.tokens("small") == solo(prompt(3), 6)
 
 
 def test_a_request_that_ended_meanwhile_is_not_ended_again() -> None:
     story = Story(overlaps=True)
     story.ask("a", prompt(3), max_tokens=4)
-    told = fail(story, 0)
+    fail(story, 0)
     step = story.begin()
     story.core.abort(["a"])
     story.end(step)
     assert story.endings() == [("a", 0, "abort")]
-    assert [(shortage.asked, shortage.ended) for shortage in told] == [((), ())]
+    assert [(shortage.asked, shortage.ended) for shortage in story.shortages] == [((), ())]
     assert story.blocks() == (0, 0, 0, 16)

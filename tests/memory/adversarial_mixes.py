@@ -162,14 +162,20 @@ async def serve_all(engine: BuiltEngine, tokenizer: Tokenizer, seeds: range) -> 
     return found
 
 
-@contextmanager
-def watch_always(
-    meter: PeakMeter, tokens: int, logit_rows: int, carried: int = 0
-) -> Iterator[None]:
-    """In place of PeakMeter.watch: every step counts."""
-    with LiveBytes() as live:
-        yield
-    meter.peak_bytes = max(meter.peak_bytes, carried + live.peak_bytes)
+def watch_every_step() -> None:
+    """From now on every step counts towards the peak, and what was before does not."""
+    begun: list[PeakMeter] = []
+
+    @contextmanager
+    def watch(meter: PeakMeter, tokens: int, logit_rows: int, carried: int = 0) -> Iterator[None]:
+        if meter not in begun:
+            begun.append(meter)
+            meter.peak_bytes = 0
+        with LiveBytes() as live:
+            yield
+        meter.peak_bytes = max(meter.peak_bytes, carried + live.peak_bytes)
+
+    PeakMeter.watch = watch  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -181,9 +187,7 @@ def main() -> None:
     config = resolve(flags, {"QUIRE_STRICT_LEDGER": "on"})
     model = read_model(config)
     engine = build_engine(engine_settings(config, model), lambda text: None)
-    meter: PeakMeter = engine.core._executor.peak  # type: ignore[attr-defined]
-    meter.peak_bytes = 0
-    PeakMeter.watch = watch_always  # type: ignore[method-assign]
+    watch_every_step()
     tokenizer = Tokenizer.from_folder(Path(folder), vocab_size=VOCAB)
     told: list[Outcomes] = []
     seeds = range(first, first + count)
