@@ -48,7 +48,7 @@ def demo() -> dict[str, Reading]:
 
 def assert_closes(reading: Reading) -> None:
     assert sum(reading[kind] for kind in MemoryKind) == reading["total"]
-    allowed = max(8 * MIB, 0.03 * reading["resident"])
+    allowed = max(8 * MIB, 0.02 * reading["resident"])
     assert abs(reading["unaccounted"]) <= allowed, reading
     assert min(reading[kind] for kind in MemoryKind if kind is not MemoryKind.UNACCOUNTED) >= 0
 
@@ -56,7 +56,7 @@ def assert_closes(reading: Reading) -> None:
 def assert_close_to_plan(plan: Reading, reading: Reading) -> None:
     for kind, planned in plan.items():
         measured = reading[f"{kind}.peak" if kind == "activations" else kind]
-        assert abs(measured - planned) <= max(8 * MIB, 0.05 * planned), kind
+        assert abs(measured - planned) <= max(8 * MIB, 0.02 * planned), kind
 
 
 def test_the_books_close_idle_under_load_and_after(demo: dict[str, Reading]) -> None:
