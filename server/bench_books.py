@@ -282,10 +282,10 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("model_dir", nargs="?", default=str(DEMO), help="checkpoint (default: the demo)")
-    add("--rounds", type=int, default=9, help="default %(default)s")
+    add("--rounds", type=int, default=7, help="default %(default)s")
     add("--batch", type=int, default=32, help="sequences at once; default %(default)s")
     add("--prompt-tokens", type=int, default=64, help="per request; default %(default)s")
-    add("--output-tokens", type=int, default=128, help="per request; default %(default)s")
+    add("--output-tokens", type=int, default=512, help="per request; default %(default)s")
     add("--scrapes", type=int, default=100, help="of each path; default %(default)s")
     options = Options(**vars(parser.parse_args(arguments)))
     if min(asdict(options)[name] for name in ("rounds", "batch", "scrapes")) < 1:
