@@ -15,6 +15,10 @@ from server.api.validation import check_model
 from server.errors import ErrorCode, QuireError
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+TEXT_TYPE = "text/plain; charset=utf-8"
+# What is true of one moment is kept by no browser and no proxy.
+NOW = {"cache-control": "no-store"}
+_MEMORY_PARAMETERS = ("format", "request_id")
 
 
 class StatusRoutes:
@@ -46,7 +50,7 @@ class StatusRoutes:
         """200 while the engine lives and makes progress."""
         if not self._state.health.alive:
             raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is not making progress.")
-        return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "ok"}, headers=NOW)
 
     async def ready(self, request: Request) -> Response:
         """200 while new requests are taken."""
@@ -55,23 +59,24 @@ class StatusRoutes:
             raise QuireError(ErrorCode.SHUTTING_DOWN, "The server is stopping.")
         if not (health.alive and health.ready):
             raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is not ready.")
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "ready"}, headers=NOW)
 
     async def version(self, request: Request) -> Response:
         return JSONResponse(dict(self._state.version))
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._state.render_metrics(), media_type=METRICS_TYPE)
+        return Response(self._state.render_metrics(), media_type=METRICS_TYPE, headers=NOW)
 
     async def memory(self, request: Request) -> Response:
-        name = request.query_params.get("request_id")
-        form = request.query_params.get("format", "json")
+        query = _query(request, _MEMORY_PARAMETERS)
+        name, form = query.get("request_id"), query.get("format", "json")
         if name is not None:
-            return JSONResponse({"requests": await self._live_requests(name, form)})
+            found = await self._live_requests(name, form)
+            return JSONResponse({"requests": found}, headers=NOW)
         if form == "text":
-            return Response(self._state.memory_text(), media_type="text/plain; charset=utf-8")
+            return Response(self._state.memory_text(), media_type=TEXT_TYPE, headers=NOW)
         if form == "json":
-            return JSONResponse(dict(self._state.memory()))
+            return JSONResponse(dict(self._state.memory()), headers=NOW)
         message = f"format must be json or text, not {shown(form)}."
         raise QuireError(ErrorCode.INVALID_VALUE, message, param="format")
 
@@ -102,3 +107,18 @@ class StatusRoutes:
             "memory": live_memory(held),
             "timings": timings(trace),
         }
+
+
+def _query(request: Request, known: tuple[str, ...]) -> dict[str, str]:
+    """The parameters of the address, each at most once and none that would be ignored."""
+    found: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            message = f"The parameter {shown(name)} is unknown. Known are: {', '.join(known)}."
+            raise QuireError(ErrorCode.INVALID_VALUE, message)
+        if name in found:
+            raise QuireError(
+                ErrorCode.INVALID_VALUE, f"{name} is given more than once.", param=name
+            )
+        found[name] = value
+    return found

@@ -30,7 +30,8 @@ def _on_cpu(reading: Reading) -> dict[str, str]:
         f"engine process{n('resident')}",
         MemoryKind.UNACCOUNTED: f"resident set{n('resident')} - all other kinds that lie in it"
         + _listed(reading),
-        MemoryKind.FREE: "MemAvailable, or what the cgroup's limit leaves",
+        MemoryKind.FREE: f"total{n('total')} - resident set of the engine process{n('resident')} "
+        f"- other_processes{n('other_processes')}: MemAvailable, or what the cgroup's limit leaves",
     }
 
 

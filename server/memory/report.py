@@ -91,7 +91,7 @@ class MemoryReport:
                 "pinned_bytes": reading.get("host.pinned", 0),
                 "shared_bytes": reading.get("host.shared", 0),
             },
-            "notes": list(_notes(self._on_gpu, reading)),
+            "notes": list(_notes(self._on_gpu, reading, self._sources.host_bytes())),
         }
 
     def text(self) -> str:
@@ -99,8 +99,13 @@ class MemoryReport:
         tree = self.tree()
         device, host = tree["devices"][0], tree["host"]
         engine, api = host["engine_process"], host["api_process"]
+        in_engine = (
+            f"{format_size(engine['resident_bytes'])} in the engine process and "
+            if device["ready"]
+            else ""
+        )
         lines = (
-            f"host: resident {format_size(engine['resident_bytes'])} in the engine process and "
+            f"host: resident {in_engine}"
             f"{format_size(api['resident_bytes'])} in the API process, pinned "
             f"{format_size(host['pinned_bytes'])}, shared {format_size(host['shared_bytes'])}",
             *tree["notes"],
@@ -114,7 +119,7 @@ class MemoryReport:
             "planned_bytes": self._plan.kinds.get(kind),
             "formula": formula,
             "estimated": bool(reading.get(f"estimated.{kind}", 0)),
-            "parts": self._parts(kind, reading),
+            "parts": self._parts(kind, reading) if reading else [],
         }
 
     def _parts(self, kind: MemoryKind, reading: Mapping[str, int]) -> Parts:
@@ -161,14 +166,30 @@ class MemoryReport:
         }
 
 
-def _notes(on_gpu: bool, reading: Mapping[str, int]) -> Iterator[str]:
+def _notes(on_gpu: bool, reading: Mapping[str, int], api_bytes: int) -> Iterator[str]:
     """What a reader who compares with other tools should know."""
-    if not on_gpu:
+    if not reading:
         yield (
-            "top and ps show the resident set: the whole KV pool is in it, in use or not. The API "
-            "process lies in other_processes."
+            "The engine gives no reading: it loads, or is being started again. Only what is "
+            "planned is known."
         )
         return
+    if on_gpu:
+        yield from _gpu_notes(reading)
+        return
+    yield "top and ps show the resident set: the whole KV pool is in it, in use or not."
+    if reading.get("other_processes", 0) >= api_bytes:
+        yield "The API process lies in other_processes."
+        return
+    code = format_size(reading.get("runtime.code", 0))
+    yield (
+        f"other_processes and free read low here, by {code} at most: so much of the resident set "
+        "is loaded code, whose pages the kernel can take back, or charges to another container "
+        "that read them first. So the API process need not show in other_processes."
+    )
+
+
+def _gpu_notes(reading: Mapping[str, int]) -> Iterator[str]:
     yield (
         "nvidia-smi shows pools, not use: its figure for this process holds the whole KV pool and "
         "what the allocator keeps, and does not fall when a request ends."
@@ -198,7 +219,7 @@ def memory_table(reading: Mapping[str, int], planned: Mapping[str, int]) -> str:
 
 
 def _row(
-    name: str, now: int, peak: int | None = None, planned: int | None = None
+    name: str, now: int | None, peak: int | None = None, planned: int | None = None
 ) -> tuple[str, str, str, str]:
     return name, _size(now), _size(peak), _size(planned)
 
@@ -213,13 +234,14 @@ def _named(parts: Mapping[str, int]) -> Parts:
 
 def _rows(device: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """A line for each kind, its parts below it, the total last."""
-    rows = [_HEADER]
+    rows, ready = [_HEADER], device["ready"]
     for kind, line in device["kinds"].items():
-        rows.append(_row(kind, line["bytes"], line["peak_bytes"], line["planned_bytes"]))
+        held = (line["bytes"], line["peak_bytes"]) if ready else (None, None)
+        rows.append(_row(kind, *held, line["planned_bytes"]))
         for part in line["parts"]:
             planned = part.get("planned_bytes")
             rows.append(_row(f"  {part['part']}", part["bytes"], planned=planned))
-    return [*rows, _row("total", device["total_bytes"])]
+    return [*rows, _row("total", device["total_bytes"])] if ready else rows
 
 
 def _table(rows: list[tuple[str, str, str, str]]) -> str:

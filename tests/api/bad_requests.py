@@ -131,7 +131,8 @@ def _http(facts: ServerFacts) -> Iterator[BadRequest]:
     for path in ("/v1", "/v1/completions/", "/v1/embeddings", "/docs", "/openapi.json"):
         yield BadRequest(f"nothing at {path}", good, 404, "not_found", path=path)
     yield BadRequest("unknown model card", b"", 404, "model_not_found", None, "/v1/models/x", "GET")
-    yield BadRequest("memory format", b"", 400, "invalid_value", None, "/memory?format=x", "GET")
+    for query in ("format=x", "format=", "form=text", "format=text&format=json", "id=a"):
+        yield BadRequest(query, b"", 400, "invalid_value", None, f"/memory?{query}", "GET")
     huge = b'{"prompt": "' + b"a" * facts.max_body_bytes + b'"}'
     yield BadRequest("body too large", huge, 413, "request_too_large")
     yield BadRequest("chat body too large", huge, 413, "request_too_large", path=CHAT)

@@ -143,6 +143,8 @@ def test_the_reports_answer(path: str) -> None:
     assert request(make_state(), "GET", path).status_code == 200
     head = request(make_state(), "HEAD", path)
     assert (head.status_code, head.content) == (200, b"")
+    if path != "/version":
+        assert head.headers["cache-control"] == "no-store"
 
 
 def test_what_the_reports_say() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from server.memory.accountant import READING_NAMES
 from server.memory.layout import MemoryKind
 from server.memory.planner import PlanRequest, plan_memory
 from server.memory.report import MemoryReport, MemorySources
+from server.option_values import format_size
 from weights.tiny_specs import tiny_llama
 
 MIB, GIB = 2**20, 2**30
@@ -108,7 +110,51 @@ def test_the_table_says_what_other_tools_show() -> None:
     assert "top and ps show the resident set" in report(reading()).text()
 
 
-def test_before_the_first_reading_it_is_not_ready_and_stands() -> None:
+def test_without_a_reading_nothing_measured_is_shown_and_the_plan_stands() -> None:
     tree = report({}).tree()
-    assert tree["devices"][0]["ready"] is False
-    assert report({}).text().count("\n") > len(MemoryKind)
+    (device,) = tree["devices"]
+    assert device["ready"] is False
+    assert all(line["parts"] == [] for line in device["kinds"].values())
+    table = report({}).text()
+    assert "gives no reading" in table and "The API process" not in table
+    assert " 0 B" not in table.split("host:")[0]
+    planned = device["kinds"]["kv_cache"]["planned_bytes"]
+    assert f"\nkv_cache  {format_size(planned)}\n" in _squeezed(table)
+    assert "engine process" not in table
+
+
+def test_a_container_in_which_the_api_process_does_not_show_is_explained() -> None:
+    shows, hidden = (reading(other_processes=count) for count in (11 * MIB, 11 * MIB - 1))
+    assert "The API process lies in other_processes." in report(shows).text()
+    told = report(hidden).text()
+    assert "The API process lies" not in told
+    assert f"read low here, by {format_size(hidden['runtime.code'])} at most" in told
+
+
+def test_what_is_free_is_what_the_formulas_numbers_make() -> None:
+    read = reading(total=1000, resident=300, other_processes=250, free=450)
+    formula = report(read).tree()["devices"][0]["kinds"]["free"]["formula"]
+    total, *less = map(int, re.findall(r" (\d+)", formula))
+    assert total - sum(less) == 450
+
+
+def test_the_table_adds_up_line_by_line() -> None:
+    """Each kind to the total; the parts of what is divided whole, to their kind."""
+    planned = plan_memory(tiny_llama(), PlanRequest("bf16", 64, 8, 512), 4 * GIB).kinds
+    held = {kind: planned.get(kind, 7) for kind in MemoryKind} | {"weights": 12}
+    parts = {"active": 5, "cached": 6, "tail_waste": 7}
+    pool = {f"kv_cache.{part}": count for part, count in parts.items()}
+    pool["kv_cache.free"] = held["kv_cache"] - sum(parts.values())
+    inside = {"allocator_slack.free": 7, "runtime.code": 3, "runtime.base": 4}
+    (device,) = report(reading(**held, **pool, **inside, total=sum(held.values()))).tree()[
+        "devices"
+    ]
+    assert sum(line["bytes"] for line in device["kinds"].values()) == device["total_bytes"]
+    for kind, line in device["kinds"].items():
+        if line["parts"]:
+            assert sum(part["bytes"] for part in line["parts"]) == line["bytes"], kind
+
+
+def _squeezed(table: str) -> str:
+    """With two blanks between cells."""
+    return re.sub(" {2,}", "  ", table)
