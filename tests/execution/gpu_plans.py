@@ -76,16 +76,22 @@ def assert_as_on_cpu(
     """Two steps in flight all the way, and the same answers as one after the other on a CPU."""
     expected = on_cpu(folder, plans, **changes)
     built = build(folder, patch, **changes)
+    assert_overlapped_steps_are(expected, built.runner, plans)
+    return built
+
+
+def assert_overlapped_steps_are(
+    expected: list[StepResult], runner: Any, plans: list[StepPlan]
+) -> None:
     in_flight: list[PendingResult] = []
     results: list[StepResult] = []
     for plan in plans:
-        in_flight.append(start(built.runner, plan))
+        in_flight.append(start(runner, plan))
         if len(in_flight) == 2:
             results.append(in_flight.pop(0).result())
     results += [pending.result() for pending in in_flight]
     for got, want in zip(results, expected, strict=True):
         assert_same(got, want)
-    return built
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from kernels.compile_gate import problems_of
 from kernels.gate_baseline import Difference, differences, read_baseline, review, write_baseline
 from kernels.gpu.compile_case import ASYNC_COPY, FLOAT64, WARP_SPECIALIZED, WGMMA, CompileCase
 from kernels.offline import Figures
+from tests.kernels.own_process import run_python
 
-ROOT = Path(__file__).parent.parent.parent
 NEXT_TRITON = sorted(Path(sys.prefix).glob("triton-*"))
 
 FIGURES = Figures(
@@ -104,19 +103,10 @@ class Sample:
 
 
 def gate(*options: str, paths: list[Path] | None = None) -> tuple[int, str]:
-    """Exit status and output. The interpreter's switch of this process does not reach it."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths or []))
-    done = subprocess.run(
-        [sys.executable, "-m", "kernels.compile_gate", *options],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    """Exit status and output."""
+    folders = os.pathsep.join(map(str, paths or []))
+    done = run_python("-m", "kernels.compile_gate", *options, PYTHONPATH=folders)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +20,8 @@ from kernels.bench.report import costs, document, table
 from kernels.bench.row import Call, Contender, Goal, Limit, Limits, Row, outcome_of, spread
 from kernels.bench.suite import NO_KERNEL, Machine, all_rows, run_row, run_rows
 from kernels.bench.timing import HostTimer, Run, sets_for
+from tests.kernels.own_process import run_python
 
-ROOT = Path(__file__).parent.parent.parent
 LIMITS = Limits(copy=4e12, product=8e14)
 MIB = 1 << 20
 
@@ -215,17 +213,8 @@ def test_the_report_names_everything():
 
 
 def run_command(*options: str, interpret: bool) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if interpret:
-        environment["TRITON_INTERPRET"] = "1"
-    return subprocess.run(
-        [sys.executable, "-m", "kernels.bench", *options],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
+    switch = {"TRITON_INTERPRET": "1"} if interpret else {}
+    return run_python("-m", "kernels.bench", *options, **switch)
 
 
 def test_the_command_prints_a_table_and_json_and_keeps_it(tmp_path: Path):
@@ -269,16 +258,7 @@ for row in all_rows():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_row_compiles_at_full_size_for_an_h200(tmp_path: Path):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
+    done = run_python("-c", OFFLINE, TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "BAD" not in done.stdout, done.stdout
     own = sum(contender.own for row in all_rows() for contender in row.contenders)

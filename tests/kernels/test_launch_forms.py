@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="no Triton for this machine")
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.kernels.own_process import run_python
+
 ARCHS = ("80", "90")
 
 # A model's sizes that a case stands for whatever they are.
@@ -57,15 +54,7 @@ def form(told: dict[str, Any]) -> Form:
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, Any]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.launch_forms", *ARCHS],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-m", "tests.kernels.launch_forms", *ARCHS)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 

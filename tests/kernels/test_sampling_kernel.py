@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 
 import pytest
 import torch
+from sampling_cases import row_of
 
 import kernels
 from kernels import SampleOutput, SamplingTensors, SparseBias, SparseIds, reference
@@ -76,24 +76,6 @@ def test_the_same_tokens_as_the_reference(seed):
     assert torch.equal(got.token_ids, wanted.token_ids)
     assert torch.equal(got.non_finite, wanted.non_finite)
     torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
-
-
-def row_of(params: SamplingTensors, row: int) -> SamplingTensors:
-    fields = {}
-    for field in dataclasses.fields(params):
-        value = getattr(params, field.name)
-        if isinstance(value, torch.Tensor):
-            fields[field.name] = value[row : row + 1]
-        elif value is not None:
-            mine = value.rows == row
-            fields[field.name] = type(value)(
-                *(
-                    torch.zeros_like(part[mine]) if name.name == "rows" else part[mine]
-                    for name in dataclasses.fields(value)
-                    for part in [getattr(value, name.name)]
-                )
-            )
-    return SamplingTensors(**fields)
 
 
 @pytest.mark.parametrize("seed", range(0, 80, 4))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,8 +23,8 @@ from kernels.tuner.pruning import resident_blocks, why_dropped
 from kernels.tuner.search import Bench, Choice, choose, choose_all
 from kernels.tuning import Row, Tuning, lookup, trying
 from kernels.tuning_writer import merged, write_table
+from tests.kernels.own_process import ROOT, run_python
 
-ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {"arch": 90, "date": "2026-01-01T00:00:00Z", "device": "NVIDIA H200"}
 
 
@@ -348,16 +345,8 @@ def test_every_problem_s_conditions_meet_its_launches(tmp_path: Path):
     """A condition that no launch looks up is an error, wherever a candidate is compiled."""
     script = tmp_path / "offline.py"
     script.write_text(OFFLINE)
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
+    cache = str(tmp_path / "cache")
+    done = run_python(str(script), TRITON_CACHE_DIR=cache, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "NotCompiled" not in done.stdout, done.stdout
     assert "not reached" not in done.stdout, done.stdout

@@ -15,9 +15,9 @@ import stepping
 import torch
 import workloads
 from fake_device import FakeDevice
-from gpu_plans import GREEDY, IDS, assert_same, decode, start
+from gpu_plans import GREEDY, IDS, assert_overlapped_steps_are, decode
 
-from server.engine.plan import AdmittedRow, PendingResult, PlannedRow, StepPlan, StepResult
+from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
 from server.execution.device import CudaDevice
 from weights.spec import ModelSpec
 from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
@@ -85,13 +85,5 @@ def test_the_kernels_of_a_gpu_answer_as_a_cpu_does(
         batch_invariant=batch_invariant,
         **sizes,
     )
-    in_flight: list[PendingResult] = []
-    results: list[StepResult] = []
-    for plan in plans():
-        in_flight.append(start(built.runner, plan))
-        if len(in_flight) == 2:
-            results.append(in_flight.pop(0).result())
-    results += [pending.result() for pending in in_flight]
-    for got, want in zip(results, expected, strict=True):
-        assert_same(got, want)
+    assert_overlapped_steps_are(expected, built.runner, plans())
     assert built.runner.graphs.captured == (2, 4)
