@@ -236,8 +236,8 @@ def _rows(device: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """A line for each kind, its parts below it, the total last."""
     rows, ready = [_HEADER], device["ready"]
     for kind, line in device["kinds"].items():
-        held = (line["bytes"], line["peak_bytes"]) if ready else (None, None)
-        rows.append(_row(kind, *held, line["planned_bytes"]))
+        now, peak = (line["bytes"], line["peak_bytes"]) if ready else (None, None)
+        rows.append(_row(kind, now, peak, line["planned_bytes"]))
         for part in line["parts"]:
             planned = part.get("planned_bytes")
             rows.append(_row(f"  {part['part']}", part["bytes"], planned=planned))

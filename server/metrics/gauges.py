@@ -124,8 +124,9 @@ def _memory(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
     estimated = {kind: name for name, kind in registry.ESTIMATED_KINDS.items()}
     yield registry.MEMORY_ESTIMATED, _by(_named(estimated, reading), device)
     yield registry.KV_BYTES, _by(parts)
-    yield registry.MEMORY_TOTAL, [((device,), reading.get("total", 0))]
-    weights = sources.weights()
+    # Without a reading there is no engine: its device is not empty, nobody has looked.
+    yield registry.MEMORY_TOTAL, [((device,), reading["total"])] if reading else []
+    weights = sources.weights() if reading else ()
     yield registry.WEIGHTS, [((device, part, dtype), size) for part, dtype, size in weights]
     host = {"api_process_resident": sources.host_bytes()}
     yield registry.HOST_MEMORY, _by({**host, **_named(_HOST, reading)})

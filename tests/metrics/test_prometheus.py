@@ -133,6 +133,16 @@ def test_gauges_are_those_of_the_moment_of_the_scrape() -> None:
     assert world.value("quire_engine_up") == 0
 
 
+def test_without_a_reading_no_memory_is_called_empty() -> None:
+    world = World()
+    world.reading.clear()
+    names = {name for name, _ in world.scrape()}
+    assert "quire_memory_planned_bytes" in names
+    absent = {"quire_memory_bytes", "quire_memory_total_bytes", "quire_weights_bytes"}
+    assert not absent & names
+    assert world.value("quire_host_memory_bytes", what="api_process_resident") > 0
+
+
 def test_memory_is_exported_by_kind_with_its_peak_and_plan() -> None:
     world = World()
     for kind in MemoryKind:
