@@ -2,7 +2,9 @@
 
     python -m loadtest.blank_server GAP      prints its port; serves until its input ends
 
-Every stream gets one event each GAP seconds, from one timer for all of them.
+Every stream gets one event each GAP seconds, all from one timer, as a server's step gives them. For
+each line that it reads it says how it fared since the line before: its CPU, and by how much the
+last stream of a step was late (99th percentile), which is no lateness of the client.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import json
 import re
 import sys
+import time
 
 from loadtest.limits import raise_file_limit
 
@@ -58,7 +61,29 @@ class _Stream(asyncio.Protocol):
         self._streams.pop(self, None)
 
 
-async def _tick(streams: dict[_Stream, int], gap: float) -> None:
+class _Fare:
+    """What a tick took, and when one looked last."""
+
+    def __init__(self) -> None:
+        self._late: list[float] = []
+        self._looked, self._cpu = time.perf_counter(), time.process_time()
+
+    def note(self, late: float) -> None:
+        self._late.append(late)
+
+    def line(self) -> str:
+        """JSON since the last line: ``cpu`` seconds a second, ``late_p99`` seconds."""
+        now, cpu = time.perf_counter(), time.process_time()
+        late = sorted(self._late) or [0.0]
+        fare = {
+            "cpu": (cpu - self._cpu) / (now - self._looked),
+            "late_p99": late[round((len(late) - 1) * 0.99)],
+        }
+        self._late, self._looked, self._cpu = [], now, cpu
+        return json.dumps(fare)
+
+
+async def _tick(streams: dict[_Stream, int], gap: float, fare: _Fare) -> None:
     loop = asyncio.get_running_loop()
     due = loop.time()
     while True:
@@ -73,6 +98,8 @@ async def _tick(streams: dict[_Stream, int], gap: float) -> None:
             else:
                 stream.transport.write(_END)
                 del streams[stream]
+        if streams:
+            fare.note(loop.time() - due)
 
 
 async def main(gap: float) -> None:
@@ -81,8 +108,10 @@ async def main(gap: float) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Stream(streams), "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
-    ticking = asyncio.create_task(_tick(streams, gap))
-    await loop.run_in_executor(None, sys.stdin.read)
+    fare = _Fare()
+    ticking = asyncio.create_task(_tick(streams, gap, fare))
+    while await loop.run_in_executor(None, sys.stdin.readline):
+        print(fare.line(), flush=True)
     ticking.cancel()
 
 

@@ -8,6 +8,7 @@ shows how far the measured gaps are from the truth.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,8 +31,12 @@ _SPARE_FILES = 64
 
 @dataclass(frozen=True, slots=True)
 class Level:
+    """``server_cpu`` and ``server_late`` are the streaming process's own: it shares the cores."""
+
     streams: int
     result: RunResult
+    server_cpu: float
+    server_late: float
 
 
 async def find_ceiling() -> list[Level]:
@@ -50,7 +55,12 @@ async def find_ceiling() -> list[Level]:
         for streams in LEVELS:
             if streams + _SPARE_FILES > files:
                 break
-            found.append(Level(streams, await _at(port, streams)))
+            process.stdin.write(b"\n")
+            await process.stdout.readline()
+            result = await _at(port, streams)
+            process.stdin.write(b"\n")
+            fare = json.loads(await process.stdout.readline())
+            found.append(Level(streams, result, fare["cpu"], fare["late_p99"]))
             if found[-1].result.client.complaint:
                 break
     finally:
@@ -81,7 +91,8 @@ async def _at(port: int, streams: int) -> RunResult:
 
 def render(levels: list[Level]) -> str:
     """A table, and the ceiling in words."""
-    rows = [["streams", "events/s", "client CPU", "loop late p99", "ITL p50", "ITL p99", ""]]
+    head = ["streams", "events/s", "client CPU", "loop late p99", "ITL p50", "ITL p99"]
+    rows = [[*head, "server CPU", "server late p99", ""]]
     for level in levels:
         result, client = level.result, level.result.client
         gaps = result.summaries.get("itl")
@@ -92,6 +103,8 @@ def render(levels: list[Level]) -> str:
                 f"{client.cpu:.0%}",
                 seconds(client.lag_p99),
                 *("" if gaps is None else seconds(gaps.percentiles[p].value) for p in (50.0, 99.0)),
+                f"{level.server_cpu:.0%}",
+                seconds(level.server_late),
                 "too much" if client.complaint else "",
             ]
         )

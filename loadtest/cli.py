@@ -1,8 +1,9 @@
 """The command line: python -m loadtest run | sweep | replay | ceiling | compare.
 
 Exit codes: 0 measured, and every objective held; 1 measured, and an objective, the canary or a
-gauge at the end did not hold; 2 a scenario, trace or option is malformed; 3 there is no server to
-measure; 130 stopped by the user (what was measured until then is shown and kept).
+gauge at the end did not hold, or nothing was answered; 2 a scenario, trace or option is malformed;
+3 there is no server to measure; 130 stopped by the user (what was measured until then is shown and
+kept).
 """
 
 from __future__ import annotations

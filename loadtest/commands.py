@@ -123,6 +123,9 @@ def compare(parsed: argparse.Namespace) -> int:
     scenarios = {result["scenario"]["arrivals"] for side in sides for result in side}
     if len(scenarios) > 1:
         print(f"! the loads differ: {'; '.join(sorted(scenarios))}\n")
+    for name, side in zip("AB", sides, strict=True):
+        for line in dict.fromkeys(line for result in side for line in result["complaints"]):
+            print(f"! {name}: {line}")
     rows = [["", "A", "B", "B / A [interval]", "B is"]]
     for one in differences:
         shown = [f"{value:.1f}" for value in (one.a, one.b)]
@@ -233,7 +236,12 @@ def _sweep_table(results: Sequence[RunResult]) -> str:
                 str(failed),
             ]
         )
-    return aligned(rows)
+    said = [
+        f"! {result.scenario['arrivals']}: {line}"
+        for result in results
+        for line in result.complaints
+    ]
+    return "\n".join([aligned(rows), *said])
 
 
 def _numbers(option: str, text: str) -> list[float]:

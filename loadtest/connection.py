@@ -1,13 +1,15 @@
 """HTTP/1.1 over asyncio transports, parsed by httptools: kept connections, times at arrival.
 
 A general client would buffer, decode and wake a task for each piece; at thousands of streams that
-is what one would measure. Here the callback that gets the bytes takes the time and cuts events, and
-a task wakes once a request: when it ends.
+is what one would measure. Here the callback that gets the bytes takes the time and keeps them, all
+connections read into one buffer (asyncio's own would be a new one of 256 KiB for each read, which
+takes longer than the read), and a task wakes once a request: when it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from collections import deque
@@ -15,8 +17,11 @@ from dataclasses import dataclass
 
 import httptools
 
-from loadtest.events import DONE, EventCutter
+from loadtest.events import EventCutter
 from loadtest.exchange import Exchange, Failure
+
+_READ_BYTES = 1 << 16
+_SLOW_READ_BYTES = 1024  # of a slow reader, who also has hardly any room in the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +40,18 @@ class Address:
         return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
 
 
-class _Connection(asyncio.Protocol):
-    """One connection, one exchange at a time."""
+class _Connection(asyncio.BufferedProtocol):
+    """One connection, one exchange at a time. ``buffer`` is shared: it is empty between reads."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
         self._loop = loop
+        self._buffer = buffer
         self._exchange: Exchange | None = None
         self._done: asyncio.Future[None] | None = None
+        self._parser: httptools.HttpResponseParser | None = None
         self._cutter = EventCutter()
+        self._events = 0
+        self._until_close = True
         self.transport: asyncio.Transport | None = None
         self.reusable = True
 
@@ -50,9 +59,12 @@ class _Connection(asyncio.Protocol):
         """Sends; the future ends when the exchange has."""
         if self.transport is None:
             raise RuntimeError("a connection sends after it was made")
-        self._exchange, self._cutter = exchange, EventCutter()
+        self._exchange, self._cutter, self._events = exchange, EventCutter(), 0
+        self._until_close = True
         self._done = self._loop.create_future()
         self._parser = httptools.HttpResponseParser(self)
+        if exchange.pause_s:
+            self._read_little()
         exchange.sent = time.perf_counter()
         self.transport.write(exchange.head + exchange.content)
         return self._done
@@ -61,20 +73,31 @@ class _Connection(asyncio.Protocol):
         if isinstance(transport, asyncio.Transport):
             self.transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        exchange = self._exchange
-        if exchange is None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        slow = self._exchange is not None and self._exchange.pause_s
+        return self._buffer[:_SLOW_READ_BYTES] if slow else self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        exchange, parser = self._exchange, self._parser
+        if exchange is None or parser is None:
             self.close()  # bytes that nobody asked for
             return
-        exchange.bytes_in += len(data)
+        exchange.bytes_in += nbytes
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(self._buffer[:nbytes])
         except httptools.HttpParserError as error:
             self._end(Failure.MALFORMED, f"no HTTP/1.1: {error}")
             return
         if self._exchange is not None and exchange.pause_s and self.transport is not None:
             self.transport.pause_reading()
             self._loop.call_later(exchange.pause_s, self._resume)
+
+    def _read_little(self) -> None:
+        """Leaves the rest in the server's hands: only a full buffer makes a reader slow."""
+        self.reusable = False
+        found = None if self.transport is None else self.transport.get_extra_info("socket")
+        if found is not None:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_READ_BYTES)
 
     def _resume(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
@@ -83,12 +106,14 @@ class _Connection(asyncio.Protocol):
     # httptools calls these.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        exchange = self._exchange
-        if exchange is not None and name.lower() == b"content-type":
-            exchange.is_stream = value.lower().startswith(b"text/event-stream")
+        name = name.lower()
+        if name == b"content-type" and self._exchange is not None:
+            self._exchange.is_stream = value.lower().startswith(b"text/event-stream")
+        elif name in (b"content-length", b"transfer-encoding"):
+            self._until_close = False
 
     def on_headers_complete(self) -> None:
-        if self._exchange is not None:
+        if self._exchange is not None and self._parser is not None:
             self._exchange.headers = time.perf_counter()
             self._exchange.status = self._parser.get_status_code()
 
@@ -99,29 +124,31 @@ class _Connection(asyncio.Protocol):
         if not exchange.is_stream:
             exchange.body += body
             return
-        now = time.perf_counter()
-        for event in self._cutter.feed(body):
-            exchange.events.append(event)
-            exchange.event_times.append(now)
-        if exchange.cancel_after is not None and len(exchange.events) >= exchange.cancel_after:
-            self._end(Failure.CANCELLED, f"after {len(exchange.events)} events, as asked for")
+        exchange.piece_times.append(time.perf_counter())
+        exchange.pieces.append(body)
+        if exchange.cancel_after is not None:
+            self._events += len(self._cutter.feed(body))
+            if self._events >= exchange.cancel_after:
+                self._end(Failure.CANCELLED, f"after {self._events} events, as asked for")
 
     def on_message_complete(self) -> None:
-        exchange = self._exchange
-        if exchange is None or exchange.status < 200:
+        exchange, parser = self._exchange, self._parser
+        if exchange is None or parser is None or exchange.status < 200:
             return  # 100 Continue and its like come before the answer
-        self.reusable = self.reusable and self._parser.should_keep_alive()
-        if exchange.is_stream and exchange.events[-1:] != [DONE]:
-            self._end(Failure.TRUNCATED, "the stream ended without data: [DONE]")
-        else:
-            self._end(None)
+        self.reusable = self.reusable and parser.should_keep_alive()
+        self._end(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.reusable = False
-        if self._exchange is not None:
-            reason = str(error) if error else "closed by the server"
-            began = self._exchange.headers is not None
-            self._end(Failure.TRUNCATED if began else Failure.CLOSED, reason)
+        self._parser = None  # it knows this connection: a circle that nobody else would break
+        if self._exchange is None:
+            return
+        if self._exchange.headers is None:
+            self._end(Failure.CLOSED, str(error or "closed by the server"))
+        elif error is not None or not self._until_close:
+            self._end(Failure.TRUNCATED, str(error or "closed by the server"))
+        else:
+            self._end(None)  # an answer of no stated length ends with its connection
 
     def fail(self, failure: Failure, detail: str) -> None:
         """Ends the exchange under way, if there is one, and the connection."""
@@ -153,6 +180,7 @@ class HttpClient:
         self._address = address
         self._timeout_s = timeout_s
         self._idle: deque[_Connection] = deque()
+        self._buffer = memoryview(bytearray(_READ_BYTES))
         self._ssl = ssl.create_default_context() if address.secure else None
         self.connections_made = 0
 
@@ -200,7 +228,7 @@ class HttpClient:
         try:
             async with asyncio.timeout(self._timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(loop),
+                    lambda: _Connection(loop, self._buffer),
                     self._address.host,
                     self._address.port,
                     ssl=self._ssl,

@@ -2,7 +2,7 @@
 
 An open schedule is kept by one task that sleeps until a request is due and starts it, whatever the
 others do; the next body is made before the sleep, so that making it delays nobody. A closed loop is
-as many tasks as users. Times are seconds from the start.
+as many tasks as users, who come a few at a time. Times are seconds from the start.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from loadtest.arrivals import Arrivals, ClosedLoop
 from loadtest.connection import Address, HttpClient, request_head
 from loadtest.exchange import Exchange
-from loadtest.records import RequestRecord, read_exchange
+from loadtest.harvest import Harvest
+from loadtest.records import RequestRecord, read_in_steps
 from loadtest.workload import Job, Workload
 
 Hear = Callable[[RequestRecord], None]
+_USERS_AT_ONCE = 8  # whose first requests are made in one turn of the loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ class Driver:
         self._workload = workload
         self._alter = alter
         self._hear = hear
+        self._harvest = Harvest(hear)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ask_until = math.inf
         self.start = 0.0  # perf_counter of second 0
         self.in_flight = 0
         self.not_sent = 0  # due while max_in_flight were under way
@@ -78,6 +83,7 @@ class Driver:
         On cancellation what has ended was heard, and the rest is recorded as cancelled.
         """
         self.start = time.perf_counter()
+        self._ask_until = math.inf if bounds.seconds is None else bounds.seconds
         try:
             if isinstance(arrivals, ClosedLoop):
                 await self._closed(arrivals.concurrency, bounds)
@@ -88,21 +94,22 @@ class Driver:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._harvest.finish()
             await self._client.close()
 
     def now(self) -> float:
-        return time.perf_counter() - self.start
+        """0 until it has begun."""
+        return time.perf_counter() - self.start if self.start else 0.0
 
     async def _open(self, times: Iterator[float], bounds: Bounds) -> None:
         jobs = self._workload.jobs()
         for number, (due, job) in enumerate(zip(times, jobs, strict=False)):
             if bounds.requests is not None and number >= bounds.requests:
                 break
-            if bounds.seconds is not None and due > bounds.seconds:
-                await self._sleep_until(bounds.seconds)
-                break
             exchange, kind = self._exchange(job)
-            await self._sleep_until(due)
+            await self._sleep_until(min(due, self._ask_until))
+            if due > self._ask_until:
+                break
             if self.in_flight >= bounds.max_in_flight:
                 self.not_sent += 1
                 continue
@@ -114,7 +121,7 @@ class Driver:
         limit = bounds.requests
 
         async def user() -> None:
-            while bounds.seconds is None or self.now() < bounds.seconds:
+            while self.now() < self._ask_until:
                 number = next(numbers)
                 if limit is not None and number >= limit:
                     break
@@ -123,13 +130,17 @@ class Driver:
                 await self._conversation(job, exchange, kind, None)
             self._stop_asking()
 
-        for _ in range(users):
+        for number in range(1, users + 1):
             self._spawn(user())
-        if bounds.seconds is not None:
-            await self._sleep_until(bounds.seconds)
-            await self._drain(bounds.grace_s)
-        else:
-            await asyncio.gather(*self._tasks)
+            if number % _USERS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # who has answers to read comes first
+        if self._tasks:
+            left = self._ask_until - self.now() + bounds.grace_s
+            await asyncio.wait(self._tasks, timeout=None if math.isinf(left) else left)
+
+    def stop(self) -> None:
+        """Asks for nothing more; what is under way may end."""
+        self._ask_until = self.now()
 
     def _stop_asking(self) -> None:
         if self.sent_until is None:
@@ -142,27 +153,31 @@ class Driver:
     async def _conversation(
         self, job: Job, exchange: Exchange, kind: str, due: float | None
     ) -> None:
-        """One request, and where it is a conversation its further turns."""
-        record = await self._send(job, exchange, kind, due)
-        while job.turns_left and record.ok:
+        """One request, and where it is a conversation its further turns, while time lasts."""
+        read = await self._send(job, exchange, kind, due)
+        while job.turns_left and self.now() < self._ask_until:
+            record = await read
+            if not record.ok:
+                break
             job = self._workload.next_turn(job, record.text)
             exchange, kind = self._exchange(job)
-            record = await self._send(job, exchange, kind, None)
+            read = await self._send(job, exchange, kind, None)
 
     async def _send(
         self, job: Job, exchange: Exchange, kind: str, due: float | None
-    ) -> RequestRecord:
+    ) -> asyncio.Future[RequestRecord]:
+        """Until the exchange has ended; its record comes when there is time to read it."""
         intended = self.now() if due is None else due
         self.in_flight += 1
         try:
             await self._client.send(exchange)
         finally:
             self.in_flight -= 1
-            record = read_exchange(
+            reading = read_in_steps(
                 exchange, index=job.index, start=self.start, intended=intended, kind=kind
             )
-            self._hear(record)
-        return record
+            read = self._harvest.add(reading)
+        return read
 
     def _exchange(self, job: Job) -> tuple[Exchange, str]:
         change = self._alter(job)

@@ -16,7 +16,9 @@ class Failure(StrEnum):
 
     CONNECT = "connect"  # no connection
     CLOSED = "closed"  # the server closed before the end
-    TRUNCATED = "truncated"  # a stream without its last event
+    TRUNCATED = (
+        "truncated"  # an answer that began and did not end, or a stream without its last event
+    )
     MALFORMED = "malformed"  # no HTTP, or no server-sent events where they were due
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"  # by us, on purpose
@@ -26,9 +28,9 @@ class Failure(StrEnum):
 class Exchange:
     """What is sent, and what came back.
 
-    ``events`` are the data of a stream's events and ``event_times`` the time of each; ``body`` is
+    ``pieces`` are a stream's body as it arrived and ``piece_times`` the time of each; ``body`` is
     the answer where it is no stream. ``cancel_after`` closes the connection when so many events
-    have come; ``pause_s`` waits so long before each further read: a slow reader.
+    have come; ``pause_s`` waits so long before each further small read: a slow reader.
     """
 
     head: bytes
@@ -43,8 +45,8 @@ class Exchange:
     ended: float = 0.0
     status: int = 0
     is_stream: bool = False
-    events: list[bytes] = field(default_factory=list)
-    event_times: list[float] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)
+    piece_times: list[float] = field(default_factory=list)
     body: bytearray = field(default_factory=bytearray)
     bytes_in: int = 0
     failure: Failure | None = None

@@ -16,10 +16,12 @@ from typing import Any
 from loadtest.arrivals import Arrivals, ClosedLoop
 from loadtest.chaos import Canary, Chaos
 from loadtest.client_load import LoadMeter
+from loadtest.collector import no_full_collections
 from loadtest.connection import HttpClient
 from loadtest.driver import Bounds, Driver, Target
 from loadtest.limits import raise_file_limit
 from loadtest.records import RequestRecord
+from loadtest.refusal import Refusal
 from loadtest.result import RunResult
 from loadtest.scenario import Scenario
 from loadtest.scrape import Scraper
@@ -91,12 +93,19 @@ async def measure(
     raise_file_limit()
     arrivals = arrivals or scenario.arrivals
     records: list[RequestRecord] = []
+    refusal = Refusal()
+
+    def hear(record: RequestRecord) -> None:
+        records.append(record)
+        if refusal.note(record):
+            driver.stop()
+
     driver = Driver(
         HttpClient(target.address, options.timeout_s),
         target,
         workload or Workload(scenario, model),
         Chaos(scenario.chaos, scenario.seed),
-        records.append,
+        hear,
     )
     scraper = Scraper(target, driver.now)
     canary = Canary(target, model, scenario.api, options.timeout_s) if scenario.chaos else None
@@ -113,12 +122,14 @@ async def measure(
     async with LoadMeter() as meter:
         watchers = _watchers(driver, scraper if before else None, canary, meter, records, show)
         try:
-            await driver.run(arrivals, bounds, scenario.seed)
+            with no_full_collections():
+                await driver.run(arrivals, bounds, scenario.seed)
         except asyncio.CancelledError:
             interrupted = True
         finally:
             await _stop(watchers)
     seconds = driver.now()
+    records.sort(key=lambda record: record.ended)
     if not interrupted:
         await scraper.settle(before)
     await scraper.close()
@@ -137,6 +148,7 @@ async def measure(
         canary=None if canary is None else canary.report,
         objectives=dict(scenario.objectives),
         not_sent=driver.not_sent,
+        refused=refusal.reason,
         interrupted=interrupted,
         closed_loop=isinstance(arrivals, ClosedLoop),
     )

@@ -17,6 +17,8 @@ class Progress:
         self._label = label
         self._live = stream.isatty()
         self._next = 0.0
+        self._counted = 0
+        self._failed = 0
 
     def __call__(self, moment: Moment) -> None:
         if not self._live and moment.second < self._next:
@@ -37,9 +39,10 @@ class Progress:
         recent = [record for record in moment.records[-500:] if record.ended >= since]
         firsts = sorted(r.first_token - r.sent for r in recent if r.first_token is not None)
         ttft = f", TTFT {seconds(firsts[len(firsts) // 2])}" if firsts else ""
-        failed = sum(not record.ok for record in moment.records)
+        self._failed += sum(not record.ok for record in moment.records[self._counted :])
+        self._counted = len(moment.records)
         return (
             f"{self._label} {moment.second:5.0f} s  {moment.driver.in_flight} under way, "
-            f"{len(moment.records)} ended, {failed} failed{ttft}"
+            f"{len(moment.records)} ended, {self._failed} failed{ttft}"
             f"{f', LOOP LATE {seconds(moment.lag)}' if moment.lag > 0.05 else ''}"
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from loadtest.events import DONE
+from loadtest.events import DONE, EventCutter
 from loadtest.exchange import Exchange, Failure
+
+_STEP = 64  # pieces of an answer, a quarter of a millisecond
+_TRUNCATED = Failure.TRUNCATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class _Answer:
     usage: Mapping[str, Any] | None = None
     error: str | None = None
     malformed: str | None = None
+    done: bool = False  # the last event said so
 
     def take(self, value: object, time: float) -> None:
         if not isinstance(value, dict):
@@ -83,7 +87,11 @@ class _Answer:
             return
         if isinstance(value.get("usage"), dict):
             self.usage = value["usage"]
-        for choice in value.get("choices") or ():
+        choices = value.get("choices") or []
+        if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
+            self.malformed = "an event's choices are no list of objects"
+            return
+        for choice in choices:
             text = _text_of(choice)
             if text:
                 self.text.append(text)
@@ -96,56 +104,83 @@ def read_exchange(
     exchange: Exchange, *, index: int, start: float, intended: float, kind: str = "normal"
 ) -> RequestRecord:
     """The record of an ended exchange. ``start`` is the perf_counter of second 0."""
-    answer = _read_events(exchange) if exchange.is_stream else _read_body(exchange)
+    reading = read_in_steps(exchange, index=index, start=start, intended=intended, kind=kind)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            record: RequestRecord = end.value
+            return record
+
+
+def read_in_steps(
+    exchange: Exchange, *, index: int, start: float, intended: float, kind: str
+) -> Generator[None, None, RequestRecord]:
+    """As read_exchange, with a rest after every few events: a long answer takes milliseconds."""
+    answer = _Answer()
+    if exchange.is_stream:
+        yield from _read_events(exchange, answer)
+    else:
+        _read_body(exchange, answer)
     usage = answer.usage or {}
-    details = usage.get("prompt_tokens_details") or {}
+    details = usage.get("prompt_tokens_details")
+    outcome, detail = _outcome(exchange, answer)
     return RequestRecord(
         index=index,
         intended=intended,
         sent=exchange.sent - start,
         ended=exchange.ended - start,
         status=exchange.status,
-        outcome=_outcome(exchange, answer),
+        outcome=outcome,
         connect_seconds=(
             None if exchange.connected is None else exchange.connected - exchange.began
         ),
         token_times=tuple(time - start for time in answer.times),
         prompt_tokens=_count(usage.get("prompt_tokens")),
-        cached_tokens=_count(details.get("cached_tokens")),
+        cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else None,
         completion_tokens=_count(usage.get("completion_tokens")),
         finish_reason=answer.finish_reason,
         text="".join(answer.text),
-        detail=exchange.detail or answer.error or answer.malformed or "",
+        detail=detail,
         kind=kind,
         retries=exchange.retries,
     )
 
 
-def _outcome(exchange: Exchange, answer: _Answer) -> str:
-    if exchange.failure is not None:
-        return str(exchange.failure)
+def _outcome(exchange: Exchange, answer: _Answer) -> tuple[str, str]:
+    """Its name, and what there is to say about it. What the server said itself goes first."""
+    failure = exchange.failure
+    if answer.error is not None and exchange.status == 200 and failure in (None, _TRUNCATED):
+        return "error", answer.error
+    if failure is not None:
+        return str(failure), exchange.detail
     if exchange.status != 200:
-        return f"http_{exchange.status}"
-    if answer.error is not None:
-        return "error"
-    return "ok" if answer.malformed is None else str(Failure.MALFORMED)
+        return f"http_{exchange.status}", answer.error or answer.malformed or ""
+    if answer.malformed is not None:
+        return str(Failure.MALFORMED), answer.malformed
+    if exchange.is_stream and not answer.done:
+        return str(_TRUNCATED), "the stream ended without data: [DONE]"
+    return "ok", ""
 
 
-def _read_events(exchange: Exchange) -> _Answer:
-    answer = _Answer()
-    for data, time in zip(exchange.events, exchange.event_times, strict=True):
-        if data != DONE:
-            answer.take(_json(data), time)
-    return answer
+def _read_events(exchange: Exchange, answer: _Answer) -> Generator[None, None, None]:
+    cutter = EventCutter()
+    for number, (piece, time) in enumerate(
+        zip(exchange.pieces, exchange.piece_times, strict=True), 1
+    ):
+        for data in cutter.feed(piece):
+            answer.done = data == DONE
+            if not answer.done:
+                answer.take(_json(data), time)
+        if number % _STEP == 0:
+            yield
 
 
-def _read_body(exchange: Exchange) -> _Answer:
-    answer = _Answer()
+def _read_body(exchange: Exchange, answer: _Answer) -> None:
     if exchange.failure is None or exchange.body:
         answer.take(_json(bytes(exchange.body)), exchange.ended)
     if exchange.status == 200 and exchange.failure is None and answer.malformed:
         answer.malformed = "the answer is neither server-sent events nor JSON"
-    return answer
 
 
 def _json(data: bytes) -> object:
@@ -155,16 +190,16 @@ def _json(data: bytes) -> object:
         return None
 
 
-def _text_of(choice: object) -> str:
+def _text_of(choice: Mapping[str, Any]) -> str:
     """A completion's text, or a chat's content, reasoning or tool arguments: whatever is output."""
-    if not isinstance(choice, dict):
-        return ""
     delta = choice.get("delta") or choice.get("message")
     if not isinstance(delta, dict):
         return str(choice.get("text") or "")
     parts = [delta.get("reasoning_content"), delta.get("reasoning"), delta.get("content")]
-    for call in delta.get("tool_calls") or ():
-        parts.append((call.get("function") or {}).get("arguments"))
+    calls = delta.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        parts.append(function.get("arguments") if isinstance(function, dict) else None)
     return "".join(part for part in parts if isinstance(part, str))
 
 

@@ -20,6 +20,7 @@ from loadtest.measures import CONFIDENCE, MEASURES, Estimate, Summary, summarise
 from loadtest.objectives import Goodput, goodput
 from loadtest.records import RequestRecord
 from loadtest.scrape import ServerSeries
+from loadtest.server_side import ServerSide, server_side
 from loadtest.steady import Steady
 
 FORMAT = "quire-loadtest-1"
@@ -50,11 +51,13 @@ class RunResult:
     canary: CanaryReport | None
     objectives: Mapping[str, float]
     not_sent: int = 0
+    refused: str | None = None  # what the server said to the first requests, all of them
     interrupted: bool = False
     closed_loop: bool = False
     summaries: dict[str, Summary] = field(default_factory=dict)
     rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0, 0.0))
     goodput: Goodput | None = None
+    server_side: ServerSide | None = None
 
     def __post_init__(self) -> None:
         counted = self.counted
@@ -64,6 +67,7 @@ class RunResult:
             if (summary := summarise(measure, counted)) is not None
         }
         self.rates = _rates(self.records, self.steady)
+        self.server_side = server_side(self.server)
         if self.objectives:
             self.goodput = goodput(counted, self.objectives, self._length)
 
@@ -79,6 +83,15 @@ class RunResult:
     @property
     def outcomes(self) -> Counter[str]:
         return Counter(record.outcome for record in self.records if record.kind == "normal")
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """What was said about the first of each outcome that is no whole answer."""
+        found: dict[str, str] = {}
+        for record in self.records:
+            if not record.ok and record.kind == "normal":
+                found.setdefault(record.outcome, record.detail)
+        return found
 
     @property
     def finish_reasons(self) -> Counter[str]:
@@ -98,6 +111,10 @@ class RunResult:
     def complaints(self) -> list[str]:
         """What a reader must know before believing the figures."""
         found = []
+        if self.refused is not None:
+            found.append(f"the server refuses this scenario's requests: {self.refused}")
+        elif self.records and not self.outcomes["ok"]:
+            found.append("no request got a whole answer")
         if self.client.complaint:
             found.append(f"THE CLIENT WAS THE BOTTLENECK: {self.client.complaint}")
         if self.not_sent:
@@ -119,10 +136,10 @@ class RunResult:
 
     @property
     def is_good(self) -> bool:
-        """Whether the objectives, the canary and the gauges at the end held."""
+        """Whether there were answers, and the objectives, the canary and the gauges held."""
         canary = self.canary is None or not (self.canary.changed or self.canary.failed)
         good = self.goodput is None or self.goodput.holds
-        return good and canary and not self.server.not_back
+        return bool(self.outcomes["ok"]) and good and canary and not self.server.not_back
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -142,11 +159,14 @@ class RunResult:
             "goodput": None if self.goodput is None else asdict(self.goodput),
             "outcomes": dict(self.outcomes),
             "finish_reasons": dict(self.finish_reasons),
-            "client": asdict(self.client),
+            "client": {**asdict(self.client), "complaint": self.client.complaint},
             "not_sent": self.not_sent,
+            "refused": self.refused,
+            "failures": self.failures,
             "complaints": self.complaints,
             "canary": None if self.canary is None else asdict(self.canary),
             "server": asdict(self.server),
+            "server_side": None if self.server_side is None else asdict(self.server_side),
             "closed_loop": self.closed_loop,
             "requests": [record.as_json() for record in self.records],
         }

@@ -230,6 +230,8 @@ def _fields(table: Table) -> dict[str, Any]:
     for name in fields:
         if name in (*_OURS, *_OURS_ALSO):
             raise table.error(f"fields.{name}", "is set by the scenario's own keys")
+    if fields.get("n", 1) != 1:
+        raise table.error("fields.n", "must be 1: times are those of one answer a request")
     return fields
 
 

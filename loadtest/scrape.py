@@ -7,7 +7,7 @@ a gap, which is counted; a server without /metrics is measured without.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,7 +16,7 @@ from prometheus_client.samples import Sample
 from loadtest.connection import HttpClient, request_head
 from loadtest.driver import Target
 from loadtest.exchange import Exchange
-from loadtest.server_names import BASELINE, DIALECTS, Dialect, Name
+from loadtest.server_names import DIALECTS, Dialect, Name
 
 SETTLE_S = 10.0
 _TOLERANCE = {"kv_usage": 1e-6}
@@ -24,12 +24,16 @@ _TOLERANCE = {"kv_usage": 1e-6}
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One scrape. ``second`` is from the run's start; before it, negative."""
+    """One scrape, at ``second`` from the run's start; before it, at 0.
+
+    ``queue`` counts the requests that waited no longer than each bound in seconds.
+    """
 
     second: float
     gauges: Mapping[str, float]
     counters: Mapping[str, float]
     memory: Mapping[str, float]
+    queue: Mapping[float, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -47,23 +51,30 @@ def read_metrics(text: str, second: float) -> tuple[Dialect | None, Reading]:
 
     Raises ValueError for a text that is no exposition.
     """
-    samples: dict[str, list[Sample]] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            samples.setdefault(sample.name, []).append(sample)
+    lines = text.splitlines()
     dialect = next(
-        (known for known in DIALECTS if any(name.startswith(known.marks) for name in samples)),
-        None,
+        (known for known in DIALECTS if any(line.startswith(known.marks) for line in lines)), None
     )
     if dialect is None:
         return None, Reading(second, {}, {}, {})
+    # Only what is wanted goes through the parser: hundreds of lines take milliseconds each second.
+    wanted = dialect.metrics
+    few = "\n".join(line for line in lines if line.startswith(wanted))
+    samples: dict[str, list[Sample]] = {}
+    for family in text_string_to_metric_families(f"{few}\n"):
+        for sample in family.samples:
+            samples.setdefault(sample.name, []).append(sample)
     memory = {
         sample.labels["kind"]: sample.value
         for sample in samples.get(dialect.memory or "", ())
         if "kind" in sample.labels
     }
+    queue: dict[float, float] = {}
+    for sample in samples.get(dialect.queue or "", ()):
+        bound = float(sample.labels.get("le", "inf"))
+        queue[bound] = queue.get(bound, 0.0) + sample.value
     return dialect, Reading(
-        second, _facts(dialect.gauges, samples), _facts(dialect.counters, samples), memory
+        second, _facts(dialect.gauges, samples), _facts(dialect.counters, samples), memory, queue
     )
 
 
@@ -89,6 +100,7 @@ class Scraper:
         self._target = target
         self._now = now
         self._period_s = period_s
+        self._baseline: Sequence[str] = ()
         self.series = ServerSeries()
 
     async def once(self) -> Reading | None:
@@ -106,7 +118,7 @@ class Scraper:
             return None
         if dialect is None:
             return None
-        self.series.server = dialect.server
+        self.series.server, self._baseline = dialect.server, dialect.baseline
         self.series.readings.append(reading)
         return reading
 
@@ -117,13 +129,13 @@ class Scraper:
             await asyncio.sleep(self._period_s)
 
     async def settle(self, before: Reading | None) -> None:
-        """Waits for the gauges of BASELINE to return to ``before``; notes those that do not."""
+        """Waits for the gauges of its baseline to return to ``before``; notes those that do not."""
         if before is None:
             return
         for _ in range(round(SETTLE_S / 0.25)):
             after = await self.once()
             if after is not None:
-                self.series.not_back = _not_back(before, after)
+                self.series.not_back = _not_back(self._baseline, before, after)
                 if not self.series.not_back:
                     return
             await asyncio.sleep(0.25)
@@ -132,11 +144,13 @@ class Scraper:
         await self._client.close()
 
 
-def _not_back(before: Reading, after: Reading) -> dict[str, tuple[float, float]]:
+def _not_back(
+    baseline: Sequence[str], before: Reading, after: Reading
+) -> dict[str, tuple[float, float]]:
     """Gauges that are higher than before. A lower one was not at rest when the run began."""
     return {
         fact: (before.gauges[fact], after.gauges[fact])
-        for fact in BASELINE
+        for fact in baseline
         if fact in before.gauges
         and fact in after.gauges
         and after.gauges[fact] > before.gauges[fact] + _TOLERANCE.get(fact, 0.0)

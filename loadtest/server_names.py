@@ -27,10 +27,16 @@ class Dialect:
     gauges: dict[str, Name]
     counters: dict[str, Name]
     memory: str | None = None  # a gauge with a label ``kind``
+    queue: str | None = None  # a histogram's buckets: seconds from arrival to the first step
+    # Gauges that must be back where they were when nothing runs any more.
+    baseline: tuple[str, ...] = ("requests_running", "requests_waiting", "kv_usage")
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All names that are read."""
+        names = {name.metric for name in (*self.gauges.values(), *self.counters.values())}
+        return tuple(sorted(names | {name for name in (self.memory, self.queue) if name}))
 
-# Gauges that must be back where they were when nothing runs any more.
-BASELINE = ("requests_running", "requests_waiting", "kv_usage", "kv_tokens_filled")
 
 QUIRE = Dialect(
     "Quire",
@@ -50,9 +56,10 @@ QUIRE = Dialect(
         "prefix_hits": Name("quire_prefix_cache_hits_total"),
         "prefix_queries": Name("quire_prefix_cache_queries_total"),
         "queue_seconds": Name("quire_request_queue_seconds_sum"),
-        "queue_count": Name("quire_request_queue_seconds_count"),
     },
+    queue="quire_request_queue_seconds_bucket",
     memory="quire_memory_bytes",
+    baseline=("requests_running", "requests_waiting", "kv_usage", "kv_tokens_filled"),
 )
 
 VLLM = Dialect(
@@ -70,8 +77,8 @@ VLLM = Dialect(
         "prefix_hits": Name("vllm:prefix_cache_hits_total"),
         "prefix_queries": Name("vllm:prefix_cache_queries_total"),
         "queue_seconds": Name("vllm:request_queue_time_seconds_sum"),
-        "queue_count": Name("vllm:request_queue_time_seconds_count"),
     },
+    queue="vllm:request_queue_time_seconds_bucket",
 )
 
 LLAMA_CPP = Dialect(
@@ -87,6 +94,8 @@ LLAMA_CPP = Dialect(
         "prompt_tokens": Name("llamacpp:prompt_tokens_total"),
         "generation_tokens": Name("llamacpp:tokens_predicted_total"),
     },
+    # Its slots keep what they have computed, for the next request that begins alike.
+    baseline=("requests_running", "requests_waiting"),
 )
 
 DIALECTS = (QUIRE, VLLM, LLAMA_CPP)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from loadtest.measures import CONFIDENCE, MEASURES, PERCENTILES, Estimate
 from loadtest.objectives import WANTED_SHARE
 from loadtest.result import RunResult
+from loadtest.server_side import QUEUE_DEFINITION
 
+_MIB = 2.0**20
+_WIDEST = 160
 _BOUNDED = (50.0, 95.0, 99.0)  # whose intervals are shown; a result file has all
 
 
@@ -50,12 +53,14 @@ def _head(result: RunResult) -> str:
     failed = {name: count for name, count in outcomes.items() if name != "ok"}
     mix = ", ".join(f"{count} {name}" for name, count in sorted(failed.items())) or "none"
     reasons = ", ".join(f"{count} {name}" for name, count in result.finish_reasons.most_common())
+    said = [f"first {name}: {detail}" for name, detail in result.failures.items() if detail]
     return "\n".join(
         (
             f"{scenario['name']} against {result.target}, {result.date}, client: {result.machine}",
             f"arrivals    {scenario['arrivals']}",
             f"requests    {sum(outcomes.values())} in {result.seconds:.1f} s; "
             f"ok {outcomes['ok']}; failed: {mix}",
+            *(f"            {line[:_WIDEST]}" for line in said),
             f"finished    {reasons or 'none'}",
             f"counted     {len(result.counted)} requests of seconds {result.steady.start:.1f} to "
             f"{result.steady.end:.1f}: {result.steady.reason}",
@@ -122,12 +127,38 @@ def _server(result: RunResult) -> str:
     for fact in facts:
         values = [r.gauges[fact] for r in series.readings if fact in r.gauges]
         rows.append([fact, *(f"{value:g}" for value in (values[0], max(values), values[-1]))])
-    first, last = series.readings[0], series.readings[-1]
-    for fact in last.counters:
-        grown = last.counters[fact] - first.counters.get(fact, 0.0)
-        rows.append([fact, "", "", f"+{grown:g}"])
-    gaps = f"\n({series.failed} scrapes failed)" if series.failed else ""
-    return aligned(rows) + gaps
+    parts = [aligned(rows), *_server_side(result)]
+    held = {kind: value for kind, value in series.readings[-1].memory.items() if value}
+    if held:
+        kinds = ", ".join(f"{kind} {value / _MIB:,.0f}" for kind, value in held.items())
+        parts.append(f"memory      {kinds} MiB at the end")
+    if series.failed:
+        parts.append(f"({series.failed} scrapes failed)")
+    return "\n".join(parts)
+
+
+def _server_side(result: RunResult) -> Iterator[str]:
+    """The lines that two readings give."""
+    side = result.server_side
+    if side is None:
+        return
+    if side.queue is not None:
+        within = ", ".join(
+            f"{share:.0%} within {'its last bound' if bound is None else seconds(bound)}"
+            for share, bound in side.queue.bounds
+        )
+        mean = seconds(side.queue.mean)
+        yield f"queue       mean {mean}; {within} (of {side.queue.count} requests)"
+    if side.prompt_tokens is not None and side.generation_tokens is not None:
+        usage = sum(record.completion_tokens or 0 for record in result.records)
+        yield (
+            f"tokens      {side.prompt_tokens:,.0f} in, {side.generation_tokens:,.0f} out by the "
+            f"server's count; {usage:,} out by its answers' usage"
+        )
+    if side.prefix_hits is not None:
+        yield f"prefixes    {side.prefix_hits:.1%} of prompt tokens found in the prefix cache"
+    if side.preemptions:
+        yield f"preempted   {side.preemptions:,.0f} times"
 
 
 def _definitions(result: RunResult) -> str:
@@ -140,6 +171,8 @@ def _definitions(result: RunResult) -> str:
         for measure in MEASURES
         if measure.name in result.summaries
     ]
+    if result.server_side is not None and result.server_side.queue is not None:
+        lines.append(f"queue: {QUEUE_DEFINITION}.")
     if result.closed_loop:
         lines.append(
             "A closed loop asks a slow server less often, so its worst moments are "

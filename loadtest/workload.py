@@ -16,6 +16,7 @@ from loadtest.scenario import RequestKind, Scenario
 
 # Beyond single bytes and special tokens at the start of most vocabularies, and within small ones.
 FIRST_ID, LAST_ID = 300, 3_999
+_IDS = range(FIRST_ID, LAST_ID + 1)
 _TEXT = (
     "the of and to in that is was for on are with as at be this have from or one had by word but "
     "not what all were we when your can said there use an each which she do how their if will up "
@@ -139,5 +140,5 @@ class Workload:
 
     def _parts(self, draw: random.Random, count: int) -> list[Any]:
         if self._scenario.prompt_form == "tokens":
-            return [draw.randint(FIRST_ID, LAST_ID) for _ in range(count)]
+            return draw.choices(_IDS, k=count)
         return draw.choices(_WORDS, k=count)

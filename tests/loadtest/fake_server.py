@@ -9,7 +9,9 @@ The request itself says how it is to be answered, in a field ``script``:
     jitter          share by which each gap varies, up and down, evenly
     per_event       tokens in each event
     status          an HTTP error instead
-    failure         truncated | closed | no_http | no_events | error_event | no_json
+    failure         truncated | closed | no_http | no_events | no_json | odd_choices | error_event |
+                    error_and_close | no_length (which is none: the answer ends with its connection)
+    padding         bytes more in each event
     finish          finish_reason
 
 GET /truth gives ``{seed: {"received", "events", "ended"}}`` by the request's seed, as perf_counter
@@ -114,6 +116,10 @@ class FakeServer:
         if failure == "no_events":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>")
             return True
+        if failure == "no_length":
+            whole = json.dumps({"choices": [{"text": "x", "finish_reason": "stop"}]})
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + whole.encode())
+            return False
         draw = random.Random(request.get("seed"))
         writer.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -130,11 +136,17 @@ class FakeServer:
                     writer.write(b"0\r\n\r\n")
                     await writer.drain()
                 return False
-            self._event(writer, path, {"text": "x" * per_event})
+            padding = {"padding": "." * script["padding"]} if "padding" in script else {}
+            self._event(writer, path, {"text": "x" * per_event, **padding})
             truth["events"].append(time.perf_counter())
             await writer.drain()
-        if failure == "error_event":
+        if failure in ("error_event", "error_and_close"):
             _chunk(writer, json.dumps({"error": {"message": "as scripted"}}))
+            if failure == "error_and_close":
+                await writer.drain()
+                return False
+        elif failure == "odd_choices":
+            _chunk(writer, json.dumps({"choices": [7]}))
         elif failure == "no_json":
             _chunk(writer, "{not json")
         else:

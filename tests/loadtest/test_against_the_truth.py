@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from loadtest.measurement import Options
 from loadtest.result import RunResult
+from loadtest.table import render
 from tests.loadtest.loads import get, run, scenario
 
 SLACK_S = 0.001
@@ -126,6 +128,8 @@ def test_a_client_that_is_late_shows_in_the_intended_times_alone(fake_port: int)
         ({"failure": "no_events"}, "malformed", "neither server-sent events nor JSON"),
         ({"failure": "no_json"}, "malformed", "no JSON object"),
         ({"failure": "error_event"}, "error", "as scripted"),
+        ({"failure": "error_and_close"}, "error", "as scripted"),
+        ({"failure": "odd_choices"}, "malformed", "choices are no list of objects"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -138,13 +142,54 @@ def test_each_failure_has_its_name(
     assert not result.summaries
 
 
+def test_an_answer_of_no_stated_length_ends_with_its_connection(fake_port: int) -> None:
+    result = run(fake_port, scenario({"failure": "no_length"}, run={"requests": 2}, stream=False))
+    assert result.outcomes == {"ok": 2} and result.finish_reasons == {"stop": 2}
+
+
+def test_a_server_that_refuses_the_scenario_is_not_asked_for_long(fake_port: int) -> None:
+    """As one that knows no response_format: the first answers say why, and the run ends."""
+    one = scenario(
+        {"status": 400}, run={"seconds": 30.0}, arrivals={"kind": "closed", "concurrency": 4}
+    )
+    result = run(fake_port, one)
+    assert len(result.records) < 200 and result.seconds < 5
+    assert "refuses this scenario's requests: HTTP 400: as scripted" in result.complaints[0]
+    assert "first http_400: as scripted" in render(result)
+    assert not result.is_good
+
+
+def test_a_server_that_is_full_for_a_moment_is_asked_on(fake_port: int) -> None:
+    result = run(fake_port, scenario({"status": 429}))
+    assert result.outcomes == {"http_429": 20} and result.refused is None
+    assert not result.is_good and "no request got a whole answer" in result.complaints
+
+
+def test_a_conversation_goes_on_by_its_answers(fake_port: int) -> None:
+    kind = {"prompt_tokens": 4, "output_tokens": 3, "turns": 3}
+    one = scenario({"gap": 0.005}, api="chat", requests=[kind], run={"requests": 4})
+    result = run(fake_port, one)
+    assert result.outcomes == {"ok": 12}
+    turns = sorted((r for r in result.records if r.index == 0), key=lambda r: r.sent)
+    assert all(later.sent >= earlier.ended for earlier, later in pairwise(turns))
+
+
+def test_a_closed_loop_ends_with_whichever_bound_comes_first(fake_port: int) -> None:
+    loop = {"kind": "closed", "concurrency": 2}
+    few = run(fake_port, scenario(arrivals=loop, run={"requests": 6, "seconds": 30.0}))
+    assert few.outcomes == {"ok": 6} and few.seconds < 5
+    short = run(fake_port, scenario({"gap": 0.01}, arrivals=loop, run={"seconds": 0.3}))
+    assert 0.3 <= short.seconds < 2 and short.outcomes["ok"] > 4
+
+
 def test_an_answer_that_does_not_come_in_time(fake_port: int) -> None:
-    one = scenario({"first": 5.0}, run={"requests": 2})
+    one = scenario({"first": 1.5}, run={"requests": 2})
     result = run(fake_port, one, Options(timeout_s=0.3))
     assert result.outcomes == {"timeout": 2}
 
 
-def test_a_gauge_that_stays_up_is_told(fake_port: int) -> None:
+def test_a_gauge_that_stays_up_is_told(fake_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.scrape.SETTLE_S", 1.0)
     leak = threading.Timer(0.3, get, (fake_port, "/leak/2"))
     leak.start()
     result = run(fake_port, scenario({"first": 0.05}))
@@ -178,6 +223,19 @@ class TestChaos:
         assert all(r.events_with_text == 1 for r in cancelled if r.kind == "disconnect")
         assert result.canary is not None and result.canary.asked >= 2
         assert not result.canary.changed and not result.canary.failed
+
+    def test_a_slow_reader_is_slow_and_alone(self, fake_port: int) -> None:
+        """Half of the requests read a kilobyte, then wait a quarter of a second."""
+        one = scenario(
+            {"padding": 600}, chaos={"slow_reader": 0.5}, run={"requests": 12}, stream=True
+        )
+        result = run(fake_port, one)
+        took: dict[str, list[float]] = {"slow_reader": [], "normal": []}
+        for record in result.records:
+            assert record.ok, record
+            took[record.kind].append(record.ended - record.sent)
+        assert min(took["slow_reader"]) > 0.5 > 0.2 > max(took["normal"])
+        assert result.canary is not None and not result.canary.changed
 
     def test_a_canary_that_changes_its_song_is_a_failed_run(self, fake_port: int) -> None:
         result = run(fake_port, scenario({}, chaos={"cancel": 0.1}, run={"requests": 5}))

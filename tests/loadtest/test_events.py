@@ -28,13 +28,16 @@ def test_any_cutting_gives_the_same_events(ending: bytes, seed: int) -> None:
     # A last CR may be half of a CRLF: it ends its line when the next byte comes.
     found += cutter.feed(b"\n") if ending == b"\r" else []
     assert found == EVENTS
-    assert cutter.is_between_events
 
 
-def test_an_event_that_has_begun_is_seen() -> None:
+def test_a_whole_event_after_half_of_one_belongs_to_it() -> None:
+    """What looks like one event is none where something is open still."""
     cutter = EventCutter()
-    assert cutter.feed(b"data: half") == []
-    assert not cutter.is_between_events
+    assert cutter.feed(b"data: one\n") == []
+    assert cutter.feed(b"data: two\n\n") == [b"one\ntwo"]
+    assert cutter.feed(b"data: three") == []
+    assert cutter.feed(b"data: four\n\n") == [b"threedata: four"]
+    assert cutter.feed(b"data: five\n\n") == [b"five"]
 
 
 def test_lines_without_data_make_no_event() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from loadtest.errors import ScenarioError
 from loadtest.measures import Estimate
 from loadtest.objectives import wilson
 from loadtest.scenario import Length, read_scenario
-from loadtest.scrape import read_metrics
+from loadtest.scrape import ServerSeries, read_metrics
 from loadtest.search import Search
+from loadtest.server_names import DIALECTS
+from loadtest.server_side import server_side
 from loadtest.trace import read_trace
 from loadtest.workload import Workload
 from tests.loadtest.loads import SCENARIO, scenario
@@ -56,6 +59,7 @@ def _copy(value: Any) -> Any:
         ("requests.shared_prefix_tokens", 8, "the shortest prompt has 8"),
         ("requests.turns", 2, 'a conversation needs api = "chat"'),
         ("fields.max_tokens", 3, "fields.max_tokens: is set by the scenario's own keys"),
+        ("fields.n", 2, "fields.n: must be 1"),
         ("objectives.ttfb", 1.0, "objectives.ttfb: is no key here; known: e2e"),
         ("chaos.cancel", 1.5, "chaos.cancel: is 1.5; allowed is 0 to 1"),
         ("chaos", {"cancel": 0.6, "malformed": 0.6}, "chaos: shares add up to 1.2"),
@@ -149,6 +153,12 @@ vllm:num_requests_running{model_name="m"} 3.0
 vllm:num_requests_waiting{model_name="m"} 2.0
 vllm:kv_cache_usage_perc{model_name="m"} 0.25
 vllm:generation_tokens_total{model_name="m"} 123.0
+# TYPE vllm:request_queue_time_seconds histogram
+vllm:request_queue_time_seconds_bucket{le="0.3",model_name="m"} 8.0
+vllm:request_queue_time_seconds_bucket{le="0.5",model_name="m"} 9.0
+vllm:request_queue_time_seconds_bucket{le="+Inf",model_name="m"} 10.0
+vllm:request_queue_time_seconds_sum{model_name="m"} 5.0
+vllm:time_to_first_token_seconds_bucket{le="0.1",model_name="m"} what no parser reads
 """
 LLAMA = "llamacpp:requests_processing 1\nllamacpp:tokens_predicted_total 5\n"
 
@@ -157,11 +167,31 @@ def test_each_server_s_names_give_the_same_facts() -> None:
     dialect, reading = read_metrics(VLLM, 1.0)
     assert dialect is not None and dialect.server == "vLLM"
     assert reading.gauges == {"requests_running": 3.0, "requests_waiting": 2.0, "kv_usage": 0.25}
-    assert reading.counters == {"generation_tokens": 123.0}
+    assert reading.counters == {"generation_tokens": 123.0, "queue_seconds": 5.0}
+    assert reading.queue == {0.3: 8.0, 0.5: 9.0, float("inf"): 10.0}
     dialect, reading = read_metrics(LLAMA, 1.0)
     assert dialect is not None and dialect.server == "llama.cpp"
     assert reading.gauges == {"requests_running": 1.0}
     assert read_metrics("up 1\n", 0.0)[0] is None
+
+
+def test_the_queue_is_what_came_between_two_readings() -> None:
+    (_, first), (_, last) = read_metrics(VLLM, 1.0), read_metrics(VLLM, 9.0)
+    grown = {0.3: 8.0 + 90.0, 0.5: 9.0 + 96.0, float("inf"): 10.0 + 100.0}
+    last = replace(last, counters={**last.counters, "queue_seconds": 25.0}, queue=grown)
+    side = server_side(ServerSeries("vLLM", [first, last]))
+    assert side is not None and side.queue is not None
+    assert side.queue.count == 100 and side.queue.mean == pytest.approx(0.2)
+    assert side.queue.bounds == ((0.5, 0.3), (0.95, 0.5), (0.99, None))
+    assert side.generation_tokens == 0.0 and side.preemptions is None
+    assert server_side(ServerSeries("vLLM", [first])) is None
+
+
+def test_slots_that_keep_their_prompts_are_no_leak() -> None:
+    """llama.cpp's cells stay used after an answer; its running requests must not."""
+    llama = next(dialect for dialect in DIALECTS if dialect.server == "llama.cpp")
+    assert set(llama.baseline) == {"requests_running", "requests_waiting"}
+    assert all(set(dialect.baseline) <= set(dialect.gauges) for dialect in DIALECTS)
 
 
 class TestSearch:

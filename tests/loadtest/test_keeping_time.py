@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import time
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from loadtest import ceiling
 from loadtest.arrivals import Recorded
-from loadtest.client_load import CPU_BOUND, LAG_BOUND_S, ClientLoad
+from loadtest.client_load import CPU_BOUND, LAG_BOUND_S, ClientLoad, LoadMeter
+from loadtest.collector import no_full_collections
 from loadtest.connection import Address
 from loadtest.driver import Target
+from loadtest.harvest import TURN_S, Harvest
 from loadtest.measurement import ROUTES, Options, TracedWorkload, measure
+from loadtest.page import page
+from loadtest.records import RequestRecord
+from loadtest.table import render
 from loadtest.trace import read_trace
-from tests.loadtest.loads import scenario
+from tests.loadtest.loads import run, scenario
 
 TRIES = 4
 
@@ -63,6 +72,62 @@ def test_a_client_that_is_the_bottleneck_says_so(load: ClientLoad, said: str | N
     assert complaint is None if said is None else complaint is not None and said in complaint
 
 
+def test_a_run_that_its_client_could_not_keep_up_with_is_marked_everywhere(fake_port: int) -> None:
+    measured = run(fake_port, scenario(run={"requests": 3}))
+    assert measured.client.complaint is None
+    result = replace(measured, client=ClientLoad(CPU_BOUND + 0.05, 0.0, 0.0, 0.0))
+    said = "THE CLIENT WAS THE BOTTLENECK: this client used 95% of its core"
+    for shown in (render(result), page([result]), "\n".join(result.as_json()["complaints"])):
+        assert said in shown
+    assert result.as_json()["client"]["complaint"] == "this client used 95% of its core"
+    assert said not in render(measured)
+
+
+def test_a_halt_of_the_loop_counts_as_long_as_it_took() -> None:
+    """A quarter of the time: the p99 is nearly all of it, although no timer fired meanwhile."""
+
+    async def halted() -> ClientLoad:
+        async with LoadMeter() as meter:
+            await asyncio.sleep(0.6)
+            time.sleep(0.2)
+            await asyncio.sleep(0.01)
+        return meter.load
+
+    load = asyncio.run(halted())
+    assert load.lag_p99 > 0.15 and load.lag_max >= load.lag_p99
+    assert load.complaint is not None and "event loop" in load.complaint
+
+
+def test_answers_that_end_together_are_read_a_little_at_a_time() -> None:
+    """Sixty answers of five steps, a tenth of a second's work: the loop turns in between."""
+    heard: list[int] = []
+
+    def reading(number: int) -> Generator[None, None, RequestRecord]:
+        for _ in range(5):
+            time.sleep(TURN_S / 3)
+            yield
+        return RequestRecord(number, 0.0, 0.0, 0.0, 200, "ok")
+
+    async def read() -> int:
+        harvest = Harvest(lambda record: heard.append(record.index))
+        ends = [harvest.add(reading(number)) for number in range(60)]
+        turns = 0
+        while not ends[-1].done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert asyncio.run(read()) > 50
+    assert heard == list(range(60))
+
+
+def test_a_run_puts_full_collections_off_and_gives_them_back() -> None:
+    before = gc.get_threshold()
+    with no_full_collections():
+        assert gc.get_threshold()[2] > 10**6 and gc.get_freeze_count() > 0
+    assert gc.get_threshold() == before and gc.get_freeze_count() == 0
+
+
 def test_the_ceiling_is_the_last_level_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "LEVELS", (4, 8))
     monkeypatch.setattr(ceiling, "_EVENTS", 5)
@@ -70,4 +135,5 @@ def test_the_ceiling_is_the_last_level_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert [level.streams for level in levels] == [4, 8] or levels[-1].result.client.complaint
     assert levels[0].result.outcomes == {"ok": 4}
     assert levels[0].result.summaries["itl"].percentiles[50.0].value == pytest.approx(0.1, abs=0.05)
-    assert "events/s" in ceiling.render(levels)
+    assert 0 < levels[0].server_cpu < 1 and 0 <= levels[0].server_late < 1
+    assert "server late p99" in ceiling.render(levels)
