@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 import server
-from server.config import DEMO_MODEL_DIR, OPTIONS, Option, resolve
+from server.config import resolve
 from server.errors import StartupError
+from server.option_table import DEMO_MODEL_DIR, OPTIONS, Option
 
 EXIT_INTERRUPTED = 130  # as a shell says it
 EXIT_REFUSED = 2  # a start-up error: an option, the folder, a checkpoint, a busy port

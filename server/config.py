@@ -1,4 +1,4 @@
-"""The server's options: one table drives flags, variables, the TOML file and --help.
+"""What the options of server.option_table come to at a start.
 
 A value comes from the first of: the flag, the QUIRE_* variable, the file named by --config, the
 default. Nothing is changed after start. This is the only module that reads the environment.
@@ -14,172 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.errors import StartupError
-from server.option_values import (
-    Reader,
-    auto_or,
-    choice,
-    integer,
-    none_or,
-    read_switch,
-    read_text,
-    seconds,
-    size,
-)
+from server.option_table import DEMO_MODEL_DIR, OPTIONS, PREFIX, STRICT_LEDGER, Option
 
-DEMO_MODEL_DIR = Path(__file__).resolve().parents[1] / "weights" / "demo" / "checkpoint"
 DEMO_MODEL_NAME = "quire-demo"
-_PREFIX = "QUIRE_"
 QUEUED_TOKENS_A_REQUEST = 1024  # what the queue holds, as a mean over its requests
 _SPIN_COUNT = "10000"  # as fast as endless spinning on an idle machine, see DECISIONS.md
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option. ``default`` is text that ``read`` accepts, or None where there is no value."""
-
-    name: str  # the flag without its dashes; also the file's key
-    read: Reader
-    default: str | None
-    form: str  # how a value looks, with its unit
-    help: str
-
-    @property
-    def field(self) -> str:
-        return self.name.replace("-", "_")
-
-    @property
-    def variable(self) -> str:
-        return _PREFIX + self.field.upper()
-
-
-OPTIONS: tuple[Option, ...] = (
-    Option("model-dir", read_text, str(DEMO_MODEL_DIR), "FOLDER", "checkpoint to serve"),
-    Option("host", read_text, "127.0.0.1", "ADDRESS", "address to listen on"),
-    Option("port", integer(0, 65535), "8000", "N", "TCP port to listen on; 0 takes a free one"),
-    Option(
-        "served-model-name",
-        read_text,
-        None,
-        "NAME",
-        "the model's name in the API; without one, the folder's name",
-    ),
-    Option(
-        "device",
-        choice("auto", "cpu", "cuda"),
-        "auto",
-        "auto|cpu|cuda",
-        "where the model runs; auto is cuda where torch can use a GPU, else cpu",
-    ),
-    Option(
-        "dtype",
-        choice("auto", "float32", "bfloat16", "float16"),
-        "auto",
-        "auto|float32|bfloat16|float16",
-        "format of weights and KV cache; auto is float32 where its weights take at most 1 GiB, "
-        "else the checkpoint's; on a GPU the checkpoint's if that has 16 bits, else bfloat16",
-    ),
-    Option(
-        "quantization",
-        none_or(choice("none", "int8", "int4", "fp8")),
-        "none",
-        "none|int8|int4|fp8",
-        "format of the matrices in the model's layers, made while loading; on a GPU only",
-    ),
-    Option(
-        "max-model-len",
-        auto_or(integer(1, 2**24)),
-        "auto",
-        "auto|TOKENS",
-        "longest prompt plus output; auto is the model's, or what fits the KV cache",
-    ),
-    Option(
-        "max-num-seqs",
-        auto_or(integer(1, 4096)),
-        "auto",
-        "auto|N",
-        "sequences computed at once; auto is 32, on a GPU 256",
-    ),
-    Option(
-        "max-num-batched-tokens",
-        auto_or(integer(1, 2**20)),
-        "auto",
-        "auto|TOKENS",
-        "tokens computed in one step; auto is 512, on a GPU 8192",
-    ),
-    Option(
-        "block-size",
-        auto_or(integer(1, 1024)),
-        "auto",
-        "auto|TOKENS",
-        "tokens in one KV cache block; auto is 16, on a GPU 64",
-    ),
-    Option(
-        "batch-invariant",
-        read_switch,
-        "off",
-        "on|off",
-        "answers are the same bits alone and in any batch, at some cost; on a GPU only",
-    ),
-    Option(
-        "cuda-graphs",
-        choice("start", "lazy", "off"),
-        "lazy",
-        "start|lazy|off",
-        "when decode steps are captured on a GPU: before the first request, when first needed, "
-        "or never",
-    ),
-    Option(
-        "kv-cache-memory",
-        auto_or(size(2**10, 2**50)),
-        "auto",
-        "auto|SIZE",
-        "bytes of the KV cache (512MiB, 2GiB); auto takes what max-num-seqs needs, "
-        "at most half of the free memory; on a GPU all that is left",
-    ),
-    Option("prefix-caching", read_switch, "on", "on|off", "reuse the KV cache of equal prefixes"),
-    Option(
-        "max-queued-requests",
-        integer(1, 2**20),
-        "256",
-        "N",
-        "requests waiting before a 429; together they may have N x 1024 prompt tokens",
-    ),
-    Option("queue-timeout", seconds(0.001, 86400), "60", "SECONDS", "longest wait before a 503"),
-    Option("max-body-size", size(1, 2**32), "4MiB", "SIZE", "largest request body before a 413"),
-    Option("max-connections", integer(1, 65536), "512", "N", "connections open at once"),
-    Option(
-        "generation-config",
-        choice("auto", "none"),
-        "auto",
-        "auto|none",
-        "auto takes absent sampling fields from generation_config.json, none from OpenAI's API; "
-        "its end-of-sequence ids are always used",
-    ),
-    Option("log-format", choice("text", "json"), "text", "text|json", "form of the log"),
-    Option(
-        "drain-timeout",
-        seconds(0, 86400),
-        "30",
-        "SECONDS",
-        "time that open requests get to finish after SIGTERM",
-    ),
-    Option(
-        "threads",
-        auto_or(integer(1, 4096)),
-        "auto",
-        "auto|N",
-        "compute threads; auto is the number of cores this process may use",
-    ),
-)
-
-# Read from its variable alone: for debugging Quire itself, and nobody's to serve with.
-STRICT_LEDGER = Option(
-    "strict-ledger",
-    read_switch,
-    "off",
-    "on|off",
-    "check the KV cache's books after every step (slow)",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +78,7 @@ def resolve(
             source.
     """
     variables = os.environ if environment is None else environment
-    config_file = config_file or variables.get(f"{_PREFIX}CONFIG")
+    config_file = config_file or variables.get(f"{PREFIX}CONFIG")
     from_file = _read_file(config_file) if config_file else {}
     _refuse_unknown_variables(variables)
     _refuse_unknown_flags(flags)
@@ -316,9 +155,9 @@ def _scalar_text(path: str, key: str, value: object) -> str:
 
 
 def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
-    known = [option.variable for option in (*OPTIONS, STRICT_LEDGER)] + [f"{_PREFIX}CONFIG"]
+    known = [option.variable for option in (*OPTIONS, STRICT_LEDGER)] + [f"{PREFIX}CONFIG"]
     for name in variables:
-        if name.startswith(_PREFIX) and name not in known:
+        if name.startswith(PREFIX) and name not in known:
             raise StartupError(f"unknown variable {name}{_near(name, known)}")
 
 

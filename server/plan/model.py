@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.config import DEMO_MODEL_DIR, DEMO_MODEL_NAME
+from server.config import DEMO_MODEL_NAME
 from server.errors import StartupError
+from server.option_table import DEMO_MODEL_DIR
 from server.placement import refuse_on_gpu
 from server.served_features import unserved_features
 from weights import families

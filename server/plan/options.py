@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 
-from server.config import OPTIONS
+from server.option_table import OPTIONS
 from server.plan.devices import DEVICES, THIS_MACHINE
 from weights.formats import FORMATS, QUANTISED
 from weights.shape_keys import SHAPE_KEYS

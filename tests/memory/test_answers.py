@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from server.api.answers import ChatForm, CompletionForm, to_json
-from server.config import DEMO_MODEL_DIR
 from server.engine.answers import answer_size
 from server.engine.events import ChoiceOutput, Event, PromptOutput
 from server.engine.plan import LogprobArrays
 from server.engine.request import EngineRequest, FinishReason, SamplingParams
 from server.execution.packing import pack_logprobs
 from server.memory.answers import LEAST_BYTES, MOST_BYTES, answer_limits
+from server.option_table import DEMO_MODEL_DIR
 from server.output.processor import Collector, OutputOptions, OutputProcessor
 from server.text.tokenizer import Tokenizer
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from server.config import DEMO_MODEL_DIR
 from server.memory.accountant import Accountant, Books, KVUse
 from server.memory.cpu_memory import CpuMemory
 from server.memory.layout import MemoryKind
 from server.memory.snapshot import Snapshot
+from server.option_table import DEMO_MODEL_DIR
 from weights.synthetic import write_checkpoint
 from weights.tiny_specs import tiny_llama
 

@@ -10,9 +10,10 @@ import pytest
 import server.model_facts as model_facts
 import server.placement as placement
 import server.plan.target as target
-from server.config import DEMO_MODEL_DIR, resolve
+from server.config import resolve
 from server.errors import StartupError
 from server.memory.gpu_device import GpuDevice
+from server.option_table import DEMO_MODEL_DIR
 from server.plan.make import Plan, PlanOptions, make_plan
 from server.plan.split import memory_split
 from weights.spec import ModelSpec
