@@ -9,6 +9,7 @@ from collections.abc import Callable
 Reader = Callable[[str], object]
 
 _SIZE_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_MOST_SHOWN = 60  # characters of what was given
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -27,9 +28,9 @@ def read_integer(text: str, low: int, high: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a whole number") from None
+        raise ValueError(f"{_shown(text)} is not a whole number") from None
     if not low <= value <= high:
-        raise ValueError(f"{value} is not between {low} and {high}")
+        raise ValueError(f"{_cut(str(value))} is not between {low} and {high}")
     return value
 
 
@@ -56,11 +57,22 @@ def read_size(text: str, low: int, high: int) -> int:
     match = _SIZE.fullmatch(text.strip())
     unit = match.group(2).upper() if match else ""
     if match is None or unit not in _SIZE_UNITS:
-        raise ValueError(f"{text!r} is not a size such as 512MiB or 2GiB")
-    value = int(float(match.group(1)) * _SIZE_UNITS[unit])
+        raise ValueError(f"{_shown(text)} is not a size such as 512MiB or 2GiB")
+    # Compared before the conversion: of hundreds of digits float makes infinity.
+    value = float(match.group(1)) * _SIZE_UNITS[unit]
     if not low <= value <= high:
-        raise ValueError(f"{text} is not between {format_size(low)} and {format_size(high)}")
-    return value
+        given = _cut(text) if unit else f"{_cut(text)} (bytes)"
+        raise ValueError(f"{given} is not between {format_size(low)} and {format_size(high)}")
+    return int(value)
+
+
+def _shown(text: str) -> str:
+    """A text that was given, in quotes, as it may stand in a message."""
+    return _cut(repr(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def choice(*allowed: str) -> Reader:
@@ -106,3 +118,11 @@ def format_size(size_bytes: float) -> str:
         if abs(size_bytes) < 1024 or unit == "TiB":
             break
     return f"{size_bytes:.2f} {unit}"
+
+
+def exact_size(size_bytes: int) -> str:
+    """A size as an option takes it, to the byte: 16GiB, 2304KiB, 1000."""
+    for unit in ("TIB", "GIB", "MIB", "KIB"):
+        if size_bytes and size_bytes % _SIZE_UNITS[unit] == 0:
+            return f"{size_bytes // _SIZE_UNITS[unit]}{unit.replace('I', 'i')}"
+    return str(size_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -72,6 +73,11 @@ def place(
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
     )
+
+
+def gpu_memory_for(available: int) -> int:
+    """The memory of an empty GPU of which ``place`` makes so many bytes available, or a few more."""
+    return math.ceil((available + 1 + GPU_RUNTIME_BYTES) / (1 - GPU_SLACK_SHARE))
 
 
 def refuse_on_gpu(model: ModelSpec) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
@@ -25,7 +26,13 @@ from server.memory.memory_plan import DoesNotFit as DoesNotFit
 from server.memory.memory_plan import MemoryPlan as MemoryPlan
 from server.memory.memory_plan import planned_kinds
 from server.memory.plan_request import PlanRequest as PlanRequest
-from server.memory.suggestions import Change, largest_that, smallest_changes
+from server.memory.suggestions import (
+    Change,
+    Larger,
+    largest_that,
+    more_memory,
+    smallest_changes,
+)
 from server.option_values import format_size
 from weights.formats import FORMATS, tensor_bytes
 from weights.inventory import num_parameters
@@ -61,10 +68,14 @@ def changes_that_fit(
     available_bytes: int,
     refusal: DoesNotFit,
     more: Iterable[Iterable[Change]] = (),
+    larger: Larger = more_memory,
 ) -> tuple[Change, ...]:
     """The two smallest changes to what was refused; see server.memory.suggestions."""
 
     def fits(changed: PlanRequest, available: int) -> bool:
+        if changed.max_model_len is None:  # of auto's lengths the shortest fits first
+            shortest = min(changed.block_size, model.max_positions)
+            changed = replace(changed, max_model_len=shortest)
         try:
             size_memory(model, changed, available)
         except StartupError:
@@ -78,6 +89,7 @@ def changes_that_fit(
         max_model_len=refusal.max_model_len,
         kv_needed_bytes=refusal.kv_needed_bytes,
         more=more,
+        larger=larger,
     )
 
 
@@ -88,29 +100,53 @@ def size_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
         DoesNotFit: names what broke the budget, and by how much.
         StartupError: a length that the model has no positions for.
     """
-    if request.max_model_len is not None and request.max_model_len > max_context(model):
-        raise StartupError(
-            f"--max-model-len {request.max_model_len} exceeds the model's "
-            f"{max_context(model)} positions"
-        )
-    wanted_len = request.max_model_len or model.max_positions
-    kv_bytes, limit = _pool_bytes(model, request, wanted_len, available_bytes)
+    length, most = request.max_model_len, max_context(model)
+    if length is not None:
+        if length > most:
+            raise StartupError(f"--max-model-len {length} exceeds the model's {most} positions")
+        return _sized(model, request, length, available_bytes)
+    try:
+        return _sized(model, request, model.max_positions, available_bytes)
+    except DoesNotFit:
+        longest = _longest(model, request, available_bytes)
+        if longest is None:
+            raise
+    return _sized(model, request, longest, available_bytes)
+
+
+def _longest(model: ModelSpec, request: PlanRequest, available_bytes: int) -> int | None:
+    """The longest max_model_len of whole blocks that fits; None where not even one block does."""
+
+    def fits(length: int) -> bool:
+        try:
+            _sized(model, request, length, available_bytes)
+        except DoesNotFit:
+            return False
+        return True
+
+    block = request.block_size
+    return largest_that(fits, block, model.max_positions, block)
+
+
+def _sized(
+    model: ModelSpec, request: PlanRequest, max_model_len: int, available_bytes: int
+) -> MemoryPlan:
+    """The plan for one length. Raises DoesNotFit."""
+    kv_bytes, limit = _pool_bytes(model, request, max_model_len, available_bytes)
     one_block = kv_of(model, request, 1)
-    num_blocks, longest = kv_bytes // one_block.page_bytes, wanted_len
+    num_blocks = kv_bytes // one_block.page_bytes
     while num_blocks > 0:
-        if request.max_model_len is None:
-            wanted_len = _longest(one_block, num_blocks, longest)
-        config = _runner_config(model, request, wanted_len, num_blocks)
+        config = _runner_config(model, request, max_model_len, num_blocks)
         layout = build_layout(model, config)
-        # What a step holds depends on the pool and on the length: both may still be too large.
+        # What a step holds depends on the pool too: that may still be too large.
         over = sum(map(layout.bytes, planned_kinds(request))) - available_bytes
         if over <= 0:
             break
         num_blocks = max(0, num_blocks - math.ceil(over / one_block.page_bytes))
         kv_bytes = num_blocks * one_block.page_bytes
-    needed = one_block.blocks_of(wanted_len)
+    needed = one_block.blocks_of(max_model_len)
     if num_blocks < needed:
-        _refuse_pool(kv_bytes, needed * one_block.page_bytes, wanted_len, limit)
+        _refuse_pool(kv_bytes, needed * one_block.page_bytes, max_model_len, limit)
     return MemoryPlan(
         request=request,
         layout=layout,
@@ -126,15 +162,6 @@ def kv_of(model: ModelSpec, request: PlanRequest, num_blocks: int) -> KVCacheSpe
     part = rank_spec(model, request.ranks)
     format = request.kv_format or request.format
     return kv_cache_spec(part, format, request.block_size, num_blocks)
-
-
-def _longest(kv: KVCacheSpec, num_blocks: int, wanted_len: int) -> int:
-    """The longest sequence of whole blocks that the pool holds, ``wanted_len`` at most."""
-    if kv.blocks_of(wanted_len) <= num_blocks:
-        return wanted_len
-    step = kv.groups[0].block_size
-    longest = largest_that(lambda n: kv.blocks_of(n) <= num_blocks, step, wanted_len, step)
-    return longest or wanted_len
 
 
 def resolve_format(
@@ -212,7 +239,8 @@ def _refuse_beside(
     largest = max(beside, key=lambda kind: beside[kind])
     raise DoesNotFit(
         f"the model does not fit: {largest} take {format_size(beside[largest])} of "
-        f"{format_size(available_bytes)} available, {format_size(over)} too much in all",
+        f"{format_size(available_bytes)} available, {format_size(over)} too much in all before "
+        "any KV cache",
         kind=largest,
         nbytes=beside[largest],
         over=over,
@@ -223,7 +251,7 @@ def _refuse_beside(
 def _refuse_pool(kv_bytes: int, needed: int, max_model_len: int, limit: str) -> None:
     raise DoesNotFit(
         f"the KV cache has {format_size(kv_bytes)} (by {limit}), "
-        f"{format_size(needed - kv_bytes)} too little for one sequence of max-model-len",
+        f"{format_size(needed - kv_bytes)} too little for one sequence of {max_model_len} tokens",
         kind=MemoryKind.KV_CACHE,
         nbytes=needed,
         over=needed - kv_bytes,

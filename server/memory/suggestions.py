@@ -2,19 +2,23 @@
 
 A change is as large as the ratio of the old value to the new one: a length cut from 8192 to 4096
 is as large as a format of half the bytes. The options are tried one at a time; where that does not
-give two, narrower numbers and a shorter length together; at last, how much memory is missing.
+give two, narrower numbers together with a shorter length or with other hardware; at last, how much
+memory is missing, for all that was asked or for less of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import islice, takewhile
 
 from server.memory.plan_request import PlanRequest
-from server.option_values import format_size
+from server.option_values import exact_size
 from weights.formats import FORMATS, get_format, get_quantised
 
 Fits = Callable[[PlanRequest, int], bool]  # (request, available bytes) -> whether a plan is made
+Larger = Callable[[int, int], str]  # (available bytes, needed ones) -> what gives them
 
 MOST_CHANGES = 2
 _NARROW = "bf16"
@@ -33,6 +37,13 @@ class Change:
     factor: float
 
 
+def more_memory(available: int, needed: int) -> str:
+    """What is missing, for people: never less than it is."""
+    unit, name = (1 << 30, "GiB") if needed - available >= 1 << 30 else (1 << 20, "MiB")
+    hundredths = math.ceil(100 * (needed - available) / unit)
+    return f"{hundredths / 100:.2f} {name} more memory"
+
+
 def smallest_changes(
     request: PlanRequest,
     available_bytes: int,
@@ -41,29 +52,53 @@ def smallest_changes(
     max_model_len: int,
     kv_needed_bytes: int = 0,
     more: Iterable[Iterable[Change]] = (),
+    larger: Larger = more_memory,
 ) -> tuple[Change, ...]:
     """The two smallest changes with which ``fits`` says yes, the smaller one first.
 
     ``max_model_len`` is the length that was planned for, in tokens; ``kv_needed_bytes`` what the
     KV cache would have to be given where --kv-cache-memory limits it. ``more`` are changes that
     only the caller can offer, such as another device: of each group, smallest first, one is told.
+    ``larger`` says how a machine comes by the memory that it lacks.
     """
+    elsewhere = [list(group) for group in more]
     groups: list[Iterable[Change]] = [
         *([change] for change in _smaller_sizes(request, available_bytes, fits, max_model_len)),
-        _larger_cache(request, available_bytes, kv_needed_bytes),
+        *_larger_cache(request, available_bytes, kv_needed_bytes),
         *_narrower_formats(request, available_bytes),
-        *more,
+        *elsewhere,
     ]
-    found = [
-        next((c for c in group if fits(c.request, c.available_bytes)), None) for group in groups
-    ]
-    changes = [change for change in found if change is not None]
+    changes = _sorted(_first_that_fit(groups, fits))
     if len(changes) < MOST_CHANGES:
-        changes.extend(_two_at_once(request, available_bytes, fits, max_model_len))
-    changes = _sorted(changes)
+        changes = _sorted([*changes, *_two_at_once(request, available_bytes, fits, max_model_len)])
     if len(changes) < MOST_CHANGES:
-        changes += _sorted(_more_memory(request, available_bytes, fits, max_model_len))
+        together = _narrower_elsewhere(request, available_bytes, fits, elsewhere)
+        changes = _sorted([*changes, *_first_that_fit(together, fits)])
+    if len(changes) < MOST_CHANGES:
+        changes += _sorted(_more_memory(request, available_bytes, fits, larger))
+    if len(changes) < MOST_CHANGES and request.kv_cache_bytes is not None:
+        # The cache that was asked for holds no sequence at all: nothing fits beside it.
+        lifted = _cache_without_limit(request, available_bytes)
+        again = smallest_changes(
+            lifted.request,
+            available_bytes,
+            fits,
+            max_model_len=max_model_len,
+            more=[[_rebased(request, lifted, change) for change in group] for group in elsewhere],
+            larger=larger,
+        )
+        changes += [replace(c, option=f"{lifted.option} with {c.option}") for c in again]
     return tuple(changes[:MOST_CHANGES])
+
+
+def _rebased(request: PlanRequest, base: Change, change: Change) -> Change:
+    """A change to ``request`` as one to what ``base`` makes of it."""
+    return replace(change, request=_both(request, base, change).request)
+
+
+def _first_that_fit(groups: Iterable[Iterable[Change]], fits: Fits) -> Iterator[Change]:
+    for group in groups:
+        yield from islice((c for c in group if fits(c.request, c.available_bytes)), 1)
 
 
 def _sorted(changes: Iterable[Change]) -> list[Change]:
@@ -99,13 +134,18 @@ def _smaller(
     least: int,
     step: int,
 ) -> Iterator[Change]:
-    def changed(value: int) -> PlanRequest:
-        return replace(request, **{name: value})  # type: ignore[arg-type]
+    def change(value: int) -> Change:
+        return _sized(request, available, name, now, value)
 
-    value = largest_that(lambda value: fits(changed(value), available), least, now - 1, step)
+    value = largest_that(lambda value: fits(change(value).request, available), least, now - 1, step)
     if value is not None:
-        option = f"--{name.replace('_', '-')} {value}"
-        yield Change(option, changed(value), available, now / value)
+        yield change(value)
+
+
+def _sized(request: PlanRequest, available: int, name: str, now: int, value: int) -> Change:
+    """With ``value`` instead of ``now`` for the size called ``name``."""
+    changed = replace(request, **{name: value})  # type: ignore[arg-type]
+    return Change(f"--{name.replace('_', '-')} {value}", changed, available, now / value)
 
 
 def largest_that(holds: Callable[[int], bool], least: int, most: int, step: int = 1) -> int | None:
@@ -125,11 +165,25 @@ def largest_that(holds: Callable[[int], bool], least: int, most: int, step: int 
     return low * step
 
 
-def _larger_cache(request: PlanRequest, available: int, needed: int) -> Iterator[Change]:
-    if request.kv_cache_bytes is not None and needed > request.kv_cache_bytes:
-        changed = replace(request, kv_cache_bytes=needed)
-        factor = needed / request.kv_cache_bytes
-        yield Change(f"--kv-cache-memory {needed}", changed, available, factor)
+def _larger_cache(request: PlanRequest, available: int, needed: int) -> Iterator[list[Change]]:
+    """What one sequence needs, or no limit at all."""
+    given = request.kv_cache_bytes
+    if given is None or needed <= given:
+        return
+    yield [_cache_of(needed, request, available)]
+    yield [_cache_without_limit(request, available)]
+
+
+def _cache_of(nbytes: int, request: PlanRequest, available: int) -> Change:
+    changed = replace(request, kv_cache_bytes=nbytes)
+    factor = nbytes / (request.kv_cache_bytes or nbytes)
+    return Change(f"--kv-cache-memory {exact_size(nbytes)}", changed, available, factor)
+
+
+def _cache_without_limit(request: PlanRequest, available: int) -> Change:
+    changed = replace(request, kv_cache_bytes=None)
+    factor = max(1.0, available / (request.kv_cache_bytes or available))
+    return Change("--kv-cache-memory auto", changed, available, factor)
 
 
 def _narrower_formats(request: PlanRequest, available: int) -> Iterator[list[Change]]:
@@ -164,6 +218,29 @@ def _two_at_once(
                 yield Change(option, shorter.request, available, factor)
 
 
+def _narrower_elsewhere(
+    request: PlanRequest, available: int, fits: Fits, elsewhere: Iterable[Iterable[Change]]
+) -> Iterator[list[Change]]:
+    """Narrower numbers and less of what only the caller can offer than it would take alone."""
+    for group in elsewhere:
+        too_small = list(takewhile(lambda c: not fits(c.request, c.available_bytes), group))
+        for narrower in _narrower_formats(request, available):
+            for one in narrower:
+                yield [_both(request, one, other) for other in too_small]
+
+
+def _both(request: PlanRequest, one: Change, other: Change) -> Change:
+    """``other`` on top of ``one``, both of them changes to ``request``."""
+    pairs = ((f.name, getattr(other.request, f.name)) for f in fields(request))
+    differing = {name: value for name, value in pairs if value != getattr(request, name)}
+    return Change(
+        f"{one.option} with {other.option}",
+        replace(one.request, **differing),
+        other.available_bytes,
+        one.factor * other.factor,
+    )
+
+
 def _matrix_bits(request: PlanRequest) -> int:
     if request.quantization is not None:
         return get_quantised(request.quantization).bits
@@ -171,22 +248,34 @@ def _matrix_bits(request: PlanRequest) -> int:
 
 
 def _more_memory(
-    request: PlanRequest, available: int, fits: Fits, max_model_len: int
+    request: PlanRequest, available: int, fits: Fits, larger: Larger
 ) -> Iterator[Change]:
-    """As it is, with the narrowest numbers that the device offers, at half the length."""
+    """For all that was asked, and for each way to ask less with which less is missing."""
+    whole = _least_memory(request, available, fits)
+    if whole is not None:
+        yield Change(larger(available, whole), request, whole, whole / max(1, available))
+    for less in _ways_to_ask_less(request, available):
+        needed = _least_memory(less.request, available, fits)
+        if needed is not None and (whole is None or needed < whole):
+            option = f"{less.option} with {larger(available, needed)}"
+            factor = less.factor * needed / max(1, available)
+            yield Change(option, less.request, needed, factor)
+
+
+def _ways_to_ask_less(request: PlanRequest, available: int) -> Iterator[Change]:
+    """The narrowest numbers that the device offers, half of each size."""
     narrower = [c for group in _narrower_formats(request, available) for c in group]
-    narrowest = max(narrower, key=lambda change: change.factor, default=None)
-    candidates = [(request, "")]
-    if narrowest is not None:
-        candidates.append((narrowest.request, f"{narrowest.option} and "))
-    half = max(1, max_model_len // 2)
-    shorter = replace(request, max_model_len=half)
-    candidates.append((shorter, f"--max-model-len {half} and "))
-    for changed, words in candidates:
-        needed = _least_memory(changed, available, fits)
-        if needed is not None:
-            option = f"{words}{format_size(needed - available)} more memory"
-            yield Change(option, changed, needed, needed / max(1, available))
+    if narrower:
+        yield max(narrower, key=lambda change: change.factor)
+    halves = {
+        "max_model_len": (request.max_model_len, 1),
+        "max_num_seqs": (request.max_num_seqs, 1),
+        "max_num_batched_tokens": (request.max_num_batched_tokens, request.max_num_seqs),
+    }
+    for name, (now, least) in halves.items():
+        if now is not None and now > least:
+            half = max(least, now // 2)
+            yield _sized(request, available, name, now, half)
 
 
 def _least_memory(request: PlanRequest, available: int, fits: Fits) -> int | None:

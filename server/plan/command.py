@@ -30,7 +30,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.list:
         _print(listing())
         return EXIT_FITS
-    plan = make_plan(_options(parsed))
+    plan = make_plan(plan_options(parsed))
     facts = answer(plan, explain=parsed.explain)
     _print(json.dumps(facts, indent=2) if parsed.json else plan_text(plan, facts))
     return EXIT_FITS if plan.fits else EXIT_DOES_NOT_FIT
@@ -79,7 +79,7 @@ def _flush(rows: Sequence[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def _options(parsed: argparse.Namespace) -> PlanOptions:
+def plan_options(parsed: argparse.Namespace) -> PlanOptions:
     given = vars(parsed)
     try:
         ranks = read_integer(parsed.tensor_parallel_size, 1, _MOST_RANKS)

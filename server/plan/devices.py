@@ -15,7 +15,7 @@ from server.option_values import read_size
 
 MIB = 2**20
 THIS_MACHINE = ("auto", "cpu", "cuda")
-_LEAST_BYTES, _MOST_BYTES = 2**30, 2**44
+LEAST_BYTES, MOST_BYTES = 2**30, 2**44  # of a device of a given size
 _ANY_CAPABILITY = (9, 0)  # of a size without a name
 
 
@@ -92,7 +92,7 @@ def find_device(text: str) -> Device:
             "or a size such as 24GiB"
         )
     try:
-        nbytes = read_size(text, _LEAST_BYTES, _MOST_BYTES)
+        nbytes = read_size(text, LEAST_BYTES, MOST_BYTES)
     except ValueError as error:
         raise StartupError(f"--device {text}: {error}") from None
     title = "a GPU of that size"

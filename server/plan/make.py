@@ -16,15 +16,15 @@ from server.memory.planner import (
     plan_memory,
     size_memory,
 )
-from server.memory.suggestions import Change
+from server.memory.suggestions import Change, Larger, more_memory
 from server.model_facts import plan_request
 from server.plan.model import PlannedModel, find_model, not_served
-from server.plan.target import Target, find_target, larger_devices
+from server.plan.target import Target, device_that_leaves, find_target, larger_devices
 from weights.ranks import check_ranks
 from weights.spec import ModelSpec
 
 RANKS = (1, 2, 4, 8)  # of the what-if grid
-_MORE_RANKS = (2, 4, 8, 16, 32, 64)  # that may be what fits
+_MOST_RANKS = 64  # that may be what fits
 NARROW_KV = "fp8"
 _UNBOUNDED = 1 << 62
 
@@ -82,7 +82,9 @@ def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None
         memory = size_memory(model.spec, request, available)
     except DoesNotFit as refusal:
         more = _other_hardware(model, request, target, config)
-        changes = changes_that_fit(model.spec, request, available, refusal, more)
+        changes = changes_that_fit(
+            model.spec, request, available, refusal, more, larger=_larger_memory(target)
+        )
         memory = _one_sequence(model.spec, request, refusal)
         return Plan(model, target, request, memory, refusal, changes, notes)
     return Plan(model, target, request, memory, None, (), notes)
@@ -124,8 +126,8 @@ def _other_hardware(
             available,
             ranks / request.ranks,
         )
-        for ranks in _MORE_RANKS
-        if ranks > request.ranks and can_share(model.spec, ranks)
+        for ranks in range(request.ranks + 1, _MOST_RANKS + 1)
+        if can_share(model.spec, ranks)
     ]
     yield [
         Change(
@@ -136,6 +138,13 @@ def _other_hardware(
         )
         for other in larger_devices(target, config)
     ]
+
+
+def _larger_memory(target: Target) -> Larger:
+    """A device of another size, where one was named; this machine's memory cannot be chosen."""
+    if target.device is None:
+        return more_memory
+    return lambda available, needed: device_that_leaves(needed) or more_memory(available, needed)
 
 
 def can_share(spec: ModelSpec, ranks: int) -> bool:

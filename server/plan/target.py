@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from server.config import ServerConfig
 from server.memory.gpu_device import GpuDevice
 from server.memory.snapshot import machine_memory
-from server.placement import CPU_RUNTIME_BYTES, GPU_RUNTIME_BYTES, Placement, place
-from server.plan.devices import DEVICES, THIS_MACHINE, Device, find_device
+from server.placement import (
+    CPU_RUNTIME_BYTES,
+    GPU_RUNTIME_BYTES,
+    Placement,
+    gpu_memory_for,
+    place,
+)
+from server.plan.devices import DEVICES, MOST_BYTES, THIS_MACHINE, Device, find_device
+
+GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,12 @@ def larger_devices(target: Target, config: ServerConfig) -> list[Target]:
     larger = [device for device in DEVICES if device.memory_bytes > target.total_bytes]
     larger.sort(key=lambda device: device.memory_bytes)
     return [find_target(device.name, config) for device in larger]
+
+
+def device_that_leaves(available: int) -> str | None:
+    """The option for a device of whole GiB that leaves so many bytes; None beyond the largest."""
+    gib = math.ceil(gpu_memory_for(available) / GIB)
+    return f"--device {gib}GiB" if gib * GIB <= MOST_BYTES else None
 
 
 def _this_machine(config: ServerConfig) -> Target:

@@ -12,17 +12,14 @@ from pathlib import Path
 import pytest
 
 from server.config import (
-    DEMO_MODEL_DIR,
-    OPTIONS,
-    STRICT_LEDGER,
-    Option,
     ServerConfig,
     limit_thread_spinning,
     resolve,
 )
 from server.errors import StartupError
 from server.model_facts import read_model
-from server.option_values import format_size
+from server.option_table import DEMO_MODEL_DIR, OPTIONS, STRICT_LEDGER, Option
+from server.option_values import exact_size, format_size, read_integer, read_size
 from server.report import print_report
 
 # A value other than the default for each option: what is written, and what it comes to.
@@ -167,6 +164,29 @@ def test_sizes_are_written_for_people() -> None:
     sizes = [0, 1023, 1536, -(64 << 20), 2**31, 2**50]
     expected = ["0 B", "1023 B", "1.50 KiB", "-64.00 MiB", "2.00 GiB", "1024.00 TiB"]
     assert [format_size(size) for size in sizes] == expected
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 1000, 1 << 10, 2304 << 10, 16 << 30, 3 << 40])
+def test_a_size_is_written_to_the_byte_as_an_option_takes_it(nbytes: int) -> None:
+    assert read_size(exact_size(nbytes), 0, 1 << 50) == nbytes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("9" * 400 + "GiB", r"99\.\.\. is not between"),  # more than a float holds
+        ("9" * 5000, r"99\.\.\. \(bytes\) is not between"),  # more than int() reads
+        ("x" * 400, r"'xx+\.\.\. is not a size"),
+        ("24", r"24 \(bytes\) is not between 1\.00 GiB"),
+    ],
+)
+def test_a_size_beyond_all_bounds_is_refused_in_few_words(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        read_size(text, 1 << 30, 1 << 44)
+    assert len(str(raised.value)) < 120
+    with pytest.raises(ValueError) as number:
+        read_integer("9" * 4000, 1, 5)
+    assert len(str(number.value)) < 120
 
 
 def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

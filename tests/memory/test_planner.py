@@ -75,8 +75,29 @@ def test_the_length_is_cut_to_the_pool_only_when_it_was_left_to_us() -> None:
     with pytest.raises(StartupError) as raised:
         plan_memory(MODEL, replace(small, max_model_len=1024), 8 * GIB)
     message = str(raised.value)
-    assert "432.00 KiB too little" in message  # (1024 - 160) tokens x 512 bytes
-    assert "--max-model-len 160 or --kv-cache-memory 524288" in message
+    # (1024 - 160) tokens x 512 bytes
+    assert "432.00 KiB too little for one sequence of 1024 tokens" in message
+    assert "--max-model-len 160 or --kv-cache-memory 512KiB" in message
+
+
+def test_a_length_that_was_left_to_us_is_the_longest_that_fits() -> None:
+    """Rows and block tables grow with the length: those of a shorter one leave more for the pool."""
+    model = replace(MODEL, max_positions=1 << 17)
+    request = replace(REQUEST, on_gpu=True, max_num_seqs=128)
+    plan = plan_memory(model, request, 96 * MIB)
+    longest = plan.max_model_len
+    assert 0 < longest < model.max_positions and longest % 16 == 0
+    assert plan_memory(model, replace(request, max_model_len=longest), 96 * MIB).kinds == plan.kinds
+    with pytest.raises(StartupError):
+        plan_memory(model, replace(request, max_model_len=longest + 16), 96 * MIB)
+
+
+def test_a_length_that_was_left_to_us_is_cut_where_the_longest_ones_rows_do_not_fit() -> None:
+    model = replace(MODEL, max_positions=1 << 20)
+    request = replace(REQUEST, on_gpu=True, max_num_seqs=128)
+    with pytest.raises(StartupError, match="io take"):
+        plan_memory(model, replace(request, max_model_len=1 << 20), 96 * MIB)
+    assert plan_memory(model, request, 96 * MIB).max_model_len > 0
 
 
 def test_weights_that_do_not_fit_are_named() -> None:

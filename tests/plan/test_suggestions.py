@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 
 import pytest
 
+import server.placement as placement
+import server.plan.target as target
 from server.errors import StartupError
 from server.memory.layout import MemoryKind
 from server.memory.plan_request import PlanRequest
 from server.memory.planner import DoesNotFit, changes_that_fit, plan_memory, size_memory
 from server.memory.suggestions import Change, largest_that, smallest_changes
-from weights.presets import find_preset
+from server.plan.command import plan_options
+from server.plan.make import Plan, PlanOptions, make_plan
+from server.plan.options import add_arguments
+from weights.presets import find_preset, read_presets
 from weights.tiny_specs import tiny_llama
 
 MIB, GIB = 2**20, 2**30
@@ -107,6 +113,93 @@ def test_a_cpu_is_offered_no_quantisation_and_no_other_device() -> None:
     changes = changes_that_fit(spec, CPU, 100 * MIB, refusal(spec, CPU, 100 * MIB))
     assert changes[0].option == "--dtype bfloat16"
     assert "quantization" not in "".join(change.option for change in changes)
+
+
+def asked_again(model: str, device: str, flags: dict[str, str], change: str) -> Plan:
+    """The plan with what a change says added to the command line."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    added = change.replace(" with ", " ").split()
+    parsed = parser.parse_args([model, "--device", device, *words, *added])
+    return make_plan(plan_options(parsed), {})
+
+
+def hold_both_changes(model: str, device: str, flags: dict[str, str]) -> None:
+    refused = make_plan(PlanOptions(model, None, device, None, 1, flags), {})
+    if refused.fits:
+        return
+    options = [change.option for change in refused.changes]
+    assert len(set(options)) == 2, (model, device, options)
+    for option in options:
+        assert asked_again(model, device, flags, option).fits, (model, device, option)
+
+
+TIGHT: tuple[dict[str, str], ...] = (
+    {},
+    {"kv-cache-memory": "1KiB"},
+    {"max-num-seqs": "4096", "dtype": "float32"},
+    {"quantization": "int4", "kv-cache-memory": "1KiB"},
+)
+
+
+@pytest.mark.parametrize("flags", TIGHT, ids=["as is", "no cache", "many", "narrow"])
+@pytest.mark.parametrize("device", ["1GiB", "l4"])
+@pytest.mark.parametrize("model", ["gpt-2-xl", "llama-3.1-8b", "mixtral-8x22b", "gemma-3-27b"])
+def test_both_changes_fit_when_they_are_typed(
+    model: str, device: str, flags: dict[str, str]
+) -> None:
+    hold_both_changes(model, device, flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", read_presets())
+def test_both_changes_fit_when_they_are_typed_for_every_preset(model: str) -> None:
+    for device in ("1GiB", "3GiB", "24GiB", "h100", "h200"):
+        for flags in (*TIGHT, {"max-model-len": "512"}):
+            hold_both_changes(model, device, flags)
+
+
+@pytest.mark.parametrize("cache", ["auto", "1KiB"])
+def test_on_this_machine_the_missing_memory_is_enough(
+    cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(free: float, cache: str) -> Plan:
+        for module in (placement, target):
+            monkeypatch.setattr(module, "machine_memory", lambda: (512 * GIB, int(free * GIB)))
+        flags = {"kv-cache-memory": cache}
+        return make_plan(PlanOptions("mixtral-8x22b", None, "cpu", None, 1, flags), {})
+
+    options = [change.option for change in plan(8, cache).changes]
+    assert len(options) == 2
+    assert options[0].startswith("--kv-cache-memory auto with ") == (cache == "1KiB")
+    missing, unit, more = options[0].rsplit(None, 4)[-4:-1]
+    assert (unit, more) == ("GiB", "more")
+    assert plan(8 + float(missing), "auto").fits
+    assert not plan(8 + float(missing) - 0.02, "auto").fits
+
+
+def test_a_device_by_its_size_is_the_smallest_of_whole_gib() -> None:
+    refused = make_plan(PlanOptions("gpt-2-xl", None, "1GiB", None, 1, {}), {})
+    device, gib = refused.changes[1].option.removesuffix("GiB").split()
+    assert device == "--device"
+    for size, fits in ((gib, True), (str(int(gib) - 1), False)):
+        assert make_plan(PlanOptions("gpt-2-xl", None, f"{size}GiB", None, 1, {}), {}).fits is fits
+
+
+def test_narrower_numbers_and_fewer_devices_come_before_a_device_that_there_is_not() -> None:
+    refused = make_plan(PlanOptions("gpt-3", None, "24GiB", None, 1, {}), {})
+    assert [change.option for change in refused.changes] == [
+        "--tensor-parallel-size 16",
+        "--quantization int8 with --tensor-parallel-size 8",
+    ]
+
+
+def test_ranks_need_not_be_a_power_of_two() -> None:
+    refused = make_plan(PlanOptions("gpt-3", None, "h200", None, 1, {"max-model-len": "512"}), {})
+    ranks = {c.request.ranks for c in refused.changes}
+    assert not {2, 4} & ranks
+    assert make_plan(PlanOptions("gpt-3", None, "h200", None, 3, {}), {}).fits
 
 
 def test_of_a_group_the_first_that_fits_is_told_and_groups_are_ordered_by_size() -> None:
