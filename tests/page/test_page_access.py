@@ -21,6 +21,11 @@ SHIFTS = """() => new Promise(resolve => {
         .observe({type: "layout-shift", buffered: true});
     setTimeout(() => resolve(0), 300);
 })"""
+# The least distance between two figures of a row, in pixels.
+APART = """() => Math.min(...[...document.querySelectorAll("#ledger .kind")].flatMap(row => {
+    const cells = [...row.querySelectorAll("data")].map(one => one.getBoundingClientRect());
+    return cells.slice(1).map((one, before) => one.left - cells[before].right);
+}))"""
 FOCUSED = """() => {
     const one = document.activeElement, style = getComputedStyle(one);
     const seen = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
@@ -110,7 +115,7 @@ def test_the_keyboard_runs_stops_and_keeps_the_focus(visit: Open, fake: PageServ
 
 
 def test_no_width_scrolls_sideways(visit: Open, fake: PageServer) -> None:
-    fake.figures.devices = [device(weights=1023 * MIB, free=987 * 1024 * MIB)]
+    fake.figures.devices = [device(weights=1023 * MIB, runtime=998 * MIB, free=987 * 1024 * MIB)]
     page = with_everything_open(visit(fake.url, viewport=PHONE))
     for width in (320, 360, 540, 768, 1087, 1280, 1920):
         page.page.set_viewport_size({"width": width, "height": 800})
@@ -121,6 +126,7 @@ def test_no_width_scrolls_sideways(visit: Open, fake: PageServer) -> None:
         )
         assert wide[0] <= width, width
         assert max(wide[1:]) <= 0, (width, wide)
+        assert page.page.evaluate(APART) >= 4, width
 
 
 @pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])

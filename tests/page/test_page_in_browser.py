@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
-from api_fakes import saying
-from page_browser import REFUSED, Open, Visit
+from api_fakes import FakeEngine, make_state, saying
+from page_browser import Open, Visit
 from page_server import MIB, PageServer, device
 from playwright.sync_api import Route, expect
 
@@ -15,8 +16,6 @@ HIDE = """hidden => {
     Object.defineProperty(document, "hidden", {configurable: true, get: () => hidden});
     document.dispatchEvent(new Event("visibilitychange"));
 }"""
-WEIGHTS = "#chart .area[data-band=weights]"
-TWO_STRETCHES = re.compile("^M[^M]+M[^M]+$")
 slow = pytest.mark.slow
 
 
@@ -166,35 +165,18 @@ def test_serving_figures_are_those_of_the_metrics(visit: Open, fake: PageServer)
 
 
 @slow
-def test_an_engine_that_is_not_there_is_said_and_leaves_a_gap(
-    visit: Open, fake: PageServer
-) -> None:
-    page = visit(fake.url)
-    fake.figures.values["quire_engine_up"] = 0
-    fake.figures.devices[0]["ready"] = False
-    page.connected("down")
-    assert page.text("#connection") == "the engine is not running"
-    fake.figures.values["quire_engine_up"] = 1
-    fake.figures.devices[0]["ready"] = True
-    page.connected("live")
-    expect(page.page.locator(WEIGHTS)).to_have_attribute("d", TWO_STRETCHES)
-
-
-@slow
-def test_a_server_that_goes_and_comes_back_is_said(visit: Open, fake: PageServer) -> None:
-    page = visit(fake.url)
-    fake.stop()
-    page.connected("away")
-    assert page.text("#connection").startswith("no answer since ")
-    page.page.fill("#prompt", "a")
-    page.page.click("#run")
-    page.ended("error")
-    assert page.text("#outcome").startswith("The server cannot be reached")
-    fake.start()
-    page.connected("live")
-    expect(page.page.locator(WEIGHTS)).to_have_attribute("d", TWO_STRETCHES)
-    # The browser itself reports each connection that was refused.
-    page.complaints = [one for one in page.complaints if not REFUSED.match(one)]
+def test_a_model_s_name_is_text_however_long(visit: Open) -> None:
+    name = HOSTILE + "long" * 60
+    server = PageServer(model=replace(make_state(FakeEngine()).model, name=name))
+    server.start()
+    try:
+        page = visit(server.url, viewport={"width": 320, "height": 700})
+        expect(page.page.locator("#fact-model")).to_have_text(name)
+        assert page.page.title() == f"Quire: {name}"
+        assert page.page.locator("header img").count() == 0
+        assert page.page.evaluate("() => document.documentElement.scrollWidth") == 320
+    finally:
+        server.stop()
 
 
 @slow

@@ -122,8 +122,8 @@ export class MemoryView {
     this.ledger.update(device);
     setText(by("ledger-now"), earlier ? clock(at) : "now");
     setText(by("moment-text"), earlier ? clock(at) : "now");
-    const resident = device.resident_bytes ? `, ${bytes(device.resident_bytes)} resident here` : "";
-    setText(by("memory-line"), `${device.device}: ${bytes(device.total_bytes)} in all${resident}`);
+    const held = device.resident_bytes ? `, the engine holds ${bytes(device.resident_bytes)}` : "";
+    setText(by("memory-line"), `${device.device}: ${bytes(device.total_bytes)}${held}`);
   }
 
   #slide(span) {

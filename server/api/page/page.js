@@ -20,6 +20,8 @@ function connection(state, text) {
   document.body.dataset.stale = String(state === "away");
 }
 
+let loadedFrom; // the version of the server whose page this is
+
 async function showFacts() {
   const read = (answer) => answer.json();
   const [models, version] = await Promise.all([ask("v1/models", read), ask("version", read)]);
@@ -28,7 +30,9 @@ async function showFacts() {
   setText(by("fact-model"), model.id);
   setText(by("fact-length"), `${integer(model.max_model_len)} tokens`);
   setText(by("fact-format"), `${version.dtype} on ${version.device}`);
-  setText(by("fact-version"), version.version);
+  loadedFrom ??= version.version;
+  const changed = version.version === loadedFrom ? "" : `, this page is of ${loadedFrom}: reload it`;
+  setText(by("fact-version"), version.version + changed);
   playground.offerChat(model.chat === true);
 }
 
@@ -38,15 +42,15 @@ new Poller({
   async onAnswer({ at, memory, metrics }) {
     memoryView.update(at, memory);
     const up = servingView.update(at, metrics);
-    connection(up ? "live" : "down", up ? "live" : "the engine is not running");
+    connection(up ? "live" : "down", up ? "live" : "the engine is not ready");
     if (!known) {
       known = true;
       await showFacts().catch(() => (known = false)); // with the next answer, then
     }
   },
-  onAway({ since }) {
+  onAway({ since, why }) {
     known = false;
     memoryView.gap();
-    connection("away", `no answer since ${clock(since)}, trying again`);
+    connection("away", `${why || "no answer"} since ${clock(since)}, trying again`);
   },
 }).start();
