@@ -149,14 +149,6 @@ def engine_children(pid: int) -> list[int]:
     return found
 
 
-def is_running(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
 def events(text: str) -> list[Mapping[str, Any]]:
     """The data of a finished stream of server-sent events."""
     *parts, last = text.split("\n\n")

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from server_process import ServerProcess, engine_children, is_running, wait_until
+from server_process import ServerProcess, engine_children, wait_until
 
 from server.ipc.supervisor import RestartPolicy
+from tests.living import is_running
 
 LONG = {"prompt": "a", "ignore_eos": True, "temperature": 0, "stream": True}
 Start = Callable[..., ServerProcess]

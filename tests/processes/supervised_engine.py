@@ -1,0 +1,101 @@
+"""A fake engine in a process of its own, its supervisor, and the client that speaks with it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from server.engine.events import Event
+from server.engine.request import EngineLimits, EngineRequest, SamplingParams
+from server.engine_facts import EngineFacts, EngineSettings
+from server.ipc.client import IpcEngineClient
+from server.ipc.gauges import GaugeBlock
+from server.ipc.process import EngineProcess, spawn_engine
+from server.ipc.supervisor import EngineState, RestartPolicy, Supervisor
+from server.memory.layout import RunnerConfig
+from server.metrics.stats import NullMetrics
+
+ROOT = str(Path(__file__).parents[2])
+FAKE = (sys.executable, "-m", "tests.processes.fake_engine")
+SETTINGS = EngineSettings(
+    model_dir="/models/none",
+    runner=RunnerConfig("f32", 16, 8, 4, 64, 128, 8, 5),
+    limits=EngineLimits(4, 64, 128, 8, 16, 1024, 1.0),
+    num_threads=1,
+)
+FAST = RestartPolicy(max_restarts=3, window_s=60, first_pause_s=0.01, stall_s=60, check_s=0.02)
+
+
+class CountingMetrics(NullMetrics):
+    def __init__(self) -> None:
+        self.restarts = 0
+
+    def observe_engine_restart(self) -> None:
+        self.restarts += 1
+
+
+class Engine:
+    """A supervised fake engine; ``behaviours`` are its processes', the last for all later."""
+
+    def __init__(self, behaviours: list[str], policy: RestartPolicy) -> None:
+        self.metrics = CountingMetrics()
+        self.client = IpcEngineClient(self.metrics)
+        self.gauges = GaugeBlock.create(("heartbeat",))
+        self.facts: list[EngineFacts] = []
+        self._behaviours = behaviours
+        self.supervisor = Supervisor(
+            self.spawn,
+            SETTINGS,
+            self.client,
+            self.metrics,
+            heartbeat=lambda: self.gauges.read()["heartbeat"],
+            on_ready=self.facts.append,
+            policy=policy,
+        )
+
+    def spawn(self) -> EngineProcess:
+        now = self._behaviours[0]
+        if len(self._behaviours) > 1:
+            self._behaviours.pop(0)
+        return spawn_engine((*FAKE, now), self.gauges.fd)
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            await asyncio.sleep(0.005)
+
+    async def until_ready(self) -> None:
+        await self.until(lambda: self.supervisor.state is EngineState.READY)
+
+
+@asynccontextmanager
+async def engine(*behaviours: str, policy: RestartPolicy = FAST) -> AsyncIterator[Engine]:
+    it = Engine(list(behaviours), policy)
+    running = asyncio.create_task(it.supervisor.run(it.spawn()))
+    try:
+        await it.until_ready()
+        yield it
+    finally:
+        it.supervisor.stop()
+        await running
+        it.gauges.close()
+
+
+def request(request_id: str, max_tokens: int = 5, prompt: int = 1) -> EngineRequest:
+    return EngineRequest(request_id, (prompt,), SamplingParams(seed=0, max_tokens=max_tokens))
+
+
+async def tokens(client: IpcEngineClient, request_id: str) -> list[int]:
+    found: list[int] = []
+    async for event in client.events(request_id):
+        found += token_ids(event)
+    return found
+
+
+def token_ids(event: Event) -> tuple[int, ...]:
+    return getattr(event, "token_ids", ())
