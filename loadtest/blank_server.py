@@ -2,9 +2,10 @@
 
     python -m loadtest.blank_server GAP      prints its port; serves until its input ends
 
-Every stream gets one event each GAP seconds, all from one timer, as a server's step gives them. For
-each line that it reads it says how it fared since the line before: its CPU, and by how much the
-last stream of a step was late (99th percentile), which is no lateness of the client.
+Every stream gets one event each GAP seconds, all from one timer, as a server's step gives them. An
+event's text is the time (perf_counter) at which it was written. For each line that this server
+reads it says how it fared since the line before: its CPU, and by how much the last stream of a step
+was late (99th percentile).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def _chunk(data: bytes) -> bytes:
 
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-_EVENT = _chunk(json.dumps({"choices": [{"index": 0, "text": "x"}]}).encode())
+_EVENT = _chunk(b'{"choices":[{"index":0,"text":"%018.6f "}]}' % 0.0)  # each as long as this
+_EVENT_AT = _EVENT.replace(b"%018.6f" % 0.0, b"%018.6f")
 _END = (
     _chunk(json.dumps({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}).encode())
     + _chunk(b"[DONE]")
@@ -93,7 +95,7 @@ async def _tick(streams: dict[_Stream, int], gap: float, fare: _Fare) -> None:
             if stream.transport is None:
                 continue
             if left:
-                stream.transport.write(_EVENT)
+                stream.transport.write(_EVENT_AT % time.perf_counter())
                 streams[stream] = left - 1
             else:
                 stream.transport.write(_END)

@@ -80,7 +80,8 @@ class Driver:
     async def run(self, arrivals: Arrivals | ClosedLoop, bounds: Bounds, seed: int) -> None:
         """Sends until the bounds are reached; returns when every answer has ended or was given up.
 
-        On cancellation what has ended was heard, and the rest is recorded as cancelled.
+        On cancellation the rest is recorded as cancelled. ``finish`` then tells what is still to
+        be read of the last answers.
         """
         self.start = time.perf_counter()
         self._ask_until = math.inf if bounds.seconds is None else bounds.seconds
@@ -94,8 +95,11 @@ class Driver:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            self._harvest.finish()
             await self._client.close()
+
+    def finish(self) -> None:
+        """Every request that was sent has been heard of when this returns."""
+        self._harvest.finish()
 
     def now(self) -> float:
         """0 until it has begun."""

@@ -129,6 +129,7 @@ async def measure(
         finally:
             await _stop(watchers)
     seconds = driver.now()
+    driver.finish()
     records.sort(key=lambda record: record.ended)
     if not interrupted:
         await scraper.settle(before)

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from loadtest import ceiling
@@ -135,5 +136,6 @@ def test_the_ceiling_is_the_last_level_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert [level.streams for level in levels] == [4, 8] or levels[-1].result.client.complaint
     assert levels[0].result.outcomes == {"ok": 4}
     assert levels[0].result.summaries["itl"].percentiles[50.0].value == pytest.approx(0.1, abs=0.05)
+    assert levels[0].late.shape == (4 * 5,) and 0 <= np.median(levels[0].late) < 0.05
     assert 0 < levels[0].server_cpu < 1 and 0 <= levels[0].server_late < 1
-    assert "server late p99" in ceiling.render(levels)
+    assert "its steps late p99" in ceiling.render(levels)
