@@ -146,11 +146,13 @@ _KV = Row(
         ),
         Graph(
             "Held for each running request",
-            "Bytes of the KV cache in blocks that requests hold, for each request that runs.",
+            "Bytes of the KV cache in blocks that requests hold, for each request that runs. No "
+            "line while none runs.",
             "bytes",
             (
                 Query(
-                    f"{total(r.KV_BYTES, use='~active|tail_waste')} / {total(r.REQUESTS_RUNNING)}",
+                    f"{total(r.KV_BYTES, use='~active|tail_waste')} "
+                    f"/ ({total(r.REQUESTS_RUNNING)} > 0)",
                     "bytes for each request",
                 ),
             ),

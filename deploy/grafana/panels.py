@@ -101,7 +101,7 @@ def panel_json(panel: Panel, number: int, position: Json) -> Json:
                 "unit": panel.unit,
                 "color": {"mode": _color(panel)},
                 "thresholds": _thresholds(panel.thresholds),
-                "mappings": [_mapping(panel.texts)] if panel.texts else [],
+                "mappings": list(_mappings(panel)),
                 **({"min": 0, "max": 1} if isinstance(panel, Graph) and panel.ratio else {}),
                 "custom": custom,
             },
@@ -157,11 +157,13 @@ def ref_id(index: int) -> str:
 def _look(panel: Panel) -> tuple[str, Json, Json]:
     """Grafana's name of the panel, its options, and what its fields have of their own."""
     now = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+    # A share of no requests is no number: to be said, and not passed over for an older one.
+    last = {**now, "calcs": ["last"]}
     match panel:
         case Graph():
             return "timeseries", _GRAPH_OPTIONS, _graph_fields(panel)
         case Stat():
-            return "stat", {**_STAT_OPTIONS, "reduceOptions": now}, {}
+            return "stat", {**_STAT_OPTIONS, "reduceOptions": last}, {}
         case Bars():
             return "bargauge", {**_BARS_OPTIONS, "reduceOptions": now}, {}
         case Table():
@@ -225,6 +227,14 @@ def _thresholds(steps: tuple[tuple[float, str], ...]) -> Json:
         "mode": "absolute",
         "steps": [first, *({"color": color, "value": value} for value, color in steps)],
     }
+
+
+def _mappings(panel: Panel) -> Iterator[Json]:
+    if panel.texts:
+        yield _mapping(panel.texts)
+    if isinstance(panel, Stat):
+        idle = {"text": "idle", "color": "text", "index": len(panel.texts)}
+        yield {"type": "special", "options": {"match": "nan", "result": idle}}
 
 
 def _mapping(texts: tuple[tuple[str, str, str], ...]) -> Json:

@@ -124,8 +124,18 @@ FIRES = (
         {UNACCOUNTED: f"{5 * MIB}x60 {133 * MIB}x60"},
         before="39m",
         at="41m",
-        description="What no kind accounts for has grown by 128MiB within an hour, and has stayed "
-        "so for ten minutes.",
+        description="What no kind accounts for has grown by 128MiB within six hours, and has "
+        "stayed so for ten minutes.",
+        labels=BY_KIND,
+    ),
+    Fires(  # half a GiB a day
+        "QuireUnaccountedMemoryGrows",
+        {UNACCOUNTED: f"{5 * MIB}+{MIB}x200"},
+        before="180m",
+        at="210m",
+        description="What no kind accounts for has grown by 70MiB within six hours, and has "
+        "stayed so for ten minutes.",
+        interval="3m",
         labels=BY_KIND,
     ),
     Fires(

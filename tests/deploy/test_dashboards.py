@@ -166,3 +166,17 @@ def test_the_alarms_bound_is_drawn_where_the_cache_is_shown() -> None:
     for number, title in ((0, "Blocks in use"), (2, "Blocks in use"), (0, "KV cache in use")):
         steps = panel(dashboard(number), title)["fieldConfig"]["defaults"]["thresholds"]["steps"]
         assert steps[-1] == {"color": "red", "value": 0.9}
+
+
+def test_a_share_of_nothing_is_called_idle_and_is_no_older_figure() -> None:
+    stats = [p for i in range(3) for p in dashboard(i)["panels"] if p["type"] == "stat"]
+    assert stats
+    for one in stats:
+        assert one["options"]["reduceOptions"]["calcs"] == ["last"], one["title"]
+        (nan,) = (m for m in one["fieldConfig"]["defaults"]["mappings"] if m["type"] == "special")
+        assert (nan["options"]["match"], nan["options"]["result"]["text"]) == ("nan", "idle")
+
+
+def test_bytes_of_a_request_are_not_divided_by_none() -> None:
+    (target,) = panel(dashboard(), "Held for each running request")["targets"]
+    assert target["expr"].rpartition(" / ")[2].endswith(" > 0)")

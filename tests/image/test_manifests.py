@@ -173,6 +173,8 @@ def test_probes_ask_the_routes_that_there_are(name: str) -> None:
     for probe, path in (("startup", "/health"), ("liveness", "/health"), ("readiness", "/ready")):
         asked = quire[f"{probe}Probe"]["httpGet"]
         assert (asked["path"], ports[asked["port"]]) == (path, 8000)
+        patience = quire[f"{probe}Probe"].get("timeoutSeconds", 1)
+        assert 2 <= patience <= quire[f"{probe}Probe"]["periodSeconds"], probe
 
 
 def test_a_liveness_probe_leaves_a_stalled_engine_to_its_supervisor() -> None:
