@@ -36,7 +36,7 @@ define pytest
 	$(BIN)/python -m pytest -m "$(1)" $(TOGETHER:%=--ignore=tests/%) $(ARGS) || test $$? -eq 5
 endef
 
-.PHONY: setup serve check format test test-slow image-check sweep kernels-check test-gpu loadtest bench bench-gpu bench-engine-gpu demo-score clean
+.PHONY: setup serve check format test test-slow image-check sweep kernels-check test-gpu loadtest bench bench-gpu bench-engine-gpu wheels bench-http-gpu demo-score clean
 .DEFAULT_GOAL := serve
 
 setup: $(SETUP)
@@ -116,6 +116,21 @@ bench-gpu:
 # The engine's rows: whole models of published shapes, random weights written first.
 bench-engine-gpu:
 	$(GPU_PYTHON) -m server.bench gpu --only "$(ONLY)" $(ARGS)
+
+# Serving over HTTP on a machine with a GPU and no network: `make wheels` where there is one, for the Python
+# of the other (WHEELS_PYTHON=3.12); carry .cache/wheels there. What is installed already stays as it is.
+WEB := fastapi uvicorn prometheus-client msgspec jinja2 nvidia-ml-py httptools
+WHEELS := .cache/wheels
+WHEELS_PYTHON ?= 3.12
+wheels: $(SETUP)
+	$(BIN)/python -m pip download --disable-pip-version-check $(PIP_ARGS) -d $(WHEELS) --only-binary=:all: \
+	  --python-version $(WHEELS_PYTHON) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
+	  -c constraints.txt $(WEB)
+
+bench-http-gpu:
+	test ! -d $(WHEELS) || $(GPU_PYTHON) -m pip install -q --no-index --find-links $(WHEELS) --target .cache/web --upgrade $(WEB)
+	PYTHONPATH=.cache/web $(GPU_PYTHON) -m server.bench http --synthetic llama-3.2-1b --device cuda \
+	  --concurrencies 1,64,256 --prompt-tokens 512 --output-tokens 128 --rounds 1 --results kernels/bench/results $(ARGS)
 
 bench: $(SETUP)
 	$(BIN)/python -m server.bench $(ARGS)

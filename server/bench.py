@@ -1,7 +1,8 @@
 """Offline throughput of the engine: ``python -m server.bench [MODEL_DIR] ...``, see --help.
 
-``python -m server.bench gpu`` measures the engine's rows on a GPU instead, and ``python -m
-server.bench books`` what the accountant costs and how fast /metrics answers.
+    python -m server.bench gpu     measures the engine's rows on a GPU instead,
+    python -m server.bench books   what the accountant costs and how fast /metrics answers,
+    python -m server.bench http    what serving over HTTP costs.
 
 Only sets the process up; the bench itself is server.bench_engine.
 """
@@ -26,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from server.bench_books import main as run_books
 
         return run_books(given[1:])
+    if given[:1] == ["http"]:
+        from server.bench_http import main as run_http
+
+        return run_http(given[1:])
     from server.bench_engine import main as run
 
     return run(arguments)

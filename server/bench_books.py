@@ -22,17 +22,14 @@ import http.client
 import json
 import logging
 import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from server.bench_engine import DEMO, Spread
+from server.bench_server import ANSWER_S, HOST, get, started_server
 from server.config import ServerConfig, resolve
 from server.engine.request import EngineRequest, SamplingParams
 from server.engine_build import BuiltEngine, build_engine
@@ -41,8 +38,6 @@ from server.gauge_publisher import GaugePublisher
 from server.ipc.gauges import GaugeBlock
 from server.model_facts import engine_settings, read_model
 
-ROOT = Path(__file__).resolve().parents[1]
-START_S, ANSWER_S = 120.0, 60.0
 PATHS = ("/metrics", "/memory")
 Publish = Callable[[], None]
 
@@ -178,7 +173,7 @@ def run_round(engine: BuiltEngine, publish: Publish, options: Options, name: str
 def measure_scrapes(options: Options) -> dict[str, Spread]:
     """Milliseconds by path and load."""
     found: dict[str, list[float]] = {f"{path} {load}": [] for load in LOADS for path in PATHS}
-    with _server(options) as port:
+    with started_server([options.model_dir, "--device", "cpu"]) as port:
         for load, clients in LOADS.items():
             with _load(port, clients, options):
                 for _ in range(options.scrapes):
@@ -192,56 +187,10 @@ LOADS = {"idle": 0, "full load": 64}  # clients: twice the sequences that are co
 
 def _milliseconds(port: int, path: str) -> float:
     started = time.perf_counter()
-    _get(port, path)
+    get(port, path)
     taken = 1e3 * (time.perf_counter() - started)
     time.sleep(0.02)
     return taken
-
-
-def _get(port: int, path: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        answer.read()
-        return answer.status
-    finally:
-        connection.close()
-
-
-@contextmanager
-def _server(options: Options) -> Iterator[int]:
-    """A server of its own on a free port, ready."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = int(one.getsockname()[1])
-    command = [sys.executable, "-m", "server", "serve", options.model_dir, "--port", str(port)]
-    process = subprocess.Popen(
-        [*command, "--device", "cpu"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        _wait_ready(process, port)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise SystemExit(f"the server ended with exit code {process.returncode}")
-        try:
-            if _get(port, "/ready") == 200:
-                return
-        except OSError:
-            pass  # it does not listen yet
-        time.sleep(0.05)
-    raise SystemExit(f"the server was not ready within {START_S:.0f} s")
 
 
 @contextmanager
@@ -257,7 +206,7 @@ def _load(port: int, clients: int, options: Options) -> Iterator[None]:
     )
 
     def work() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+        connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_S)
         while not done.is_set():
             connection.request(
                 "POST", "/v1/completions", body, {"content-type": "application/json"}
