@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from api_client import client_of
 from api_fakes import FakeEngine, make_state
 from bad_requests import BadRequest, ServerFacts, cases
 
@@ -49,8 +50,7 @@ def test_refused_for_little_work_and_the_canary_sings(case: BadRequest) -> None:
     state = make_state(engine)
 
     async def story() -> None:
-        transport = httpx.ASGITransport(create_app(state))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with client_of(create_app(state)) as client:
             canary = asyncio.create_task(client.post("/v1/completions", json=CANARY))
             await asyncio.sleep(0.002)
             started = time.process_time()
@@ -79,8 +79,7 @@ CANARY_TEXT = _canary_text()
 
 def test_a_message_repeats_what_was_given_but_not_all_of_it() -> None:
     async def story() -> str:
-        transport = httpx.ASGITransport(create_app(make_state()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with client_of(create_app(make_state())) as client:
             body = {"model": "tiny", "prompt": "a", "temperature": "x" * 10_000}
             response = await client.post("/v1/completions", content=json.dumps(body))
             return str(response.json()["error"]["message"])

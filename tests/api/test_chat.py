@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from api_client import Story, client_of
 from api_fakes import FakeEngine, FakeHealth, make_state, saying
 
 from server.api.app import create_app
@@ -23,14 +23,12 @@ MESSAGES: list[Any] = [
 ]
 
 
-def with_client(state: ApiState, story: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> Any:
+def with_client(state: ApiState, story: Story) -> Any:
+    """As api_client's, with the application started: templates are ready."""
+
     async def run() -> Any:
         app = create_app(state)
-        transport = httpx.ASGITransport(app)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-        ):
+        async with app.router.lifespan_context(app), client_of(app) as client:
             return await story(client)
 
     return asyncio.run(run())

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from api_client import with_client
 from api_fakes import EOS, FakeEngine, FakeHealth, make_state, saying
 
-from server.api.app import create_app
 from server.api.fields import generation_defaults
 from server.api.state import ApiState, GenerationDefaults
 from server.errors import ErrorCode, QuireError
 from server.metrics.stats import Outcome
 
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "深度", "max_tokens": 4, "temperature": 0}
-Story = Callable[[httpx.AsyncClient], Awaitable[Any]]
-
-
-def with_client(state: ApiState, story: Story) -> Any:
-    async def run() -> Any:
-        transport = httpx.ASGITransport(create_app(state))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await story(client)
-
-    return asyncio.run(run())
 
 
 def post(state: ApiState, **changes: Any) -> httpx.Response:

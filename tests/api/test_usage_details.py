@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from api_client import with_client
 from api_fakes import FakeEngine, RecordingMetrics, make_state, saying
 
-from server.api.app import create_app
 from server.api.state import ApiState
 from server.errors import ErrorCode, QuireError
 
@@ -27,21 +26,11 @@ TIMES = {
     "decode_seconds",
     "total_seconds",
 }
-Story = Callable[[httpx.AsyncClient], Awaitable[Any]]
-
-
-def told(state: ApiState, story: Story) -> Any:
-    async def run() -> Any:
-        transport = httpx.ASGITransport(create_app(state))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await story(client)
-
-    return asyncio.run(run())
 
 
 def post(state: ApiState, route: str, **changes: Any) -> httpx.Response:
     body = {"max_tokens": 4, "temperature": 0, **ROUTES[route], **changes}
-    return told(state, lambda client: client.post(route, json=body))  # type: ignore[no-any-return]
+    return with_client(state, lambda client: client.post(route, json=body))  # type: ignore[no-any-return]
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -136,7 +125,7 @@ def test_openais_client_reads_it() -> None:
             model="tiny", prompt="ab", max_tokens=4, extra_body={"usage_details": True}
         )
 
-    usage = told(make_state(), story).usage
+    usage = with_client(make_state(), story).usage
     assert usage.memory["peak_blocks"] == 6
 
 
@@ -162,7 +151,7 @@ def while_live(
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    return told(state, story)  # type: ignore[no-any-return]
+    return with_client(state, story)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", ["{id}", "cmpl-{id}", "chatcmpl-{id}", "my.label"])
@@ -199,7 +188,7 @@ def test_a_finished_request_is_forgotten() -> None:
     state = make_state()
     response = post(state, "/v1/completions")
     name = response.json()["id"]
-    again = told(state, lambda client: client.get("/memory", params={"request_id": name}))
+    again = with_client(state, lambda client: client.get("/memory", params={"request_id": name}))
     assert again.status_code == 404
     assert not state.live._by_id
 

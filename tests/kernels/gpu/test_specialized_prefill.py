@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 from attention_cases import Step, make_step
+from prefill_steps import PLAIN, expected, prefill
 
-from kernels import AttentionFeatures, reference, tuning
-from kernels.gpu import prefill_attention, specialized_prefill
+from kernels import AttentionFeatures, tuning
+from kernels.gpu import specialized_prefill
 
 # Triton's interpreter reads the bounds of a loop from arrays of one element.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-
-PLAIN = AttentionFeatures()
 
 
 @pytest.fixture
@@ -40,23 +39,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> list[str]:
     return seen
 
 
-def prefill(device: torch.device, step: Step, features: AttentionFeatures) -> torch.Tensor:
-    meta = step.metadata
-    moved = {
-        name: getattr(meta, name).to(device)
-        for name in ("query_start_loc", "seq_lens", "block_tables", "slot_mapping", "positions")
-    }
-    q, cache = step.q.to(device), step.cache.to(device)
-    out = torch.full_like(q, torch.nan)
-    there = replace(meta, work=None, **moved)
-    prefill_attention.paged_prefill(q, cache, there, step.shape, step.scale, features, None, out)
-    return out.cpu()
-
-
 def check(device: torch.device, step: Step, features: AttentionFeatures = PLAIN) -> None:
-    want = reference.paged_attention(
-        step.q, step.cache, step.metadata, scale=step.scale, features=features
-    )
+    want = expected(step, features)
     out = prefill(device, step, features)
     lengths = step.metadata.query_start_loc.diff()
     mine = (lengths > 1).repeat_interleave(lengths)
