@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.gpu_workspace import decode_regions
+from kernels.gpu_workspace import DecodeRegions, decode_regions
 
 KEY_TILE = 512  # tokens of context a step of the key loop reads; a fixed grid from position 0
 QUERY_TILES = (1, 8, 32, 128)  # queries an item may hold; a chunk is cut into these
@@ -165,21 +165,29 @@ def scratch_regions(shape: AttentionShape, query_tile: int) -> ScratchRegions:
 
 
 def attention_workspace_bytes(shape: AttentionShape) -> int:
-    """Exact bytes of an AttentionWorkspace of this shape.
+    """Exact bytes of an AttentionWorkspace of this shape."""
+    return sum(attention_workspace_regions(shape).values())
 
-    None on a GPU in batch-invariant mode: no row is cut there, so that nothing is left to join.
+
+def attention_workspace_regions(shape: AttentionShape) -> dict[str, int]:
+    """What an AttentionWorkspace holds, in bytes: on a CPU for the query tile that needs most.
+
+    Nothing on a GPU in batch-invariant mode: no row is cut there, so that nothing is left to join.
     """
-    if shape.on_gpu:
-        if shape.batch_invariant:
-            return 0
+    regions: ScratchRegions | DecodeRegions
+    if not shape.on_gpu:
+        waves = [scratch_regions(shape, tile) for tile in QUERY_TILES]
+        regions = max(waves, key=lambda wave: wave.total)
+    elif shape.batch_invariant:
+        return {}
+    else:
         regions = decode_regions(
             group=shape.group,
             head_dim=shape.head_dim,
             max_num_seqs=shape.max_num_seqs,
             windows=len(shape.windows),
         )
-        return regions.total
-    return max(scratch_regions(shape, tile).total for tile in QUERY_TILES)
+    return dict(zip(regions.__slots__, regions.sizes, strict=True))
 
 
 def attention_temporary_bytes(shape: AttentionShape) -> int:

@@ -76,7 +76,7 @@ def place(
 
 
 def gpu_memory_for(available: int) -> int:
-    """The memory of an empty GPU of which ``place`` makes so many bytes available, or a few more."""
+    """The memory of an empty GPU of which ``place`` makes so many bytes available, or some more."""
     return math.ceil((available + 1 + GPU_RUNTIME_BYTES) / (1 - GPU_SLACK_SHARE))
 
 

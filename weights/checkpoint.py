@@ -67,11 +67,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         what = "a file; give the folder that holds it" if folder.exists() else "no such folder"
         raise CheckpointError(what)
-    if (folder / ADAPTER_CONFIG_FILE).exists():
-        raise CheckpointError(
-            f"{ADAPTER_CONFIG_FILE}: the folder holds an adapter, not a model; "
-            "merge it into its base model, or serve the base model"
-        )
+    refuse_adapter(folder)
     config = read_json(folder, CONFIG_FILE, _MAX_CONFIG_BYTES)
     generation_config: dict[str, Any] = {}
     if _exists(folder / GENERATION_CONFIG_FILE):
@@ -93,6 +89,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         file_sizes={file: inside(folder, file).stat().st_size for file in files},
         weights_file=weights_file,
     )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises CheckpointError where the folder's weights are a change to another model's."""
+    if (folder / ADAPTER_CONFIG_FILE).exists():
+        raise CheckpointError(
+            f"{ADAPTER_CONFIG_FILE}: the folder holds an adapter, not a model; "
+            "merge it into its base model, or serve the base model"
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ weights.shape_keys. An unknown key is refused by name, and so is one that contra
 from __future__ import annotations
 
 import difflib
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,20 +52,32 @@ _MIXTURE_KEYS = (
 
 def read_document(path: Path) -> dict[str, Any]:
     """The document in a .json or .toml file. Raises CheckpointError that names what is wrong."""
+    if path.suffix not in (".toml", ".json"):
+        raise CheckpointError(f"{path}: is neither a .toml nor a .json file")
+    data = _read_bounded(path)
+    if path.suffix == ".json":
+        return parse_object(data, f"{path}:")
     try:
-        data = path.read_bytes()
+        return tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of thousands of digits
+        raise CheckpointError(f"{path}: is not TOML: {str(error)[:120]}") from None
+
+
+def _read_bounded(path: Path) -> bytes:
+    """A regular file's bytes: a pipe could keep the reader waiting, a device has no end."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise CheckpointError(f"{path}: is a folder; --shape takes a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path}: is not a regular file")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_SHAPE_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     if len(data) > MAX_SHAPE_BYTES:
-        raise CheckpointError(f"{path}: {len(data)} bytes; at most {MAX_SHAPE_BYTES} are read")
-    if path.suffix == ".json":
-        return parse_object(data, f"{path}:")
-    if path.suffix != ".toml":
-        raise CheckpointError(f"{path}: is neither a .toml nor a .json file")
-    try:
-        return tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not TOML: {str(error)[:120]}") from None
+        raise CheckpointError(f"{path}: {status.st_size} bytes; at most {MAX_SHAPE_BYTES} are read")
+    return data
 
 
 def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
@@ -87,6 +100,7 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
     rotary = position is PositionKind.ROTARY
     rope = _rope(facts, "rope_theta", attention, positions) if rotary else RopeSpec()
     local = rotary and "local_rope_theta" in facts
+    _text(facts, "source", "")  # for people; but a text
     return ModelSpec(
         family=_text(facts, "family", "shape"),
         architecture="shape",

@@ -73,7 +73,7 @@ class Layout:
     ``buffers`` are persistent; ``phases`` are the largest step's intermediates, one phase alive at
     a time; ``weights`` maps a component of the inventory to its bytes (tied tables once). On a GPU
     ``pinned`` is one set of the host's buffers that the device copies from and to, and
-    ``graph_bytes`` what captured decode steps keep.
+    ``graph_phase`` what captured decode steps keep: the largest one's peak, in a pool for all.
     """
 
     model: ModelSpec
@@ -82,7 +82,7 @@ class Layout:
     phases: tuple[Phase, ...]
     weights: dict[str, int]
     pinned: tuple[Buffer, ...] = ()
-    graph_bytes: int = 0
+    graph_phase: Phase | None = None
 
     def buffer(self, name: str) -> Buffer:
         """The persistent buffer of that name. Raises KeyError for a name that is not listed."""
@@ -99,7 +99,7 @@ class Layout:
     @property
     def peak_phase(self) -> Phase:
         """The phase of a step in which most bytes of intermediates are alive."""
-        return max(self.phases, key=lambda phase: phase.nbytes)
+        return _peak(self.phases)
 
     def bytes(self, kind: MemoryKind) -> int:
         """Planned bytes of one kind; 0 for the kinds that no list can know before start."""
@@ -108,8 +108,12 @@ class Layout:
         if kind is MemoryKind.ACTIVATIONS:
             return self.peak_phase.nbytes
         if kind is MemoryKind.GRAPHS:
-            return self.graph_bytes
+            return 0 if self.graph_phase is None else self.graph_phase.nbytes
         return sum(buffer.nbytes for buffer in self.buffers if buffer.kind is kind)
+
+
+def _peak(phases: tuple[Phase, ...]) -> Phase:
+    return max(phases, key=lambda phase: phase.nbytes)
 
 
 def max_context(model: ModelSpec) -> int:
@@ -184,10 +188,7 @@ def _gpu_layout(model: ModelSpec, part: ModelSpec, config: RunnerConfig) -> Layo
         phases=_gpu_phases(part, config, config.max_num_batched_tokens, config.logit_rows),
         weights=_weights(model, config),
         pinned=_io(pinned_shapes(config)),
-        # Graphs share one pool, in which the largest one's intermediates stay taken.
-        graph_bytes=max(
-            phase.nbytes for phase in _gpu_phases(part, config, decode_rows, decode_rows)
-        ),
+        graph_phase=_peak(_gpu_phases(part, config, decode_rows, decode_rows)),
     )
 
 

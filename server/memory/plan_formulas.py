@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
+from kernels.workspace import attention_workspace_regions
 from server.memory.formulas import measured_formulas
-from server.memory.layout import MemoryKind, RunnerConfig
+from server.memory.intermediates import Phase
+from server.memory.layout import MemoryKind, RunnerConfig, attention_shape, decode_graph_sizes
 from server.memory.memory_plan import MemoryPlan
 from weights.formats import FORMATS, get_format
 from weights.inventory import QUANTISABLE, tally
@@ -16,31 +19,47 @@ from weights.spec import ModelSpec
 def formulas(plan: MemoryPlan) -> dict[str, str]:
     """How each kind comes about; those that are planned with the numbers put in."""
     model, config = plan.layout.model, plan.runner
-    phase = plan.layout.peak_phase
     tied = ", tied unembedding counted once" if model.tied_unembedding else ""
     return {
         "weights": f"{_weights_formula(model, config)}{tied}",
         "kv_cache": _kv_formula(plan),
-        "activations": f"largest phase of the largest step, {phase.name}: "
-        + " + ".join(f"{name} {nbytes}" for name, nbytes in phase.tensors)
-        + f" B, at {config.max_num_batched_tokens} tokens",
+        "activations": f"largest phase of the largest step, {_phase(plan.layout.peak_phase)} B, "
+        f"at {config.max_num_batched_tokens} tokens",
         "io": " + ".join(
             f"{buffer.name} {list(buffer.shape)} {buffer.format}"
             for buffer in plan.layout.buffers
             if buffer.kind is MemoryKind.IO
         ),
-        "graphs": (
-            f"captured decode steps share one pool: {plan.layout.graph_bytes} B"
-            if config.on_gpu
-            else "none: this device captures no graphs"
-        ),
-        "workspace": " + ".join(
-            f"{buffer.name} {buffer.nbytes} B"
-            for buffer in plan.layout.buffers
-            if buffer.kind is MemoryKind.WORKSPACE
-        ),
+        "graphs": _graphs_formula(plan),
+        "workspace": _workspace_formula(model, config),
         **measured_formulas(config.on_gpu, {}),
     }
+
+
+def _phase(phase: Phase) -> str:
+    return f"{phase.name}: {_sum(phase.tensors)}"
+
+
+def _sum(parts: Iterable[tuple[str, int]]) -> str:
+    return " + ".join(f"{name} {nbytes}" for name, nbytes in parts)
+
+
+def _graphs_formula(plan: MemoryPlan) -> str:
+    phase = plan.layout.graph_phase
+    if phase is None:
+        return "none: this device captures no graphs"
+    rows = decode_graph_sizes(plan.runner)[-1]
+    return (
+        f"captured decode steps share one pool; largest phase of the largest, {_phase(phase)} B, "
+        f"at {rows} rows"
+    )
+
+
+def _workspace_formula(model: ModelSpec, config: RunnerConfig) -> str:
+    regions = attention_workspace_regions(attention_shape(rank_spec(model, config.ranks), config))
+    if not regions:
+        return "none: in batch-invariant mode no row is cut"
+    return f"attention's scratch: {_sum(regions.items())} B"
 
 
 def _kv_formula(plan: MemoryPlan) -> str:

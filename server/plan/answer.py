@@ -31,6 +31,7 @@ def answer(plan: Plan, *, explain: bool = False) -> dict[str, Any]:
     split = memory_split(plan)
     lengths = by_length(plan.memory) if plan.fits else []
     components, total, everything = _census(plan)
+    timed = steps(plan, lengths)
     result: dict[str, Any] = {
         "model": plan.model.name,
         "device": plan.target.name,
@@ -67,12 +68,12 @@ def answer(plan: Plan, *, explain: bool = False) -> dict[str, Any]:
             for cell in what_if(plan)
         ],
         "flops": _flops(plan),
-        "roofline": [_step(step) for step in steps(plan, lengths)],
+        "roofline": [_step(step) for step in timed],
         "source": plan.model.source,
         "notes": list(plan.notes),
     }
     if explain:
-        result["formulas"] = {**split_formulas(plan), **line_formulas(plan)}
+        result["formulas"] = {**split_formulas(plan), **line_formulas(plan, timed)}
     return result
 
 

@@ -8,6 +8,8 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from server.errors import StartupError
 from server.option_values import format_size, read_integer
@@ -28,7 +30,9 @@ _MOST_RANKS = 1024
 def run(parsed: argparse.Namespace) -> int:
     """Prints the plan. Raises StartupError for what is no plan at all."""
     if parsed.list:
-        _print(listing())
+        if parsed.model is not None or parsed.shape is not None:
+            raise StartupError("--list plans nothing: leave it out, or the model")
+        _print(json.dumps(listed(), indent=2) if parsed.json else listing())
         return EXIT_FITS
     plan = make_plan(plan_options(parsed))
     facts = answer(plan, explain=parsed.explain)
@@ -43,6 +47,18 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             sys.stdout.close()  # what it still holds would fail again at the exit
+
+
+def listed() -> dict[str, list[dict[str, Any]]]:
+    """What ``listing`` says, as plain data. Bytes, bytes a second, FLOP/s; null where unknown."""
+    presets = read_presets().values()
+    return {
+        "presets": [
+            {"preset": p.name, "parameters": num_parameters(p.spec), "source": p.source}
+            for p in presets
+        ],
+        "devices": [asdict(device) for device in DEVICES],
+    }
 
 
 def listing() -> str:

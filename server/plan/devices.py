@@ -79,7 +79,9 @@ def find_device(text: str) -> Device:
 
     Raises StartupError that says what there is.
     """
-    wanted = text.lower()
+    if not text.strip():
+        raise StartupError("--device is empty: name a device, or leave it out for this machine")
+    wanted = text.strip().lower()
     for device in DEVICES:
         if device.name == wanted:
             return device

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from server.memory.kv_groups import layer_kv_bytes, windows_of
+from server.plan.capacity import largest_max_model_len
 from server.plan.flops import TokenFlops, token_flops
 from server.plan.make import Plan
-from server.plan.roofline import kv_traffic, weight_traffic
+from server.plan.roofline import StepTime
 from weights.census import census
 from weights.inventory import tally
 from weights.ranks import rank_spec
 from weights.spec import ModelSpec
 
 
-def line_formulas(plan: Plan) -> dict[str, str]:
-    """By line: of the census, the sequences, the FLOPs and the least times."""
+def line_formulas(plan: Plan, steps: Sequence[StepTime]) -> dict[str, str]:
+    """By line: of the census, the sequences, the FLOPs and the least times of ``steps``."""
     spec = plan.model.spec
     flops, length = token_flops(spec), plan.memory.max_model_len
     return {
         **{f"census.{name}": formula for name, formula in _census(spec)},
         "sequences": _sequences(plan),
-        "largest length": "the largest --max-model-len for which the same plan, made again, fits",
+        "largest length": "the largest --max-model-len for which the same plan, made again, fits: "
+        f"{largest_max_model_len(plan)}",
         "what if": "the same plan, made again with these formats and so many ranks",
         **_flops(flops, length),
-        **_times(plan, length),
+        **_times(plan, steps),
     }
 
 
@@ -61,7 +63,7 @@ def _flops(flops: TokenFlops, length: int) -> dict[str, str]:
     spec = flops.spec
     channels = spec.attention.query_size
     seen = flops.attention(length) // (4 * channels)
-    layers = 2 * flops.layers
+    layers, seen_by_all = 2 * flops.layers, flops.seen_by_prompt(length)
     logits = f"2 x {spec.vocab_size} x {spec.hidden_size} = {2 * flops.logits}"
     return {
         "FLOPs.layers": f"2 x {flops.layers} matrix elements that a token passes = {layers}",
@@ -72,23 +74,28 @@ def _flops(flops: TokenFlops, length: int) -> dict[str, str]:
         ),
         "FLOPs.decode": f"layers + logits + attention = {flops.decode(length)}",
         "FLOPs.prefill": (
-            f"({length} x layers + logits + 4 x {channels} x tokens seen by all of them) / "
-            f"{length} = {flops.prefill(length) // length}"
+            f"({length} tokens x {layers} + logits {2 * flops.logits} + 4 x {channels} x "
+            f"{seen_by_all} tokens seen by all of them in all layers) / {length} = "
+            f"{flops.prefill(length) // length}, rounded down"
         ),
     }
 
 
-def _times(plan: Plan, length: int) -> dict[str, str]:
+def _times(plan: Plan, steps: Sequence[StepTime]) -> dict[str, str]:
     device, ranks = plan.target.device, plan.request.ranks
     bandwidth = None if device is None else device.bandwidth
     rate = None if device is None else device.flops_16bit
     if bandwidth is None or rate is None:
         return {"least time": "unknown: this device's bandwidth and rate are not in the table"}
-    read, kept = weight_traffic(plan, 1), kv_traffic(plan, length)
-    return {
-        "least time": (
-            f"the larger of memory read / {bandwidth:.4g} B/s and FLOPs / {ranks} ranks / "
-            f"{rate:.4g} FLOP/s; a decode step reads weights ({read} B for one token) + keys and "
-            f"values of each sequence ({kept} B at {length} tokens)"
-        )
-    }
+    at_rate = f"FLOPs / {rate:.5g} FLOP/s"
+    if ranks > 1:
+        at_rate = f"FLOPs / {ranks} ranks / {rate:.5g} FLOP/s"
+    general = f"the larger of bytes read / {bandwidth:.5g} B/s and {at_rate}"
+    if any(step.compute_seconds is None for step in steps):
+        general += "; for float32 no rate is assumed"
+    return {"least time": general, **{f"least time {n}": _read(s) for n, s in enumerate(steps, 1)}}
+
+
+def _read(step: StepTime) -> str:
+    read = " + ".join(f"{name} {nbytes}" for name, nbytes in step.reads)
+    return f"{step.name}: reads {read} = {step.read_bytes} B; {step.flops} FLOPs"

@@ -30,8 +30,12 @@ class TokenFlops:
 
     def prefill(self, length: int) -> int:
         """Of a prompt of ``length`` tokens, of which the last alone needs logits."""
-        seen = sum(_sum_seen(length, window) for window in _windows(self.spec))
-        return 2 * (length * self.layers + self.logits) + 4 * self.spec.attention.query_size * seen
+        attention = 4 * self.spec.attention.query_size * self.seen_by_prompt(length)
+        return 2 * (length * self.layers + self.logits) + attention
+
+    def seen_by_prompt(self, length: int) -> int:
+        """Tokens that all of a prompt's tokens see together, in all layers."""
+        return sum(_sum_seen(length, window) for window in _windows(self.spec))
 
     def attention(self, length: int) -> int:
         """The part of ``decode`` that grows with length."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from server.errors import StartupError
 from server.memory.planner import size_memory
 from server.plan.capacity import at_length
 from server.plan.make import NARROW_KV, RANKS, Plan, can_share
-from weights.formats import QUANTISED
+from weights.formats import QUANTISED, get_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +36,17 @@ def what_if(plan: Plan) -> list[Cell]:
     ]
 
 
-def _formats(plan: Plan) -> Iterator[tuple[str, str]]:
-    plain = plan.request.format
+def _formats(plan: Plan) -> list[tuple[str, str]]:
+    """(of the weights, of the cache): the plan's own first."""
+    request, plain = plan.request, plan.request.format
+    own = (request.quantization or plain, request.kv_format or plain)
     if not plan.target.placement.on_gpu:
-        yield from ((format, format) for format in ("f32", "bf16"))
-        return
-    for weights in (plain, *QUANTISED):
-        yield from ((weights, kv) for kv in (plain, NARROW_KV))
+        return list(dict.fromkeys((own, ("f32", "f32"), ("bf16", "bf16"))))
+    narrow = plain if get_format(plain).bytes_per_element == 2 else "bf16"
+    plains = dict.fromkeys((plain, narrow))
+    pairs = [(weights, kv) for weights in plains for kv in (weights, NARROW_KV)]
+    pairs += [(weights, kv) for weights in QUANTISED for kv in (plain, NARROW_KV)]
+    return list(dict.fromkeys((own, *pairs)))
 
 
 def _cell(plan: Plan, weights: str, kv: str, ranks: int, length: int) -> Cell:

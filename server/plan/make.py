@@ -67,7 +67,7 @@ def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None
     """
     config = resolve(options.flags, environment, options.config_file)
     model = find_model(options.model, options.shape, config.model_dir)
-    target = find_target(options.device or config.device, config)
+    target = find_target(config.device if options.device is None else options.device, config)
     try:
         check_ranks(model.spec, options.ranks)
     except ValueError as error:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from server.config import DEMO_MODEL_NAME
 from server.errors import StartupError
@@ -11,8 +15,9 @@ from server.option_table import DEMO_MODEL_DIR
 from server.placement import refuse_on_gpu
 from server.served_features import unserved_features
 from weights import families
-from weights.checkpoint import CONFIG_FILE, open_checkpoint, read_config
+from weights.checkpoint import CONFIG_FILE, open_checkpoint, read_config, refuse_adapter
 from weights.errors import CheckpointError
+from weights.families.base import Family
 from weights.matching import match
 from weights.presets import find_preset
 from weights.shapes import read_document, shape_spec
@@ -36,19 +41,42 @@ def find_model(name: str | None, shape: str | None, model_dir: str) -> PlannedMo
 
     Raises StartupError naming the file, the key or the preset at fault.
     """
+    # A variable that a script forgot to set would plan another model than was meant.
+    for what, given in (("MODEL", name), ("--shape", shape)):
+        if given is not None and not given.strip():
+            raise StartupError(f"{what} is empty: name one, or leave it out")
     if name is not None and shape is not None:
         raise StartupError(f"{name} and --shape {shape}: give one of them")
-    if name is not None and Path(name).is_file():
-        raise StartupError(f"{name} is a file: a shape is given with --shape {name}")
     try:
         if shape is not None:
             return _own_shape(Path(shape))
-        if name is None or Path(name).is_dir():
-            return _folder(Path(name or model_dir))
-        preset = find_preset(name)
+        return _folder(Path(model_dir)) if name is None else _named(name)
     except CheckpointError as error:
         raise StartupError(str(error)) from error
+    except OSError as error:
+        raise StartupError(f"{shape or name or model_dir}: {error.strerror}") from error
+
+
+def _named(name: str) -> PlannedModel:
+    """A folder or a preset."""
+    kind = _kind_of(Path(name))
+    if stat.S_ISDIR(kind):
+        return _folder(Path(name))
+    if stat.S_ISREG(kind):
+        raise StartupError(f"{name} is a file: a shape is given with --shape {name}")
+    preset = find_preset(name)
     return PlannedModel(preset.name, preset.spec, preset.spec.parameter_dtype, preset.source)
+
+
+def _kind_of(path: Path) -> int:
+    """Its st_mode, 0 where there is nothing of that name. Raises OSError where it may not be
+    looked at."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return 0
+        raise
 
 
 def not_served(spec: ModelSpec, *, on_gpu: bool) -> tuple[str, ...]:
@@ -59,6 +87,9 @@ def not_served(spec: ModelSpec, *, on_gpu: bool) -> tuple[str, ...]:
             f"not served yet, a plan alone: the engine lacks {', '.join(features)}; activations "
             "are planned as those of a block that is served",
         )
+    if spec.family not in {family.name for family in families.FAMILIES}:
+        served = ", ".join(family.name for family in families.FAMILIES)
+        return (f"a plan alone: of families quire serve reads {served}, and this is {spec.family}",)
     if on_gpu:
         try:
             refuse_on_gpu(spec)
@@ -80,17 +111,28 @@ def _folder(folder: Path) -> PlannedModel:
     name = DEMO_MODEL_NAME if whole == DEMO_MODEL_DIR else whole.name
     try:
         if not any(folder.glob("*.safetensors*")):
+            refuse_adapter(folder)
             config = read_config(folder)
-            spec = families.resolve(config).spec(config)
+            spec = _family(config).spec(config)
             note = (
-                f"no weights in the folder: the shape is {CONFIG_FILE}'s, checked against no file"
+                f"no .safetensors file in the folder, which quire serve needs: the shape is "
+                f"{CONFIG_FILE}'s, checked against no weights"
             )
             return PlannedModel(name, spec, spec.parameter_dtype, CONFIG_FILE, (note,))
         checkpoint = open_checkpoint(folder)
-        family = families.resolve(checkpoint.config)
+        family = _family(checkpoint.config)
         spec = family.spec(checkpoint.config)
         match(checkpoint, family, spec)
     except CheckpointError as error:
         raise StartupError(f"{folder}: {error}") from error
     stored = checkpoint.parameter_format or spec.parameter_dtype
     return PlannedModel(name, spec, stored, f"{CONFIG_FILE} and the headers of the weights")
+
+
+def _family(config: Mapping[str, Any]) -> Family:
+    try:
+        return families.resolve(config)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; what is not served is planned from a preset (--list) or a --shape file"
+        ) from error

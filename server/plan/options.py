@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="FILE", help="TOML file with any options of quire serve")
     add("--explain", action="store_true", help="print how each line comes about")
     add("--json", action="store_true", help="print everything as JSON")
-    add("--list", action="store_true", help="list presets and devices, and stop")
+    add("--list", action="store_true", help="list presets and devices (--json too), and stop")
 
 
 def epilog() -> str:

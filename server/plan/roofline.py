@@ -27,9 +27,13 @@ class StepTime:
     name: str
     tokens: int  # that the step gives or takes in
     flops: int  # of all ranks together
-    read_bytes: int  # of one rank
+    reads: tuple[tuple[str, int], ...]  # of one rank: what, and its bytes
     memory_seconds: float | None
     compute_seconds: float | None
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(nbytes for _, nbytes in self.reads)
 
     @property
     def seconds(self) -> float | None:
@@ -47,8 +51,8 @@ class StepTime:
 def decode_step(plan: Plan, batch: int, length: int) -> StepTime:
     """One token for each of ``batch`` sequences that hold ``length`` tokens."""
     flops = batch * token_flops(plan.model.spec).decode(length)
-    read = weight_traffic(plan, batch) + batch * kv_traffic(plan, length)
-    return _timed(plan, f"decode, batch {batch}, at {length} tokens", batch, flops, read)
+    reads = (weight_traffic(plan, batch), batch * kv_traffic(plan, length))
+    return _timed(plan, f"decode, batch {batch}, at {length} tokens", batch, flops, *reads)
 
 
 def prefill_step(plan: Plan, length: int) -> StepTime:
@@ -56,9 +60,9 @@ def prefill_step(plan: Plan, length: int) -> StepTime:
     chunk = plan.request.max_num_batched_tokens
     chunks = math.ceil(length / chunk)
     flops = token_flops(plan.model.spec).prefill(length)
-    read = chunks * weight_traffic(plan, min(chunk, length))
-    read += sum(kv_traffic(plan, min(length, (i + 1) * chunk)) for i in range(chunks))
-    return _timed(plan, f"prefill of {length} tokens", length, flops, read)
+    context = sum(kv_traffic(plan, min(length, (i + 1) * chunk)) for i in range(chunks))
+    weights = chunks * weight_traffic(plan, min(chunk, length))
+    return _timed(plan, f"prefill of {length} tokens", length, flops, weights, context)
 
 
 def weight_traffic(plan: Plan, tokens: int) -> int:
@@ -95,17 +99,18 @@ def _width(format: str) -> float:
     return get_format(format).bytes_per_element
 
 
-def _timed(plan: Plan, name: str, tokens: int, flops: int, read: int) -> StepTime:
+def _timed(plan: Plan, name: str, tokens: int, flops: int, weights: int, context: int) -> StepTime:
     device = plan.target.device
     bandwidth = None if device is None else device.bandwidth
     rate = None if device is None else device.flops_16bit
     if get_format(plan.request.format).bytes_per_element != 2:
         rate = None
+    read = weights + context
     return StepTime(
         name=name,
         tokens=tokens,
         flops=flops,
-        read_bytes=read,
+        reads=(("weights", weights), ("keys and values", context)),
         memory_seconds=None if bandwidth is None else read / bandwidth,
         compute_seconds=None if rate is None else flops / plan.request.ranks / rate,
     )

@@ -12,6 +12,7 @@ from server.plan.make import Plan
 from weights.spec import ModelSpec
 
 WIDTH = 100
+_LARGE = 1e7
 
 
 def plan_text(plan: Plan, facts: Mapping[str, Any]) -> str:
@@ -25,32 +26,23 @@ def plan_text(plan: Plan, facts: Mapping[str, Any]) -> str:
         _work(facts),
         _formulas(facts),
     )
-    lines = [line for section in sections for line in (*section, "")]
-    return "\n".join(lines).rstrip()
+    text = "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines)
+    # Names of files, and what files say, may hold anything: nothing of it steers the terminal.
+    return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)
 
 
 def _head(plan: Plan, facts: Mapping[str, Any]) -> Iterator[str]:
-    verdict = "fits" if plan.fits else "does not fit"
     total = format_size(plan.target.total_bytes)
-    yield f"{plan.model.name} on {plan.target.name} ({plan.target.title}, {total}): {verdict}"
+    title = f"{plan.model.name} on {plan.target.name} ({plan.target.title}, {total})"
+    yield from textwrap.wrap(f"{title}: {_verdict(plan)}", WIDTH, break_on_hyphens=False)
     yield from _pair("model", _shape(plan.model.spec, facts))
     yield from _pair("from", plan.model.source)
     yield from _pair("held as", _held(facts["request"]))
     if plan.target.device is not None:
         yield from _pair("device", plan.target.device.source)
-    capacity = facts["capacity"]
-    largest, most = capacity["largest_max_model_len"], capacity["model_max_len"]
     if plan.fits:
-        yield from _pair(
-            "max length",
-            f"{capacity['max_model_len']} tokens planned; the longest that fits is {largest}, "
-            f"the model takes {most}",
-        )
-        yield from _pair(
-            "KV cache",
-            f"{capacity['kv_tokens']:,} tokens, {format_size(capacity['kv_bytes_per_token'])} "
-            f"each; set by {capacity['set_by']}",
-        )
+        yield from _pair("max length", _max_length(facts["capacity"]))
+        yield from _pair("KV cache", _kv_cache(plan, facts["capacity"]))
     else:
         yield from _pair("why", facts["refusal"]["message"])
         options = [suggestion["change"] for suggestion in facts["suggestions"]]
@@ -58,6 +50,33 @@ def _head(plan: Plan, facts: Mapping[str, Any]) -> Iterator[str]:
     yield from _pair("rule", facts["weights_share"]["says"])
     for note in plan.notes:
         yield from _pair("note", note)
+
+
+def _verdict(plan: Plan) -> str:
+    if not plan.fits:
+        return "does not fit"
+    length, most = plan.memory.max_model_len, plan.memory.model_max_len
+    if plan.request.max_model_len is None and length < most:
+        return f"fits, with at most {length} of {most} tokens"
+    return "fits"
+
+
+def _max_length(capacity: Mapping[str, Any]) -> str:
+    return (
+        f"{capacity['max_model_len']} tokens planned; the longest that fits is "
+        f"{capacity['largest_max_model_len']}, the model takes {capacity['model_max_len']}"
+    )
+
+
+def _kv_cache(plan: Plan, capacity: Mapping[str, Any]) -> str:
+    tokens, each = f"{capacity['kv_tokens']:,} tokens", format_size(capacity["kv_bytes_per_token"])
+    if any(plan.model.spec.windows):
+        # Behind a window a token takes no more: tokens x bytes are not the cache's.
+        tokens += f" in sequences of {capacity['max_model_len']}"
+        each += " each within every window, less behind it"
+    else:
+        each += " each"
+    return f"{tokens}, {each}; set by {capacity['set_by']}"
 
 
 def _shape(spec: ModelSpec, facts: Mapping[str, Any]) -> str:
@@ -86,6 +105,9 @@ def _held(request: Mapping[str, Any]) -> str:
 
 def _split(facts: Mapping[str, Any]) -> Iterator[str]:
     total = facts["total_bytes"]
+    if not facts["fits"]:
+        length = facts["capacity"]["max_model_len"]
+        yield f"what it would take, with a KV cache for one sequence of {length} tokens"
     rows, bars = [("memory", "bytes", "size", "share")], [""]
     for kind, nbytes in facts["split"].items():
         guess = " ~" if kind in facts["estimated"] else ""
@@ -101,7 +123,8 @@ def _split(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _census(facts: Mapping[str, Any]) -> Iterator[str]:
-    rows = [("census", "matrices", "parameters", "bytes", "size")]
+    whole = ", whole model" if facts["request"]["tensor_parallel_size"] > 1 else ""
+    rows = [(f"census{whole}", "matrices", "parameters", "bytes", "size")]
     for name, line in facts["census"].items():
         if line["matrices"]:
             rows.append(_census_row(name, line))
@@ -153,8 +176,8 @@ def _grid(facts: Mapping[str, Any]) -> Iterator[str]:
     rows += [(weights, kv, *(row[n] for n in ranks)) for (weights, kv), row in by_row.items()]
     yield from table(rows, left=2)
     yield (
-        f"sequences of {cells[0]['length']} tokens at once; no: does not fit; -: cannot be shared "
-        "so"
+        f"sequences of {cells[0]['length']} tokens held at once by so many devices; no: does not "
+        "fit; -: cannot be shared so"
     )
 
 
@@ -168,7 +191,7 @@ def _work(facts: Mapping[str, Any]) -> Iterator[str]:
     flops = facts["flops"]
     yield (
         f"FLOPs a token: {decimal(flops['decode_per_token'])} to decode at {flops['length']} "
-        f"tokens, {decimal(flops['prefill_per_token'])} to take a prompt of that length in"
+        f"tokens, {decimal(flops['prefill_per_token'])} on average in a prompt of that length"
     )
     yield (
         f"  of these: layers {decimal(flops['matrices_per_token'])}, logits "
@@ -177,7 +200,6 @@ def _work(facts: Mapping[str, Any]) -> Iterator[str]:
     )
     rows = [("at least", "memory read", "takes", "FLOPs", "take", "bound by", "tokens/s")]
     for step in facts["roofline"]:
-        seconds = step["seconds"]
         rows.append(
             (
                 step["step"],
@@ -186,10 +208,18 @@ def _work(facts: Mapping[str, Any]) -> Iterator[str]:
                 decimal(step["flops"]),
                 duration(step["compute_seconds"]),
                 step["bound"] or "-",
-                f"{step['tokens'] / seconds:,.0f}" if seconds else "-",
+                # By one side alone a rate would be a promise that the other may not keep.
+                _rate(step["tokens"] / step["seconds"]) if step["bound"] else "-",
             )
         )
     yield from table(rows)
+    ranks = facts["request"]["tensor_parallel_size"]
+    if ranks > 1:
+        yield f"FLOPs are of all {ranks} ranks together, memory read is one's"
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second < _LARGE else decimal(per_second)
 
 
 def _formulas(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -199,7 +229,7 @@ def _formulas(facts: Mapping[str, Any]) -> Iterator[str]:
     for name, formula in facts["formulas"].items():
         nbytes = facts["split"].get(name)
         text = formula if nbytes is None else f"{nbytes:,} B = {formula}"
-        yield from _pair(name, text, indent=20)
+        yield from _pair(name, text, indent=22)
 
 
 def _pair(name: str, text: str, indent: int = 13) -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 from server.config import resolve
 from server.errors import StartupError
 from server.model_facts import read_model
+from server.option_values import exact_size
 from tests.memory.adversarial_mixes import BLOCK_BYTES, LEAST_BLOCKS, LIMITS, MAX_LEN, MODEL, VOCAB
 from weights.synthetic import write_checkpoint, write_tokenizer
 
@@ -97,4 +98,4 @@ def test_less_than_the_least_budget_is_refused_with_the_figure(folder: Path) -> 
     message = str(raised.value)
     assert "8.00 KiB" in message, message  # what lacks, and what would fit
     assert f"--max-model-len {MAX_LEN - 16}" in message
-    assert f"--kv-cache-memory {LEAST}" in message
+    assert f"--kv-cache-memory {exact_size(LEAST)}" in message

@@ -119,7 +119,21 @@ def test_a_folder_without_weights_is_planned_and_says_so(tmp_path: Path) -> None
     (folder / "model.safetensors").unlink()
     bare = planned(folder, "cpu", {})
     assert bare.memory.kinds == whole.memory.kinds
-    assert any("no weights in the folder" in note for note in bare.notes)
+    assert any("no .safetensors file in the folder" in note for note in bare.notes)
+
+
+def test_an_adapters_folder_is_no_model_though_it_has_a_config(tmp_path: Path) -> None:
+    folder = copy_of(tiny_llama(), tmp_path / "adapter")
+    (folder / "model.safetensors").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(StartupError, match="holds an adapter, not a model"):
+        planned(folder, "cpu", {})
+
+
+def test_a_folder_of_a_family_that_is_not_served_is_told_of_presets(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
+    with pytest.raises(StartupError, match=r"planned from a preset \(--list\) or a --shape file"):
+        planned(tmp_path, "cpu", {})
 
 
 def test_a_folder_whose_weights_are_not_the_configs_is_refused(tmp_path: Path) -> None:

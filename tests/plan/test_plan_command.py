@@ -106,6 +106,13 @@ def test_it_fits_and_costs_no_torch_and_less_than_the_limit() -> None:
         (("gpt-3", "--shape", "own.toml"), "gpt-3 and --shape own.toml: give one of them"),
         ((__file__,), "is a file: a shape is given with --shape"),
         (("--shpae", "own.toml"), "unrecognized arguments"),
+        (("",), "MODEL is empty"),
+        (("--shape", ""), "--shape is empty"),
+        (("gpt-3", "--device", " "), "--device is empty"),
+        (("gpt-3", "--device", "9" * 400 + "GiB"), "99... is not between 1.00 GiB and"),
+        (("gpt-3", "--device", "24"), "24 (bytes) is not between 1.00 GiB and"),
+        (("x" * 300,), "no preset and no folder is named"),
+        (("gpt-3", "--list"), "--list plans nothing"),
     ],
 )
 def test_bad_input_is_named_and_exits_2(arguments: tuple[str, ...], message: str) -> None:
@@ -207,6 +214,84 @@ def test_the_list_names_everything() -> None:
         assert any(line.split()[0] == name for line in text.splitlines() if line)
     assert max(map(len, text.splitlines())) <= WIDTH
     assert quire("--list").stdout.strip() == text
+
+
+def test_the_list_as_json_has_the_figures() -> None:
+    listed = json.loads(quire("--list", "--json").stdout)
+    assert [line["preset"] for line in listed["presets"]] == list(read_presets())
+    sizes = {line["name"]: line["memory_bytes"] for line in listed["devices"]}
+    assert sizes == {device.name: device.memory_bytes for device in DEVICES}
+
+
+def test_what_a_file_says_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"a\x1b[31m\xff")
+    write_checkpoint(tiny_llama(), folder, seed=1)
+    done = quire(str(folder), "--device", "cpu", PYTHONIOENCODING="utf-8:strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("a?[31m? on cpu") and "\x1b" not in done.stdout
+
+
+def text_of(model: str, device: str, ranks: int = 1, **flags: str) -> str:
+    plan = make_plan(PlanOptions(model, None, device, None, ranks, flags), {})
+    return plan_text(plan, answer(plan, explain=True))
+
+
+def test_the_first_line_tells_of_a_length_that_was_cut() -> None:
+    first = text_of("llama-3.1-8b", "l4").splitlines()[0]
+    assert first.endswith(": fits, with at most 39424 of 131072 tokens")
+    asked = text_of("llama-3.1-8b", "l4", **{"max-model-len": "512"}).splitlines()[0]
+    assert asked.endswith(": fits")
+
+
+def test_a_cache_with_windows_is_not_told_as_tokens_times_bytes() -> None:
+    """A token behind a window takes less: the product would be several times the cache."""
+    lines = " ".join(text_of("gemma-3-4b", "h200").split())
+    assert "tokens in sequences of 131072, 136.00 KiB each within every window, less" in lines
+    assert "tokens, 128.00 KiB each; set by" in text_of("llama-3.1-8b", "h200")
+
+
+def test_several_ranks_tell_whose_each_figure_is() -> None:
+    text = text_of("llama-3.1-8b", "h200", 2)
+    assert "census, whole model" in text
+    assert "FLOPs are of all 2 ranks together, memory read is one's" in text
+
+
+def test_what_does_not_fit_tells_what_the_split_is_of() -> None:
+    text = text_of("llama-2-70b", "h100")
+    assert "what it would take, with a KV cache for one sequence of 4096 tokens\nmemory" in text
+    assert "53.03 GiB too much in all before any KV cache" in " ".join(text.split())
+    assert "\n\n\n" not in text
+
+
+def test_a_family_that_no_checkpoint_is_read_of_is_told() -> None:
+    for device in ("cpu", "l4"):
+        notes = facts("qwen2.5-7b", device)["notes"]
+        assert notes == [
+            "a plan alone: of families quire serve reads llama, gpt2, and this is qwen2"
+        ]
+    assert facts("llama-3.1-8b")["notes"] == []
+
+
+def test_the_grid_has_the_plans_own_formats_first() -> None:
+    for model, device, kv, flags in (
+        ("gpt-3", "cpu", None, {}),  # float16
+        ("gpt-2-small", "h200", "int8", {"quantization": "fp8"}),
+        ("gpt-2-small", "h200", None, {"dtype": "float32"}),
+    ):
+        plan = make_plan(PlanOptions(model, None, device, kv, 1, flags), {})
+        told = answer(plan)
+        own, request = told["what_if"][0], told["request"]
+        held = (own["weights"], own["kv"])
+        assert held == (request["quantization"] or request["format"], request["kv_format"])
+        lines = told["capacity"]["sequences"]
+        assert own["sequences"] == (lines[-1]["sequences"] if lines else None)
+    assert ("bf16", "bf16") in {(cell["weights"], cell["kv"]) for cell in told["what_if"]}
+
+
+def test_no_rate_is_told_where_one_side_is_unknown() -> None:
+    text = text_of("gpt-2-xl", "h100", **{"dtype": "float32"})
+    row = next(line for line in text.splitlines() if line.startswith("prefill"))
+    assert row.split()[-2:] == ["-", "-"]
 
 
 def test_a_reader_that_leaves_early_changes_no_exit_code() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_a_document_of_every_key_has_no_key_that_is_not_read() -> None:
 
     shape_spec(Watched(shape(num_experts=2, experts_per_token=1, expert_size=8)), "own")
     shape_spec(Watched(shape()), "own")
-    assert set(SHAPE_KEYS) - read == {"source"}  # which is for people
+    assert set(SHAPE_KEYS) == read
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,7 @@ def test_a_document_of_every_key_has_no_key_that_is_not_read() -> None:
         ({"dtype": "fp8"}, "dtype is"),
         ({"gated": 1}, "gated must be true or false, not 1"),
         ({"family": ""}, "family must be a text that is not empty"),
+        ({"source": ["a", "b"]}, "source must be a text that is not empty"),
         ({"logit_soft_cap": -1}, "logit_soft_cap is -1; it must be above 0"),
     ],
 )
@@ -149,6 +151,7 @@ def test_toml_and_json_mean_the_same(tmp_path: Path) -> None:
     [
         ("own.toml", "a = ", "is not TOML"),
         ("own.toml", b"\xff", "is not TOML"),
+        ("own.toml", "num_layers = " + "9" * 5000, "is not TOML: Exceeds the limit"),
         ("own.json", "{", "is not JSON"),
         ("own.json", '{"a": 1, "a": 2}', "duplicate key"),
         ("own.json", "[]", "must be a JSON object"),
@@ -165,6 +168,21 @@ def test_a_file_that_is_no_document(
         read_document(path)
     with pytest.raises(CheckpointError, match="No such file"):
         read_document(tmp_path / "absent.toml")
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.toml").mkdir()
+    for name, message in (
+        ("zero.toml", "is not a regular file"),
+        ("pipe.json", "is not a regular file"),
+        ("folder.toml", "is a folder; --shape takes a file"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            read_document(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"neither a \.toml nor"):
+        read_document(Path("/dev/zero"))
 
 
 def test_presets_are_found_in_any_case_and_near_names_are_offered() -> None:

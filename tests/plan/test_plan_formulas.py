@@ -1,0 +1,112 @@
+"""The arithmetic that --explain writes out is done again, and gives the figures beside it."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+
+from server.memory.layout import ELEMENT_BYTES
+from server.plan.answer import answer
+from server.plan.make import PlanOptions, make_plan
+from weights.presets import read_presets
+
+SLOW = pytest.mark.slow
+SOME = ("gpt-2-xl", "llama-3.1-8b", "gemma-3-4b", "mixtral-8x7b", "palm-540b")
+WAYS: tuple[tuple[str, str | None, int, dict[str, str]], ...] = (
+    ("h200", None, 1, {}),
+    ("24GiB", "fp8", 1, {"dtype": "float32"}),
+    ("h100", None, 2, {"max-num-seqs": "7"}),
+    ("l4", "int8", 4, {"quantization": "int4", "block-size": "16"}),
+    ("a100-80", None, 1, {"batch-invariant": "on"}),
+    ("cpu", None, 1, {}),
+)
+
+
+def added(text: str) -> int:
+    """``a 1 + b 2 B, at ...``: the sum of the parts."""
+    parts = re.split(r" B\b", text, maxsplit=1)[0].split(" + ")
+    return sum(int(part.rsplit(" ", 1)[1]) for part in parts)
+
+
+def multiplied(text: str) -> int:
+    """``2 blocks x 3 tokens x 4 B``, with words that are no numbers left out."""
+    return int(eval(re.sub(r"[^0-9+*()]", "", text.replace("(K, V)", "").replace(" x ", "*"))))
+
+
+def listed(text: str) -> int:
+    """``name [2, 3] i32 + ...``: elements times their bytes."""
+    shapes = re.findall(r"\[([0-9, ]*)\] (\w+)", text)
+    return sum(math.prod(map(int, s.split(", "))) * ELEMENT_BYTES[f] for s, f in shapes)
+
+
+def weights(text: str) -> int:
+    plain = re.search(r"(\d+) (?:parameters|others) x (\d) B \(\w+\)", text)
+    quantised = re.search(r"their scales \((\d+) B\)", text)
+    assert plain is not None
+    return int(plain[1]) * int(plain[2]) + (int(quantised[1]) if quantised else 0)
+
+
+def hold_split(told: dict[str, Any]) -> None:
+    lines, split = told["formulas"], told["split"]
+    assert weights(lines["weights"]) == split["weights"]
+    assert multiplied(lines["kv_cache"]) == split["kv_cache"]
+    assert listed(lines["io"]) == split["io"]
+    for kind in ("activations", "graphs", "workspace"):
+        none = lines[kind].startswith("none")
+        assert (0 if none else added(lines[kind].split(": ", 1)[1])) == split[kind]
+
+
+def hold_census(told: dict[str, Any]) -> None:
+    for name, line in told["census"].items():
+        written = re.sub(r"\(\d+ heads each\)", "", told["formulas"][f"census.{name}"])
+        assert multiplied(written) == line["parameters"]
+
+
+def hold_sequences(told: dict[str, Any]) -> None:
+    found = re.search(
+        r"takes \((.*)\) x (\d+) tokens x (\d+) B; (\d+) B hold", told["formulas"]["sequences"]
+    )
+    assert found is not None
+    for line in told["capacity"]["sequences"]:
+        blocks = found[1].replace(" layers x ", " * ").replace("length", str(line["length"]))
+        each = eval(blocks, {"ceil": math.ceil, "min": min}) * int(found[2]) * int(found[3])
+        assert (each, int(found[4]) // each) == (line["bytes_each"], line["sequences"])
+
+
+def hold_work(told: dict[str, Any]) -> None:
+    lines, flops = told["formulas"], told["flops"]
+    for name, key in (("layers", "matrices"), ("logits", "logits"), ("attention", "attention")):
+        written, result = lines[f"FLOPs.{name}"].rsplit(" = ", 1)
+        written = written.replace("2 for scores + 2 for values", "2 + 2")
+        assert multiplied(written) == int(result) == flops[f"{key}_per_token"]
+    assert lines["FLOPs.decode"].endswith(f" = {flops['decode_per_token']}")
+    written, result = lines["FLOPs.prefill"].removesuffix(", rounded down").rsplit(" = ", 1)
+    products, length = written.rsplit(" / ", 1)
+    assert multiplied(products) // int(length) == int(result) == flops["prefill_per_token"]
+    for number, step in enumerate(told["roofline"], 1):
+        line = lines.get(f"least time {number}")
+        assert (line is None) == (step["memory_seconds"] is None)
+        if line is not None:
+            reads = line.split(": reads ", 1)[1].split(" = ")[0]
+            assert added(reads) == step["read_bytes"]
+            assert line.endswith(f"= {step['read_bytes']} B; {step['flops']} FLOPs")
+
+
+@pytest.mark.parametrize(
+    "model", [name if name in SOME else pytest.param(name, marks=SLOW) for name in read_presets()]
+)
+def test_what_is_written_out_gives_what_is_told(model: str) -> None:
+    for device, kv, ranks, flags in WAYS:
+        if model == "gpt-2-xl" and ranks > 1:  # 25 heads
+            continue
+        told = answer(
+            make_plan(PlanOptions(model, None, device, kv, ranks, flags), {}), explain=True
+        )
+        assert all(len(name) < 20 for name in told["formulas"])  # else two words run together
+        hold_split(told)
+        hold_census(told)
+        hold_sequences(told)
+        hold_work(told)
