@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -74,6 +75,26 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def test_what_is_written_leaves_at_once() -> None:
+    """Without TCP_NODELAY a kept connection's first token waits 40 ms for an acknowledgement."""
+
+    async def main() -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found = writer.get_extra_info("socket")
+            accepted.set_result(found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        sock = bind("127.0.0.1", 0)
+        async with await asyncio.start_server(note, sock=sock):
+            _, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
+            writer.close()
+            return await accepted
+
+    assert asyncio.run(main()) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

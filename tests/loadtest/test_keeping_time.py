@@ -27,7 +27,7 @@ from loadtest.table import render
 from loadtest.trace import read_trace
 from tests.loadtest.loads import run, scenario
 
-TRIES = 4
+TRIES = 8
 
 
 def test_a_replay_keeps_its_times_at_200_requests_a_second(fake_port: int, tmp_path: Path) -> None:
@@ -75,13 +75,13 @@ def test_a_client_that_is_the_bottleneck_says_so(load: ClientLoad, said: str | N
 
 def test_a_run_that_its_client_could_not_keep_up_with_is_marked_everywhere(fake_port: int) -> None:
     measured = run(fake_port, scenario(run={"requests": 3}))
-    assert measured.client.complaint is None
+    at_ease = replace(measured, client=ClientLoad(CPU_BOUND - 0.05, 0.0, LAG_BOUND_S / 2, 1.0))
     result = replace(measured, client=ClientLoad(CPU_BOUND + 0.05, 0.0, 0.0, 0.0))
     said = "THE CLIENT WAS THE BOTTLENECK: this client used 95% of its core"
     for shown in (render(result), page([result]), "\n".join(result.as_json()["complaints"])):
         assert said in shown
     assert result.as_json()["client"]["complaint"] == "this client used 95% of its core"
-    assert said not in render(measured)
+    assert said not in render(at_ease)
 
 
 def test_a_halt_of_the_loop_counts_as_long_as_it_took() -> None:
