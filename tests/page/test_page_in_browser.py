@@ -161,7 +161,7 @@ def test_serving_figures_are_those_of_the_metrics(visit: Open, fake: PageServer)
     figures.ttft, figures.itl = [0.3], []
     expect(page.page.locator("#ttft-median")).to_have_text("–")
     figures.ttft = [0.3, 0.3]
-    expect(page.page.locator("#ttft-window")).to_contain_text("1 requests in ")
+    expect(page.page.locator("#ttft-window")).to_contain_text("1 request in ")
 
 
 @slow

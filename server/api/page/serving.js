@@ -8,8 +8,8 @@ const RATE_SECONDS = 10;
 const LATENCY_SECONDS = 60;
 const DRAWN = 120; // values of a small line
 const LATENCIES = {
-  ttft: { metric: "quire_time_to_first_token_seconds", counted: "requests" },
-  itl: { metric: "quire_inter_token_latency_seconds", counted: "tokens" },
+  ttft: { metric: "quire_time_to_first_token_seconds", counted: ["request", "requests"] },
+  itl: { metric: "quire_inter_token_latency_seconds", counted: ["token", "tokens"] },
 };
 const PHASES = ["decode", "prompt"];
 
@@ -62,7 +62,8 @@ export class ServingView {
     show(by(`${name}-median`), median, latency);
     show(by(`${name}-p95`), p95, latency);
     const length = added ? Math.round(added.seconds) : 0;
-    setText(by(`${name}-window`), `${integer(count)} ${counted} in ${length} s`);
+    const what = counted[count === 1 ? 0 : 1];
+    setText(by(`${name}-window`), `${integer(count)} ${what} in ${length}\u00a0s`); // on one line
     this.#remember(name, median && median.value);
     this.#drawLines(`spark-${name}`, [name]);
   }
