@@ -14,11 +14,10 @@ import pytest
 
 from server.memory.layout import MemoryKind
 from server.plan.answer import answer
-from server.plan.bars import decimal
 from server.plan.command import listing
 from server.plan.devices import DEVICES
 from server.plan.make import PlanOptions, make_plan
-from server.plan.text import WIDTH, plan_text
+from server.plan.text import WIDTH
 from weights.presets import read_presets
 from weights.synthetic import write_checkpoint
 from weights.tiny_specs import tiny_llama
@@ -169,45 +168,6 @@ def test_every_kind_and_line_has_a_formula_when_asked() -> None:
     assert plan["formulas"]["weights"].startswith("46702792704 parameters x 2 B (bf16)")
 
 
-def test_the_grid_says_what_fits_where() -> None:
-    cells = {
-        (cell["weights"], cell["kv"], cell["tensor_parallel_size"]): cell
-        for cell in facts("llama-2-70b", "h100")["what_if"]
-    }
-    assert not cells["f16", "f16", 1]["fits"] and cells["f16", "f16", 2]["fits"]
-    assert cells["int4", "fp8", 1]["sequences"] > cells["int4", "f16", 1]["sequences"] > 0
-    xl = {cell["tensor_parallel_size"]: cell for cell in facts("gpt-2-xl")["what_if"]}
-    assert xl[1]["possible"] and not xl[2]["possible"]  # 25 heads
-
-
-def test_the_rule_of_thumb_holds_for_some_and_is_denied_for_others() -> None:
-    says = facts("llama-3.1-8b")["weights_share"]["says"]
-    assert "11 % of the memory in use" in says and "does not hold here; kv_cache takes 8" in says
-    held = facts("llama-2-7b", "cpu", **{"max-num-seqs": "3", "kv-cache-memory": "2500MiB"})
-    assert "the rule of thumb of about 80 % holds here" in held["weights_share"]["says"]
-
-
-WIDEST = ("gpt-3", "palm-540b", "qwen3-235b-a22b", "gemma-3-27b", "llama-3.1-405b", "phi-2")
-
-
-@pytest.mark.parametrize(
-    "model", [name if name in WIDEST else pytest.param(name, marks=SLOW) for name in read_presets()]
-)
-def test_the_text_fits_100_columns(model: str) -> None:
-    for device in ("h200", "24GiB"):
-        plan = make_plan(PlanOptions(model, None, device, None, 1, {}), {})
-        for line in plan_text(plan, answer(plan, explain=True)).splitlines():
-            assert len(line) <= WIDTH, line
-
-
-def test_a_refusal_tells_why_and_what_would_fit() -> None:
-    plan = make_plan(PlanOptions("llama-2-70b", None, "h100", None, 1, {}), {})
-    text = plan_text(plan, answer(plan))
-    assert "does not fit" in text.splitlines()[0]
-    assert "128.48 GiB of 77.05 GiB available, 53.03 GiB too much" in " ".join(text.split())
-    assert "would fit  --device h200 or --quantization int8" in text
-
-
 def test_the_list_names_everything() -> None:
     text = listing()
     for name in (*read_presets(), *(device.name for device in DEVICES)):
@@ -231,69 +191,6 @@ def test_what_a_file_says_does_not_steer_the_terminal(tmp_path: Path) -> None:
     assert done.stdout.startswith("a?[31m? on cpu") and "\x1b" not in done.stdout
 
 
-def text_of(model: str, device: str, ranks: int = 1, **flags: str) -> str:
-    plan = make_plan(PlanOptions(model, None, device, None, ranks, flags), {})
-    return plan_text(plan, answer(plan, explain=True))
-
-
-def test_the_first_line_tells_of_a_length_that_was_cut() -> None:
-    first = text_of("llama-3.1-8b", "l4").splitlines()[0]
-    assert first.endswith(": fits, with at most 39424 of 131072 tokens")
-    asked = text_of("llama-3.1-8b", "l4", **{"max-model-len": "512"}).splitlines()[0]
-    assert asked.endswith(": fits")
-
-
-def test_a_cache_with_windows_is_not_told_as_tokens_times_bytes() -> None:
-    """A token behind a window takes less: the product would be several times the cache."""
-    lines = " ".join(text_of("gemma-3-4b", "h200").split())
-    assert "tokens in sequences of 131072, 136.00 KiB each within every window, less" in lines
-    assert "tokens, 128.00 KiB each; set by" in text_of("llama-3.1-8b", "h200")
-
-
-def test_several_ranks_tell_whose_each_figure_is() -> None:
-    text = text_of("llama-3.1-8b", "h200", 2)
-    assert "census, whole model" in text
-    assert "FLOPs are of all 2 ranks together, memory read is one's" in text
-
-
-def test_what_does_not_fit_tells_what_the_split_is_of() -> None:
-    text = text_of("llama-2-70b", "h100")
-    assert "what it would take, with a KV cache for one sequence of 4096 tokens\nmemory" in text
-    assert "53.03 GiB too much in all before any KV cache" in " ".join(text.split())
-    assert "\n\n\n" not in text
-
-
-def test_a_family_that_no_checkpoint_is_read_of_is_told() -> None:
-    for device in ("cpu", "l4"):
-        notes = facts("qwen2.5-7b", device)["notes"]
-        assert notes == [
-            "a plan alone: of families quire serve reads llama, gpt2, and this is qwen2"
-        ]
-    assert facts("llama-3.1-8b")["notes"] == []
-
-
-def test_the_grid_has_the_plans_own_formats_first() -> None:
-    for model, device, kv, flags in (
-        ("gpt-3", "cpu", None, {}),  # float16
-        ("gpt-2-small", "h200", "int8", {"quantization": "fp8"}),
-        ("gpt-2-small", "h200", None, {"dtype": "float32"}),
-    ):
-        plan = make_plan(PlanOptions(model, None, device, kv, 1, flags), {})
-        told = answer(plan)
-        own, request = told["what_if"][0], told["request"]
-        held = (own["weights"], own["kv"])
-        assert held == (request["quantization"] or request["format"], request["kv_format"])
-        lines = told["capacity"]["sequences"]
-        assert own["sequences"] == (lines[-1]["sequences"] if lines else None)
-    assert ("bf16", "bf16") in {(cell["weights"], cell["kv"]) for cell in told["what_if"]}
-
-
-def test_no_rate_is_told_where_one_side_is_unknown() -> None:
-    text = text_of("gpt-2-xl", "h100", **{"dtype": "float32"})
-    row = next(line for line in text.splitlines() if line.startswith("prefill"))
-    assert row.split()[-2:] == ["-", "-"]
-
-
 def test_a_reader_that_leaves_early_changes_no_exit_code() -> None:
     program = 'quire() { PY -m server plan "$@"; }; quire --list | true; echo ${PIPESTATUS[0]}; '
     program += "quire gpt-3 --device h200 --explain | true; echo ${PIPESTATUS[0]}"
@@ -304,14 +201,6 @@ def test_a_reader_that_leaves_early_changes_no_exit_code() -> None:
         check=True,
     )
     assert (done.stdout.split(), done.stderr) == (["0", "1"], "")
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(5, "5"), (999.4, "999"), (999.6, "1 k"), (999_885_952, "1 G"), (4.5e15, "4,500 T")],
-)
-def test_numbers_for_people(number: float, text: str) -> None:
-    assert decimal(number) == text
 
 
 def test_help_tells_the_keys_of_a_shape() -> None:
