@@ -43,6 +43,16 @@ class ClosedLoop:
         return f"closed loop of {self.concurrency}"
 
 
+def load_of(arrivals: Arrivals | ClosedLoop) -> tuple[float, str] | None:
+    """How much is asked, and in what; None where that changes within a run."""
+    match arrivals:
+        case ClosedLoop(concurrency=users):
+            return float(users), "requests at once"
+        case Constant(rate=rate) | Poisson(rate=rate) | Gamma(rate=rate):
+            return rate, "requests/s asked for"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Constant:
     rate: float  # requests a second

@@ -14,6 +14,7 @@ from html import escape
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 40
 COLOURS = 8
+FEW = 16  # points that are shown themselves, and not only the line through them
 
 Format = Callable[[float], str]
 Points = Sequence[tuple[float, float]]
@@ -35,6 +36,7 @@ class Axes:
     x_format: Format = "{:g}".format
     y_format: Format = "{:g}".format
     y_least: float = 0.0  # the y axis reaches at least so far
+    x_marks: tuple[float, ...] = ()  # places to name instead of round ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +105,17 @@ def _scale(points: Points, axes: Axes) -> _Scale:
 def _marks(series: Series, place: int, scale: _Scale) -> str:
     places = [(scale.x(x), scale.y(y)) for x, y in series.points]
     if series.dots:
-        return "".join(
-            f'<circle class="d{place % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="2"/>'
-            for x, y in places
-        )
+        return _circles(places, place, 2.0)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    return f'<polyline class="l{place % COLOURS}" points="{path}"/>'
+    line = f'<polyline class="l{place % COLOURS}" points="{path}"/>'
+    return line + (_circles(places, place, 3.0) if len(places) <= FEW else "")
+
+
+def _circles(places: Points, place: int, radius: float) -> str:
+    return "".join(
+        f'<circle class="d{place % COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
+        for x, y in places
+    )
 
 
 def _svg(title: str, axes: Axes, scale: _Scale, marks: Sequence[str]) -> str:
@@ -131,13 +138,10 @@ def _grid(axes: Axes, scale: _Scale) -> str:
             f'<line class="g" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-    step = nice_step(scale.x_high - scale.x_low, 6)
-    number = math.ceil(scale.x_low / step - 1e-9)
-    while number * step <= scale.x_high + step * 1e-6:
-        x = scale.x(number * step)
-        label = escape(axes.x_format(number * step))
+    for value in axes.x_marks or _round_places(scale.x_low, scale.x_high):
+        x = scale.x(value)
+        label = escape(axes.x_format(value))
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{label}</text>')
-        number += 1
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
         f'<text class="t" x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">'
@@ -148,6 +152,12 @@ def _grid(axes: Axes, scale: _Scale) -> str:
         f'text-anchor="middle">{escape(axes.y_title)}</text>'
     )
     return "".join(parts)
+
+
+def _round_places(low: float, high: float) -> list[float]:
+    step = nice_step(high - low, 6)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-6)
+    return [number * step for number in range(first, last + 1)]
 
 
 def _figure(title: str, body: str, names: Sequence[str]) -> str:

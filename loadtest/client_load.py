@@ -31,7 +31,10 @@ class ClientLoad:
         if self.cpu > CPU_BOUND:
             return f"this client used {self.cpu:.0%} of its core"
         if self.lag_p99 > LAG_BOUND_S:
-            return f"this client's event loop was {self.lag_p99 * 1e3:.0f} ms late (p99)"
+            late = f"this client's event loop was {self.lag_p99 * 1e3:.0f} ms late (p99)"
+            if self.cpu < CPU_BOUND / 2:
+                late += f" on {self.cpu:.0%} of a core: something else had the machine"
+            return late
         return None
 
 

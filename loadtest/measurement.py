@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loadtest.arrivals import Arrivals, ClosedLoop
+from loadtest.arrivals import Arrivals, ClosedLoop, load_of
 from loadtest.chaos import Canary, Chaos
 from loadtest.client_load import LoadMeter
 from loadtest.collector import no_full_collections
@@ -215,6 +215,7 @@ def _facts(scenario: Scenario, arrivals: Arrivals | ClosedLoop) -> dict[str, Any
         "api": scenario.api,
         "seed": scenario.seed,
         "arrivals": arrivals.describe(),
+        "load": load_of(arrivals),
         "requests": [
             {
                 "weight": kind.weight,

@@ -56,7 +56,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "ttft",
         "TTFT",
-        "from the request's last byte sent to the first event with text",
+        "from the request's sending, on a connection that stands, to the first event with text",
         _ttft,
     ),
     Measure(
@@ -82,7 +82,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "e2e",
         "E2E",
-        "from the request's last byte sent to the answer's last byte",
+        "from the request's sending to the answer's last byte",
         lambda record: (record.ended - record.sent,),
     ),
     Measure(
@@ -98,6 +98,9 @@ MEASURES: tuple[Measure, ...] = (
         lambda record: (record.sent - record.intended,),
     ),
 )
+
+
+_OF_A_SCHEDULE = ("ttft_intended", "e2e_intended", "client_delay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,13 @@ class Summary:
     mean: float
     most: float
     percentiles: dict[float, Estimate]
+
+
+def shown(closed_loop: bool) -> tuple[Measure, ...]:
+    """Without a schedule no moment was intended: those measures would repeat the others."""
+    return tuple(
+        measure for measure in MEASURES if not (closed_loop and measure.name in _OF_A_SCHEDULE)
+    )
 
 
 def summarise(measure: Measure, records: Iterable[RequestRecord], seed: int = 0) -> Summary | None:

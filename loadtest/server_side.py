@@ -11,6 +11,7 @@ QUEUE_DEFINITION = (
     "from a request's arrival in the server's queue to the first step that computes it, by the "
     "server's own histogram, whose bounds are all that it tells"
 )
+NOT_ITS_OWN = ("free", "other_processes")  # kinds of memory that the server does not hold
 _SHARES = (0.5, 0.95, 0.99)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from loadtest.measures import CONFIDENCE, MEASURES, PERCENTILES, Estimate
+from loadtest.measures import CONFIDENCE, PERCENTILES, Estimate, shown
 from loadtest.objectives import WANTED_SHARE
 from loadtest.result import RunResult
-from loadtest.server_side import QUEUE_DEFINITION
+from loadtest.server_side import NOT_ITS_OWN, QUEUE_DEFINITION
 
 _MIB = 2.0**20
 _WIDEST = 160
@@ -25,12 +25,14 @@ def render(result: RunResult) -> str:
         parts.append(_goodput(result))
     if result.server.readings:
         parts.append(_server(result))
-    parts.append(_definitions(result))
+    parts.append("\n".join(definitions(result)))
     return "\n\n".join(parts) + "\n"
 
 
 def seconds(value: float) -> str:
     """A time that reads well: 3 digits, in the unit that suits it."""
+    if value == 0:
+        return "0"
     if abs(value) < 0.0009995:
         return f"{value * 1e6:.0f} us"
     if abs(value) < 0.9995:
@@ -73,7 +75,7 @@ def _measures(result: RunResult) -> str:
         return "no whole answer: nothing to measure"
     rows = [["", *(f"p{value:g}" for value in PERCENTILES), "mean", "max", "n"]]
     bounds = [[f"{CONFIDENCE:.0%} intervals", *(f"p{value:g}" for value in _BOUNDED)]]
-    for measure in MEASURES:
+    for measure in shown(result.closed_loop):
         summary = result.summaries.get(measure.name)
         if summary is None:
             continue
@@ -126,12 +128,17 @@ def _server(result: RunResult) -> str:
     rows = [[f"server ({series.server})", "at start", "most", "at end"]]
     for fact in facts:
         values = [r.gauges[fact] for r in series.readings if fact in r.gauges]
-        rows.append([fact, *(f"{value:g}" for value in (values[0], max(values), values[-1]))])
-    parts = [aligned(rows), *_server_side(result)]
-    held = {kind: value for kind, value in series.readings[-1].memory.items() if value}
-    if held:
-        kinds = ", ".join(f"{kind} {value / _MIB:,.0f}" for kind, value in held.items())
-        parts.append(f"memory      {kinds} MiB at the end")
+        show = "{:.1%}" if fact.endswith("_usage") else "{:g}"
+        rows.append([fact, *map(show.format, (values[0], max(values), values[-1]))])
+    parts = [aligned(rows), "", *_server_side(result)]
+    memory = series.readings[-1].memory
+    if memory:
+        kinds = ", ".join(
+            f"{kind} {memory[kind] / _MIB:,.0f}"
+            for kind in sorted(memory, key=lambda kind: -memory[kind])
+            if kind not in NOT_ITS_OWN and round(memory[kind] / _MIB)
+        )
+        parts.append(f"memory      at the end, in MiB: {kinds}")
     if series.failed:
         parts.append(f"({series.failed} scrapes failed)")
     return "\n".join(parts)
@@ -161,14 +168,15 @@ def _server_side(result: RunResult) -> Iterator[str]:
         yield f"preempted   {side.preemptions:,.0f} times"
 
 
-def _definitions(result: RunResult) -> str:
+def definitions(result: RunResult) -> list[str]:
+    """A line for each measure that is shown, and what to know of them all."""
     lines = [
         f"Intervals of {CONFIDENCE:.0%} come from a bootstrap over requests. "
         "Times of events are their arrival at this client."
     ]
     lines += [
         f"{measure.title}: {measure.definition}."
-        for measure in MEASURES
+        for measure in shown(result.closed_loop)
         if measure.name in result.summaries
     ]
     if result.server_side is not None and result.server_side.queue is not None:
@@ -179,4 +187,4 @@ def _definitions(result: RunResult) -> str:
             "under-represented (coordinated omission): for latencies under a given load use an "
             "open schedule."
         )
-    return "\n".join(lines)
+    return lines
