@@ -176,8 +176,8 @@ def _grid(facts: Mapping[str, Any]) -> Iterator[str]:
     rows += [(weights, kv, *(row[n] for n in ranks)) for (weights, kv), row in by_row.items()]
     yield from table(rows, left=2)
     yield (
-        f"sequences of {cells[0]['length']} tokens held at once by so many devices; no: does not "
-        "fit; -: cannot be shared so"
+        f"sequences of {cells[0]['length']} tokens held at once; no: does not fit; -: cannot be "
+        "shared so"
     )
 
 

@@ -195,6 +195,16 @@ def test_narrower_numbers_and_fewer_devices_come_before_a_device_that_there_is_n
     ]
 
 
+def test_a_cache_too_small_for_anything_hides_no_other_change() -> None:
+    def options(flags: dict[str, str]) -> list[str]:
+        plan = make_plan(PlanOptions("llama-2-70b", None, "h100", None, 1, flags), {})
+        return [change.option for change in plan.changes]
+
+    lifted = [f"--kv-cache-memory auto with {option}" for option in options({})]
+    assert options({"kv-cache-memory": "1KiB"}) == lifted
+    assert "--device h200" in lifted[0]
+
+
 def test_ranks_need_not_be_a_power_of_two() -> None:
     refused = make_plan(PlanOptions("gpt-3", None, "h200", None, 1, {"max-model-len": "512"}), {})
     ranks = {c.request.ranks for c in refused.changes}
