@@ -30,12 +30,10 @@ from server.execution.out_of_memory import asked_by
 from server.execution.packet import EMPTY, PacketDraft
 from server.execution.step_slots import GpuPending, Slots, StepEvents, StepSlot
 from server.memory.gpu_intermediates import table_rows
-from server.memory.gpu_layout import row_layout
+from server.memory.gpu_layout import MOST_ROW_WORDS, row_layout
 from server.memory.layout import Layout, decode_graph_sizes
 
 Change = Callable[[OnDevice], None]
-
-_MOST_WORDS = 2**31 - 1  # of all records: places in them are int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +87,10 @@ class GpuRunner:
         poison: bool = False,
     ) -> None:
         config = layout.config
-        if buffers["row_state"].numel() > _MOST_WORDS:
+        if buffers["row_state"].numel() > MOST_ROW_WORDS:
             raise ValueError(
                 f"max_num_seqs {config.max_num_seqs} times max_model_len {config.max_model_len} is"
-                f" too much: the rows of a GPU hold at most {_MOST_WORDS} numbers"
+                f" too much: the rows of a GPU hold at most {MOST_ROW_WORDS} numbers"
             )
         self.layout = layout
         self.decoder = decoder

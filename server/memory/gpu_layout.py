@@ -11,12 +11,18 @@ from kernels.row_state import FLOATS_AT, NUM_FLOATS, TABLE_AT, RowLayout, StepTa
 from server.memory.runner_config import RunnerConfig
 
 NUM_SLOTS = 2  # steps in flight
+MOST_ROW_WORDS = 2**31 - 1  # of all records: places in them are int32
 
 Shapes = tuple[tuple[str, tuple[int, ...], str], ...]  # name, shape, format
 
 
 def row_layout(config: RunnerConfig) -> RowLayout:
     return RowLayout(max_blocks=config.max_blocks_per_row, max_tokens=config.max_model_len)
+
+
+def row_words(config: RunnerConfig) -> int:
+    """int32 words of the records of all rows; a runner refuses more than MOST_ROW_WORDS."""
+    return config.max_num_seqs * row_layout(config).words
 
 
 def packet_words(config: RunnerConfig) -> int:

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
+from server.memory.gpu_layout import MOST_ROW_WORDS, row_words
 from server.memory.layout import (
     MemoryKind,
     RunnerConfig,
@@ -213,6 +214,7 @@ def _pool_bytes(
     beside: dict[MemoryKind, int] = {
         kind: rest.bytes(kind) for kind in planned_kinds(request) if kind is not MemoryKind.KV_CACHE
     }
+    _refuse_rows(rest.config)
     _refuse_beside(beside, available_bytes, max_model_len)
     kv = kv_of(model, request, 1)
     blocks = math.ceil(request.max_num_seqs * kv.blocks_of(max_model_len) * PREFIX_SHARE)
@@ -228,6 +230,20 @@ def _pool_bytes(
         bounds = {"--kv-cache-memory": request.kv_cache_bytes, **bounds}
     limit = min(bounds, key=lambda name: bounds[name])
     return bounds[limit], limit
+
+
+def _refuse_rows(config: RunnerConfig) -> None:
+    """A GPU's rows are numbered word by word, however much memory there is."""
+    words = row_words(config) if config.on_gpu else 0
+    if words > MOST_ROW_WORDS:
+        raise DoesNotFit(
+            f"{config.max_num_seqs} sequences of {config.max_model_len} tokens take {words} words "
+            f"of rows on a GPU, which numbers at most {MOST_ROW_WORDS}",
+            kind=MemoryKind.IO,
+            nbytes=4 * words,
+            over=4 * (words - MOST_ROW_WORDS),
+            max_model_len=config.max_model_len,
+        )
 
 
 def _refuse_beside(

@@ -152,7 +152,7 @@ def test_pinned_memory_is_that_of_the_layout(folder: Path, monkeypatch: pytest.M
 def test_rows_that_cannot_be_numbered_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_runner, "_MOST_WORDS", 1000)
+    monkeypatch.setattr(gpu_runner, "MOST_ROW_WORDS", 1000)
     with pytest.raises(ValueError, match="max_num_seqs 8 times max_model_len 256 is too much"):
         build(folder, monkeypatch)
 

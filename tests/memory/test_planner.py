@@ -81,7 +81,7 @@ def test_the_length_is_cut_to_the_pool_only_when_it_was_left_to_us() -> None:
 
 
 def test_a_length_that_was_left_to_us_is_the_longest_that_fits() -> None:
-    """Rows and block tables grow with the length: those of a shorter one leave more for the pool."""
+    """Rows and block tables grow with the length: shorter ones leave more for the pool."""
     model = replace(MODEL, max_positions=1 << 17)
     request = replace(REQUEST, on_gpu=True, max_num_seqs=128)
     plan = plan_memory(model, request, 96 * MIB)
@@ -148,3 +148,18 @@ def test_auto_widens_small_models_and_leaves_large_ones_as_they_are() -> None:
     assert resolve_format("auto", "bf16", large) == "bf16"
     assert resolve_format("float16", "bf16", MODEL) == "f16"
     assert resolve_format("float32", "bf16", large) == "f32"
+
+
+def test_rows_that_a_gpu_cannot_number_are_refused_before_anything_is_loaded() -> None:
+    """There is memory for them: what lacks are 32-bit places."""
+    model = replace(MODEL, max_positions=2**20)
+    request = replace(
+        REQUEST, format="bf16", on_gpu=True, block_size=64, max_num_seqs=4096, max_model_len=2**20
+    )
+    with pytest.raises(StartupError) as raised:
+        plan_memory(model, request, 10_000 * GIB)
+    message = str(raised.value)
+    assert "numbers at most 2147483647" in message
+    assert "--max-num-seqs" in message  # a way out
+    shorter = plan_memory(model, replace(request, max_model_len=None), 10_000 * GIB)
+    assert 2**18 < shorter.max_model_len < 2**20
