@@ -24,7 +24,7 @@ def parse_base_url(text: str) -> Address:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ScenarioError(f"{given}: give http://HOST:PORT or https://HOST")
     if parts.query or parts.fragment or parts.username:
-        raise ScenarioError(f"{given}: no user, ? or # belongs there; a key goes by --api-key")
+        raise ScenarioError(f"{given}: no user, ? or # belongs there; a key goes by --api-key-file")
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     secure = parts.scheme == "https"
     return Address(parts.hostname, port or (443 if secure else 80), secure, prefix)

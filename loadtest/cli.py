@@ -123,6 +123,11 @@ def adjusted(scenario: Scenario, parsed: argparse.Namespace) -> Scenario:
         value = getattr(parsed, name, None)
         if value is not None and not 0 < value < float("inf"):
             raise ScenarioError(f"--{name} {value:g}: must be more than 0")
+    if parsed.warm_up is not None and not 0 <= parsed.warm_up < float("inf"):
+        raise ScenarioError(f"--warm-up {parsed.warm_up:g}: must be 0 or more")
+    for option, path in (("--out", parsed.out), ("--html", parsed.html)):
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            raise ScenarioError(f"{option} {path}: no file can be written there")
     if parsed.rate is not None and parsed.concurrency is not None:
         raise ScenarioError("--rate and --concurrency exclude each other")
     if parsed.seconds is not None or parsed.requests is not None:

@@ -19,6 +19,7 @@ from loadtest.client_load import LoadMeter
 from loadtest.collector import no_full_collections
 from loadtest.connection import HttpClient
 from loadtest.driver import Bounds, Driver, Target
+from loadtest.errors import ScenarioError
 from loadtest.limits import raise_file_limit
 from loadtest.records import RequestRecord
 from loadtest.refusal import Refusal
@@ -60,7 +61,15 @@ class TracedWorkload(Workload):
     """Jobs with the lengths and groups of a trace's rows."""
 
     def __init__(self, scenario: Scenario, model: str | None, rows: tuple[TraceRow, ...]) -> None:
+        """Raises ScenarioError for groups whose prefix nobody gives a length."""
         super().__init__(scenario, model)
+        if not scenario.kinds[0].shared_prefix_tokens and any(
+            row.group is not None and row.prefix is None for row in rows
+        ):
+            raise ScenarioError(
+                f"the trace has groups; how many tokens they share is neither in a column prefix "
+                f"nor in the scenario {scenario.name} (shared_prefix_tokens)"
+            )
         self._seed = scenario.seed
         self._rows = rows
         names = sorted({row.group for row in rows if row.group is not None})
@@ -75,7 +84,8 @@ class TracedWorkload(Workload):
         draw = random.Random(f"{self._seed}:{index}")
         # A request without a group has a prefix of its own.
         group = len(self._groups) + index if row.group is None else self._groups[row.group]
-        return self.job_of(index, 0, draw, row.input, row.output, group)
+        shared = 0 if row.group is None else row.prefix
+        return self.job_of(index, 0, draw, row.input, row.output, group, shared)
 
 
 async def measure(

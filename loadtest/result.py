@@ -94,6 +94,15 @@ class RunResult:
         return found
 
     @property
+    def chaos(self) -> dict[str, Counter[str]]:
+        """What became of the requests that misbehaved, by how they did."""
+        found: dict[str, Counter[str]] = {}
+        for record in self.records:
+            if record.kind != "normal":
+                found.setdefault(record.kind, Counter())[record.outcome] += 1
+        return found
+
+    @property
     def finish_reasons(self) -> Counter[str]:
         return Counter(r.finish_reason or "none" for r in self.records if r.ok)
 
@@ -127,6 +136,9 @@ class RunResult:
             found.append(f"{self.miscounted} answers have more events with text than usage tokens")
         for gauge, (before, after) in self.server.not_back.items():
             found.append(f"{gauge} did not return: {before:g} before, {after:g} after")
+        for outcome, count in self.chaos.get("malformed", {}).items():
+            if outcome != "ok" and not outcome.startswith("http_4"):
+                found.append(f"{count} malformed requests were not refused but ended: {outcome}")
         if self.canary is not None and (self.canary.changed or self.canary.failed):
             found.append(
                 f"the canary's answer changed {len(self.canary.changed)} times and failed "
@@ -160,6 +172,7 @@ class RunResult:
             "outcomes": dict(self.outcomes),
             "finish_reasons": dict(self.finish_reasons),
             "client": {**asdict(self.client), "complaint": self.client.complaint},
+            "chaos": {kind: dict(outcomes) for kind, outcomes in self.chaos.items()},
             "not_sent": self.not_sent,
             "refused": self.refused,
             "failures": self.failures,

@@ -36,7 +36,10 @@ async def started(
     if command is None:
         yield
         return
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ScenarioError(f"--serve {command}: {error}") from None
     if not words:
         raise ScenarioError("--serve: give the command that starts the server")
     await _refuse_another(address, headers)

@@ -23,6 +23,8 @@ def render(result: RunResult) -> str:
     parts.append(_rates(result))
     if result.goodput is not None:
         parts.append(_goodput(result))
+    if result.canary is not None:
+        parts.append(_chaos(result))
     if result.server.readings:
         parts.append(_server(result))
     parts.append("\n".join(definitions(result)))
@@ -120,6 +122,18 @@ def _goodput(result: RunResult) -> str:
             + (f" ({missed})" if missed else ""),
         )
     )
+
+
+def _chaos(result: RunResult) -> str:
+    lines = [
+        f"{kind:<12}{', '.join(f'{count} {name}' for name, count in outcomes.most_common())}"
+        for kind, outcomes in sorted(result.chaos.items())
+    ]
+    canary = result.canary
+    if canary is not None:
+        same = canary.asked - len(canary.changed) - len(canary.failed)
+        lines.append(f"{'canary':<12}{same} of {canary.asked} answers the same to the letter")
+    return "\n".join(lines)
 
 
 def _server(result: RunResult) -> str:

@@ -4,6 +4,7 @@ time        seconds, rising; the first is second 0
 input       prompt tokens
 output      tokens to generate
 group       optional: requests of a group share their prefix (a number or a name)
+prefix      optional: how many of the prompt's tokens that are; without it the scenario says
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class TraceRow:
     input: int
     output: int
     group: str | None = None
+    prefix: int | None = None
 
 
 def read_trace(path: Path) -> tuple[TraceRow, ...]:
@@ -70,12 +72,14 @@ def _json_lines(text: str, path: Path) -> Iterable[tuple[int, Mapping[str, objec
 
 
 def _row(values: Mapping[str, object], place: str) -> TraceRow:
-    group = values.get("group")
+    group, prefix = values.get("group"), values.get("prefix")
+    tokens = int(_number(values, "input", place, 1, _MAX_TOKENS))
     return TraceRow(
         time=_number(values, "time", place, 0.0, 1e9),
-        input=int(_number(values, "input", place, 1, _MAX_TOKENS)),
+        input=tokens,
         output=int(_number(values, "output", place, 1, _MAX_TOKENS)),
         group=None if group in (None, "") else str(group),
+        prefix=None if prefix in (None, "") else int(_number(values, "prefix", place, 0, tokens)),
     )
 
 

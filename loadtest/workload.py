@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.scenario import RequestKind, Scenario
+from loadtest.scenario import Scenario
 
 # Beyond single bytes and special tokens at the start of most vocabularies, and within small ones.
 FIRST_ID, LAST_ID = 300, 3_999
@@ -73,12 +73,14 @@ class Workload:
         prompt_length: int,
         output_length: int,
         group: int | None = None,
+        shared: int | None = None,
     ) -> Job:
-        """A job with given lengths, and a given prefix group where a trace names one."""
+        """A job with given lengths, and a given prefix where a trace names its group and length."""
         kind = self._scenario.kinds[place]
         group = draw.randrange(kind.prefix_groups) if group is None else group
-        shared = min(kind.shared_prefix_tokens, max(0, prompt_length - 1))
-        parts = [*self._prefix(place, group, kind)[:shared]]
+        if shared is None:
+            shared = min(kind.shared_prefix_tokens, max(0, prompt_length - 1))
+        parts = self._prefix(place, group, shared)
         parts += self._parts(draw, prompt_length - len(parts))
         seed = draw.randrange(2**31)
         return Job(
@@ -130,13 +132,15 @@ class Workload:
             body["ignore_eos"] = True
         return body | dict(scenario.fields)
 
-    def _prefix(self, place: int, group: int, kind: RequestKind) -> list[Any]:
-        """The group's prefix, drawn once."""
+    def _prefix(self, place: int, group: int, length: int) -> list[Any]:
+        """The first parts of the group's prefix, which is drawn as far as it was ever asked for."""
+        if not length:
+            return []
         key = (place, group)
-        if key not in self._prefixes:
+        if len(self._prefixes.get(key, ())) < length:
             draw = random.Random(f"{self._scenario.seed}:prefix:{place}:{group}")
-            self._prefixes[key] = self._parts(draw, kind.shared_prefix_tokens)
-        return self._prefixes[key]
+            self._prefixes[key] = self._parts(draw, length)
+        return self._prefixes[key][:length]
 
     def _parts(self, draw: random.Random, count: int) -> list[Any]:
         if self._scenario.prompt_form == "tokens":

@@ -17,7 +17,7 @@ from tests.loadtest.loads import get, run, scenario
 
 SLACK_S = 0.001
 SLACK_SHARE = 0.02
-TRIES = 4
+TRIES = 10
 
 
 def near(measured: float, truth: float) -> bool:
@@ -223,6 +223,12 @@ class TestChaos:
         assert all(r.events_with_text == 1 for r in cancelled if r.kind == "disconnect")
         assert result.canary is not None and result.canary.asked >= 2
         assert not result.canary.changed and not result.canary.failed
+        assert "answers the same to the letter" in render(result)
+        (line,) = [one for one in render(result).splitlines() if one.startswith("malformed ")]
+        assert f"{result.chaos['malformed']['http_400']} http_400" in line
+        hurt = next(record for record in result.records if record.kind == "malformed")
+        worse = replace(result, records=[replace(hurt, outcome="closed"), *result.records])
+        assert "1 malformed requests were not refused but ended: closed" in worse.complaints
 
     def test_a_slow_reader_is_slow_and_alone(self, fake_port: int) -> None:
         """Half of the requests read a kilobyte, then wait a quarter of a second."""

@@ -111,7 +111,7 @@ def test_replay_keeps_a_trace_s_lengths(
     fake_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trace, kept = tmp_path / "trace.csv", tmp_path / "r.json"
-    trace.write_text("time,input,output,group\n5,7,3,a\n5.1,9,2,a\n5.2,4,5,\n")
+    trace.write_text("time,input,output,group,prefix\n5,7,3,a,4\n5.1,9,2,a,4\n5.2,4,5,,\n")
     command = ["replay", str(trace), "--base-url", url(fake_port), "--out", str(kept), "--quiet"]
     assert main(command) == 0
     requests = sorted(json.loads(kept.read_text())["requests"], key=lambda r: r["index"])
@@ -129,6 +129,10 @@ def test_replay_keeps_a_trace_s_lengths(
         (["run", "demo", "--base-url", "http://127.0.0.1:1"], 3, "no server at 127.0.0.1:1"),
         (["run", "demo", "--seconds", "-1"], 2, "--seconds -1: must be more than 0"),
         (["run", "demo", "--rate", "1", "--concurrency", "1"], 2, "exclude each other"),
+        (["run", "demo", "--warm-up", "-1"], 2, "--warm-up -1: must be 0 or more"),
+        (["run", "demo", "--out", "/no/a.json"], 2, "--out /no/a.json: no file can be written"),
+        (["run", "demo", "--html", "/"], 2, "--html /: no file can be written"),
+        (["run", "demo", "--serve", "a 'b"], 2, "--serve a 'b: No closing quotation"),
         (["sweep", "demo", "--rates", "1,x"], 2, "give numbers above 0"),
         (["compare", "/no/a.json", "/no/b.json"], 2, "/no/a.json"),
         (["replay", "/no/t.csv"], 2, "/no/t.csv"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from loadtest.errors import ScenarioError
+from loadtest.measurement import TracedWorkload
 from loadtest.measures import Estimate
 from loadtest.objectives import wilson
 from loadtest.scenario import Length, read_scenario
@@ -17,7 +18,7 @@ from loadtest.scrape import ServerSeries, read_metrics
 from loadtest.search import Search
 from loadtest.server_names import DIALECTS
 from loadtest.server_side import server_side
-from loadtest.trace import read_trace
+from loadtest.trace import TraceRow, read_trace
 from loadtest.workload import Workload
 from tests.loadtest.loads import SCENARIO, scenario
 
@@ -81,6 +82,7 @@ def test_a_malformed_scenario_names_its_key(path: str, value: Any, said: str) ->
         ("a.csv", "time,input,output\n", "has no requests"),
         ("a.jsonl", '{"time": 0, "input": 1, "output": 1}\n[]\n', "a.jsonl:2: no JSON object"),
         ("a.jsonl", '{"time": 0, "input": 1}\n', "a.jsonl:1: output is None"),
+        ("a.csv", "time,input,output,prefix\n1,5,1,6\n", "prefix is '6'; allowed is 0 to 5"),
         ("a.jsonl", '{"time": 1e999, "input": 1, "output": 1}\n', "time is inf"),
     ],
 )
@@ -100,6 +102,25 @@ def test_both_forms_of_a_trace_say_the_same(tmp_path: Path) -> None:
         '{"time": 1.5, "input": 7, "output": 8}\n'
     )
     assert read_trace(a) == read_trace(b)
+
+
+def test_a_trace_s_groups_share_the_prefix_that_it_names() -> None:
+    rows = (
+        TraceRow(0.0, 9, 1, "a", 6),
+        TraceRow(0.1, 8, 1, "b", 6),
+        TraceRow(0.2, 12, 1, "a", 8),
+        TraceRow(0.3, 7, 1),
+        TraceRow(0.4, 7, 1),
+    )
+    prompts = [job.body["prompt"] for job in TracedWorkload(scenario(), "m", rows).jobs()]
+    assert [len(prompt) for prompt in prompts] == [9, 8, 12, 7, 7]
+    assert prompts[0][:6] == prompts[2][:6] != prompts[1][:6]
+    assert prompts[0][6] != prompts[2][6] and prompts[3][:2] != prompts[4][:2]
+
+
+def test_groups_of_a_trace_without_the_length_of_their_prefix_are_refused() -> None:
+    with pytest.raises(ScenarioError, match="neither in a column prefix nor in the scenario"):
+        TracedWorkload(scenario(), "m", (TraceRow(0.0, 9, 1, "a"),))
 
 
 class TestWorkload:

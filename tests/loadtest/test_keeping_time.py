@@ -41,7 +41,7 @@ def test_a_replay_keeps_its_times_at_200_requests_a_second(fake_port: int, tmp_p
     rows = read_trace(path)
     target = Target(Address("127.0.0.1", fake_port), ROUTES["completions"], {})
     one = scenario({"first": 0.01}, run={"requests": len(rows)})
-    late = []
+    late, starved = [], 0
     for _ in range(TRIES):
         result = asyncio.run(
             measure(
@@ -57,6 +57,9 @@ def test_a_replay_keeps_its_times_at_200_requests_a_second(fake_port: int, tmp_p
         late.append(result.summaries["client_delay"].percentiles[99.0].value)
         if late[-1] <= 0.005:
             return
+        starved += result.client.lag_p99 > 0.005 and result.client.cpu < 0.5
+    if starved == TRIES:
+        pytest.skip(f"something else had the machine all the time: late by (p99) {late}")
     pytest.fail(f"requests were late by (p99): {late}")
 
 
