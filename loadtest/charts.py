@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 10, 40
 COLOURS = 8
 FEW = 16  # points that are shown themselves, and not only the line through them
 
