@@ -200,7 +200,7 @@ class KVCacheManager:
             namespace = sequence.request.namespaces[group]
             num_full = sequence.num_confirmed_tokens // size
             for index in range(sequence.num_cached_blocks[group], num_full):
-                token_ids = tuple(sequence.token_ids[index * size : (index + 1) * size])
+                token_ids = sequence.token_ids[index * size : (index + 1) * size]
                 parent = table[index - 1] if index else None
                 self.cache.insert(namespace, parent, token_ids, table[index])
             sequence.num_cached_blocks[group] = num_full

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Digest = Callable[[bytes], bytes]
 
@@ -42,18 +42,31 @@ class Namespace:
 
 @dataclass(slots=True, eq=False)
 class CacheEntry:
-    """One full block of one prefix, and the blocks that hold it."""
+    """One full block of one prefix, and the blocks that hold it.
+
+    There is one for every block of a full cache, so it is small: its tokens are packed (_packed),
+    a tenth of what the same numbers take as objects.
+    """
 
     digest: bytes
     namespace: Namespace
     parent: CacheEntry | None
-    token_ids: tuple[int, ...]
-    block_ids: dict[int, None] = field(default_factory=dict)
+    packed_tokens: bytes
+    block_ids: tuple[int, ...] = ()
 
-    def matches(
-        self, namespace: Namespace, parent: CacheEntry | None, token_ids: tuple[int, ...]
-    ) -> bool:
-        return self.parent is parent and self.token_ids == token_ids and self.namespace == namespace
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(array("i", self.packed_tokens))
+
+    def matches(self, namespace: Namespace, parent: CacheEntry | None, tokens: bytes) -> bool:
+        return (
+            self.parent is parent and self.packed_tokens == tokens and self.namespace == namespace
+        )
+
+
+def _packed(token_ids: Sequence[int]) -> bytes:
+    """Four bytes a token, in the machine's order: they never leave this process."""
+    return array("i", token_ids).tobytes()
 
 
 class PrefixCache:
@@ -79,11 +92,11 @@ class PrefixCache:
         block_ids: list[int] = []
         parent: CacheEntry | None = None
         for start in range(0, max_tokens - block_size + 1, block_size):
-            chunk = tuple(token_ids[start : start + block_size])
-            entry = self._entries.get(self._chain(namespace, parent, chunk))
-            if entry is None or not entry.matches(namespace, parent, chunk):
+            tokens = _packed(token_ids[start : start + block_size])
+            entry = self._entries.get(self._chain(namespace, parent, tokens))
+            if entry is None or not entry.matches(namespace, parent, tokens):
                 break
-            block_ids.append(next(iter(entry.block_ids)))
+            block_ids.append(entry.block_ids[0])
             parent = entry
         return block_ids
 
@@ -91,7 +104,7 @@ class PrefixCache:
         self,
         namespace: Namespace,
         parent_block_id: int | None,
-        token_ids: tuple[int, ...],
+        token_ids: Sequence[int],
         block_id: int,
     ) -> bool:
         """Remembers that ``block_id`` holds ``token_ids`` after the parent block's prefix.
@@ -104,19 +117,21 @@ class PrefixCache:
             parent = self._entry_of_block.get(parent_block_id)
             if parent is None:
                 return False
-        digest = self._chain(namespace, parent, token_ids)
+        tokens = _packed(token_ids)
+        digest = self._chain(namespace, parent, tokens)
         entry = self._entries.get(digest)
         if entry is None:
-            entry = self._entries[digest] = CacheEntry(digest, namespace, parent, token_ids)
-        elif not entry.matches(namespace, parent, token_ids):
+            entry = self._entries[digest] = CacheEntry(digest, namespace, parent, tokens)
+        elif not entry.matches(namespace, parent, tokens):
             return False
-        entry.block_ids[block_id] = None
+        if block_id not in entry.block_ids:
+            entry.block_ids = (*entry.block_ids, block_id)
         self._entry_of_block[block_id] = entry
         return True
 
     def evict(self, block_id: int) -> None:
         entry = self._entry_of_block.pop(block_id)
-        del entry.block_ids[block_id]
+        entry.block_ids = tuple(other for other in entry.block_ids if other != block_id)
         if not entry.block_ids:
             del self._entries[entry.digest]
 
@@ -124,8 +139,6 @@ class PrefixCache:
         self._entries.clear()
         self._entry_of_block.clear()
 
-    def _chain(
-        self, namespace: Namespace, parent: CacheEntry | None, token_ids: tuple[int, ...]
-    ) -> bytes:
+    def _chain(self, namespace: Namespace, parent: CacheEntry | None, tokens: bytes) -> bytes:
         before = self._digest(namespace.encode()) if parent is None else parent.digest
-        return self._digest(before + array("q", token_ids).tobytes())
+        return self._digest(before + tokens)

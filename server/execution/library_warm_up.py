@@ -20,6 +20,9 @@ from weights.spec import ModelSpec
 
 _WARM_SIZE = 1024  # rows and columns of the first product, for which the libraries set up
 _WARM_ROWS = 512  # of the products that follow: many, as their forms go
+# MKL packs both factors of a wide float32 product of some rows into buffers that it keeps, for each
+# thread; the largest are taken just below 384 rows divided among the threads (1 and 2, AVX-512).
+_PACKED_ROWS = (380, 188, 92, 44)
 
 
 def warm_libraries(config: RunnerConfig, spec: ModelSpec) -> None:
@@ -42,7 +45,7 @@ def _sizes(config: RunnerConfig, most_rows: int) -> set[int]:
     """Numbers of rows that meet each form of a product once; of 16 bits, each padded size."""
     many = min(most_rows, _WARM_ROWS)
     if config.format == "f32":
-        return {many}
+        return {many, *(size for size in _PACKED_ROWS if size < many)}
     few = min(most_rows, MANY_ROWS - 1)  # one more would take the form of many
     return {1, many, few, *(size for size in padded_sizes(few) if size <= few)}
 
