@@ -2,9 +2,13 @@
 
     resident  = tensors + allocator_slack + runtime + unaccounted
     runtime   = loaded code, read live + what the process had written before it loaded the model
-    others    = total - free - resident
+    others    = total - available - what this process has written
 
 ``base`` is the snapshot from that time: later memory in no list of tensors shows as unaccounted.
+
+Loaded code is resident and yet available: the kernel can take its pages back, and in a container
+it charges them to whoever read them first. So it is no part of what others are told from, and
+``free``, which is what is left of the total, reads low by it.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ class CpuMemory:
 
     def read(self) -> DeviceReading:
         now = self._snapshot()
-        others = max(0, now.total - now.free - now.resident)
+        others = max(0, now.total - now.free - now.anonymous)
+        others = min(others, max(0, now.total - now.resident))
         return DeviceReading(
             total=now.total,
             resident=now.resident,
@@ -37,6 +42,8 @@ class CpuMemory:
             },
             parts={
                 "resident": now.resident,
+                "resident.anonymous": now.anonymous,
+                "available": now.free,
                 "allocator.reserved": now.heap_resident,
                 "allocator.in_use": now.heap_in_use,
                 "allocator_slack.free": now.heap_slack,

@@ -14,6 +14,8 @@ from server.memory.layout import MemoryKind
 
 PART_NAMES: tuple[str, ...] = (
     "resident",
+    "resident.anonymous",  # of it what the kernel cannot take back; on a CPU
+    "available",  # what the machine, or the cgroup's limit, leaves; on a CPU
     "workspace.libraries",  # on a GPU: taken from the allocator by cuBLAS before any tensor of ours
     "allocator.reserved",
     "allocator.in_use",

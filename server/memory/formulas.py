@@ -26,12 +26,12 @@ def _on_cpu(reading: Reading) -> dict[str, str]:
         f"bytes in use in it{n('allocator.in_use')} (mallinfo2)",
         MemoryKind.RUNTIME: f"resident pages of loaded code, now{n('runtime.code')} + what the "
         f"process had written before it loaded the model{n('runtime.base')}",
-        MemoryKind.OTHER_PROCESSES: f"total{n('total')} - free{n('free')} - resident set of the "
-        f"engine process{n('resident')}",
+        MemoryKind.OTHER_PROCESSES: f"total{n('total')} - MemAvailable, or what the cgroup's limit "
+        f"leaves{n('available')} - what the engine process has written{n('resident.anonymous')}",
         MemoryKind.UNACCOUNTED: f"resident set{n('resident')} - all other kinds that lie in it"
         + _listed(reading),
         MemoryKind.FREE: f"total{n('total')} - resident set of the engine process{n('resident')} "
-        f"- other_processes{n('other_processes')}: MemAvailable, or what the cgroup's limit leaves",
+        f"- other_processes{n('other_processes')}",
     }
 
 

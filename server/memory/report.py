@@ -91,7 +91,7 @@ class MemoryReport:
                 "pinned_bytes": reading.get("host.pinned", 0),
                 "shared_bytes": reading.get("host.shared", 0),
             },
-            "notes": list(_notes(self._on_gpu, reading, self._sources.host_bytes())),
+            "notes": list(_notes(self._on_gpu, reading)),
         }
 
     def text(self) -> str:
@@ -166,7 +166,7 @@ class MemoryReport:
         }
 
 
-def _notes(on_gpu: bool, reading: Mapping[str, int], api_bytes: int) -> Iterator[str]:
+def _notes(on_gpu: bool, reading: Mapping[str, int]) -> Iterator[str]:
     """What a reader who compares with other tools should know."""
     if not reading:
         yield (
@@ -178,14 +178,11 @@ def _notes(on_gpu: bool, reading: Mapping[str, int], api_bytes: int) -> Iterator
         yield from _gpu_notes(reading)
         return
     yield "top and ps show the resident set: the whole KV pool is in it, in use or not."
-    if reading.get("other_processes", 0) >= api_bytes:
-        yield "The API process lies in other_processes."
-        return
+    yield "What the API process has written lies in other_processes."
     code = format_size(reading.get("runtime.code", 0))
     yield (
-        f"other_processes and free read low here, by {code} at most: so much of the resident set "
-        "is loaded code, whose pages the kernel can take back, or charges to another container "
-        "that read them first. So the API process need not show in other_processes."
+        f"free reads low, by {code} at most: so much of the resident set is loaded code, whose "
+        "pages the kernel can take back, or charges to another container that read them first."
     )
 
 

@@ -24,8 +24,11 @@ import ctypes
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import cast
 
 _M_ARENA_MAX = -8
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -159,11 +162,17 @@ def _read_smaps(text: bytes) -> _Pages:
 
 def _heap_in_use() -> int | None:
     """Bytes in use in malloc's arena, or None where malloc does not say."""
+    mallinfo = _mallinfo()
+    return None if mallinfo is None else int(mallinfo().uordblks)
+
+
+@cache
+def _mallinfo() -> Callable[[], _MallInfo] | None:
+    """glibc's mallinfo2. Looked up once: every handle makes classes, garbage in a cycle."""
     function = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if function is None:
-        return None
-    function.restype = _MallInfo
-    return int(function().uordblks)
+    if function is not None:
+        function.restype = _MallInfo
+    return cast("Callable[[], _MallInfo] | None", function)
 
 
 def _cgroup_limits(membership: str, root: Path) -> list[tuple[int, int]]:
@@ -172,9 +181,9 @@ def _cgroup_limits(membership: str, root: Path) -> list[tuple[int, int]]:
     for line in membership.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            names, base = ("memory.max", "memory.current", "inactive_file"), root
+            names, base = ("memory.max", "memory.current", ""), root
         elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
             base = root / "memory"
         else:
             continue
@@ -188,16 +197,17 @@ def _cgroup_limits(membership: str, root: Path) -> list[tuple[int, int]]:
     return found
 
 
-def _cgroup_limit(folder: Path, limit: str, usage: str, cache: str) -> tuple[int, int] | None:
-    """(limit, used without reclaimable file pages), or None where there is no limit."""
+def _cgroup_limit(folder: Path, limit: str, usage: str, prefix: str) -> tuple[int, int] | None:
+    """(limit, used without file pages, which are reclaimed first), or None where there is none."""
     try:
         text = (folder / limit).read_text().strip()
         if text == "max":
             return None
         used = int((folder / usage).read_text())
-        cached = _key_values((folder / "memory.stat").read_text()).get(cache, 0)
+        stat = _key_values((folder / "memory.stat").read_text())
     except OSError:
         return None  # no such level in this container
+    cached = sum(stat.get(f"{prefix}{name}_file", 0) for name in ("active", "inactive"))
     return int(text), max(0, used - cached)
 
 

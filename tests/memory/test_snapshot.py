@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from server.memory.snapshot import machine_memory, process_resident, take
 
 SMAPS = """\
@@ -53,11 +51,13 @@ def test_every_resident_page_is_of_one_kind(tmp_path: Path) -> None:
 
 
 def test_this_process_can_be_read() -> None:
+    before = process_resident()
     snapshot = take()
+    after = process_resident()  # pages of code that the kernel had taken back may have returned
     assert snapshot.code > 2**20
     assert 0 < snapshot.heap_resident < snapshot.anonymous < snapshot.resident
     assert snapshot.resident < snapshot.total
-    assert process_resident() == pytest.approx(snapshot.resident, rel=0.1)
+    assert 0.9 * min(before, after) < snapshot.resident < 1.1 * max(before, after)
     assert process_resident(2**22 + 1) == 0
 
 
@@ -72,13 +72,15 @@ def test_the_tightest_limit_of_a_version_2_hierarchy_counts(tmp_path: Path) -> N
     write_v2(inner, "max", 5000, 0)
     write_v2(root / "outer", str(8000 * 1024), 6000 * 1024, 1000 * 1024)
     found = machine_memory(proc(tmp_path, "0::/outer/inner\n"), root)
-    assert found == (8000 * 1024, 3000 * 1024)  # 8000 - (6000 used - 1000 reclaimable)
+    assert found == (8000 * 1024, 3500 * 1024)  # 8000 - (6000 used - 1500 reclaimable)
 
 
 def write_v2(folder: Path, limit: str, used: int, inactive_file: int) -> None:
     (folder / "memory.max").write_text(limit + "\n")
     (folder / "memory.current").write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {inactive_file}\n")
+    (folder / "memory.stat").write_text(
+        f"anon 1\ninactive_file {inactive_file}\nactive_file {inactive_file // 2}\n"
+    )
 
 
 def test_a_version_1_limit_counts(tmp_path: Path) -> None:
@@ -86,7 +88,9 @@ def test_a_version_1_limit_counts(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "memory.limit_in_bytes").write_text(f"{4000 * 1024}\n")
     (folder / "memory.usage_in_bytes").write_text(f"{3000 * 1024}\n")
-    (folder / "memory.stat").write_text(f"total_inactive_file {500 * 1024}\n")
+    (folder / "memory.stat").write_text(
+        f"total_inactive_file {400 * 1024}\ntotal_active_file {102400}\n"
+    )
     membership = "5:cpu,cpuacct:/job\n4:memory:/job\n"
     found = machine_memory(proc(tmp_path, membership), tmp_path / "cgroup")
     assert found == (4000 * 1024, 1500 * 1024)
