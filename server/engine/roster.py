@@ -121,6 +121,7 @@ class Roster:
         if not request.live_sequences:
             del self.requests[request.id]
             self.suspects.pop(request.id, None)
+            request.sequences = ()  # each points back: a cycle would wait for the collector
         elif sequence is request.primary and not request.is_forked:
             self._orphan_siblings(request)
 
