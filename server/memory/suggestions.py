@@ -144,8 +144,19 @@ def _smaller(
 
 def _sized(request: PlanRequest, available: int, name: str, now: int, value: int) -> Change:
     """With ``value`` instead of ``now`` for the size called ``name``."""
-    changed = replace(request, **{name: value})  # type: ignore[arg-type]
+    changed = _resized(request, name, value)
     return Change(f"--{name.replace('_', '-')} {value}", changed, available, now / value)
+
+
+def _resized(request: PlanRequest, name: str, value: int) -> PlanRequest:
+    match name:
+        case "max_model_len":
+            return replace(request, max_model_len=value)
+        case "max_num_seqs":
+            return replace(request, max_num_seqs=value)
+        case "max_num_batched_tokens":
+            return replace(request, max_num_batched_tokens=value)
+    raise ValueError(f"{name!r} is no size of a request")
 
 
 def largest_that(holds: Callable[[int], bool], least: int, most: int, step: int = 1) -> int | None:

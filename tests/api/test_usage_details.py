@@ -30,7 +30,7 @@ TIMES = {
 
 def post(state: ApiState, route: str, **changes: Any) -> httpx.Response:
     body = {"max_tokens": 4, "temperature": 0, **ROUTES[route], **changes}
-    return with_client(state, lambda client: client.post(route, json=body))  # type: ignore[no-any-return]
+    return with_client(state, lambda client: client.post(route, json=body))
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -151,7 +151,7 @@ def while_live(
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    return with_client(state, story)  # type: ignore[no-any-return]
+    return with_client(state, story)
 
 
 @pytest.mark.parametrize("name", ["{id}", "cmpl-{id}", "chatcmpl-{id}", "my.label"])
