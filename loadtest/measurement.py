@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import platform
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 from loadtest.arrivals import Arrivals, ClosedLoop, load_of
 from loadtest.chaos import Canary, Chaos
-from loadtest.client_load import LoadMeter
 from loadtest.collector import no_full_collections
 from loadtest.connection import HttpClient
 from loadtest.driver import Bounds, Driver, Target
@@ -28,6 +26,7 @@ from loadtest.scenario import Scenario
 from loadtest.scrape import Scraper
 from loadtest.steady import Steady, find_steady
 from loadtest.trace import TraceRow
+from loadtest.watch import Show, Watch
 from loadtest.workload import Job, Workload
 
 _END_S = 1.0  # beyond the last request's own time-out
@@ -42,19 +41,6 @@ class Options:
     scrape: bool = True
     warm_up: float | None = None  # seconds to leave out; None: found by loadtest.steady
     max_in_flight: int = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What a progress display shows."""
-
-    second: float
-    driver: Driver
-    records: list[RequestRecord]
-    lag: float
-
-
-Show = Callable[[Moment], None]
 
 
 class TracedWorkload(Workload):
@@ -119,33 +105,19 @@ async def measure(
     )
     scraper = Scraper(target, driver.now)
     canary = Canary(target, model, scenario.api, options.timeout_s) if scenario.chaos else None
-    bounds = Bounds(
-        scenario.seconds,
-        scenario.requests,
-        grace_s=options.timeout_s + _END_S,
-        max_in_flight=options.max_in_flight,
-    )
-    before = await scraper.once() if options.scrape else None
-    if canary is not None:
-        await canary.ask(driver.now())
+    watch = Watch(driver, scraper, canary, scrape=options.scrape, show=show)
+    await watch.begin()
     interrupted = False
-    async with LoadMeter() as meter:
-        watchers = _watchers(driver, scraper if before else None, canary, meter, records, show)
-        try:
+    try:
+        async with watch.beside(records):
             with no_full_collections():
-                await driver.run(arrivals, bounds, scenario.seed)
-        except asyncio.CancelledError:
-            interrupted = True
-        finally:
-            await _stop(watchers)
+                await driver.run(arrivals, _bounds(scenario, options), scenario.seed)
+    except asyncio.CancelledError:
+        interrupted = True
     seconds = driver.now()
     driver.finish()
     records.sort(key=lambda record: record.ended)
-    if not interrupted:
-        await scraper.settle(before)
-    await scraper.close()
-    if canary is not None:
-        await canary.close()
+    await watch.end(settles=not interrupted)
     return RunResult(
         scenario=_facts(scenario, arrivals),
         target=f"{target.address.authority}{target.address.prefix}{target.path}",
@@ -154,7 +126,7 @@ async def measure(
         seconds=seconds,
         records=records,
         steady=_steady(records, driver, options),
-        client=meter.load,
+        client=watch.meter.load,
         server=scraper.series,
         canary=None if canary is None else canary.report,
         objectives=dict(scenario.objectives),
@@ -162,6 +134,15 @@ async def measure(
         refused=refusal.reason,
         interrupted=interrupted,
         closed_loop=isinstance(arrivals, ClosedLoop),
+    )
+
+
+def _bounds(scenario: Scenario, options: Options) -> Bounds:
+    return Bounds(
+        scenario.seconds,
+        scenario.requests,
+        grace_s=options.timeout_s + _END_S,
+        max_in_flight=options.max_in_flight,
     )
 
 
@@ -182,39 +163,6 @@ def _steady(records: list[RequestRecord], driver: Driver, options: Options) -> S
     if options.warm_up is None:
         return find_steady([r for r in records if r.kind == "normal"], end)
     return Steady(options.warm_up, end, True, f"the first {options.warm_up:g} s left out, as asked")
-
-
-def _watchers(
-    driver: Driver,
-    scraper: Scraper | None,
-    canary: Canary | None,
-    meter: LoadMeter,
-    records: list[RequestRecord],
-    show: Show | None,
-) -> list[asyncio.Task[None]]:
-    async def display(show: Show) -> None:
-        while True:
-            show(Moment(driver.now(), driver, records, meter.lag))
-            await asyncio.sleep(0.5)
-
-    async def ask(canary: Canary) -> None:
-        await canary.watch(driver.start)
-
-    watchers = []
-    if scraper is not None:
-        watchers.append(asyncio.create_task(scraper.watch()))
-    if canary is not None:
-        watchers.append(asyncio.create_task(ask(canary)))
-    if show is not None:
-        watchers.append(asyncio.create_task(display(show)))
-    return watchers
-
-
-async def _stop(watchers: list[asyncio.Task[None]]) -> None:
-    for watcher in watchers:
-        watcher.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.gather(*watchers, return_exceptions=True)
 
 
 def _facts(scenario: Scenario, arrivals: Arrivals | ClosedLoop) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from loadtest.measurement import Moment
 from loadtest.table import seconds
+from loadtest.watch import Moment
 
 _QUIET_S = 10.0
 _RECENT_S = 5.0
