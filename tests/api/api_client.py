@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from fastapi import FastAPI
@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from server.api.app import create_app
 from server.api.state import ApiState
 
+Story = Callable[[httpx.AsyncClient], Awaitable[Any]]
 Told = TypeVar("Told")
 
 
