@@ -141,7 +141,7 @@ OPTIONS: tuple[Option, ...] = (
         "auto",
         "auto|none",
         "auto takes absent sampling fields from generation_config.json, none from OpenAI's API; "
-        "its end-of-sequence ids are always used",
+        "the end-of-sequence ids that it names are always used",
     ),
     Option("log-format", choice("text", "json"), "text", "text|json", "form of the log"),
     Option(

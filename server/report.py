@@ -15,6 +15,7 @@ from server.listener import reachable
 from server.memory.memory_plan import MemoryPlan
 from server.memory.start_report import start_report
 from server.model_facts import ModelFacts
+from weights.generation import end_of_sequence_source
 from weights.spec import PositionKind, RopeScaling
 
 log = logging.getLogger("quire.server")
@@ -131,6 +132,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
         ("batch", f"{plan.runner.max_num_seqs} sequences, "
          f"{plan.runner.max_num_batched_tokens} tokens a step"),
         ("sampling", _defaults(facts)),
+        ("ends at ids", _ends(facts)),
         ("rope", _rope(facts)),
         ("promise", served_promise(plan)),
         ("ready in", f"{facts.seconds:.1f} s (weights {engine.load_seconds:.1f} s)"),
@@ -167,8 +169,13 @@ def _defaults(facts: ReportInput) -> str:
     if facts.config.generation_config == "none":
         source = "OpenAI's"
     values = ", ".join(f"{name} {value}" for name, value in facts.defaults.items())
-    stops = ", ".join(str(token) for token in facts.model.eos_token_ids) or "none"
-    return f"{values} (where a request leaves them out; {source}); end-of-sequence ids {stops}"
+    return f"{values} (where a request leaves them out; {source})"
+
+
+def _ends(facts: ReportInput) -> str:
+    model = facts.model
+    ids = ", ".join(str(token) for token in model.eos_token_ids) or "none"
+    return f"{ids} ({end_of_sequence_source(model.config, model.generation_config)})"
 
 
 def _rope(facts: ReportInput) -> str:

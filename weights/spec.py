@@ -150,8 +150,8 @@ class ModelSpec:
 
     ``max_positions`` is the context that config.json states, in tokens; a scaling of rotary
     positions may stretch it. ``parameter_dtype`` is the checkpoint's own dtype as a
-    canonical format name (weights.formats). ``eos_token_ids`` are config.json's;
-    generation_config.json may add to them.
+    canonical format name (weights.formats). ``eos_token_ids`` are config.json's; those
+    that generation_config.json names take their place (weights.generation).
 
     ``windows`` has an entry a layer: the tokens that it looks back at, its own included, 0 for all
     of them; empty where every layer sees all. Layers with a window turn by ``local_rope`` where

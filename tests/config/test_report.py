@@ -71,6 +71,10 @@ def test_every_route_is_in_the_report() -> None:
     assert told == {path for path in served if "{" not in path and not path.startswith("/page/")}
 
 
+def test_it_says_which_file_names_the_ids_that_end_an_answer() -> None:
+    assert "  ends at ids   0 (generation_config.json)\n" in report()
+
+
 def test_it_says_why_there_is_no_chat() -> None:
     assert "POST /v1/completions /v1/chat/completions\n" in report()
     assert "(no chat template: no /v1/chat/completions)" in report(no_chat="no chat template")

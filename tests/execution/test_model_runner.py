@@ -13,7 +13,6 @@ from server.engine.request import SamplingParams
 from server.errors import StartupError
 from server.execution.model_runner import ModelRunner
 from server.memory.layout import max_context
-from weights.generation import end_of_sequence_ids
 from weights.spec import RopeScaling, RopeSpec
 from weights.synthetic import tiny_llama
 
@@ -89,10 +88,3 @@ def test_a_stretched_context_counts_the_stretch() -> None:
     stretched = RopeSpec(scaling=RopeScaling.LINEAR, factor=4.0)
     assert max_context(tiny_llama(max_positions=64, rope=stretched)) == 256
     assert max_context(SPEC) == 64
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"), [(None, (2,)), (7, (2, 7)), ([9, 2], (2, 9)), ([], (2,))]
-)
-def test_end_ids_of_both_configs_count(given: object, expected: tuple[int, ...]) -> None:
-    assert end_of_sequence_ids(SPEC, {"eos_token_id": given}) == expected
