@@ -25,7 +25,7 @@ from server.engine_facts import GAUGE_NAMES
 from server.errors import StartupError
 from server.ipc.gauges import GaugeBlock
 from server.ipc.process import EngineProcess, spawn_engine
-from server.listener import bind
+from server.listener import bind, explain
 from server.model_facts import read_model
 
 ENGINE_COMMAND = (sys.executable, "-m", "server.engine_process")
@@ -72,5 +72,5 @@ def _listen(config: ServerConfig) -> socket.socket:
         return bind(config.host, config.port)
     except OSError as error:
         raise StartupError(
-            f"--host {config.host} --port {config.port}: {error.strerror or error}"
+            f"--host {config.host} --port {config.port}: {explain(error, config.host, config.port)}"
         ) from None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 import server
-from server.config import resolve
+from server.config import near, resolve
 from server.errors import StartupError
 from server.option_table import DEMO_MODEL_DIR, OPTIONS, Option
 
@@ -27,11 +28,12 @@ signal stopped it at once.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the process's exit code."""
     parser = _parser()
-    parsed = parser.parse_args(arguments)
-    if parsed.command is None:
+    parsed, rest = parser.parse_known_args(arguments)
+    if parsed.command is None and not rest:
         parser.print_help()
         return 0
     try:
+        _refuse_rest(parsed.parser if parsed.command else parser, rest)
         return int(parsed.run(parsed))
     except StartupError as error:
         print(f"quire: {error}", file=sys.stderr)
@@ -57,11 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     for option in OPTIONS:
         _add_option(serve, option)
     serve.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(run=_serve, parser=serve)
     _add_plan(commands.add_parser)
     models = commands.add_parser("models", help="list the supported model families")
-    models.set_defaults(run=_models)
+    models.set_defaults(run=_models, parser=models)
     return parser
+
+
+def _refuse_rest(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
+    """Arguments that ``parser``'s command does not know. Raises StartupError."""
+    if not rest:
+        return
+    flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
+    if not flags:
+        raise StartupError(f"{rest[0]!r} is one argument too many; see {parser.prog} --help")
+    known = re.findall(r"--[\w-]+", parser.format_usage())
+    like = near(flags[0], known, others=f"; {parser.prog} --help lists what is known")
+    raise StartupError(f"unknown option {flags[0]}{like}")
 
 
 def _add_plan(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
@@ -76,7 +90,7 @@ def _add_plan(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         allow_abbrev=False,
     )
     add_arguments(plan)
-    plan.set_defaults(run=_plan)
+    plan.set_defaults(run=_plan, parser=plan)
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def _read_file(path: str) -> dict[str, str]:
     names = [option.name for option in OPTIONS]
     for key in document:
         if key not in names:
-            raise StartupError(f"{path}: unknown key {key!r}{_near(key, names)}")
+            raise StartupError(f"{path}: unknown key {key!r}{near(key, names)}")
     return {key: _scalar_text(path, key, value) for key, value in document.items()}
 
 
@@ -158,21 +158,23 @@ def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
     known = [option.variable for option in (*OPTIONS, STRICT_LEDGER)] + [f"{PREFIX}CONFIG"]
     for name in variables:
         if name.startswith(PREFIX) and name not in known:
-            raise StartupError(f"unknown variable {name}{_near(name, known)}")
+            raise StartupError(f"unknown variable {name}{near(name, known)}")
 
 
 def _refuse_unknown_flags(flags: Mapping[str, str]) -> None:
     known = [option.name for option in OPTIONS]
     for name in flags:
         if name not in known:
-            raise StartupError(f"unknown option --{name}{_near(name, known)}")
+            raise StartupError(f"unknown option --{name}{near(name, known)}")
 
 
-def _near(word: str, known: list[str]) -> str:
+def near(word: str, known: Sequence[str], others: str = "") -> str:
+    """The end of a message about a word that is not known: those that it may have been meant for;
+    where none is like it ``others``, or all."""
     like = word.replace("_", "-").lower() if not word.isupper() else word
-    matches = difflib.get_close_matches(like, known, n=3, cutoff=0.6)
+    matches = [like] if like in known else difflib.get_close_matches(like, known, n=3, cutoff=0.6)
     if not matches:
-        return "; known are: " + ", ".join(known)
+        return others or "; known are: " + ", ".join(known)
     return "; did you mean " + " or ".join(matches) + "?"
 
 

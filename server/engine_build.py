@@ -21,10 +21,9 @@ from server.execution.cuda_graphs import GraphMode
 from server.execution.out_of_memory import is_out_of_memory, reason_of
 from server.memory.accountant import Accountant
 from server.memory.layout import RunnerConfig
-from server.option_values import format_size
 from server.out_of_memory import ShortageLog, loading_message
 from weights.errors import CheckpointError
-from weights.progress import ProgressBar
+from weights.progress import ProgressBar, RecentRate, whole_text
 
 Progress = Callable[[str], None]
 
@@ -102,13 +101,19 @@ class _Loading:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._next = time.monotonic() + _PROGRESS_S
+        self._started = time.monotonic()
+        self._next = self._started + _PROGRESS_S
+        self._rate = RecentRate(self._started)
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now >= self._next:
-            self._next = now + _PROGRESS_S
-            self._progress(f"loading: {100 * done // max(1, total)} % of {format_size(total)}")
+        self._rate.add(now, done)
+        if now < self._next:
+            return
+        self._next = now + _PROGRESS_S
+        last = done >= total
+        text = whole_text(total, now - self._started) if last else self._rate.text(now, done, total)
+        self._progress(f"loading: {text.strip()}")
 
 
 def _device_name(config: RunnerConfig) -> str:

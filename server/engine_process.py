@@ -25,7 +25,7 @@ from server.ipc.gauges import GaugeBlock
 from server.ipc.process import die_with_parent
 from server.memory.snapshot import limit_malloc_arenas
 
-EXIT_STARTUP = 3
+EXIT_STARTUP = 2  # as the server's own
 _START_WAIT_S = 60.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -24,6 +25,24 @@ def bind(host: str, port: int, backlog: int = 2048) -> socket.socket:
     return sock
 
 
+def explain(error: OSError, host: str, port: int) -> str:
+    """Why nobody can listen there, and who can be asked or what can be done."""
+    reason = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"{reason}: another server listens there, maybe another Quire "
+            f"(curl {_url(reachable(host), port)}/version); ss -ltnp 'sport = :{port}' names its "
+            "process; --port takes another port, 0 a free one"
+        )
+    if error.errno == errno.EACCES:
+        return f"{reason}: ports below 1024 are for privileged users; --port takes another"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{reason}: no interface of this machine has it; --host 0.0.0.0 listens on all"
+    if isinstance(error, socket.gaierror):
+        return f"{reason}: --host takes an address of this machine, such as 127.0.0.1 or ::"
+    return reason
+
+
 def reachable(host: str) -> str:
     """Where a host that listens on all addresses can be asked from its own machine."""
     return _ANY_ADDRESS.get(host, host)
@@ -32,5 +51,8 @@ def reachable(host: str) -> str:
 def address(bound: socket.socket) -> str:
     """Its URL, as this machine reaches it."""
     bound_to, port = bound.getsockname()[:2]
-    host = reachable(bound_to)
+    return _url(reachable(bound_to), port)
+
+
+def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

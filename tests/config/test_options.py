@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from server.config import (
     resolve,
 )
 from server.errors import StartupError
+from server.listener import explain
 from server.model_facts import read_model
 from server.option_table import DEMO_MODEL_DIR, OPTIONS, STRICT_LEDGER, Option
 from server.option_values import exact_size, format_size, read_integer, read_size
@@ -255,6 +257,46 @@ def test_a_busy_port_is_refused_before_the_web_packages_are_loaded() -> None:
         )
     assert result.stdout == "2 []\n"
     assert f"--port {port}: Address already in use" in result.stderr
+    assert f"curl http://127.0.0.1:{port}/version" in result.stderr  # who can be asked
+    assert f"ss -ltnp 'sport = :{port}'" in result.stderr
+    assert "--port takes another port" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--max-num-seq", "8"], "unknown option --max-num-seq; did you mean"),
+        (["serve", "--max_num_seqs=8"], "did you mean --max-num-seqs?"),
+        (["plan", "gpt2", "--max-model-length", "5"], "did you mean --max-model-len?"),
+        (["serve", "--tensor-parallel", "2"], "quire serve --help lists what is known"),
+        (["models", "--jsn"], "unknown option --jsn; quire models --help"),
+        (["--verson"], "unknown option --verson; did you mean --version?"),
+        (["serve", "/one", "/two"], "'/two' is one argument too many"),
+    ],
+)
+def test_a_misspelt_flag_is_told_what_it_may_have_been(arguments: list[str], message: str) -> None:
+    result = command(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.EACCES, "ports below 1024"),
+        (errno.EADDRNOTAVAIL, "no interface of this machine has it"),
+        (errno.EMFILE, "Too many open files"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_says_why(number: int, says: str) -> None:
+    assert says in explain(OSError(number, os.strerror(number)), "192.0.2.7", 80)
+
+
+def test_a_busy_address_of_all_interfaces_is_asked_where_it_can_be_reached() -> None:
+    busy = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    assert "curl http://127.0.0.1:80/version" in explain(busy, "0.0.0.0", 80)
+    assert "curl http://[::1]:80/version" in explain(busy, "::", 80)
 
 
 def test_a_refused_folder_is_named_with_its_file(tmp_path: Path) -> None:

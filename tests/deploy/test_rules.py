@@ -30,6 +30,17 @@ def test_each_asks_for_what_exists_and_says_what_to_do(alert: Alert) -> None:
     assert not alert.annotations["summary"].endswith(".")
 
 
+def test_exit_codes_are_those_of_the_server() -> None:
+    """A runbook that names another sends the reader the wrong way."""
+    from server.cli import EXIT_REFUSED
+    from server.http_server import EXIT_ENGINE_GAVE_UP
+
+    runbooks = " ".join(alert.annotations["runbook"] for alert in ALERTS)
+    runbooks += " ".join(alert.annotations["description"] for alert in ALERTS)
+    named = re.findall(r"\b(\d+): (?:the engine failed|it could not start)", runbooks)
+    assert [int(code) for code in named] == [EXIT_ENGINE_GAVE_UP, EXIT_REFUSED]
+
+
 def test_recorded_names_say_level_metric_and_operation() -> None:
     catalogue = full_catalogue()
     for name in RECORDED:

@@ -33,5 +33,8 @@ def test_a_log_gets_a_line_every_two_seconds(
     for step in range(1, 5):
         now[0] += 1.0
         show(step * MIB, 4 * MIB)
-    assert lines == ["loading: 50 % of 4.00 MiB", "loading: 100 % of 4.00 MiB"]
+    assert lines == [
+        "loading: 50 % of 4.0 MiB at 1.0 MiB/s, 2.0 s left",
+        "loading: 100 % of 4.0 MiB in 4.0 s, 1.0 MiB/s",
+    ]
     assert stream.getvalue() == ""
