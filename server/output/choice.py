@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.output.logprobs import TokenLogprob
+from server.output.logprobs import Score, TokenLogprob
+from server.output.places import TokenPlaces
 from server.output.stops import StopMatcher
+from server.text.stages import Segment
 from server.text.tokenizer import Tokenizer
 
 
@@ -41,64 +43,61 @@ class ChoiceText:
     ) -> None:
         self._tokenizer = tokenizer
         self._decoder = tokenizer.stream(continuation=continuation)
+        self._places = TokenPlaces(tokenizer)
         self._matcher = StopMatcher(stops)
         self._min_tokens = min_tokens
-        self._decoded = 0  # characters, held back or not
         self._delivered = 0
         self._text: list[str] = []
-        self._waiting: deque[TokenLogprob] = deque()
+        self._num_prompt = 0  # tokens of an echoed prompt
         self.num_tokens = 0  # generated, up to and including one that completes a stop string
 
     @property
     def stop(self) -> str | None:
         return self._matcher.stop
 
-    @property
-    def offset(self) -> int:
-        """Where the next token's text begins."""
-        return self._decoded
+    def add_prompt(self, token_id: int, score: Score | None) -> None:
+        """One token of an echoed prompt: no stop string is looked for in its text."""
+        self._num_prompt += 1
+        self._decode(token_id, score, visible=True)
 
-    def add_prompt(self, token_id: int, logprob: TokenLogprob | None) -> None:
-        """One token of an echoed prompt: no stop string is looked for in it."""
-        self._queue(logprob)
-        text = self._decode(token_id)
-        self._deliver(text)
-
-    def add(self, token_id: int, logprob: TokenLogprob | None, *, visible: bool = True) -> None:
+    def add(self, token_id: int, score: Score | None, *, visible: bool = True) -> None:
         """One generated token; the one that ended the choice is not ``visible`` as text."""
         self.num_tokens += 1
-        self._queue(logprob)
-        text = self._decode(token_id) if visible else ""
-        self._deliver(self._matcher.feed(text, armed=self.num_tokens >= self._min_tokens))
+        self._decode(token_id, score, visible=visible)
 
     def end(self) -> None:
         """No more tokens come. What was held back is text, or completes a stop string after all."""
         if self.stop is None:
-            text = self._decoder.flush()
-            self._decoded += len(text)
-            self._deliver(self._matcher.feed(text, armed=self.num_tokens >= self._min_tokens))
+            self._place(self._decoder.flush_numbered())
         if self.stop is None:
+            self._places.end()
             self._deliver(self._matcher.flush())
 
     def take(self, *, ended: bool) -> tuple[str, tuple[TokenLogprob, ...]]:
         """What became certain since the last call."""
         text = "".join(self._text)
         self._text.clear()
-        ready: list[TokenLogprob] = []
         everything = ended and self.stop is None
-        while self._waiting and (everything or self._waiting[0].offset < self._delivered):
-            ready.append(self._waiting.popleft())
-        return text, tuple(ready)
+        return text, self._places.take(None if everything else self._delivered)
 
-    def _queue(self, logprob: TokenLogprob | None) -> None:
-        if logprob is not None:
-            self._waiting.append(logprob)
+    def _decode(self, token_id: int, score: Score | None, *, visible: bool) -> None:
+        number = self._places.add(token_id, score)
+        piece = self._tokenizer.text_piece(token_id) if visible else None
+        if piece is not None:
+            self._place(self._decoder.feed_numbered(number, piece))
+        self._places.settle(holding=self._decoder.holding)
 
-    def _decode(self, token_id: int) -> str:
-        piece = self._tokenizer.text_piece(token_id)
-        text = "" if piece is None else self._decoder.feed(piece)
-        self._decoded += len(text)
-        return text
+    def _place(self, segments: Sequence[Segment]) -> None:
+        generated: list[str] = []
+        for number, text in segments:
+            self._places.place(number, text)
+            if number < self._num_prompt:
+                self._deliver(text)
+            else:
+                generated.append(text)
+        if generated:
+            armed = self.num_tokens >= self._min_tokens
+            self._deliver(self._matcher.feed("".join(generated), armed=armed))
 
     def _deliver(self, text: str) -> None:
         if text:

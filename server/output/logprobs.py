@@ -14,18 +14,24 @@ from server.text.tokenizer import Tokenizer
 LEAST = -9999.0  # what OpenAI writes for a probability of zero: JSON has no infinity
 
 
+# A token's log-probability (None where nothing precedes it) and the top alternatives to it.
+Score = tuple[float | None, tuple[tuple[int, float], ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """One token of a text. ``logprob`` is None for a prompt's first token, which follows nothing.
 
     ``top`` are (token id, log-probability) in falling order. ``offset`` is the place in the
-    choice's text, in characters, where the token's own text begins.
+    choice's text, in characters, where the token's own text begins. ``name`` is what it is called
+    in this place, None where that is its ``token_name``: a token that has text is called by it.
     """
 
     token_id: int
     logprob: float | None
     top: tuple[tuple[int, float], ...]
     offset: int
+    name: str | None = None
 
 
 def unpack(arrays: LogprobArrays) -> Iterator[tuple[int, float, tuple[tuple[int, float], ...]]]:
@@ -54,7 +60,7 @@ def _finite(value: float) -> float:
 def completion_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
     """The form of /v1/completions. The chosen token is always among its ``top_logprobs``."""
     return {
-        "tokens": [token_name(tokenizer, entry.token_id) for entry in entries],
+        "tokens": [_entry_name(tokenizer, entry) for entry in entries],
         "token_logprobs": [entry.logprob for entry in entries],
         "top_logprobs": [_top_by_name(tokenizer, entry) for entry in entries],
         "text_offset": [entry.offset for entry in entries],
@@ -65,10 +71,16 @@ def _top_by_name(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, float] 
     if entry.logprob is None:
         return None
     named: dict[str, float] = {}
+    own = _entry_name(tokenizer, entry)
     for id, logprob in entry.top:
-        named.setdefault(token_name(tokenizer, id), logprob)
-    named.setdefault(token_name(tokenizer, entry.token_id), entry.logprob)
+        name = own if id == entry.token_id else token_name(tokenizer, id)
+        named.setdefault(name, logprob)
+    named.setdefault(own, entry.logprob)
     return named
+
+
+def _entry_name(tokenizer: Tokenizer, entry: TokenLogprob) -> str:
+    return token_name(tokenizer, entry.token_id) if entry.name is None else entry.name
 
 
 def token_name(tokenizer: Tokenizer, token_id: int) -> str:
@@ -77,7 +89,12 @@ def token_name(tokenizer: Tokenizer, token_id: int) -> str:
     try:
         return spelled.decode()
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+        return bytes_name(spelled)
+
+
+def bytes_name(spelled: bytes) -> str:
+    """How OpenAI writes bytes that are no text."""
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
 
 def chat_logprobs(tokenizer: Tokenizer, entries: Sequence[TokenLogprob]) -> dict[str, Any]:

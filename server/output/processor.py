@@ -14,7 +14,7 @@ from server.engine.plan import LogprobArrays
 from server.engine.request import EngineRequest, FinishReason
 from server.errors import ErrorCode, QuireError
 from server.output.choice import ChoiceText, Delta
-from server.output.logprobs import TokenLogprob, unpack
+from server.output.logprobs import Score, TokenLogprob, unpack
 from server.text.tokenizer import Tokenizer
 
 RETRY_AFTER_SECONDS = 1  # of a request that waited in the queue past its deadline
@@ -135,13 +135,12 @@ class OutputProcessor:
     def _add_echo(self, text: ChoiceText) -> None:
         wanted = self._request.sampling.prompt_logprobs is not None
         for position, token_id in enumerate(self._request.prompt_token_ids):
-            entry = None
+            score: Score | None = None
             if wanted and position == 0:
-                entry = TokenLogprob(token_id, None, (), text.offset)
+                score = None, ()
             elif wanted:
-                _, logprob, top = self._prompt_rows[position - 1]
-                entry = TokenLogprob(token_id, logprob, top, text.offset)
-            text.add_prompt(token_id, entry)
+                score = self._prompt_rows[position - 1][1:]
+            text.add_prompt(token_id, score)
 
     def _add_tokens(self, text: ChoiceText, event: ChoiceOutput) -> None:
         rows = _rows(event.logprobs)
@@ -151,9 +150,8 @@ class OutputProcessor:
                 self.num_discarded += len(event.token_ids) - index
                 return
             row = next(rows, None)
-            entry = None if row is None else TokenLogprob(token_id, row[1], row[2], text.offset)
             ends = index == last and event.stop_token_id == token_id
-            text.add(token_id, entry, visible=not ends)
+            text.add(token_id, None if row is None else row[1:], visible=not ends)
 
     def _finish(self, choice: _Choice, event: ChoiceOutput) -> None:
         """Names the choice's end, where it has one. A stop string comes before the engine's."""

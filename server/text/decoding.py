@@ -19,6 +19,7 @@ from server.text.stages import (
     Fuse,
     Metaspace,
     Replace,
+    Segment,
     Spaced,
     StageSpec,
     StripPieces,
@@ -78,21 +79,35 @@ class StreamDecoder:
     def __init__(self, stages: Sequence[StageSpec], *, continuation: bool = False) -> None:
         self._stages = [stage.start(first=not continuation) for stage in stages]
 
+    @property
+    def holding(self) -> bool:
+        """Whether text of pieces already fed may still come."""
+        return any(stage.holding for stage in self._stages)
+
     def feed(self, piece: str) -> str:
         """The text that this piece makes certain; often "" in the middle of a character."""
-        return self._through(0, (piece,))
+        return "".join(text for _, text in self.feed_numbered(0, piece))
 
     def flush(self) -> str:
         """The rest, with U+FFFD for what never became a character. Ends the stream."""
-        text = ""
-        for index, stage in enumerate(self._stages):
-            text += self._through(index + 1, stage.flush())
-        return text
+        return "".join(text for _, text in self.flush_numbered())
 
-    def _through(self, start: int, pieces: Sequence[str]) -> str:
+    def feed_numbered(self, number: int, piece: str) -> Sequence[Segment]:
+        """As ``feed``, each part of the text with the number of the piece that it is of; numbers
+        rise. A character that several pieces spell is of the last of them."""
+        return self._through(0, ((number, piece),))
+
+    def flush_numbered(self) -> Sequence[Segment]:
+        """As ``flush``, with numbers."""
+        rest: list[Segment] = []
+        for index, stage in enumerate(self._stages):
+            rest += self._through(index + 1, stage.flush())
+        return rest
+
+    def _through(self, start: int, segments: Sequence[Segment]) -> Sequence[Segment]:
         for stage in self._stages[start:]:
-            pieces = [given for piece in pieces for given in stage.feed(piece)]
-        return "".join(pieces)
+            segments = [given for segment in segments for given in stage.feed(*segment)]
+        return segments
 
 
 def token_text_bytes(stages: Sequence[StageSpec], piece: str) -> bytes:

@@ -1,13 +1,15 @@
 """The stages that turn pieces into text as they come: one small machine for each kind of decoder.
 
 A stage gives text as soon as no later piece can change it, and holds what is not yet certain: an
-incomplete character, a run of bytes, the spaces that may be the text's last.
+incomplete character, a run of bytes, the spaces that may be the text's last. What it gives says
+whose text it is: a piece comes with a number, and a character is the piece's that completes it.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -18,16 +20,38 @@ REPLACEMENT = "\ufffd"
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+Segment = tuple[int, str]  # the number of the piece that the text is of, and the text
+
+
 class Stage(Protocol):
-    """One decoder's streaming form. ``first`` says that no text stands before the first piece."""
+    """One decoder's streaming form. Pieces are numbered in rising order, not always by one.
 
-    def feed(self, piece: str) -> Sequence[str]: ...
+    ``holding`` says that text of pieces already fed may still come.
+    """
 
-    def flush(self) -> Sequence[str]: ...
+    @property
+    def holding(self) -> bool: ...
+
+    def feed(self, number: int, piece: str) -> Sequence[Segment]: ...
+
+    def flush(self) -> Sequence[Segment]: ...
 
 
 class StageSpec(Protocol):
+    """Makes a stage. ``first`` says that no text stands before the first piece."""
+
     def start(self, *, first: bool) -> Stage: ...
+
+
+class _Unheld:
+    """What a stage that keeps no text is."""
+
+    @property
+    def holding(self) -> bool:
+        return False
+
+    def flush(self) -> Sequence[Segment]:
+        return ()
 
 
 @lru_cache(maxsize=1)
@@ -50,18 +74,39 @@ class ByteLevel:
 
     def __init__(self, *, first: bool = True) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._last = 0  # the number of the last piece of what is held
 
     @classmethod
     def start(cls, *, first: bool) -> ByteLevel:
         return cls(first=first)
 
-    def feed(self, piece: str) -> Sequence[str]:
-        text = self._utf8.decode(byte_level_bytes(piece))
-        return (text,) if text else ()
+    @property
+    def holding(self) -> bool:
+        return bool(self._utf8.getstate()[0])
 
-    def flush(self) -> Sequence[str]:
+    def feed(self, number: int, piece: str) -> Sequence[Segment]:
+        spelled = byte_level_bytes(piece)
+        held = self._utf8.getstate()[0]
+        text = self._utf8.decode(spelled)
+        before, self._last = self._last, number
+        if not text:
+            return ()
+        if held and not _completes(held, spelled):  # one U+FFFD for what was held
+            return ((before, text[:1]), (number, text[1:]))
+        return ((number, text),)
+
+    def flush(self) -> Sequence[Segment]:
         text = self._utf8.decode(b"", True)
-        return (text,) if text else ()
+        return ((self._last, text),) if text else ()
+
+
+def _completes(held: bytes, more: bytes) -> bool:
+    """Whether the character that ``held`` begins ends in ``more``."""
+    length = 2 if held[0] < 0xE0 else 3 if held[0] < 0xF0 else 4
+    try:
+        return len((held + more)[:length].decode()) == 1
+    except UnicodeDecodeError:
+        return False
 
 
 class ByteFallback:
@@ -70,30 +115,42 @@ class ByteFallback:
 
     def __init__(self) -> None:
         self._run = bytearray()
+        self._numbers: list[int] = []  # of each byte's piece
 
     @classmethod
     def start(cls, *, first: bool) -> ByteFallback:
         return cls()
 
-    def feed(self, piece: str) -> Sequence[str]:
+    @property
+    def holding(self) -> bool:
+        return bool(self._run)
+
+    def feed(self, number: int, piece: str) -> Sequence[Segment]:
         byte = BYTE_PIECE.fullmatch(piece)
         if byte:
             self._run.append(int(byte[1], 16))
+            self._numbers.append(number)
             return ()
-        return (*self.flush(), piece)
+        return (*self.flush(), (number, piece))
 
-    def flush(self) -> Sequence[str]:
+    def flush(self) -> Sequence[Segment]:
         if not self._run:
             return ()
-        run = bytes(self._run)
-        self._run.clear()
+        run, numbers = bytes(self._run), self._numbers
+        self._run, self._numbers = bytearray(), []
         try:
-            return (run.decode(),)
+            text = run.decode()
         except UnicodeDecodeError:
-            return (REPLACEMENT,) * len(run)
+            return [(number, REPLACEMENT) for number in numbers]
+        segments: list[Segment] = []
+        end = 0
+        for character in text:
+            end += len(character.encode())
+            segments.append((numbers[end - 1], character))
+        return segments
 
 
-class Replace:
+class Replace(_Unheld):
     """Replaces a literal string inside each piece."""
 
     def __init__(self, pattern: str, content: str) -> None:
@@ -103,28 +160,22 @@ class Replace:
     def start(self, *, first: bool) -> Replace:
         return self  # it keeps nothing between pieces
 
-    def feed(self, piece: str) -> Sequence[str]:
-        return (piece.replace(self._pattern, self._content),)
-
-    def flush(self) -> Sequence[str]:
-        return ()
+    def feed(self, number: int, piece: str) -> Sequence[Segment]:
+        return ((number, piece.replace(self._pattern, self._content)),)
 
 
-class Fuse:
+class Fuse(_Unheld):
     """Joins the pieces into one. As a stream it changes nothing but what follows: see StripText."""
 
     @classmethod
     def start(cls, *, first: bool) -> Fuse:
         return cls()
 
-    def feed(self, piece: str) -> Sequence[str]:
-        return (piece,)
-
-    def flush(self) -> Sequence[str]:
-        return ()
+    def feed(self, number: int, piece: str) -> Sequence[Segment]:
+        return ((number, piece),)
 
 
-class StripPieces:
+class StripPieces(_Unheld):
     """Strips up to ``start`` and ``stop`` of one character from the ends of each piece."""
 
     def __init__(self, content: str, start: int, stop: int) -> None:
@@ -135,13 +186,10 @@ class StripPieces:
     def start(self, *, first: bool) -> StripPieces:
         return self
 
-    def feed(self, piece: str) -> Sequence[str]:
+    def feed(self, number: int, piece: str) -> Sequence[Segment]:
         head = _run_length(piece, self._content, self._start)
         tail = _run_length(piece[::-1], self._content, self._stop)
-        return (piece[head : max(head, len(piece) - tail)],)
-
-    def flush(self) -> Sequence[str]:
-        return ()
+        return ((number, piece[head : max(head, len(piece) - tail)]),)
 
 
 class StripText:
@@ -161,18 +209,31 @@ class _StripTextStream:
         self._content = content
         self._head = head
         self._stop = stop
-        self._held = ""
+        self._held: deque[int] = deque()  # the piece of each character that may be the last
 
-    def feed(self, piece: str) -> Sequence[str]:
+    @property
+    def holding(self) -> bool:
+        return bool(self._held)
+
+    def feed(self, number: int, piece: str) -> Sequence[Segment]:
         cut = _run_length(piece, self._content, self._head)
         self._head = self._head - cut if cut == len(piece) else 0
-        text = self._held + piece[cut:]
-        keep = len(text) - _run_length(text[::-1], self._content, self._stop)
-        self._held = text[keep:]
-        return (text[:keep],)
+        piece = piece[cut:]
+        if not self._stop:
+            return ((number, piece),)
+        tail = _run_length(piece[::-1], self._content, len(piece))
+        given: list[Segment] = []
+        if tail < len(piece):
+            given = [(held, self._content) for held in self._held]
+            given.append((number, piece[: len(piece) - tail]))
+            self._held.clear()
+        self._held.extend([number] * tail)
+        while len(self._held) > self._stop:
+            given.append((self._held.popleft(), self._content))
+        return given
 
-    def flush(self) -> Sequence[str]:
-        self._held = ""
+    def flush(self) -> Sequence[Segment]:
+        self._held.clear()
         return ()
 
 
@@ -187,18 +248,15 @@ class Metaspace:
         return _MetaspaceStream(self._replacement, first and self._drops_first)
 
 
-class _MetaspaceStream:
+class _MetaspaceStream(_Unheld):
     def __init__(self, replacement: str, drop: bool) -> None:
         self._replacement = replacement
         self._drop = drop
 
-    def feed(self, piece: str) -> Sequence[str]:
+    def feed(self, number: int, piece: str) -> Sequence[Segment]:
         space = "" if self._drop else " "
         self._drop = False
-        return (piece.replace(self._replacement, space),)
-
-    def flush(self) -> Sequence[str]:
-        return ()
+        return ((number, piece.replace(self._replacement, space)),)
 
 
 class WordPiece:
@@ -226,23 +284,20 @@ class WordPiece:
         return _WordPieceStream(self._prefix, self.CLEANUP if self._cleanup else (), first)
 
 
-class _WordPieceStream:
+class _WordPieceStream(_Unheld):
     def __init__(self, prefix: str, cleanup: Sequence[tuple[str, str]], first: bool) -> None:
         self._prefix = prefix
         self._cleanup = cleanup
         self._first = first
 
-    def feed(self, piece: str) -> Sequence[str]:
+    def feed(self, number: int, piece: str) -> Sequence[Segment]:
         if not self._first:
             continues = piece.startswith(self._prefix)
             piece = piece[len(self._prefix) :] if continues else f" {piece}"
         self._first = False
         for pattern, content in self._cleanup:
             piece = piece.replace(pattern, content)
-        return (piece,)
-
-    def flush(self) -> Sequence[str]:
-        return ()
+        return ((number, piece),)
 
 
 class WordEnds:
@@ -258,15 +313,26 @@ class WordEnds:
 class _WordEndsStream:
     def __init__(self, suffix: str) -> None:
         self._suffix = suffix
-        self._held: str | None = None
+        self._held: Segment | None = None
 
-    def feed(self, piece: str) -> Sequence[str]:
-        before, self._held = self._held, piece
-        return () if before is None else (before.replace(self._suffix, " "),)
+    @property
+    def holding(self) -> bool:
+        return self._held is not None
 
-    def flush(self) -> Sequence[str]:
-        last, self._held = self._held, None
-        return () if last is None else (last.replace(self._suffix, ""),)
+    def feed(self, number: int, piece: str) -> Sequence[Segment]:
+        before = self._take(" ")
+        self._held = number, piece
+        return before
+
+    def flush(self) -> Sequence[Segment]:
+        return self._take("")
+
+    def _take(self, space: str) -> Sequence[Segment]:
+        if self._held is None:
+            return ()
+        number, piece = self._held
+        self._held = None
+        return ((number, piece.replace(self._suffix, space)),)
 
 
 class Spaced:
