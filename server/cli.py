@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import server
 from server.config import near, resolve
 from server.errors import StartupError
+from server.flags import Once
 from server.option_table import DEMO_MODEL_DIR, OPTIONS, Option
 
 EXIT_INTERRUPTED = 130  # as a shell says it
@@ -58,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for option in OPTIONS:
         _add_option(serve, option)
-    serve.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
+    serve.add_argument(
+        "--config", action=Once, metavar="FILE", help="TOML file with any of these options"
+    )
     serve.set_defaults(run=_serve, parser=serve)
     _add_plan(commands.add_parser)
     models = commands.add_parser("models", help="list the supported model families")
@@ -106,6 +109,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     default = "" if option.default is None else f" (default: {option.default})"
     parser.add_argument(
         f"--{option.name}",
+        action=Once,
         dest=option.field,
         default=argparse.SUPPRESS,
         metavar=option.form,

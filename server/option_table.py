@@ -121,8 +121,8 @@ OPTIONS: tuple[Option, ...] = (
         auto_or(size(2**10, 2**50)),
         "auto",
         "auto|SIZE",
-        "bytes of the KV cache (512MiB, 2GiB); auto takes what max-num-seqs needs, "
-        "at most half of the free memory; on a GPU all that is left",
+        "bytes of the KV cache (512MiB, 2GiB), refused where there is less; auto takes what "
+        "max-num-seqs needs, at most half of the free memory; on a GPU all that is left",
     ),
     Option("prefix-caching", read_switch, "on", "on|off", "reuse the KV cache of equal prefixes"),
     Option(

@@ -84,5 +84,6 @@ SHAPE_KEYS: Mapping[str, ShapeKey] = MappingProxyType(
         "num_dense_layers": ShapeKey("N", "0", "first layers that have no experts"),
         "family": ShapeKey("NAME", "shape", "what the architecture is called"),
         "source": ShapeKey("TEXT", "none", "where the shape was published"),
+        "note": ShapeKey("TEXT", "none", "what a reader of its plan must know"),
     }
 )

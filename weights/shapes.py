@@ -100,7 +100,8 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
     rotary = position is PositionKind.ROTARY
     rope = _rope(facts, "rope_theta", attention, positions) if rotary else RopeSpec()
     local = rotary and "local_rope_theta" in facts
-    _text(facts, "source", "")  # for people; but a text
+    for key in ("source", "note"):  # for people; but texts
+        _text(facts, key, "")
     return ModelSpec(
         family=_text(facts, "family", "shape"),
         architecture="shape",

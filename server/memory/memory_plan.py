@@ -23,7 +23,8 @@ class DoesNotFit(StartupError):
 
     ``kind`` is the component that broke the budget and ``nbytes`` what it takes or needs; ``over``
     is what is missing in all, in bytes. ``kv_needed_bytes`` is what the KV cache would have to be
-    given, 0 where it is not the cache that lacks; ``max_model_len`` the length planned for.
+    given, 0 where it is not the cache that lacks; ``kv_fitting_bytes`` what it could be given at
+    most where more was asked, else 0; ``max_model_len`` the length planned for.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class DoesNotFit(StartupError):
         over: int,
         max_model_len: int,
         kv_needed_bytes: int = 0,
+        kv_fitting_bytes: int = 0,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -42,6 +44,7 @@ class DoesNotFit(StartupError):
         self.over = over
         self.max_model_len = max_model_len
         self.kv_needed_bytes = kv_needed_bytes
+        self.kv_fitting_bytes = kv_fitting_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class MemoryPlan:
     layout: Layout
     kv: KVCacheSpec
     available_bytes: int
-    pool_limit: str  # which of the three bounds set the pool's size
+    pool_limit: str  # which bound, or the operator, set the pool's size
     model_max_len: int  # what the model itself can take
 
     @property

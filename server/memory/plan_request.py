@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class PlanRequest:
     """What the operator asked for. None where auto was left; sizes in bytes.
 
+    ``whole_load`` asks for a cache that holds ``max_num_seqs`` sequences of ``max_model_len``
+    tokens at once; without it, one at least, which is what a server needs to start.
     ``kv_format`` is the KV cache's where it is another than ``format``; ``ranks`` is the number of
     devices that share each layer, of which one is planned. Both are for plans only: no server
     offers them yet.
@@ -25,3 +27,9 @@ class PlanRequest:
     batch_invariant: bool = False
     kv_format: str | None = None
     ranks: int = 1
+    whole_load: bool = False
+
+    @property
+    def least_sequences(self) -> int:
+        """Sequences of max_model_len tokens that the cache must hold at once."""
+        return self.max_num_seqs if self.whole_load else 1

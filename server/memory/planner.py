@@ -1,9 +1,10 @@
 """Plans a server's memory before anything is loaded: sizes of the KV pool, and the split.
 
-On a GPU the pool takes all that is left, or the budget where that is less. On a CPU, whose memory
-is everybody's, it takes the least of three: the budget (--kv-cache-memory), half of what the
-machine has available, and what max_num_seqs sequences of max_model_len tokens need plus a quarter
-for cached prefixes. What must fit beside it (weights, intermediates, buffers) is taken off first.
+What must fit beside the pool (weights, intermediates, buffers) is taken off first. The pool takes
+the budget that was given (--kv-cache-memory), which is refused where there is less. Without one it
+takes all that is left on a GPU; on a CPU, whose memory is everybody's, the least of what is left,
+half of what the machine has available, and what max_num_seqs sequences of max_model_len tokens
+need plus a quarter for cached prefixes.
 Torch-free: the same arithmetic plans for a machine that is not there.
 """
 
@@ -89,6 +90,7 @@ def changes_that_fit(
         fits,
         max_model_len=refusal.max_model_len,
         kv_needed_bytes=refusal.kv_needed_bytes,
+        kv_fitting_bytes=refusal.kv_fitting_bytes,
         more=more,
         larger=larger,
     )
@@ -143,11 +145,14 @@ def _sized(
         over = sum(map(layout.bytes, planned_kinds(request))) - available_bytes
         if over <= 0:
             break
+        if request.kv_cache_bytes is not None:
+            raise _pool_too_large(request.kv_cache_bytes, over, available_bytes, max_model_len)
         num_blocks = max(0, num_blocks - math.ceil(over / one_block.page_bytes))
         kv_bytes = num_blocks * one_block.page_bytes
-    needed = one_block.blocks_of(max_model_len)
+    needed = request.least_sequences * one_block.blocks_of(max_model_len)
     if num_blocks < needed:
-        _refuse_pool(kv_bytes, needed * one_block.page_bytes, max_model_len, limit)
+        needed_bytes = needed * one_block.page_bytes
+        raise _pool_too_small(kv_bytes, needed_bytes, request, max_model_len, limit)
     return MemoryPlan(
         request=request,
         layout=layout,
@@ -209,7 +214,10 @@ def _runner_config(
 def _pool_bytes(
     model: ModelSpec, request: PlanRequest, max_model_len: int, available_bytes: int
 ) -> tuple[int, str]:
-    """(bytes for the KV pool, which bound set them). Refuses when the rest alone does not fit."""
+    """(bytes for the KV pool, what set them).
+
+    Raises DoesNotFit where the rest alone does not fit, or leaves less than was asked for the pool.
+    """
     rest = build_layout(model, _runner_config(model, request, max_model_len, 1))
     beside: dict[MemoryKind, int] = {
         kind: rest.bytes(kind) for kind in planned_kinds(request) if kind is not MemoryKind.KV_CACHE
@@ -219,15 +227,19 @@ def _pool_bytes(
     kv = kv_of(model, request, 1)
     blocks = math.ceil(request.max_num_seqs * kv.blocks_of(max_model_len) * PREFIX_SHARE)
     useful = blocks * kv.page_bytes
-    bounds = {"what the weights and buffers leave": available_bytes - sum(beside.values())}
+    left = available_bytes - sum(beside.values())
+    asked = request.kv_cache_bytes
+    if asked is not None:
+        if asked > left:
+            raise _pool_too_large(asked, asked - left, available_bytes, max_model_len)
+        return asked, "--kv-cache-memory"
+    bounds = {"what the weights and buffers leave": left}
     if not request.on_gpu:
         bounds = {
             "max-num-seqs x max-model-len x 1.25": useful,
             "half of the available memory": available_bytes // 2,
             **bounds,
         }
-    if request.kv_cache_bytes is not None:
-        bounds = {"--kv-cache-memory": request.kv_cache_bytes, **bounds}
     limit = min(bounds, key=lambda name: bounds[name])
     return bounds[limit], limit
 
@@ -264,13 +276,31 @@ def _refuse_beside(
     )
 
 
-def _refuse_pool(kv_bytes: int, needed: int, max_model_len: int, limit: str) -> None:
-    raise DoesNotFit(
+def _pool_too_small(
+    kv_bytes: int, needed: int, request: PlanRequest, max_model_len: int, limit: str
+) -> DoesNotFit:
+    count = request.least_sequences
+    load = "one sequence" if count == 1 else f"{count} sequences at once, each"
+    return DoesNotFit(
         f"the KV cache has {format_size(kv_bytes)} (by {limit}), "
-        f"{format_size(needed - kv_bytes)} too little for one sequence of {max_model_len} tokens",
+        f"{format_size(needed - kv_bytes)} too little for {load} of {max_model_len} tokens",
         kind=MemoryKind.KV_CACHE,
         nbytes=needed,
         over=needed - kv_bytes,
         max_model_len=max_model_len,
         kv_needed_bytes=needed,
+    )
+
+
+def _pool_too_large(asked: int, over: int, available_bytes: int, max_model_len: int) -> DoesNotFit:
+    left = max(0, asked - over)
+    return DoesNotFit(
+        f"--kv-cache-memory asks for {format_size(asked)}, and weights and buffers leave "
+        f"{format_size(left)} of {format_size(available_bytes)} available: {format_size(over)} "
+        "too much",
+        kind=MemoryKind.KV_CACHE,
+        nbytes=asked,
+        over=over,
+        max_model_len=max_model_len,
+        kv_fitting_bytes=left,
     )

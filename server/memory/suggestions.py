@@ -51,13 +51,15 @@ def smallest_changes(
     *,
     max_model_len: int,
     kv_needed_bytes: int = 0,
+    kv_fitting_bytes: int = 0,
     more: Iterable[Iterable[Change]] = (),
     larger: Larger = more_memory,
 ) -> tuple[Change, ...]:
     """The two smallest changes with which ``fits`` says yes, the smaller one first.
 
     ``max_model_len`` is the length that was planned for, in tokens; ``kv_needed_bytes`` what the
-    KV cache would have to be given where --kv-cache-memory limits it. ``more`` are changes that
+    KV cache would have to be given, 0 where it is not too small; ``kv_fitting_bytes`` what it could
+    be given where --kv-cache-memory asks for more, else 0. ``more`` are changes that
     only the caller can offer, such as another device: of each group, smallest first, one is told.
     ``larger`` says how a machine comes by the memory that it lacks.
     """
@@ -65,6 +67,7 @@ def smallest_changes(
     groups: list[Iterable[Change]] = [
         *([change] for change in _smaller_sizes(request, available_bytes, fits, max_model_len)),
         *_larger_cache(request, available_bytes, kv_needed_bytes),
+        *_smaller_cache(request, available_bytes, kv_fitting_bytes),
         *_narrower_formats(request, available_bytes),
         *elsewhere,
     ]
@@ -177,17 +180,28 @@ def largest_that(holds: Callable[[int], bool], least: int, most: int, step: int 
 
 
 def _larger_cache(request: PlanRequest, available: int, needed: int) -> Iterator[list[Change]]:
-    """What one sequence needs, or no limit at all."""
+    """What is needed, or no limit at all."""
     given = request.kv_cache_bytes
-    if given is None or needed <= given:
+    if needed <= (given or 0):
         return
     yield [_cache_of(needed, request, available)]
+    if given is not None:
+        yield [_cache_without_limit(request, available)]
+
+
+def _smaller_cache(request: PlanRequest, available: int, fitting: int) -> Iterator[list[Change]]:
+    """What there is, in whole units that an option can say, or whatever there is."""
+    if request.kv_cache_bytes is None or fitting <= 0:
+        return
+    unit = _MEMORY_STEP if fitting >= _MEMORY_STEP else 1 << 10
+    yield [_cache_of(max(unit, fitting // unit * unit), request, available)]
     yield [_cache_without_limit(request, available)]
 
 
 def _cache_of(nbytes: int, request: PlanRequest, available: int) -> Change:
     changed = replace(request, kv_cache_bytes=nbytes)
-    factor = nbytes / (request.kv_cache_bytes or nbytes)
+    given = request.kv_cache_bytes or nbytes
+    factor = max(nbytes, given) / min(nbytes, given)
     return Change(f"--kv-cache-memory {exact_size(nbytes)}", changed, available, factor)
 
 

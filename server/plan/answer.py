@@ -17,6 +17,7 @@ from server.plan.make import Plan
 from server.plan.roofline import StepTime, decode_step, prefill_step
 from server.plan.split import (
     ESTIMATED,
+    memory_in_use,
     memory_split,
     rule_of_thumb,
     split_formulas,
@@ -52,6 +53,7 @@ def answer(plan: Plan, *, explain: bool = False) -> dict[str, Any]:
         "total_bytes": plan.target.total_bytes,
         "available_bytes": plan.target.placement.available,
         "split": split,
+        "in_use_bytes": sum(memory_in_use(split).values()),
         "estimated": [str(kind) for kind in ESTIMATED if split[kind]],
         "weights_share": {"ratio": weights_share(split), "says": rule_of_thumb(split)},
         "capacity": _capacity(plan, lengths),
@@ -98,6 +100,7 @@ def _request(plan: Plan) -> dict[str, Any]:
         "tensor_parallel_size": request.ranks,
         "max_model_len": request.max_model_len,
         "max_num_seqs": request.max_num_seqs,
+        "sequences_at_once": request.least_sequences,
         "max_num_batched_tokens": request.max_num_batched_tokens,
         "block_size": request.block_size,
         "kv_cache_bytes": request.kv_cache_bytes,
@@ -113,11 +116,14 @@ def _refusal(plan: Plan) -> dict[str, Any] | None:
         "kind": str(refusal.kind),
         "bytes": refusal.nbytes,
         "over_bytes": refusal.over,
+        "would_start": plan.start is not None,
+        "held_at_once": int(plan.start.concurrent_sequences) if plan.start else 0,
     }
 
 
-def _census(plan: Plan) -> tuple[dict[str, Any], dict[str, int], dict[str, int]]:
-    """By component, of the whole model as held; the matrices' total; and everything's."""
+def _census(plan: Plan) -> tuple[dict[str, Any], dict[str, int], dict[str, Any]]:
+    """By component, of the whole model as held; the matrices' total; and everything's, with the
+    convention that it is counted by."""
     counts = census(plan.model.spec)
     nbytes: dict[Component, int] = {}
     for parameter, times in tally(plan.model.spec).items():
@@ -136,7 +142,15 @@ def _census(plan: Plan) -> tuple[dict[str, Any], dict[str, int], dict[str, int]]
         "parameters": counts.matrix_parameters,
         "bytes": sum(line["bytes"] for line in components.values() if line["matrices"]),
     }
-    everything = {"parameters": counts.parameters, "bytes": sum(nbytes.values())}
+    everything = {
+        "parameters": counts.parameters,
+        "bytes": sum(nbytes.values()),
+        "convention": (
+            "tied unembedding counted once"
+            if plan.model.spec.tied_unembedding
+            else "embedding and unembedding counted apart"
+        ),
+    }
     return components, total, everything
 
 

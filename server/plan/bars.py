@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-BAR_WIDTH = 36
+BAR_WIDTH = 24
 _ROUNDED_UP = 999.5  # from here on three digits say 1000
 
 

@@ -62,6 +62,7 @@ def _cell(plan: Plan, weights: str, kv: str, ranks: int, length: int) -> Cell:
         kv_format=None if kv == format else kv,
         ranks=ranks,
         max_model_len=length,
+        whole_load=False,  # the table tells how many are held, be they fewer than asked
     )
     try:
         memory = size_memory(spec, request, available)

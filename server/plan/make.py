@@ -24,7 +24,6 @@ from weights.ranks import check_ranks
 from weights.spec import ModelSpec
 
 RANKS = (1, 2, 4, 8)  # of the what-if grid
-_MOST_RANKS = 64  # that may be what fits
 NARROW_KV = "fp8"
 _UNBOUNDED = 1 << 62
 
@@ -44,8 +43,10 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``memory`` is the plan where it fits; else what it would take with one sequence, and
-    ``refusal`` and ``changes`` say why it does not and what would."""
+    """``memory`` is the plan where it fits; else what it would take for the least that was asked,
+    and ``refusal`` and ``changes`` say why it does not and what would. ``start`` is what
+    ``quire serve`` would start with where only the cache cannot hold the whole load at once.
+    """
 
     model: PlannedModel
     target: Target
@@ -54,6 +55,7 @@ class Plan:
     refusal: DoesNotFit | None
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
+    start: MemoryPlan | None = None
 
     @property
     def fits(self) -> bool:
@@ -62,6 +64,9 @@ class Plan:
 
 def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None) -> Plan:
     """Plans as ``quire serve`` would start. ``environment`` as server.config.resolve takes it.
+
+    It fits where the load that was asked for fits at once: so many sequences of such a length where
+    both were given, else one sequence of the length that was given, or that the plan chooses.
 
     Raises StartupError for what is no plan at all: an option, a file, a name.
     """
@@ -74,19 +79,21 @@ def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None
         raise StartupError(f"--tensor-parallel-size {options.ranks}: {error}") from None
     request = plan_request(config, target.placement, model.spec, model.stored)
     kv_format = None if options.kv_format == request.format else options.kv_format
-    request = replace(request, ranks=options.ranks, kv_format=kv_format)
+    whole_load = config.max_num_seqs is not None and config.max_model_len is not None
+    request = replace(request, ranks=options.ranks, kv_format=kv_format, whole_load=whole_load)
     notes = (*model.notes, *_notes(model.spec, request, target))
     available = target.placement.available
     try:
         # The way that a server takes, so that both refuse alike.
         memory = size_memory(model.spec, request, available)
     except DoesNotFit as refusal:
-        more = _other_hardware(model, request, target, config)
+        more = _other_hardware(request, target, config)
         changes = changes_that_fit(
             model.spec, request, available, refusal, more, larger=_larger_memory(target)
         )
-        memory = _one_sequence(model.spec, request, refusal)
-        return Plan(model, target, request, memory, refusal, changes, notes)
+        memory = _as_asked(model.spec, request, refusal)
+        start = _start(model.spec, request, available)
+        return Plan(model, target, request, memory, refusal, changes, notes, start)
     return Plan(model, target, request, memory, None, (), notes)
 
 
@@ -101,34 +108,30 @@ def _notes(spec: ModelSpec, request: PlanRequest, target: Target) -> Iterator[st
         yield f"what-if: a KV cache in {request.kv_format}; the server keeps it in --dtype yet"
 
 
-def _one_sequence(spec: ModelSpec, request: PlanRequest, refusal: DoesNotFit) -> MemoryPlan:
-    """What was refused, on a device without limits: with the cache of a single sequence."""
+def _start(spec: ModelSpec, request: PlanRequest, available: int) -> MemoryPlan | None:
+    """What a server would start with, which needs a cache for one sequence only."""
+    if not request.whole_load:
+        return None
+    try:
+        return size_memory(spec, replace(request, whole_load=False), available)
+    except DoesNotFit:
+        return None
+
+
+def _as_asked(spec: ModelSpec, request: PlanRequest, refusal: DoesNotFit) -> MemoryPlan:
+    """What was refused, on a device without limits: with a cache for the least that was asked."""
     one = kv_of(spec, request, 1)
-    nbytes = one.blocks_of(refusal.max_model_len) * one.page_bytes
+    least = request.least_sequences * one.blocks_of(refusal.max_model_len) * one.page_bytes
+    nbytes = max(least, request.kv_cache_bytes or 0)
     alone = replace(request, max_model_len=refusal.max_model_len, kv_cache_bytes=nbytes)
     return plan_memory(spec, alone, _UNBOUNDED)
 
 
 def _other_hardware(
-    model: PlannedModel, request: PlanRequest, target: Target, config: ServerConfig
+    request: PlanRequest, target: Target, config: ServerConfig
 ) -> Iterator[list[Change]]:
-    """A narrower KV cache, more devices, a larger one: what only a plan can offer."""
-    available = target.placement.available
-    if request.on_gpu and request.kv_format is None:
-        narrow = replace(request, kv_format=NARROW_KV)
-        yield [Change(f"--kv-cache-dtype {NARROW_KV}", narrow, available, 2.0)]
-    if not request.on_gpu:
-        return
-    yield [
-        Change(
-            f"--tensor-parallel-size {ranks}",
-            replace(request, ranks=ranks),
-            available,
-            ranks / request.ranks,
-        )
-        for ranks in range(request.ranks + 1, _MOST_RANKS + 1)
-        if can_share(model.spec, ranks)
-    ]
+    """A larger device. A narrower KV cache and several devices are in the what-if table alone:
+    nobody can serve with them yet."""
     yield [
         Change(
             f"--device {other.name}",

@@ -65,7 +65,8 @@ def _named(name: str) -> PlannedModel:
     if stat.S_ISREG(kind):
         raise StartupError(f"{name} is a file: a shape is given with --shape {name}")
     preset = find_preset(name)
-    return PlannedModel(preset.name, preset.spec, preset.spec.parameter_dtype, preset.source)
+    notes = (preset.note,) if preset.note else ()
+    return PlannedModel(preset.name, preset.spec, preset.spec.parameter_dtype, preset.source, notes)
 
 
 def _kind_of(path: Path) -> int:
@@ -102,7 +103,8 @@ def _own_shape(path: Path) -> PlannedModel:
     document = read_document(path)
     spec = shape_spec(document, str(path))
     source = str(document.get("source", path))
-    return PlannedModel(path.stem, spec, spec.parameter_dtype, source)
+    notes = (str(document["note"]),) if "note" in document else ()
+    return PlannedModel(path.stem, spec, spec.parameter_dtype, source, notes)
 
 
 def _folder(folder: Path) -> PlannedModel:

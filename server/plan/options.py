@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 
+from server.flags import Once
 from server.option_table import OPTIONS
 from server.plan.devices import DEVICES, THIS_MACHINE
 from weights.formats import FORMATS, QUANTISED
@@ -41,22 +42,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a preset (see --list) or a checkpoint folder; without one, the one quire serve takes",
     )
-    add("--shape", metavar="FILE", help="a model's shape in TOML or JSON, by the keys below")
+    add(
+        "--shape",
+        action=Once,
+        metavar="FILE",
+        help="a model's shape in TOML or JSON, by the keys below",
+    )
     names = ", ".join((*THIS_MACHINE, *(device.name for device in DEVICES)))
     add(
         "--device",
+        action=Once,
         dest="target",
         metavar="DEVICE",
         help=f"{names}, or a size such as 24GiB (default: this machine, as quire serve would)",
     )
     add(
         "--kv-cache-dtype",
+        action=Once,
         choices=tuple(KV_DTYPES),
         default="auto",
         help="of the KV cache; what-if: the server keeps it in --dtype (default: auto)",
     )
     add(
         *("--tensor-parallel-size", "--tp"),
+        action=Once,
         default="1",
         metavar="N",
         help="devices that share each layer; what-if: the server uses one (default: 1)",
@@ -65,12 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default = "" if option.default is None else f" (default: {option.default})"
         add(
             f"--{option.name}",
+            action=Once,
             dest=option.field,
             default=argparse.SUPPRESS,
             metavar=option.form,
             help=f"{option.help}{default}".replace("%", "%%"),
         )
-    add("--config", metavar="FILE", help="TOML file with any options of quire serve")
+    add("--config", action=Once, metavar="FILE", help="TOML file with any options of quire serve")
     add("--explain", action="store_true", help="print how each line comes about")
     add("--json", action="store_true", help="print everything as JSON")
     add("--list", action="store_true", help="list presets and devices (--json too), and stop")

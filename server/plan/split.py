@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from server.memory.layout import MemoryKind
 from server.memory.plan_formulas import formulas
+from server.option_values import format_size
 from server.plan.make import Plan
 
 ESTIMATED = (MemoryKind.ALLOCATOR_SLACK, MemoryKind.RUNTIME)
@@ -49,22 +50,27 @@ def split_formulas(plan: Plan) -> dict[str, str]:
     }
 
 
+def memory_in_use(split: Mapping[str, int]) -> dict[str, int]:
+    """Of the split, what the server itself uses: the denominator of ``weights_share``."""
+    return {kind: nbytes for kind, nbytes in split.items() if kind not in _NOT_IN_USE}
+
+
 def weights_share(split: Mapping[str, int]) -> float:
     """Weights, of all the memory that the server itself uses."""
-    in_use = sum(nbytes for kind, nbytes in split.items() if kind not in _NOT_IN_USE)
-    return split[MemoryKind.WEIGHTS] / in_use
+    return split[MemoryKind.WEIGHTS] / sum(memory_in_use(split).values())
 
 
 def rule_of_thumb(split: Mapping[str, int]) -> str:
     """Whether weights are about 80 % of the memory in use, and what is else."""
     share = weights_share(split)
-    words = f"weights are {100 * share:.0f} % of the memory in use"
+    in_use = memory_in_use(split)
+    total = sum(in_use.values())
+    words = f"weights are {100 * share:.0f} % of the memory in use ({format_size(total)})"
     if abs(share - RULE_OF_THUMB) <= _NEAR:
         return f"{words}: the rule of thumb of about 80 % holds here"
-    others = {k: n for k, n in split.items() if k not in (*_NOT_IN_USE, MemoryKind.WEIGHTS)}
+    others = {kind: n for kind, n in in_use.items() if kind != MemoryKind.WEIGHTS}
     largest = max(others, key=lambda kind: others[kind])
-    rest = others[largest] / (split[MemoryKind.WEIGHTS] / share)
     return (
         f"{words}: the rule of thumb of about 80 % does not hold here; "
-        f"{largest} takes {100 * rest:.0f} %"
+        f"{largest} takes {100 * others[largest] / total:.0f} %"
     )

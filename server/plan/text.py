@@ -6,9 +6,11 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from server.memory.planner import MemoryPlan
 from server.option_values import format_size
 from server.plan.bars import bar, decimal, duration, table
 from server.plan.make import Plan
+from server.plan.split import memory_in_use
 from weights.spec import ModelSpec
 
 WIDTH = 100
@@ -47,18 +49,35 @@ def _head(plan: Plan, facts: Mapping[str, Any]) -> Iterator[str]:
         yield from _pair("why", facts["refusal"]["message"])
         options = [suggestion["change"] for suggestion in facts["suggestions"]]
         yield from _pair("would fit", " or ".join(options) or "nothing that was tried")
+        if plan.start is not None:
+            yield from _pair("serve", _starts(plan.start))
     yield from _pair("rule", facts["weights_share"]["says"])
     for note in plan.notes:
         yield from _pair("note", note)
 
 
 def _verdict(plan: Plan) -> str:
+    request, length = plan.request, plan.memory.max_model_len
     if not plan.fits:
-        return "does not fit"
-    length, most = plan.memory.max_model_len, plan.memory.model_max_len
-    if plan.request.max_model_len is None and length < most:
-        return f"fits, with at most {length} of {most} tokens"
-    return "fits"
+        if plan.start is None:
+            return "does not fit"
+        return f"does not fit: {request.max_num_seqs} sequences of {length} tokens at once"
+    if request.whole_load:
+        return f"fits, {request.max_num_seqs} sequences of {length} tokens at once"
+    verdict, most = "fits", plan.memory.model_max_len
+    if request.max_model_len is None and length < most:
+        verdict = f"fits, with at most {length} of {most} tokens"
+    held = int(plan.memory.concurrent_sequences)
+    if held < request.max_num_seqs:
+        verdict += f"; of that length {held} of {request.max_num_seqs} sequences at once"
+    return verdict
+
+
+def _starts(start: MemoryPlan) -> str:
+    return (
+        f"quire serve starts with these options: it holds {int(start.concurrent_sequences)} such "
+        "sequences at once; more of them wait, and some are interrupted and computed again"
+    )
 
 
 def _max_length(capacity: Mapping[str, Any]) -> str:
@@ -89,7 +108,7 @@ def _shape(spec: ModelSpec, facts: Mapping[str, Any]) -> str:
     if spec.experts is not None:
         passed = decimal(facts["flops"]["parameters_passed"])
         text += f", {spec.experts.chosen} of {spec.experts.count} experts a token ({passed} passed)"
-    return text + (", tied unembedding counted once" if spec.tied_unembedding else "")
+    return f"{text}, {facts['everything']['convention']}"
 
 
 def _held(request: Mapping[str, Any]) -> str:
@@ -106,20 +125,32 @@ def _held(request: Mapping[str, Any]) -> str:
 def _split(facts: Mapping[str, Any]) -> Iterator[str]:
     total = facts["total_bytes"]
     if not facts["fits"]:
-        length = facts["capacity"]["max_model_len"]
-        yield f"what it would take, with a KV cache for one sequence of {length} tokens"
-    rows, bars = [("memory", "bytes", "size", "share")], [""]
+        length, least = facts["capacity"]["max_model_len"], facts["request"]["sequences_at_once"]
+        load = "one sequence" if least == 1 else f"{least} sequences"
+        yield f"what it would take, with a KV cache for {load} of {length} tokens"
+    used = memory_in_use(facts["split"])
+    in_use = sum(used.values())
+    rows, bars = [("memory", "bytes", "size", "of total", "of use")], [""]
     for kind, nbytes in facts["split"].items():
         guess = " ~" if kind in facts["estimated"] else ""
-        share = nbytes / total
-        rows.append((kind + guess, f"{nbytes:,}", format_size(nbytes), f"{100 * share:.1f} %"))
-        bars.append(bar(share))
-    rows.append(("total", f"{total:,}", format_size(total), "100.0 %"))
-    bars.append("")
+        of_use = _percent(nbytes, in_use) if kind in used else ""
+        rows.append((kind + guess, *_sizes(nbytes, total), of_use))
+        bars.append(bar(nbytes / total))
+    rows.append(("in use", *_sizes(in_use, total), _percent(in_use, in_use)))
+    rows.append(("total", *_sizes(total, total), ""))
+    bars += ["", ""]
     for line, drawn in zip(table(rows), bars, strict=True):
         yield f"{line}  {drawn}".rstrip()
     if facts["estimated"]:
         yield "~ estimated: what is kept for it, until a server has measured it"
+
+
+def _sizes(nbytes: int, total: int) -> tuple[str, str, str]:
+    return f"{nbytes:,}", format_size(nbytes), _percent(nbytes, total)
+
+
+def _percent(nbytes: int, whole: int) -> str:
+    return f"{100 * nbytes / whole:.1f} %"
 
 
 def _census(facts: Mapping[str, Any]) -> Iterator[str]:

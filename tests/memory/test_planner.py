@@ -9,7 +9,14 @@ import pytest
 from server.errors import StartupError
 from server.memory.layout import MemoryKind
 from server.memory.plan_formulas import formulas
-from server.memory.planner import PlanRequest, plan_memory, resolve_format
+from server.memory.planner import (
+    DoesNotFit,
+    PlanRequest,
+    plan_memory,
+    resolve_format,
+    size_memory,
+)
+from server.option_values import read_size
 from weights.spec import (
     Activation,
     AttentionSpec,
@@ -56,9 +63,43 @@ def test_a_smaller_budget_comes_first() -> None:
     assert plan.pool_limit == "--kv-cache-memory"
 
 
-def test_a_larger_budget_changes_nothing() -> None:
+def test_a_larger_budget_is_taken_as_it_is() -> None:
+    """More than live sequences need is room for prefixes; more than half is the operator's wish."""
     plan = plan_memory(MODEL, replace(REQUEST, kv_cache_bytes=7 * GIB), 8 * GIB)
-    assert plan.capacity_tokens == 8 * 1024 * 5 // 4
+    assert plan.kinds["kv_cache"] == 7 * GIB
+    assert plan.pool_limit == "--kv-cache-memory"
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("length", [None, 1024])
+def test_a_budget_above_what_there_is_is_refused_with_the_figures(
+    on_gpu: bool, length: int | None
+) -> None:
+    asked = replace(REQUEST, kv_cache_bytes=9 * GIB, on_gpu=on_gpu, max_model_len=length)
+    with pytest.raises(DoesNotFit) as refused:
+        size_memory(MODEL, asked, 8 * GIB)
+    over = refused.value.over
+    assert GIB < over < 1.2 * GIB and refused.value.nbytes == 9 * GIB
+    assert "--kv-cache-memory asks for 9.00 GiB" in str(refused.value)
+    assert "of 8.00 GiB available" in str(refused.value)
+    with pytest.raises(StartupError, match="what would fit: --kv-cache-memory") as told:
+        plan_memory(MODEL, asked, 8 * GIB)
+    for text in str(told.value).split("what would fit: ")[1].split(" or "):
+        budget = text.split()[-1]
+        nbytes = None if budget == "auto" else read_size(budget, 1, 8 * GIB)
+        plan = size_memory(MODEL, replace(asked, kv_cache_bytes=nbytes), 8 * GIB)
+        if nbytes is not None:
+            assert nbytes - plan.kv.page_bytes < plan.kinds["kv_cache"] <= nbytes
+
+
+def test_a_whole_load_holds_every_sequence_at_its_full_length() -> None:
+    load = replace(REQUEST, max_num_seqs=64, max_model_len=1024)
+    size_memory(MODEL, load, 60 * MIB)  # a server starts: it needs one sequence
+    with pytest.raises(DoesNotFit, match="for 64 sequences at once, each of 1024 tokens") as short:
+        size_memory(MODEL, replace(load, whole_load=True), 60 * MIB)
+    assert short.value.kv_needed_bytes == 64 * 1024 * TOKEN
+    fits = size_memory(MODEL, replace(load, whole_load=True, max_num_seqs=60), 60 * MIB)
+    assert fits.concurrent_sequences >= 60
 
 
 def test_half_of_the_available_memory_is_the_most() -> None:

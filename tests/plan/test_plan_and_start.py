@@ -89,8 +89,9 @@ def test_on_a_gpu_that_is_empty_both_plan_the_same_bytes(
 
 
 @pytest.mark.usefixtures("still_memory")
-def test_both_refuse_alike(folders: dict[str, Path]) -> None:
-    flags = {"max-model-len": "500", "kv-cache-memory": "64KiB"}
+@pytest.mark.parametrize("cache", ["64KiB", "5.9GiB", "64GiB"])
+def test_both_refuse_alike(folders: dict[str, Path], cache: str) -> None:
+    flags = {"max-model-len": "500", "kv-cache-memory": cache}
     config = resolve({"model-dir": str(folders["llama"]), "device": "cpu", **flags}, {})
     with pytest.raises(StartupError) as raised:
         model_facts.read_model(config)

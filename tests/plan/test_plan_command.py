@@ -111,6 +111,8 @@ def test_it_fits_and_costs_no_torch_and_less_than_the_limit() -> None:
         (("gpt-3", "--device", "9" * 400 + "GiB"), "99... is not between 1.00 GiB and"),
         (("gpt-3", "--device", "24"), "24 (bytes) is not between 1.00 GiB and"),
         (("x" * 300,), "no preset and no folder is named"),
+        (("gpt-3", "--device", "l4", "--device", "h200"), "--device: given twice, l4 and h200"),
+        (("gpt-3", "--tp", "1", "--tensor-parallel-size", "2"), "given twice, 1 and 2"),
         (("gpt-3", "--list"), "--list plans nothing"),
     ],
 )

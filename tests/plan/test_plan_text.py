@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from server.plan.answer import answer
 from server.plan.bars import decimal
 from server.plan.make import PlanOptions, make_plan
 from server.plan.text import WIDTH, plan_text
-from weights.presets import read_presets
+from weights.inventory import num_parameters
+from weights.presets import find_preset, read_presets
+from weights.shapes import shape_spec
 
 SLOW = pytest.mark.slow
 
@@ -65,10 +68,40 @@ def text_of(model: str, device: str, ranks: int = 1, **flags: str) -> str:
 
 
 def test_the_first_line_tells_of_a_length_that_was_cut() -> None:
-    first = text_of("llama-3.1-8b", "l4").splitlines()[0]
-    assert first.endswith(": fits, with at most 39424 of 131072 tokens")
-    asked = text_of("llama-3.1-8b", "l4", **{"max-model-len": "512"}).splitlines()[0]
-    assert asked.endswith(": fits")
+    def first(**flags: str) -> str:
+        return " ".join(text_of("llama-3.1-8b", "l4", **flags).split()).split(" model ")[0]
+
+    assert first().endswith(
+        ": fits, with at most 39424 of 131072 tokens; of that length 1 of 256 sequences at once"
+    )
+    asked = first(**{"max-model-len": "512"})
+    assert asked.endswith(": fits; of that length 78 of 256 sequences at once")
+    few = first(**{"max-num-seqs": "4", "max-model-len": "512"})
+    assert few.endswith(": fits, 4 sequences of 512 tokens at once")
+
+
+def test_what_is_asked_and_does_not_fit_at_once_tells_what_a_server_would_hold() -> None:
+    load = {"max-num-seqs": "64", "max-model-len": "8192"}
+    text = text_of("llama-3.1-8b", "l4", **load)
+    assert text.splitlines()[0].endswith(": does not fit: 64 sequences of 8192 tokens at once")
+    assert "it holds 5 such sequences at once" in " ".join(text.split())
+    assert "with a KV cache for 64 sequences of 8192 tokens\nmemory" in text
+    planned = facts("llama-3.1-8b", "l4", **load)
+    assert planned["split"]["kv_cache"] == 64 * 8192 * 128 * 1024
+    assert planned["refusal"]["would_start"] and planned["refusal"]["held_at_once"] == 5
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "llama-2-70b", "gpt-2-xl"])
+def test_the_rules_share_is_one_that_the_table_shows(model: str) -> None:
+    text = text_of(model, "h100")
+    said = re.search(
+        r"weights are (\d+) % of the memory in use \((\S+ \S+)\)", " ".join(text.split())
+    )
+    row = re.search(r"^weights .* ([\d.]+) % +#", text, re.M)
+    in_use = re.search(r"^in use +[\d,]+ +(\S+ \S+) ", text, re.M)
+    if said is None or row is None or in_use is None:
+        pytest.fail(text)
+    assert round(float(row[1])) == int(said[1]) and in_use[1] == said[2]
 
 
 def test_a_cache_with_windows_is_not_told_as_tokens_times_bytes() -> None:
@@ -128,3 +161,16 @@ def test_no_rate_is_told_where_one_side_is_unknown() -> None:
 )
 def test_numbers_for_people(number: float, text: str) -> None:
     assert decimal(number) == text
+
+
+def test_the_total_of_parameters_says_how_it_is_counted() -> None:
+    """GPT-3's census is the published one, with two tables; the total must not be taken for the
+    published model's own when one of them is tied."""
+    text = " ".join(text_of("gpt-3", "h200").split())
+    assert "175,221,817,344 parameters, embedding and unembedding counted apart" in text
+    assert "tied to the embedding, as in GPT-2, it would be 174,604,259,328 parameters" in text
+    preset = find_preset("gpt-3")
+    tied = shape_spec({**preset.document, "tied_unembedding": True}, "gpt-3 tied")
+    assert f"{num_parameters(tied):,}" in preset.note
+    small = " ".join(text_of("gpt-2-small", "h200").split())
+    assert "parameters, tied unembedding counted once" in small

@@ -23,6 +23,7 @@ _FOLDER = Path(__file__).parent
 class Preset:
     name: str
     source: str
+    note: str  # what a reader of its plan must know; "" where there is nothing
     document: Mapping[str, Any]
 
     @property
@@ -38,7 +39,7 @@ def read_presets() -> dict[str, Preset]:
         defaults = tables.pop("defaults")
         for name, own in tables.items():
             document = {**defaults, **own}
-            presets[name] = Preset(name, document["source"], document)
+            presets[name] = Preset(name, document["source"], document.get("note", ""), document)
     return presets
 
 
