@@ -15,7 +15,6 @@ BIN := $(VENV)/bin
 SUM := $(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d" " -f1)
 SETUP := $(VENV)/.setup-$(SUM)
 SETUP_TEST := $(VENV)/.setup-test-$(SUM)
-SETUP_LOADTEST := $(VENV)/.setup-loadtest-$(SUM)
 LOADTEST_PORT ?= 8123
 # Only where torch has not brought its own: kernels are interpreted and compiled without a GPU.
 TRITON := "triton==3.6.0; platform_system == 'Linux' and platform_machine == 'x86_64'"
@@ -57,11 +56,6 @@ $(SETUP_TEST): $(SETUP)
 	  $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) $(TRITON) -c constraints.txt
 	@test -d $(NEXT_TRITON) || $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
 	  --no-deps --target $(NEXT_TRITON) $(subst ==3.6.0,==$(NEXT_TRITON_VERSION),$(TRITON))
-	@touch $@
-
-$(SETUP_LOADTEST): $(SETUP)
-	@$(BIN)/python -c 'import httptools' 2>/dev/null || \
-	  $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[loadtest]" -c constraints.txt
 	@touch $@
 
 serve: $(SETUP)
@@ -136,7 +130,7 @@ bench: $(SETUP)
 	$(BIN)/python -m server.bench $(ARGS)
 
 # A minute's load on the demo model, served for it. ARGS="--concurrency 32 --html report.html"
-loadtest: $(SETUP_LOADTEST)
+loadtest: $(SETUP)
 	$(BIN)/python -m loadtest run demo --base-url http://127.0.0.1:$(LOADTEST_PORT) \
 	  --serve "$(BIN)/python -m server serve --port $(LOADTEST_PORT)" $(ARGS)
 

@@ -4,7 +4,7 @@ For each concurrency, a closed loop of so many users who ask again as soon as th
 
     offline   output tokens/s of the engine's loop in a process of its own, without HTTP
     HTTP      the same lengths and numbers through a real server, driven by the load test on the
-              same machine (``python -m loadtest``, which needs httptools)
+              same machine (``python -m loadtest``)
     kept      HTTP / offline: goal >= 95 % where the client has cores of its own
 
 Rounds take turns between the two, so that a machine that slows down slows both; the figures are

@@ -134,7 +134,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("queue-timeout", seconds(0.001, 86400), "60", "SECONDS", "longest wait before a 503"),
     Option("max-body-size", size(1, 2**32), "4MiB", "SIZE", "largest request body before a 413"),
-    Option("max-connections", integer(1, 65536), "512", "N", "connections open at once"),
+    Option(
+        "max-connections",
+        integer(1, 65536),
+        "512",
+        "N",
+        "connections open at once; when all are taken, the one that has been quiet for longest is "
+        "closed for a new one, and up to 64 more may ask for /health, /ready and /metrics only",
+    ),
     Option(
         "generation-config",
         choice("auto", "none"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -122,7 +121,7 @@ class _Answer:
 
 
 class BodyLimits:
-    """Bounds the size of a body and the time that it takes to come."""
+    """Bounds the size of a body. The time that it takes to come is bounded by the connection."""
 
     def __init__(self, app: ASGIApp, limits: HttpLimits) -> None:
         self._app = app
@@ -139,24 +138,12 @@ class BodyLimits:
         await self._app(scope, self._bounded(receive), send)
 
     def _bounded(self, receive: Receive) -> Receive:
-        deadline = time.monotonic() + self._limits.receive_timeout_s
         size = 0
-        complete = False
 
         async def bounded() -> Message:
-            nonlocal size, complete
-            if complete:
-                return await receive()
-            try:
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    message = await receive()
-            except TimeoutError:
-                raise QuireError(
-                    ErrorCode.REQUEST_TIMEOUT,
-                    f"The request body did not arrive within {self._limits.receive_timeout_s:g} s.",
-                ) from None
+            nonlocal size
+            message = await receive()
             size += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
             self._check_size(size)
             return message
 

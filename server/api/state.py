@@ -64,14 +64,21 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """Bounds on what a client may send and hold open. Seconds and bytes as named."""
+    """Bounds on what a client may send and hold open. Seconds and bytes as named.
+
+    ``receive_timeout_s`` is for a whole request, from its first byte to its last, and for a new
+    connection from its beginning. ``probe_connections`` are beyond ``max_connections``, for
+    questions about the server's own state only (server.api.http1.places).
+    """
 
     max_body_bytes: int = 8 * 1024 * 1024
     max_header_bytes: int = 32 * 1024
-    receive_timeout_s: float = 30.0  # for the headers, and again for the body
+    receive_timeout_s: float = 15.0
     send_timeout_s: float = 60.0  # for a client that does not read
-    keep_alive_s: float = 30.0
+    keep_alive_s: float = 30.0  # between two requests
     max_connections: int = 1024
+    probe_connections: int = 64
+    quiet_s: float = 1.0  # before a connection without a request may be closed for another's sake
     max_json_depth: int = 32
 
 

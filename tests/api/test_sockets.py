@@ -5,76 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from api_fakes import FakeEngine, RecordingMetrics, make_state, saying
+from api_fakes import FakeEngine, RecordingMetrics, saying
+from socket_stories import answer, request_bytes, run, running, until
 
-from server.api.app import create_app
-from server.api.http import serve
-from server.api.state import HttpLimits
 from server.engine.events import Event
 from server.listener import bind
 from server.metrics.stats import Outcome
-
-LIMITS = HttpLimits(
-    max_body_bytes=100_000, max_header_bytes=4096, receive_timeout_s=0.3, send_timeout_s=0.5,
-    max_connections=8,
-)  # fmt: skip
-
-
-@asynccontextmanager
-async def running(engine: FakeEngine, **changes: Any) -> AsyncIterator[tuple[int, Any]]:
-    state = make_state(engine, limits=replace(LIMITS, **changes), chat_template=None)
-    sock = bind("127.0.0.1", 0)
-    server = serve(create_app(state), state.limits, state.metrics, drain_timeout_s=5)
-    task = asyncio.create_task(server.serve(sockets=[sock]))
-    while not server.started:
-        await asyncio.sleep(0.005)
-    try:
-        yield sock.getsockname()[1], state
-    finally:
-        server.should_exit = True
-        await task
-
-
-def run(engine: FakeEngine, story: Callable[[int, Any], Awaitable[None]], **changes: Any) -> None:
-    async def main() -> None:
-        async with running(engine, **changes) as (port, state):
-            await story(port, state)
-
-    asyncio.run(main())
-
-
-def request_bytes(**changes: Any) -> bytes:
-    body = json.dumps(
-        {"model": "tiny", "prompt": "a", "max_tokens": 200, "temperature": 0, **changes}
-    ).encode()
-    return b"%s%d\r\n\r\n%s" % (
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        b"content-length: ",
-        len(body),
-        body,
-    )
-
-
-async def answer(port: int, data: bytes) -> bytes:
-    """All that comes back until the server closes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(data)
-    try:
-        return await asyncio.wait_for(reader.read(), 5)
-    finally:
-        writer.close()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def test_what_is_written_leaves_at_once() -> None:
@@ -154,7 +94,7 @@ def test_headers_that_trickle_are_408_all_the_same() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         read = asyncio.create_task(reader.read())
         for index in range(100):
-            writer.write(b"G" if not index else b"x")
+            writer.write(b"GET /xxxx"[index:][:1] or b"x")
             await asyncio.sleep(0.02)
             if read.done():
                 break
@@ -262,8 +202,7 @@ def test_a_chunked_body_is_bounded_as_it_comes() -> None:
 def test_connections_past_the_limit_are_503_and_the_others_go_on() -> None:
     async def story(port: int, state: Any) -> None:
         quiet = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-        await asyncio.sleep(0.05)
-        data = await answer(port, b"")
+        data = await answer(port, request_bytes())
         assert data.startswith(b"HTTP/1.1 503 ")
         assert json.loads(data.split(b"\r\n\r\n")[1])["error"]["code"] == "too_many_connections"
         reader, writer = quiet[0]
@@ -324,8 +263,7 @@ def test_what_the_application_never_sees_is_counted(data: bytes, status: int) ->
 def test_a_refused_connection_is_counted() -> None:
     async def story(port: int, state: Any) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.sleep(0.05)
-        await answer(port, b"")
+        await answer(port, request_bytes())
         assert state.metrics.http == [("unmatched", "OTHER", 503)]
         writer.close()
 

@@ -1,0 +1,417 @@
+"""A client's connection: finds requests in what comes, runs the application, keeps the deadlines.
+
+What happens before there is a request (too many connections, heads that do not come or are no
+HTTP) is answered here; everything after is the application's.
+
+    HEAD --whole--> BODY --whole--> ANSWER --complete--> HEAD (kept) or closed
+      |               |
+      | refused       | malformed, too large, too slow: the application is told, and answers
+      v               v
+    DEAF: what still comes is thrown away, so that the answer is not lost in a reset
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from server.api.errors import error_json
+from server.api.http1.body import BodyReader, ChunkedBody, LengthBody
+from server.api.http1.exchange import Exchange
+from server.api.http1.head import Head, HeadReader
+from server.api.http1.places import PROBES, Place, Places, Quiet
+from server.api.http1.turns import FULL_READ, Turns
+from server.api.state import HttpLimits
+from server.errors import ErrorCode, QuireError
+from server.metrics.stats import RequestMetrics
+
+MAX_UNREAD_BYTES = 64 * 1024 * 1024  # of a refused body, read and thrown away before closing
+
+
+@dataclass
+class Shared:
+    """What the connections of one server have in common. ``connections`` and ``tasks`` are what
+    the server waits for when it stops; ``date`` gives the headers of every answer."""
+
+    app: ASGIApp
+    limits: HttpLimits
+    metrics: RequestMetrics
+    loop: asyncio.AbstractEventLoop
+    turns: Turns
+    places: Places
+    connections: set[Any]
+    tasks: set[asyncio.Task[None]]
+    default_headers: Callable[[], list[tuple[bytes, bytes]]]
+    app_state: dict[str, Any] = field(default_factory=dict)
+
+
+class Phase(enum.Enum):
+    HEAD = "head"  # a request's head is awaited, or on its way
+    BODY = "body"  # its body is on its way
+    ANSWER = "answer"  # it is whole, its answer is not
+    DEAF = "deaf"  # nothing more is read as a request
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client's connection. Its timers:
+
+    a request, from its first byte to its last --(receive_timeout)--> 408, closed
+    the rest of the body of an answered request --(the same)--> closed
+    nothing under way --(keep_alive; before a first request receive_timeout)--> closed
+    client does not read --(send_timeout)--> aborted
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self.queued = False  # for a pass
+        self._shared = shared
+        self._limits = shared.limits
+        self._input = bytearray()
+        self._input_limit = max(FULL_READ, shared.limits.max_header_bytes + 1)
+        self._phase = Phase.HEAD
+        self._head = HeadReader(shared.limits.max_header_bytes)
+        self._body: BodyReader = LengthBody(0)
+        self._exchange: Exchange | None = None
+        self._place: Place | None = None
+        self._unread = 0  # bytes thrown away
+        self._reading = True
+        self._stopping = self._lost = False
+        self._receive_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._writable: asyncio.Future[None] | None = None
+
+    # asyncio calls these.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._shared.connections.add(self)
+        self._place = self._shared.places.enter(self)
+        if self._place is None:
+            self._refuse(self._too_many(), linger=False)
+        else:
+            self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        for timer in (self._receive_timer, self._idle_timer, self._send_timer):
+            _stop(timer)
+        self._shared.connections.discard(self)
+        self._shared.places.leave(self)
+        self._deafen()
+        if self._exchange is not None:
+            self._exchange.disconnect()
+        self._let_write()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._shared.turns.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = self._shared.turns.taken(nbytes)
+        if self._phase is Phase.DEAF:
+            self._throw_away(nbytes)
+        elif not self._transport.is_closing():
+            self._input += data
+            self._shared.turns.offer(self)
+
+    def eof_received(self) -> None:
+        """A client that has closed its side has gone: the transport closes."""
+
+    def pause_writing(self) -> None:
+        if self._writable is None:
+            self._writable = self._shared.loop.create_future()
+        self._limit_sending()
+
+    def resume_writing(self) -> None:
+        _stop(self._send_timer)
+        self._let_write()
+
+    # The server calls this.
+
+    def shutdown(self) -> None:
+        """Closes once the request under way is answered."""
+        self._stopping = True
+        if self._exchange is None or self._exchange.complete:
+            self._close()
+        else:
+            self._exchange.keep_alive = False
+
+    # Turns calls these.
+
+    @property
+    def in_head(self) -> bool:
+        return self._phase is Phase.HEAD
+
+    def work(self) -> bool:
+        if self._transport.is_closing():
+            return False
+        if self._phase is Phase.HEAD and self._input:
+            self._read_head()
+        return self._phase is Phase.BODY and self._read_body()
+
+    def regulate(self) -> None:
+        wanted = not self.queued and len(self._input) < self._input_limit
+        if wanted is self._reading or self._lost or self._transport.is_closing():
+            return
+        self._reading = wanted
+        if wanted:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    # Places calls this.
+
+    def make_room(self, why: Quiet) -> None:
+        if why is Quiet.SILENT:
+            self._refuse(self._too_many("; this one had not asked for anything yet"), linger=False)
+        elif why is Quiet.KEPT:
+            self._close()
+        else:
+            self._transport.abort()
+
+    # The exchange calls these.
+
+    @property
+    def closing(self) -> bool:
+        return self._transport.is_closing()
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        return self._shared.default_headers()
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    async def drained(self) -> None:
+        while self._writable is not None:
+            await asyncio.shield(self._writable)
+
+    def wants_body(self) -> None:
+        if self._phase is Phase.BODY and self._input:
+            self._shared.turns.offer(self)
+
+    def unread_closes(self) -> bool:
+        if self._phase is Phase.ANSWER:
+            return False
+        remaining = self._body.remaining
+        return self._phase is Phase.DEAF or remaining is None or remaining > MAX_UNREAD_BYTES
+
+    def answered(self) -> None:
+        if self._transport.is_closing() or self._exchange is None:
+            return
+        if self._exchange.keep_alive and self._phase is not Phase.DEAF:
+            if self._phase is Phase.BODY:
+                self._shared.places.is_quiet(self, Quiet.LEAVING)
+                self._shared.turns.offer(self)
+            else:
+                self._next_request()
+        elif self._phase is Phase.ANSWER:
+            self._close()
+        else:
+            self._linger()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # The request.
+
+    def _read_head(self) -> None:
+        _stop(self._idle_timer)
+        try:
+            head = self._head.read(self._input)
+            if head is not None:
+                self._begin(head)
+        except QuireError as error:
+            self._refuse(error)
+            return
+        if self._phase is Phase.HEAD:
+            self._limit_receiving()
+
+    def _begin(self, head: Head) -> None:
+        reserved = self._place is Place.RESERVE
+        if reserved and head.path not in PROBES:
+            raise self._too_many(f"; only {', '.join(sorted(PROBES))} are answered beyond it")
+        self._shared.places.is_busy(self)
+        keep_alive = head.keep_alive and not self._stopping and not reserved
+        scope = self._scope(head)
+        exchange = self._exchange = Exchange(self, scope, keep_alive, head.expects_continue)
+        if head.body_length is None:
+            limits = self._limits
+            self._body = ChunkedBody(limits.max_body_bytes, limits.max_header_bytes)
+        else:
+            self._body = LengthBody(head.body_length)
+        self._phase = Phase.BODY
+        self._limit_receiving()
+        task = self._shared.loop.create_task(exchange.run(self._shared.app))
+        self._shared.tasks.add(task)
+        task.add_done_callback(self._shared.tasks.discard)
+
+    def _scope(self, head: Head) -> dict[str, Any]:
+        server = self._transport.get_extra_info("sockname")
+        client = self._transport.get_extra_info("peername")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "server": tuple(server[:2]) if isinstance(server, tuple) else None,
+            "client": tuple(client[:2]) if isinstance(client, tuple) else None,
+            "scheme": "http",
+            "root_path": "",
+            "method": head.method,
+            "path": head.path,
+            "raw_path": head.raw_path,
+            "query_string": head.query,
+            "headers": head.headers,
+            "state": self._shared.app_state.copy(),
+        }
+
+    def _read_body(self) -> bool:
+        """One pass over the body. True where more of it can be read now."""
+        exchange = self._exchange
+        if exchange is None:
+            return False
+        room = FULL_READ if exchange.complete else exchange.room
+        if room <= 0:
+            return False
+        try:
+            data = self._body.read(self._input, room)
+        except QuireError as error:
+            self._break(error)
+            return False
+        if exchange.complete:
+            self._throw_away(len(data))
+        else:
+            exchange.add(data, whole=self._body.complete)
+        if not self._body.complete:
+            return not self._body.starved and not self._transport.is_closing()
+        self._stop_receiving()
+        self._phase = Phase.ANSWER
+        if exchange.complete:
+            self._next_request()
+        return False
+
+    def _break(self, error: QuireError) -> None:
+        """The body cannot be had whole, and where a next request would begin is not known."""
+        self._stop_receiving()
+        self._deafen()
+        if self._exchange is not None and not self._exchange.complete:
+            self._exchange.fail(error)
+        else:
+            self._close()
+
+    def _next_request(self) -> None:
+        self._exchange = None
+        self._unread = 0
+        if self._stopping:
+            self._close()
+            return
+        self._phase = Phase.HEAD
+        self._head = HeadReader(self._limits.max_header_bytes)
+        self._shared.places.is_quiet(self, Quiet.KEPT)
+        if self._input:
+            self._shared.turns.offer(self)
+        else:
+            self._idle_timer = self._later(self._limits.keep_alive_s, self._close)
+
+    # Refusals and ends.
+
+    def _too_many(self, more: str = "") -> QuireError:
+        limit = self._limits.max_connections
+        message = f"The server has {limit} connections open, its most{more}. Try again soon."
+        return QuireError(ErrorCode.TOO_MANY_CONNECTIONS, message, retry_after=1)
+
+    def _refuse(self, error: QuireError, *, linger: bool = True) -> None:
+        """Answers what is no request for the application, counts it, and closes."""
+        if self._transport.is_closing():
+            return
+        self._stop_receiving()
+        self._deafen()
+        self._shared.metrics.observe_http("unmatched", "OTHER", error.code.value.status)
+        body = error_json(error)
+        kind = error.code.value
+        retry = f"retry-after: {error.retry_after}\r\n" if error.retry_after else ""
+        head = (
+            f"HTTP/1.1 {kind.status} {kind.code}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n{retry}connection: close\r\n\r\n"
+        )
+        self._transport.write(head.encode() + body)
+        if linger:
+            self._linger()
+        else:
+            self._close()
+
+    def _deafen(self) -> None:
+        self._phase = Phase.DEAF
+        self._throw_away(len(self._input))
+        self._input.clear()
+        self.regulate()
+
+    def _linger(self) -> None:
+        """Closes our side, and the whole when the client has: bytes that nobody reads would reset
+        the connection, and the answer with it."""
+        if self._stopping or self._lost:
+            self._close()
+            return
+        self._deafen()
+        self._shared.places.is_quiet(self, Quiet.LEAVING)
+        self._transport.write_eof()
+        self._stop_receiving()
+        self._receive_timer = self._later(self._limits.receive_timeout_s, self._transport.abort)
+
+    def _throw_away(self, nbytes: int) -> None:
+        self._unread += nbytes
+        if self._unread > MAX_UNREAD_BYTES:
+            self._transport.abort()
+
+    def _close(self) -> None:
+        """What was written is still sent, if the client reads it in time."""
+        self._transport.close()
+        if not self._lost and self._transport.get_write_buffer_size():
+            self._limit_sending()
+
+    # Deadlines.
+
+    def _later(self, seconds: float, act: Callable[[], object]) -> asyncio.TimerHandle:
+        return self._shared.loop.call_later(seconds, act)
+
+    def _await_request(self) -> None:
+        """A connection's first request has its deadline from the beginning."""
+        self._limit_receiving()
+
+    def _limit_receiving(self) -> None:
+        """Starts the deadline of a request, which then runs until its last byte."""
+        if self._receive_timer is None:
+            self._receive_timer = self._later(self._limits.receive_timeout_s, self._too_slow)
+
+    def _stop_receiving(self) -> None:
+        _stop(self._receive_timer)
+        self._receive_timer = None
+
+    def _too_slow(self) -> None:
+        self._receive_timer = None
+        seconds = self._limits.receive_timeout_s
+        message = f"The request did not arrive within {seconds:g} s: its %s not whole by then."
+        if self._phase is Phase.HEAD:
+            self._refuse(QuireError(ErrorCode.REQUEST_TIMEOUT, message % "headers were"))
+        elif self._exchange is None or self._exchange.complete:
+            self._transport.abort()
+        else:
+            self._break(QuireError(ErrorCode.REQUEST_TIMEOUT, message % "body was"))
+
+    def _limit_sending(self) -> None:
+        _stop(self._send_timer)
+        self._send_timer = self._later(self._limits.send_timeout_s, self._transport.abort)
+
+    def _let_write(self) -> None:
+        if self._writable is not None:
+            self._writable.set_result(None)
+            self._writable = None
+
+
+def _stop(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
