@@ -29,6 +29,9 @@ except ImportError:
 else:
     if not torch.cuda.is_available():
         triton.knobs.runtime.interpret = True
+        import interpreted_products
+
+        interpreted_products.install()
 finally:
     os.environ.pop("TRITON_INTERPRET", None)  # processes that tests start compile kernels
 

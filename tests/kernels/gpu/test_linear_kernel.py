@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -161,6 +163,35 @@ def test_split_sums_are_the_same_bits_every_time(format, width, device):
     ids=str,
 )
 def test_a_batch_invariant_row_is_the_same_bits_in_any_company(format, dtype, device):
+    check_company(format, dtype, device)
+
+
+@pytest.mark.parametrize(
+    ("format", "bug"), [("f32", "tiles"), ("f32", "splits"), ("int4", "splits")]
+)
+def test_an_order_that_depends_on_the_rows_is_seen(format, bug, device, monkeypatch):
+    """Two ways to break the promise: tiles of fewer channels, or split sums, for a few rows."""
+    launch = launcher._Launch
+    tuned, tiled = launch.tuning, launch.tiled
+
+    def by_rows(self, kernel):
+        found = tuned(self, kernel)
+        few = {"BLOCK_K": 16, "BLOCK_N": 16} if self._rows < 8 else {}
+        split = {"SPLITS": 2, "BLOCK_K": 32} if bug == "splits" and kernel == "linear_dot" else few
+        return replace(found, blocks=found.blocks | split)
+
+    def by_form(self, kernel):
+        return launch.dot(self) if self._rows < 8 else tiled(self, kernel)
+
+    monkeypatch.setattr(launch, "tuning", by_rows)
+    if bug == "splits":
+        monkeypatch.setattr(launcher, "splits_allowed", lambda splits, *_: splits)
+        monkeypatch.setattr(launch, "tiled", by_form)
+    with pytest.raises(AssertionError):
+        check_company(format, F32, device)
+
+
+def check_company(format, dtype, device):
     weight = packed(40, 136, format, dtype, device, bias=True, batch_invariant=True)
     x = rows_of(130, 136, dtype, device)
     extra = random((130, 40), dtype, device, seed=9)
@@ -168,9 +199,8 @@ def test_a_batch_invariant_row_is_the_same_bits_in_any_company(format, dtype, de
     wanted = reference.linear(x, weight, activation="silu", residual=extra)
     torch.testing.assert_close(whole, wanted, rtol=0, atol=TOLERANCE[dtype] * 8)
     for first, last in ((0, 1), (5, 7), (3, 36), (1, 129)):
-        assert torch.equal(
-            linear(x[first:last], weight, "silu", extra[first:last]), whole[first:last]
-        )
+        part = linear(x[first:last], weight, "silu", extra[first:last])
+        assert torch.equal(part, whole[first:last]), (first, last)
     order = torch.randperm(130, generator=torch.Generator().manual_seed(1)).to(device)
     assert torch.equal(linear(x[order], weight, "silu", extra[order]), whole[order])
 

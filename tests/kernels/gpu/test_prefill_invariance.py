@@ -9,6 +9,7 @@ import torch
 from attention_cases import Step, make_step
 from prefill_steps import (
     PLAIN,
+    SMALL,
     everything,
     expected,
     prefill,
@@ -16,6 +17,7 @@ from prefill_steps import (
 )
 
 from kernels import AttentionFeatures, tuning
+from kernels.gpu.prefill_attention import Facts
 
 # Triton's interpreter reads the bounds of a loop from arrays of one element.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
@@ -50,6 +52,20 @@ class TestBatchInvariance:
     ) -> None:
         use(monkeypatch, BLOCK_N=block_n)
         self.compare(device, features, 41, tuple(range(1, 41)))
+
+    @pytest.mark.parametrize("features", FEATURES[:2], ids=["plain", "window"])
+    def test_tiles_that_depend_on_the_chunk_are_seen(
+        self, device: torch.device, monkeypatch: pytest.MonkeyPatch, features: AttentionFeatures
+    ) -> None:
+        """The mistake that this mode is against: fewer keys at a time for a short chunk."""
+
+        def by_length(facts: Facts, arch: int, max_query_len: int) -> tuning.Tuning:
+            wide = SMALL | {"BLOCK_N": 32 if max_query_len > 16 else 16}
+            return tuning.Tuning(wide, 4, 2)
+
+        monkeypatch.setattr(Facts, "lookup", by_length)
+        with pytest.raises(AssertionError, match=r"^\(16, 0\)|^\(16, 16\)"):
+            self.compare(device, features, 37, (16,))
 
     def compare(
         self,
