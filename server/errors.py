@@ -43,6 +43,7 @@ class ErrorCode(Enum):
     QUEUE_TIMEOUT = ErrorKind(503, "server_error", "queue_timeout")
     SHUTTING_DOWN = ErrorKind(503, "server_error", "shutting_down")
     ENGINE_UNAVAILABLE = ErrorKind(503, "server_error", "engine_unavailable")
+    TEMPLATE_UNAVAILABLE = ErrorKind(503, "server_error", "chat_template_unavailable")
     TOO_MANY_CONNECTIONS = ErrorKind(503, "server_error", "too_many_connections")
 
 

@@ -51,7 +51,7 @@ class HttpServer:
     """Everything of the API process, joined. ``run`` is called once.
 
     Raises:
-        StartupError: the tokenizer or the template cannot be used.
+        StartupError: the tokenizer cannot be used.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class HttpServer:
         template = self._state.chat_template
         if template is None:
             return "no chat template"
-        return f"{template.file} is broken" if template.is_broken else ""
+        return f"{template.file} cannot be used" if template.is_broken else ""
 
     def _live_gauges(self) -> Mapping[str, int]:
         """The block of an engine that is there: what a dead one wrote last is true no more."""

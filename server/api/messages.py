@@ -25,14 +25,15 @@ NOT_SERVED_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Messages:
-    """A list of messages, given to the template as {"role", "content"[, "name"]} of plain text.
+    """A list of messages, given to the template as {"role", "content"[, "name"]}.
 
-    A developer message is what older templates call system. Text parts are joined by line breaks.
+    A developer message is what older templates call system. Content stays in its form, a text or a
+    list of text parts: the template decides what becomes of it.
     """
 
     most: int
 
-    def __call__(self, value: object, param: str, model: ModelCard) -> tuple[dict[str, str], ...]:
+    def __call__(self, value: object, param: str, model: ModelCard) -> tuple[dict[str, Any], ...]:
         if not isinstance(value, list):
             raise wrong_type(param, value, "a list of messages")
         if not 1 <= len(value) <= self.most:
@@ -40,7 +41,7 @@ class Messages:
         return tuple(_message(item, f"{param}[{index}]") for index, item in enumerate(value))
 
 
-def _message(value: object, param: str) -> dict[str, str]:
+def _message(value: object, param: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong_type(param, value, "an object with role and content")
     for name, item in value.items():
@@ -51,7 +52,7 @@ def _message(value: object, param: str) -> dict[str, str]:
         known = joined(("role", "content", "name"))
         message = f"{param} holds an unknown field {shown(name)}. Known are: {known}."
         raise QuireError(ErrorCode.UNKNOWN_PARAMETER, message, param=param)
-    found = {
+    found: dict[str, Any] = {
         "role": _role(value.get("role"), f"{param}.role"),
         "content": _content(value.get("content"), f"{param}.content"),
     }
@@ -71,7 +72,7 @@ def _role(value: object, param: str) -> str:
     return ROLES[role]
 
 
-def _content(value: object, param: str) -> str:
+def _content(value: object, param: str) -> str | list[dict[str, str]]:
     if value is None:
         raise _missing(param)
     if isinstance(value, str):
@@ -80,10 +81,10 @@ def _content(value: object, param: str) -> str:
         raise wrong_type(param, value, "a string or a list of text parts")
     if not value:
         raise wrong_value(param, value, "a list of at least one text part")
-    return "\n".join(_part(item, f"{param}[{index}]") for index, item in enumerate(value))
+    return [_part(item, f"{param}[{index}]") for index, item in enumerate(value)]
 
 
-def _part(value: object, param: str) -> str:
+def _part(value: object, param: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise wrong_type(param, value, 'an object {"type": "text", "text": ...}')
     kind = value.get("type")
@@ -95,7 +96,7 @@ def _part(value: object, param: str) -> str:
     if unknown:
         message = f"{param} holds unknown fields besides type and text: {shown(min(unknown))}."
         raise QuireError(ErrorCode.UNKNOWN_PARAMETER, message, param=param)
-    return _text(value.get("text"), f"{param}.text")
+    return {"type": "text", "text": _text(value.get("text"), f"{param}.text")}
 
 
 def _text(value: Any, param: str) -> str:

@@ -43,8 +43,13 @@ class StatusRoutes:
             "owned_by": "quire",
             "max_model_len": card.max_model_len,
             "vocab_size": card.vocab_size,
-            "chat": self._state.chat_template is not None,
+            "chat": self._chats(),
         }
+
+    def _chats(self) -> bool:
+        """Whether chats are served: there is a template, and it can be used."""
+        template = self._state.chat_template
+        return template is not None and not template.is_broken
 
     async def health(self, request: Request) -> Response:
         """200 while the engine lives and makes progress."""

@@ -18,6 +18,7 @@ _OVERLOAD = (
     ErrorCode.QUEUE_TIMEOUT,
     ErrorCode.SHUTTING_DOWN,
     ErrorCode.TOO_MANY_CONNECTIONS,
+    ErrorCode.TEMPLATE_UNAVAILABLE,
 )
 
 

@@ -27,7 +27,7 @@ class GenerationRequest:
 
     route: Route
     prompts: tuple[str | tuple[int, ...], ...]
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
     fields: Mapping[str, Any]
     max_tokens: int | None
     logprobs: int | None

@@ -1,10 +1,12 @@
-"""Renders one chat template in a process of its own, which bounds its time and its memory.
+"""Renders one chat template in a process of its own, whose memory it bounds.
 
-Run as a script by server.text.chat_template. The first line on standard input is a JSON object
-{template, memory_bytes, seconds, max_characters}; each following line is the variables of one
-rendering. Every line is answered by one line {"text"} or {"error", "kind"}: the first once the
-template is compiled, with an empty text. It imports nothing of the server, so that it starts fast
-and holds nothing worth stealing.
+Run as a script by server.text.template_process, which bounds its time. The first line on standard
+input is a JSON object {template, variables, memory_bytes, max_characters}; each following line is
+one job {messages, now}. Every line is answered by one line {"text"} or {"error", "kind"}: the first
+once the template is compiled, with an empty text. It imports nothing of the server, so that it
+starts fast and holds nothing worth stealing.
+
+A template sees what it sees in transformers 5: the same settings of Jinja, the same names.
 """
 
 from __future__ import annotations
@@ -14,10 +16,17 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
+# What the probe of a template says, and what no template has a reason to show.
+_PROBE, _DECOY = "probe-of-the-text", "probe-of-a-foreign-key"
+_PROBES = (
+    [{"role": "user"}],
+    [{"role": "system", "content": "system"}, {"role": "user"}],
+)
 
 
 class RaisedByTemplate(Exception):
@@ -32,8 +41,14 @@ def raise_exception(message: object) -> NoReturn:
     raise RaisedByTemplate(str(message))
 
 
-def strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+class Dict:
+    """``dict`` as a template has it: a function, not the type with all that hangs on it."""
+
+    def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
+        return dict(*args, **values)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
 
 
 def to_json(
@@ -53,11 +68,13 @@ def to_json(
     )
 
 
-def compile_template(source: str) -> Any:
+def compile_template(source: str, strftime_now: Callable[[str], str]) -> Any:
     """The template, with the tags, filters and functions that checkpoints count on."""
     from jinja2 import nodes
+    from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
 
     class Generation(Extension):
         """{% generation %} ... {% endgeneration %} marks for a trainer what the model is to say.
@@ -70,24 +87,98 @@ def compile_template(source: str) -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
 
+    class PlainNamespace(Namespace):
+        """A namespace that holds no name beginning with an underscore."""
+
+        def __init__(*args: Any, **values: Any) -> None:  # a template may name a value "self"
+            attributes = dict(*args[1:], **values)
+            for name in attributes:
+                check_name(name)
+            Namespace.__init__(args[0], attributes)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            check_name(name)
+            Namespace.__setitem__(self, name, value)
+
+    def check_name(name: object) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise SecurityError(f"a namespace cannot hold {name!r}, which begins with _")
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
+    environment.globals["dict"] = Dict()
+    environment.globals["namespace"] = PlainNamespace
     return environment.from_string(source)
 
 
-def render(template: Any, variables: dict[str, Any], max_characters: int) -> str:
-    parts: list[str] = []
-    size = 0
-    for part in template.generate(**variables):
-        size += len(part)
-        if size > max_characters:
-            raise TooLong(f"the text is longer than {max_characters} characters")
-        parts.append(part)
-    return "".join(parts)
+class Renderer:
+    """A compiled template. ``takes_text`` and ``takes_parts`` tell in which of OpenAI's two forms
+    it reads a message's content; one that loses the other form is given the one that it reads."""
+
+    def __init__(self, source: str, variables: Mapping[str, str], max_characters: int) -> None:
+        self._variables = variables
+        self._max_characters = max_characters
+        self._now = datetime.now()
+        self._template = compile_template(source, lambda form: self._now.strftime(form))
+        self.takes_text, self.takes_parts = self._forms()
+
+    def render(self, job: Mapping[str, Any]) -> str:
+        self._now = datetime.fromisoformat(job["now"])
+        return self._text([self._seen(message) for message in job["messages"]])
+
+    def _seen(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The message for this template. A key without a value is left out, as transformers does:
+        many templates would write "None"."""
+        seen = {key: value for key, value in message.items() if value is not None}
+        content = seen.get("content")
+        if isinstance(content, list) and not self.takes_parts:
+            seen["content"] = "\n".join(part["text"] for part in content)
+        elif isinstance(content, str) and not self.takes_text:
+            seen["content"] = [{"type": "text", "text": content}]
+        return seen
+
+    def _text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        parts: list[str] = []
+        size = 0
+        pieces = self._template.generate(
+            **{
+                **self._variables,
+                "messages": messages,
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": True,
+            }
+        )
+        for piece in pieces:
+            size += len(piece)
+            if size > self._max_characters:
+                raise TooLong(f"the text is longer than {self._max_characters} characters")
+            parts.append(piece)
+        return "".join(parts)
+
+    def _forms(self) -> tuple[bool, bool]:
+        """Whether content as text and as a list of parts comes through, by trying.
+
+        One that writes a list as Python or JSON shows its keys, and has not understood it.
+        """
+        for messages in _PROBES:
+            text = self._tried(messages, _PROBE)
+            parts = self._tried(messages, [{"type": "text", "text": _PROBE, "key": _DECOY}])
+            takes_text = _PROBE in text
+            takes_parts = _PROBE in parts and _DECOY not in parts
+            if takes_text or takes_parts:
+                return takes_text, takes_parts
+        return True, False
+
+    def _tried(self, messages: Sequence[Mapping[str, Any]], content: object) -> str:
+        try:
+            return self._text([*messages[:-1], {**messages[-1], "content": content}])
+        except Exception:  # any fault of a template: it does not take such messages
+            return ""
 
 
 def fault(error: Exception) -> dict[str, str]:
@@ -117,22 +208,17 @@ def main() -> None:
     memory = options["memory_bytes"]
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the alarm ends the process
-    signal.setitimer(signal.ITIMER_REAL, options["seconds"])
     try:
-        template = compile_template(options["template"])
+        renderer = Renderer(options["template"], options["variables"], options["max_characters"])
     except Exception as error:
         send(fault(error))
         return
-    signal.setitimer(signal.ITIMER_REAL, 0)
     send({"text": ""})
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_REAL, options["seconds"])
         try:
-            reply = {"text": render(template, json.loads(line), options["max_characters"])}
+            reply = {"text": renderer.render(json.loads(line))}
         except Exception as error:
             reply = fault(error)
-        signal.setitimer(signal.ITIMER_REAL, 0)
         send(reply)
 
 

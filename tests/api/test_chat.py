@@ -128,6 +128,20 @@ def test_a_model_without_a_template_says_so() -> None:
     assert response.json()["error"]["code"] == "no_chat_template"
 
 
+def test_a_template_that_cannot_be_used_refuses_chats_alone_and_says_why() -> None:
+    def state() -> ApiState:
+        problem = "it is not UTF-8 (byte 7)"
+        return make_state(chat_template=ChatTemplate("", file="/m/own.jinja", unusable=problem))
+
+    refused = chat(state())
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "no_chat_template"
+    assert "own.jinja: it is not UTF-8 (byte 7). " in refused.json()["error"]["message"]
+    assert request(state(), "GET", "/v1/models").json()["data"][0]["chat"] is False
+    completion = {"prompt": "hello", "max_tokens": 1}
+    assert request(state(), "POST", "/v1/completions", json=completion).status_code == 200
+
+
 def test_a_template_that_refuses_or_fails() -> None:
     refusing = ChatTemplate("{{ raise_exception('system first') }}")
     response = chat(make_state(chat_template=refusing))

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from server.errors import ErrorCode, QuireError, StartupError
+from server.errors import ErrorCode, QuireError
 from server.text.chat_template import ChatTemplate, TemplateLimits
 
 USER = {"role": "user", "content": "深度学习是 <b>"}
-PATIENT = TemplateLimits(seconds=20, max_characters=100_000)  # for a machine that is busy
-QUICK = replace(PATIENT, seconds=0.4)
+PATIENT = TemplateLimits(cpu_seconds=20, wall_seconds=600, max_characters=100_000)
+QUICK = replace(PATIENT, cpu_seconds=0.7)
 
 
 def render(
@@ -89,9 +88,7 @@ def test_what_the_template_raises_is_the_clients_to_fix() -> None:
     ],
 )
 def test_a_template_that_would_not_end_is_ended(source: str) -> None:
-    started_at = time.monotonic()
     assert refusal(source, QUICK).code is ErrorCode.INTERNAL
-    assert time.monotonic() - started_at < PATIENT.seconds
 
 
 def test_a_text_without_end_is_cut_short() -> None:
@@ -112,27 +109,6 @@ def test_a_text_without_end_is_cut_short() -> None:
 )
 def test_the_sandbox_holds_and_a_broken_template_is_a_server_error(source: str) -> None:
     assert refusal(source).code is ErrorCode.INTERNAL
-
-
-def test_a_killed_worker_is_replaced_and_others_do_not_wait_for_it() -> None:
-    source = (
-        "{% if messages[0].content == 'loop' %}{% for a in range(99999) %}"
-        "{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}done"
-    )
-
-    async def story() -> None:
-        template = ChatTemplate(source, limits=replace(QUICK, seconds=2))
-        await template.start()
-        slow = asyncio.create_task(template.render([{"role": "user", "content": "loop"}]))
-        await asyncio.sleep(0.05)
-        assert await template.render([USER]) == "done"
-        assert not slow.done()
-        with pytest.raises(QuireError, match="did not end within"):
-            await slow
-        assert await template.render([USER]) == "done"
-        await template.close()
-
-    asyncio.run(story())
 
 
 def test_a_cancelled_rendering_leaves_no_stale_answer_behind() -> None:
@@ -187,28 +163,3 @@ def test_a_template_that_is_none_is_told_at_start_with_its_file_and_line(
 def test_a_good_template_is_told_of_in_no_word(caplog: pytest.LogCaptureFixture) -> None:
     assert not started(ChatTemplate("{{ messages[0].content }}")).is_broken
     assert caplog.records == []
-
-
-def test_where_a_folder_keeps_its_template(tmp_path: Path) -> None:
-    assert ChatTemplate.from_folder(tmp_path) is None
-    config = tmp_path / "tokenizer_config.json"
-    config.write_text(json.dumps({"chat_template": "plain", "eos_token": {"content": "</s>"}}))
-    found = ChatTemplate.from_folder(tmp_path)
-    assert found is not None
-    assert found.source == "plain"
-    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
-    config.write_text(json.dumps({"chat_template": named}))
-    found = ChatTemplate.from_folder(tmp_path)
-    assert found is not None
-    assert found.source == "yes"
-    (tmp_path / "chat_template.jinja").write_text("own file")
-    found = ChatTemplate.from_folder(tmp_path)
-    assert found is not None
-    assert found.source == "own file"
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"chat_template": 1}', '{"chat_template": []}'])
-def test_a_malformed_configuration_is_refused_by_file(tmp_path: Path, content: str) -> None:
-    (tmp_path / "tokenizer_config.json").write_text(content)
-    with pytest.raises(StartupError, match=r"tokenizer_config\.json"):
-        ChatTemplate.from_folder(tmp_path)
