@@ -16,7 +16,7 @@ COMPOSE = ROOT / "docker-compose.yml"
 
 # The kinds of Kubernetes itself. The others are custom resources, whose schemas no Python package
 # carries: deploy/kubernetes/README.md says what they were checked against, and when.
-CORE_GROUPS = {"v1", "apps/v1", "policy/v1", "autoscaling/v2"}
+CORE_GROUPS = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "autoscaling/v2"}
 
 
 def documents(folder: Path = KUBERNETES) -> Iterator[tuple[Path, dict[str, Any]]]:

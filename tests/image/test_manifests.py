@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from manifests import (
 )
 
 import server
+from deploy import cluster
+from deploy.grafana.generate import rendered
 from server.config import resolve
 from server.metrics.registry import METRICS
 
@@ -57,7 +62,7 @@ def test_core_objects_fit_the_schemas_of_kubernetes(version: str) -> None:
     for document in [*core, gpu_deployment()]:
         kubernetes_validate.validate(document, version, strict=True)
         checked += 1
-    assert checked >= 6
+    assert checked >= 12
 
 
 def test_every_object_is_checked_or_named_as_not_checked() -> None:
@@ -140,10 +145,16 @@ def test_deployment_is_confined(name: str) -> None:
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] == uid_of_the_image()
     assert pod["automountServiceAccountToken"] is False
-    own = container(DEPLOYMENTS[name]())["securityContext"]
-    assert own["readOnlyRootFilesystem"] is True
-    assert own["allowPrivilegeEscalation"] is False
-    assert own["capabilities"] == {"drop": ["ALL"]}
+    for own in (*pod["containers"], *pod.get("initContainers", ())):
+        assert_confined(own)
+
+
+def assert_confined(container: dict[str, Any]) -> None:
+    context = container["securityContext"]
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert "memory" in container["resources"]["limits"]
 
 
 def uid_of_the_image() -> int:
@@ -195,7 +206,8 @@ def test_selectors_meet_the_pods() -> None:
 def test_manifests_ask_for_metrics_that_there_are() -> None:
     known = {metric.name for metric in METRICS}
     asked = set()
-    for file in KUBERNETES.rglob("*.yaml"):
+    by_hand = [f for f in KUBERNETES.rglob("*.yaml") if f.name not in cluster.manifests()]
+    for file in by_hand:
         asked |= set(re.findall(r"\bquire_[a-z_]+", file.read_text()))
     assert {"quire_requests_waiting", "quire_kv_cache_usage_ratio"} <= asked
     assert asked <= known
@@ -211,3 +223,96 @@ def test_the_endpoint_picker_reads_gauges() -> None:
         assert types[engine[key]] == "gauge"
     for profile in config["schedulingProfiles"]:
         assert {plugin["pluginRef"] for plugin in profile["plugins"]} <= set(plugins)
+
+
+def test_rules_and_dashboards_in_a_cluster_are_those_of_the_files() -> None:
+    assert list(cluster.check()) == []
+    rules = one("PrometheusRule")
+    assert rules["spec"] == yaml.safe_load(cluster.RULES.read_text())
+    assert len(rules["spec"]["groups"]) >= 3
+    for name, text in rendered().items():
+        config = one("ConfigMap", f"{name.removesuffix('.json')}-dashboard")
+        assert config["data"] == {name: text} and json.loads(text)["panels"]
+        assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_a_copy_edited_by_hand_is_found(tmp_path: Path) -> None:
+    cluster.write(tmp_path)
+    assert list(cluster.check(tmp_path)) == []
+    rule = tmp_path / "prometheus-rule.yaml"
+    rule.write_text(rule.read_text().replace("for: 1m", "for: 9m", 1))
+    (tmp_path / "dashboards.yaml").unlink()
+    assert [fault.split(":")[0] for fault in cluster.check(tmp_path)] == [
+        "prometheus-rule.yaml",
+        "dashboards.yaml",
+    ]
+
+
+def test_the_network_policy_lets_in_requests_and_nothing_out() -> None:
+    policy = one("NetworkPolicy")["spec"]
+    assert policy["podSelector"] == one("Deployment")["spec"]["selector"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"} and policy["egress"] == []
+    (rule,) = policy["ingress"]
+    ports = {port["name"] for port in container(one("Deployment"))["ports"]}
+    assert {port["port"] for port in rule["ports"]} == ports == {"http"}
+
+
+def test_the_job_fills_the_claim_that_the_gpu_variant_waits_for() -> None:
+    job = one("Job", "quire-model-fill")["spec"]["template"]
+    claim = one("PersistentVolumeClaim", "quire-model")["metadata"]["name"]
+    pod = gpu_deployment()["spec"]["template"]["spec"]
+    for spec in (pod, job["spec"]):
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        assert volumes["model"]["persistentVolumeClaim"]["claimName"] == claim
+    (fill,) = job["spec"]["containers"]
+    (waits,) = pod["initContainers"]
+    assert "test -f /model/.filled" in waits["args"][0] and "> /model/.filled" in fill["args"][0]
+    assert_confined(fill)
+    assert job["spec"]["securityContext"] == pod["securityContext"]
+    # The policy that lets nothing out must not be its own.
+    selected = one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]
+    assert not selected.items() <= job["metadata"]["labels"].items()
+
+
+HUB = """\
+#!/bin/sh
+test "$FAILS" = yes && exit 1
+touch "$CLAIM/config.json" "$CLAIM/tokenizer.json" "$CLAIM/model.safetensors"
+echo "$@" > "$CLAIM/asked"
+"""
+
+
+def test_the_claim_is_marked_as_filled_when_it_is_and_not_before(tmp_path: Path) -> None:
+    """The job's own script, with a hub that answers from here."""
+    (fill,) = one("Job", "quire-model-fill")["spec"]["template"]["spec"]["containers"]
+    claim, hub = tmp_path / "claim", tmp_path / "hub"
+    (hub / "bin").mkdir(parents=True)
+    claim.mkdir()
+    for name, text in (("python", "#!/bin/sh\n"), ("pip", "#!/bin/sh\n"), ("hf", HUB)):
+        (hub / "bin" / name).write_text(text)
+        (hub / "bin" / name).chmod(0o755)
+    script = fill["args"][0].replace("/model", str(claim)).replace("/tmp/hub", str(hub))
+
+    def run(model: str, fails: str = "no") -> tuple[int, str]:
+        variables = {"MODEL": model, "REVISION": "main", "CLAIM": str(claim), "FAILS": fails}
+        path = f"{hub / 'bin'}:{os.environ['PATH']}"
+        done = subprocess.run(
+            [*fill["command"], script],
+            env={**variables, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    marker = claim / ".filled"
+    assert run("org/one", fails="yes")[0] == 1 and not marker.exists()
+    assert run("org/one") == (0, "filled with org/one@main\n")
+    asked = (claim / "asked").read_text()
+    assert asked.startswith(f"download org/one --revision main --local-dir {claim} ")
+    assert ".bin" not in asked and ".pt" not in asked
+    (claim / "asked").unlink()
+    assert run("org/one") == (0, "the claim holds org/one@main already\n")
+    code, words = run("org/two")
+    assert code == 1 and "holds org/one@main, not org/two@main" in words
+    assert not (claim / "asked").exists() and marker.read_text() == "org/one@main\n"
