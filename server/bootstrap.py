@@ -1,7 +1,10 @@
 """The composition root of the API process: every part is made and joined here, and nowhere else.
 
-    main thread:  spawn engine --> check the folder, plan --> bind --> import the web parts
-    engine:            import torch ---------------> settings --> load --> Ready
+    main thread:  check the folder, plan --> bind --> spawn engine --> import the web parts
+    engine:                                         import torch --> settings --> load --> Ready
+
+What is refused is refused before a process is started to import torch. To read a good folder takes
+some 20 ms; a bad one takes two seconds at most, by the bounds of weights.limits.
 
 Start-up is over when the engine says Ready; requests before that get a 503. SIGTERM or SIGINT
 drains: new requests get a 503, open ones finish for at most --drain-timeout, the exit code is 0. A
@@ -12,11 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from server import logs
@@ -42,29 +48,55 @@ def serve(config: ServerConfig) -> int:
     """
     started = time.monotonic()
     logs.configure(config.log_format)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop_starting)
-    gauges = GaugeBlock.create(GAUGE_NAMES)
+    starting = _Starting()
+    model = read_model(config)
+    with contextlib.closing(_listen(config)) as listener:
+        gauges = GaugeBlock.create(GAUGE_NAMES)
 
-    def spawn() -> EngineProcess:
-        return spawn_engine(ENGINE_COMMAND, gauges.fd, ENGINE_FOLDER)
+        def spawn() -> EngineProcess:
+            return spawn_engine(ENGINE_COMMAND, gauges.fd, ENGINE_FOLDER)
 
-    first = spawn()  # it imports torch while this process reads the folder
-    try:
-        model = read_model(config)
-        with contextlib.closing(_listen(config)) as listener:
+        first = starting.spawn(spawn)  # it imports torch while this process imports the web parts
+        try:
             from server.http_server import HttpServer  # the web packages, late
 
             server = HttpServer(config, model, listener, gauges, spawn, started)
             return asyncio.run(server.run(first))
-    finally:
-        first.close()
-        gauges.close()
+        finally:
+            first.close()
+            gauges.close()
 
 
-def _stop_starting(number: int, frame: object) -> NoReturn:
-    """A signal's handler until HttpServer sets its own."""
-    sys.exit(0)
+class _Starting:
+    """SIGTERM and SIGINT until HttpServer takes them: this process ends at once, and its engine."""
+
+    def __init__(self) -> None:
+        self._engine: EngineProcess | None = None
+        self._spawning = False
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def spawn(self, spawn: Callable[[], EngineProcess]) -> EngineProcess:
+        """Starts the engine. A signal meanwhile waits until it is known which process to end."""
+        self._spawning = True
+        try:
+            self._engine = spawn()
+        finally:
+            self._spawning = False
+            if self._asked:
+                self._end()
+        return self._engine
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        if not self._spawning:
+            self._end()
+
+    def _end(self) -> NoReturn:
+        if self._engine is not None and self._engine.popen.returncode is None:
+            os.kill(self._engine.pid, signal.SIGKILL)  # not reaped, so the number is still its own
+        os._exit(0)
 
 
 def _listen(config: ServerConfig) -> socket.socket:

@@ -18,12 +18,20 @@ from server.memory.planner import MemoryPlan, PlanRequest, plan_memory, resolve_
 from server.memory.snapshot import machine_memory
 from server.placement import Placement, place, refuse_on_gpu
 from server.served_features import unserved_features
-from weights.checkpoint import open_checkpoint
+from weights.checkpoint import Checkpoint, open_checkpoint, refuse_dangling
 from weights.errors import CheckpointError
 from weights.families import resolve
+from weights.families.base import Family
 from weights.generation import end_of_sequence_ids
 from weights.inventory import num_parameters
+from weights.matching import match
 from weights.spec import ModelSpec
+
+# Read for their text by server.text, some of them only where they are there.
+_TEXT_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,7 @@ def read_model(config: ServerConfig) -> ModelFacts:
         )
     if placement.on_gpu:
         refuse_on_gpu(spec)
+    _refuse_tensors(checkpoint, family, spec)
     stored = checkpoint.parameter_format or spec.parameter_dtype
     request = plan_request(config, placement, spec, stored)
     return ModelFacts(
@@ -95,6 +104,19 @@ def read_model(config: ServerConfig) -> ModelFacts:
         plan=plan_memory(spec, request, placement.available),
         placement=placement,
     )
+
+
+def _refuse_tensors(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> None:
+    """What the loader would refuse: told here, before an engine is started to import torch.
+
+    Raises:
+        StartupError: a tensor is missing, not expected, or of the wrong shape or dtype.
+    """
+    try:
+        refuse_dangling(checkpoint.folder, _TEXT_FILES)
+        match(checkpoint, family, spec)
+    except CheckpointError as error:
+        raise StartupError(f"{checkpoint.folder}: {error}") from error
 
 
 def plan_request(

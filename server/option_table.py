@@ -19,6 +19,7 @@ from server.option_values import (
 
 DEMO_MODEL_DIR = Path(__file__).resolve().parents[1] / "weights" / "demo" / "checkpoint"
 PREFIX = "QUIRE_"
+MAX_MODEL_LEN = 2**24  # tokens: no published context comes near it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "max-model-len",
-        auto_or(integer(1, 2**24)),
+        auto_or(integer(1, MAX_MODEL_LEN)),
         "auto",
         "auto|TOKENS",
         "longest prompt plus output; auto is the model's, or what fits the KV cache",

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weights.errors import CheckpointError
 from weights.formats import from_safetensors
+from weights.limits import (
+    MAX_FILES,
+    MAX_INDEX_BYTES,
+    MAX_INDEX_VALUES,
+    MAX_JSON_VALUES,
+    MAX_TENSORS,
+    DescriptionBudget,
+)
 from weights.safetensors_header import TensorEntry, read_header
 from weights.strict_json import parse_object, show
 
@@ -25,7 +33,6 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_CONFIG_BYTES = 4 << 20
-_MAX_INDEX_BYTES = 100_000_000
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".gguf", ".onnx")
 
 __all__ = ["Checkpoint", "CheckpointError", "TensorEntry", "open_checkpoint"]
@@ -64,9 +71,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises CheckpointError that names the file and, where there is one, the tensor.
     """
-    if not folder.is_dir():
-        what = "a file; give the folder that holds it" if folder.exists() else "no such folder"
-        raise CheckpointError(what)
+    _refuse_no_folder(folder)
     refuse_adapter(folder)
     config = read_json(folder, CONFIG_FILE, _MAX_CONFIG_BYTES)
     generation_config: dict[str, Any] = {}
@@ -91,6 +96,24 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
+def _refuse_no_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.is_symlink() and not folder.exists():
+        raise CheckpointError(f"is a link to {_link_text(folder)}, which is not there")
+    raise CheckpointError(
+        "a file; give the folder that holds it" if folder.exists() else "no such folder"
+    )
+
+
+def refuse_dangling(folder: Path, files: Iterable[str]) -> None:
+    """Raises CheckpointError for the first of ``files`` that is a link to nothing. A file that may
+    be left out must not count as left out because its target is missing."""
+    for file in files:
+        if (folder / file).is_symlink() and not (folder / file).exists():
+            inside(folder, file)
+
+
 def refuse_adapter(folder: Path) -> None:
     """Raises CheckpointError where the folder's weights are a change to another model's."""
     if (folder / ADAPTER_CONFIG_FILE).exists():
@@ -102,17 +125,18 @@ def refuse_adapter(folder: Path) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json, whatever else is there. Raises CheckpointError."""
-    if not folder.is_dir():
-        raise CheckpointError("no such folder")
+    _refuse_no_folder(folder)
     return read_json(folder, CONFIG_FILE, _MAX_CONFIG_BYTES)
 
 
-def read_json(folder: Path, file: str, max_bytes: int) -> dict[str, Any]:
-    """The object in one of the folder's JSON files of at most ``max_bytes``."""
+def read_json(
+    folder: Path, file: str, max_bytes: int, max_values: int = MAX_JSON_VALUES
+) -> dict[str, Any]:
+    """The object in one of the folder's JSON files, of at most so many bytes and values."""
     path = inside(folder, file)
     if path.stat().st_size > max_bytes:
         raise CheckpointError(f"{file}: {path.stat().st_size} bytes; at most {max_bytes} are read")
-    return parse_object(path.read_bytes(), f"{file}:")
+    return parse_object(path.read_bytes(), f"{file}:", max_values)
 
 
 def inside(folder: Path, file: str) -> Path:
@@ -125,12 +149,13 @@ def inside(folder: Path, file: str) -> Path:
         target = path.resolve(strict=True)
         mode = target.stat().st_mode
     except FileNotFoundError:
-        raise CheckpointError(f"{file}: the file is missing from the folder") from None
+        raise _missing(path, file) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be opened: {type(error).__name__}") from None
-    allowed = [folder.resolve()]
-    if folder.resolve().parent.name == "snapshots":  # a hub cache: snapshots/REVISION -> blobs
-        allowed.append(folder.resolve().parent.parent / "blobs")
+    root = folder.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":  # a hub cache: snapshots/REVISION -> blobs
+        allowed.append(root.parent.parent / "blobs")
     if not any(target.is_relative_to(root) for root in allowed):
         raise CheckpointError(f"{file}: is a link that leads outside the folder")
     if not stat.S_ISREG(mode):
@@ -138,6 +163,24 @@ def inside(folder: Path, file: str) -> Path:
     if not os.access(target, os.R_OK):
         raise CheckpointError(f"{file}: may not be read by this user")
     return target
+
+
+def _missing(path: Path, file: str) -> CheckpointError:
+    if not path.is_symlink():
+        return CheckpointError(f"{file}: the file is missing from the folder")
+    target = _link_text(path)
+    problem = f"{file}: is a link to {target}, which is not there"
+    if "blobs" in Path(os.readlink(path)).parts:  # a hub cache: snapshots/REVISION -> blobs
+        return CheckpointError(
+            f"{problem}: a snapshot of the Hugging Face cache is nothing without the blobs beside "
+            "it. Mount or copy the whole models--... folder and serve its snapshots/REVISION, or "
+            "copy the snapshot with its links followed (cp -rL)"
+        )
+    return CheckpointError(f"{problem}: mount what it points to as well, or copy the file itself")
+
+
+def _link_text(path: Path) -> str:
+    return show(os.readlink(path))
 
 
 def _exists(path: Path) -> bool:
@@ -169,9 +212,15 @@ def _weights_file(folder: Path) -> str:
 def _read_shards(folder: Path) -> dict[str, TensorEntry]:
     """All tensors of the shards that the index names, in the index's agreement."""
     weight_map = _weight_map(folder)
+    files = dict.fromkeys(weight_map.values())
+    if len(files) > MAX_FILES:
+        raise CheckpointError(
+            f"{INDEX_FILE}: names {len(files)} files; at most {MAX_FILES} are read"
+        )
     tensors: dict[str, TensorEntry] = {}
-    for file in dict.fromkeys(weight_map.values()):
-        for entry in read_header(inside(folder, file), file):
+    budget = DescriptionBudget()
+    for file in files:
+        for entry in read_header(inside(folder, file), file, budget):
             other = tensors.setdefault(entry.name, entry)
             if other is not entry:
                 raise CheckpointError(f"{file}: tensor {show(entry.name)} is also in {other.file}")
@@ -187,10 +236,14 @@ def _read_shards(folder: Path) -> dict[str, TensorEntry]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    index = read_json(folder, INDEX_FILE, _MAX_INDEX_BYTES)
+    index = read_json(folder, INDEX_FILE, MAX_INDEX_BYTES, MAX_INDEX_VALUES)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX_FILE}: weight_map must be an object of tensor to file")
+    if len(weight_map) > MAX_TENSORS:
+        raise CheckpointError(
+            f"{INDEX_FILE}: names {len(weight_map)} tensors; at most {MAX_TENSORS} are read"
+        )
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors"):
             raise CheckpointError(

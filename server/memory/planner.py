@@ -35,6 +35,7 @@ from server.memory.suggestions import (
     more_memory,
     smallest_changes,
 )
+from server.option_table import MAX_MODEL_LEN
 from server.option_values import format_size
 from weights.formats import FORMATS, tensor_bytes
 from weights.inventory import num_parameters
@@ -108,6 +109,12 @@ def size_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) ->
         if length > most:
             raise StartupError(f"--max-model-len {length} exceeds the model's {most} positions")
         return _sized(model, request, length, available_bytes)
+    if model.max_positions > MAX_MODEL_LEN:
+        # auto would fill half of the machine with the cache of a context that cannot be meant
+        raise StartupError(
+            f"the model's configuration states {model.max_positions} positions, and --max-model-len"
+            f" auto takes at most {MAX_MODEL_LEN}: give the length to serve, --max-model-len TOKENS"
+        )
     try:
         return _sized(model, request, model.max_positions, available_bytes)
     except DoesNotFit:

@@ -16,9 +16,15 @@ TORCH_FREE = [
     *("server.api.app", "server.text.tokenizer", "server.text.chat_template"),
     *("server.output.processor", "server.cli", "server.memory.layout", "server.memory.planner"),
     *("server.memory.report", "server.bootstrap", "server.http_server", "server.engine_process"),
-    *("server.plan.command", "weights.presets", "weights.ranks"),
+    *("server.plan.command", "weights.presets", "weights.ranks", "weights.matching"),
 ]
-STANDARD_ONLY = ["server.engine.core", "server.metrics.stats", "server.config", "server.cli"]
+STANDARD_ONLY = [
+    "server.engine.core",
+    "server.metrics.stats",
+    "server.config",
+    "server.cli",
+    "server.entry",
+]
 
 
 def modules_after(statement: str) -> set[str]:

@@ -222,7 +222,7 @@ def test_a_folder_of_the_same_name_where_it_is_started_is_not_taken_for_ours(
 ) -> None:
     (tmp_path / "server").mkdir()
     (tmp_path / "server" / "__init__.py").write_text("raise RuntimeError('not ours')")
-    installed = "import sys; from server.cli import main; sys.exit(main())"  # as the quire script
+    installed = "import sys; from server.entry import main; sys.exit(main())"  # as the quire script
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", installed, "serve", "--port", "0", "--threads", "1"],
         stdout=subprocess.PIPE,

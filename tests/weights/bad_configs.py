@@ -13,6 +13,7 @@ BAD_CONFIGS.config("hidden_not_divisible", "hidden_size", "multiple", hidden_siz
 BAD_CONFIGS.config("kv_heads_do_not_divide", "num_key_value_heads", num_key_value_heads=3)
 BAD_CONFIGS.config("negative_layers", "num_hidden_layers", "-2", num_hidden_layers=-2)
 BAD_CONFIGS.config("absurd_layers", "num_hidden_layers", num_hidden_layers=10**9)
+BAD_CONFIGS.config("more_layers_than_any", "num_hidden_layers", "1..4096", num_hidden_layers=4097)
 BAD_CONFIGS.config("layers_as_string", "num_hidden_layers", "whole number", num_hidden_layers="2")
 BAD_CONFIGS.config("layers_as_fraction", "num_hidden_layers", "2.5", num_hidden_layers=2.5)
 BAD_CONFIGS.config("vocabulary_is_true", "vocab_size", "true", vocab_size=True)

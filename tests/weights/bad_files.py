@@ -51,6 +51,27 @@ def link_to_itself(folder: Path) -> None:
     (folder / WEIGHTS).symlink_to(WEIGHTS)
 
 
+def _link(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+@BAD_FILES.mutation("config.json: is a link to", "'../../blobs/3f", "not there", "cp -rL")
+def snapshot_mounted_without_its_blobs(folder: Path) -> None:
+    for path in folder.iterdir():
+        _link(path, "../../blobs/3fa85f64")
+
+
+@BAD_FILES.mutation(SHARD, "is a link to", "blobs", "models--", sharded=True)
+def one_blob_was_deleted(folder: Path) -> None:
+    _link(folder / SHARD, "../../blobs/0123")
+
+
+@BAD_FILES.mutation("generation_config.json: is a link to '/mnt/gone.json'", "mount what")
+def optional_file_is_a_link_to_nothing(folder: Path) -> None:
+    _link(folder / "generation_config.json", "/mnt/gone.json")
+
+
 @BAD_FILES.mutation(WEIGHTS, "regular file")
 def weights_are_a_pipe(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
@@ -125,6 +146,31 @@ def tensor_in_two_shards(folder: Path) -> None:
         if NORM not in header:
             append_tensor(folder, NORM, bytes(128), [32], file=file)
             return
+
+
+@BAD_FILES.mutation(INDEX, "at most 33554432", sharded=True)
+def index_too_large(folder: Path) -> None:
+    os.truncate(folder / INDEX, 40_000_000)
+
+
+def _name_ghosts(folder: Path, count: int, file: str) -> None:
+    ghosts = {f"ghost.{index}": file.format(index) for index in range(count)}
+    edit_json(folder, INDEX, lambda index: index["weight_map"].update(ghosts))
+
+
+@BAD_FILES.mutation(INDEX, "66021 tensors", "at most 65536", sharded=True)
+def index_names_more_tensors_than_any_model_has(folder: Path) -> None:
+    _name_ghosts(folder, 66_000, SHARD)
+
+
+@BAD_FILES.mutation(INDEX, "values", "at most 196608", sharded=True)
+def index_names_a_million_tensors_in_few_bytes(folder: Path) -> None:
+    (folder / INDEX).write_text('{"weight_map":{' + '"a":"b",' * 1_000_000 + '"a":"b"}}')
+
+
+@BAD_FILES.mutation(INDEX, "2052 files", "at most 2048", sharded=True)
+def index_names_more_files_than_any_model_has(folder: Path) -> None:
+    _name_ghosts(folder, 2_049, "{}.safetensors")
 
 
 @BAD_FILES.mutation(INDEX, "not JSON", sharded=True)

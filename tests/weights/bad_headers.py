@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
-from tests.weights.folders import WEIGHTS, Header, edit_header, read_parts, write_parts
+from tests.weights.folders import (
+    OTHER_SHARD,
+    SHARD,
+    WEIGHTS,
+    Header,
+    edit_header,
+    read_parts,
+    write_parts,
+)
 from tests.weights.mutations import NORM, Q_PROJ, Mutations
 
 BAD_HEADERS = Mutations()
@@ -36,10 +45,31 @@ def header_length_minus_one(folder: Path) -> None:
     _set_length(folder, (1 << 64) - 1)
 
 
-@BAD_HEADERS.mutation(WEIGHTS, "header length", "at most 100000000")
+@BAD_HEADERS.mutation(WEIGHTS, "header length", "at most 33554432")
 def header_length_beyond_the_limit(folder: Path) -> None:
     _set_length(folder, 150_000_000)
     os.truncate(folder / WEIGHTS, 200_000_000)  # a hole: it takes no room on the disk
+
+
+@BAD_HEADERS.mutation(WEIGHTS, "100021 tensors", "more than 65536")
+def more_tensors_than_any_model_has(folder: Path) -> None:
+    header, data = read_parts(folder / WEIGHTS)
+    empty = '"dtype":"F32","shape":[0],"data_offsets":[0,0]'
+    more = ",".join(f'"ghost.{index}":{{{empty}}}' for index in range(100_000))
+    encoded = f"{json.dumps(header)[:-1]},{more}}}"
+    write_parts(folder / WEIGHTS, encoded.encode(), data)
+
+
+@BAD_HEADERS.mutation(WEIGHTS, "values", "at most 1048576")
+def header_of_nothing_but_lists(folder: Path) -> None:
+    write_parts(folder / WEIGHTS, b'{"a":[' + b"[]," * 1_000_000 + b"[]]}", b"")
+
+
+@BAD_HEADERS.mutation(OTHER_SHARD, "with this file the headers", "33554432", sharded=True)
+def headers_too_large_together(folder: Path) -> None:
+    for file in (SHARD, OTHER_SHARD):
+        header, data = read_parts(folder / file)
+        write_parts(folder / file, json.dumps(header).encode() + b" " * (17 << 20), data)
 
 
 @BAD_HEADERS.mutation(WEIGHTS, "header length")

@@ -59,7 +59,7 @@ def tensor_with_and_without_prefix(folder: Path) -> None:
     append_tensor(folder, "norm.weight", bytes(128), [32])
 
 
-@BAD_TENSORS.mutation(WEIGHTS, "lm_head.weight", "tie_word_embeddings", tied=True)
+@BAD_TENSORS.mutation(WEIGHTS, "lm_head.weight", "tie_word_embeddings", tied=True, in_bytes=True)
 def tied_copy_differs(folder: Path) -> None:
     append_tensor(folder, "lm_head.weight", bytes(300 * 32 * 4), [300, 32])
 

@@ -15,25 +15,27 @@ Apply = Callable[[Path], None]
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """``apply`` spoils the folder; every one of ``words`` must stand in the message."""
+    """``apply`` spoils the folder; every one of ``words`` must stand in the message. ``in_bytes``:
+    only the tensors' own bytes show what is wrong, and not headers and configuration."""
 
     name: str
     apply: Apply
     words: tuple[str, ...]
     sharded: bool = False
     tied: bool = False
+    in_bytes: bool = False
 
 
 class Mutations(dict[str, Mutation]):
     """Mutations by name, gathered as they are declared."""
 
     def mutation(
-        self, *words: str, sharded: bool = False, tied: bool = False
+        self, *words: str, sharded: bool = False, tied: bool = False, in_bytes: bool = False
     ) -> Callable[[Apply], Apply]:
         """The decorated function spoils a folder."""
 
         def register(apply: Apply) -> Apply:
-            self._add(Mutation(apply.__name__, apply, words, sharded, tied))
+            self._add(Mutation(apply.__name__, apply, words, sharded, tied, in_bytes))
             return apply
 
         return register

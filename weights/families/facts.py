@@ -24,6 +24,7 @@ from weights.formats import FORMATS, from_torch_name
 
 CONFIG_FILE = "config.json"
 MAX_SIZE = 1 << 26  # no published width, vocabulary or context comes near it
+MAX_LAYERS = 1 << 12  # nor near this many: the deepest trained have a thousand
 
 _Choice = TypeVar("_Choice")
 

@@ -6,7 +6,7 @@ Its projections are published as [in, out] ("Conv1D"), query, key and value in o
 from __future__ import annotations
 
 from weights.families.base import UNEMBEDDING_TENSOR, Family, Skip, Source
-from weights.families.facts import ConfigFacts
+from weights.families.facts import MAX_LAYERS, ConfigFacts
 from weights.families.keys import words
 from weights.spec import (
     Activation,
@@ -51,7 +51,7 @@ def _read(facts: ConfigFacts) -> ModelSpec:
         architecture=facts.architecture,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        num_layers=facts.integer("n_layer", high=1 << 14),
+        num_layers=facts.integer("n_layer", high=MAX_LAYERS),
         attention=AttentionSpec(
             num_query_heads=heads,
             num_kv_heads=heads,

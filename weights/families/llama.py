@@ -4,7 +4,7 @@ such as TinyLlama and SmolLM: RMS norm before each block, rotary positions, gate
 from __future__ import annotations
 
 from weights.families.base import UNEMBEDDING_TENSOR, Family, Skip, Source
-from weights.families.facts import ConfigFacts
+from weights.families.facts import MAX_LAYERS, ConfigFacts
 from weights.families.keys import words
 from weights.families.rope import read_rope
 from weights.spec import (
@@ -39,7 +39,7 @@ def _read(facts: ConfigFacts) -> ModelSpec:
         architecture=facts.architecture,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        num_layers=facts.integer("num_hidden_layers", high=1 << 14),
+        num_layers=facts.integer("num_hidden_layers", high=MAX_LAYERS),
         attention=attention,
         mlp=MlpSpec(
             intermediate_size=facts.integer("intermediate_size"),
