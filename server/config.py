@@ -44,6 +44,7 @@ class ServerConfig:
     queue_timeout: float
     max_body_size: int
     max_connections: int
+    stream_keep_alive: float
     generation_config: str
     log_format: str
     drain_timeout: float

@@ -245,6 +245,7 @@ class HttpServer:
             limits=HttpLimits(
                 max_body_bytes=config.max_body_size,
                 max_connections=config.max_connections,
+                stream_keep_alive_s=config.stream_keep_alive,
             ),
             metrics=RequestMetricsFanOut((self._metrics, RequestLog())),
             memory=self._memory.tree,

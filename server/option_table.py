@@ -15,6 +15,7 @@ from server.option_values import (
     read_text,
     seconds,
     size,
+    zero_or,
 )
 
 DEMO_MODEL_DIR = Path(__file__).resolve().parents[1] / "weights" / "demo" / "checkpoint"
@@ -142,6 +143,13 @@ OPTIONS: tuple[Option, ...] = (
         "N",
         "connections open at once; when all are taken, the one that has been quiet for longest is "
         "closed for a new one, and up to 64 more may ask for /health, /ready and /metrics only",
+    ),
+    Option(
+        "stream-keep-alive",
+        zero_or(seconds(1, 3600)),
+        "15",
+        "SECONDS",
+        "silence after which a stream gets a comment, so that no proxy takes it for dead; 0 is off",
     ),
     Option(
         "generation-config",

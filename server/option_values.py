@@ -34,7 +34,7 @@ def read_integer(text: str, low: int, high: int) -> int:
     return value
 
 
-def seconds(low: float, high: float) -> Reader:
+def seconds(low: float, high: float) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
             value = float(text)
@@ -95,6 +95,18 @@ def none_or(read_value: Reader) -> Reader:
 
     def read(text: str) -> object:
         return None if text == "none" else read_value(text)
+
+    return read
+
+
+def zero_or(read_value: Callable[[str], float]) -> Reader:
+    """0 for what switches a thing off, else what ``read_value`` reads."""
+
+    def read(text: str) -> object:
+        try:
+            return 0.0 if float(text) == 0 else read_value(text)
+        except ValueError:
+            return read_value(text)  # its words say what is allowed
 
     return read
 

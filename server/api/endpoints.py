@@ -9,7 +9,7 @@ the body is there, the client's leaving cancels whatever is under way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from server.api.generation import Generation
 from server.api.json_body import parse_object
 from server.api.middleware import EVENT_STREAM, header, read_body, trace_of
 from server.api.state import ApiState
+from server.api.stream import StreamWriter
 from server.api.trace import ClientDisconnected, RequestTrace
 from server.api.validation import GenerationRequest, context_error, sampling_params, validate
 from server.engine.request import EngineRequest
@@ -65,7 +66,8 @@ class GenerationEndpoint:
             try:
                 await generation.submit()
                 if request.stream:
-                    await stream_answer(generation, answer, send)
+                    silence = self._state.limits.stream_keep_alive_s
+                    await stream_answer(generation, answer, send, silence)
                 else:
                     await whole_answer(generation, answer, send)
             finally:
@@ -181,7 +183,9 @@ async def whole_answer(generation: Generation, answer: Answer, send: Send) -> No
     await send({"type": "http.response.body", "body": body})
 
 
-async def stream_answer(generation: Generation, answer: Answer, send: Send) -> None:
+async def stream_answer(
+    generation: Generation, answer: Answer, send: Send, keep_alive_s: float
+) -> None:
     """Writes the stream. What it raises after the headers becomes an event in RequestBoundary."""
     headers = [
         (b"content-type", EVENT_STREAM),
@@ -190,28 +194,24 @@ async def stream_answer(generation: Generation, answer: Answer, send: Send) -> N
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def write(data: bytes, *, more: bool = True) -> None:
-        if data or not more:
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-
-    opening = [
-        choice for index in range(generation.num_choices) for choice in answer.form.opening(index)
-    ]
-    await write(b"".join(answer.chunk(choice) for choice in opening))
+    def chunks(choices: Iterable[dict[str, Any]]) -> bytes:
+        return b"".join(answer.chunk(choice) for choice in choices)
 
     def usage() -> bytes:
         return answer.last_chunk(generation.usage(details=answer.usage_details))
 
-    try:
-        async with aclosing(generation.deltas()) as deltas:
-            async for index, delta in deltas:
-                changes = answer.form.changes(index, delta)
-                await write(b"".join(answer.chunk(choice) for choice in changes))
-    except QuireError:
-        if answer.usage_details:
-            await write(usage())  # a request that failed has held memory too
-        raise
-    await write((usage() if answer.usage_chunk else b"") + DONE, more=False)
+    async with StreamWriter(send, keep_alive_s) as stream:
+        opening = (answer.form.opening(index) for index in range(generation.num_choices))
+        await stream.write(b"".join(chunks(choices) for choices in opening))
+        try:
+            async with aclosing(generation.deltas()) as deltas:
+                async for index, delta in deltas:
+                    await stream.write(chunks(answer.form.changes(index, delta)))
+        except QuireError:
+            if answer.usage_details:
+                await stream.write(usage())  # a request that failed has held memory too
+            raise
+        await stream.end((usage() if answer.usage_chunk else b"") + DONE)
 
 
 async def unless_disconnected(

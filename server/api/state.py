@@ -76,6 +76,7 @@ class HttpLimits:
     receive_timeout_s: float = 15.0
     send_timeout_s: float = 60.0  # for a client that does not read
     keep_alive_s: float = 30.0  # between two requests
+    stream_keep_alive_s: float = 15.0  # silence of a stream before a comment; 0 writes none
     max_connections: int = 1024
     probe_connections: int = 64
     quiet_s: float = 1.0  # before a connection without a request may be closed for another's sake

@@ -45,6 +45,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "queue-timeout": ("2.5", 2.5),
     "max-body-size": ("1MiB", 2**20),
     "max-connections": ("9", 9),
+    "stream-keep-alive": ("20", 20.0),
     "generation-config": ("none", "none"),
     "log-format": ("json", "json"),
     "drain-timeout": ("0", 0.0),
@@ -67,6 +68,17 @@ def test_the_table_the_fields_and_the_examples_name_the_same_options() -> None:
     names = [option.field for option in (*OPTIONS, STRICT_LEDGER)]
     assert names == [field.name for field in fields(ServerConfig)]
     assert {option.name for option in OPTIONS} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0.0), ("0.0", 0.0), ("1", 1.0), ("3600", 3600)])
+def test_0_switches_the_comments_of_streams_off(text: str, value: float) -> None:
+    assert resolve({"stream-keep-alive": text}, {}).stream_keep_alive == value
+
+
+@pytest.mark.parametrize("text", ["0.5", "-1", "3601", "nan", "off"])
+def test_comments_of_streams_are_no_flood(text: str) -> None:
+    with pytest.raises(StartupError, match="--stream-keep-alive"):
+        resolve({"stream-keep-alive": text}, {})
 
 
 @each_option

@@ -105,11 +105,25 @@ def test_sigterm_truncates_none_of_16_streams_and_exits_0(start: Start) -> None:
     assert not is_running(engine)
 
 
+def while_stopped(engine: int, *streams: Streams) -> None:
+    """An engine that stands still, and a queue, keep no stream silent."""
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        for one in streams:
+            connection, data = one.connections[0], b""
+            while b": keep-alive\n\n" not in data:
+                part = connection.recv(65536)
+                assert part, data
+                data = data[-64:] + part
+    finally:
+        os.kill(engine, signal.SIGCONT)
+
+
 def test_past_the_queue_bound_it_is_429_with_retry_after(start: Start) -> None:
-    server = start(max_num_seqs=2, max_queued_requests=3)
-    with Streams(server, 2, 900):
+    server = start(max_num_seqs=2, max_queued_requests=3, stream_keep_alive=1)
+    with Streams(server, 2, 900) as running:
         wait_until(lambda: server.metric("quire_requests_running") == 2, 5, "a full batch")
-        with Streams(server, 3, 900):
+        with Streams(server, 3, 900) as waiting:
             wait_until(lambda: server.metric("quire_requests_waiting") == 3, 5, "a full queue")
             for stream in (False, True):
                 response = server.post(prompt="a", max_tokens=1, stream=stream)
@@ -117,6 +131,7 @@ def test_past_the_queue_bound_it_is_429_with_retry_after(start: Start) -> None:
                 assert int(response.headers["retry-after"]) >= 1
                 assert response.json()["error"]["code"] == "queue_full"
             assert server.metric("quire_requests_total", outcome="overloaded") == 2
+            while_stopped(server.engine_pid(), running, waiting)
     wait_until(server.is_idle, 1, "all blocks free")
     assert server.post(prompt="a", max_tokens=1).status_code == 200
 

@@ -181,7 +181,9 @@ async function* events(body) {
     for (const block of blocks) {
       const fields = block.split(/\r?\n/).map((line) => /^(\w+): ?(.*)$/s.exec(line));
       const of = (key) => fields.filter((field) => field?.[1] === key).map((field) => field[2]);
-      yield { name: of("event")[0] ?? "message", data: of("data").join("\n") };
+      const data = of("data");
+      if (!data.length) continue;  // a comment, which keeps the connection alive
+      yield { name: of("event")[0] ?? "message", data: data.join("\n") };
     }
   }
 }
