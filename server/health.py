@@ -24,3 +24,7 @@ class Health:
     @property
     def ready(self) -> bool:
         return self._supervisor.state is EngineState.READY and not self.draining
+
+    @property
+    def loading(self) -> bool:
+        return self._supervisor.state is EngineState.STARTING

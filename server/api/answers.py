@@ -50,10 +50,12 @@ class Answer:
         *,
         usage_chunk: bool,
         usage_details: bool = False,
+        continuous_usage: bool = False,
     ) -> None:
         self.form = form
         self.usage_chunk = usage_chunk
         self.usage_details = usage_details
+        self.continuous_usage = continuous_usage
         prefix = "chatcmpl" if kind == "chat.completion" else "cmpl"
         self._kind = kind
         self._head = {
@@ -68,8 +70,9 @@ class Answer:
         choices = [self.form.whole(result) for result in results]
         return {**self._head, "choices": choices, "usage": usage}
 
-    def chunk(self, choice: dict[str, Any]) -> bytes:
-        more = {"usage": None} if self.usage_chunk else {}
+    def chunk(self, choice: dict[str, Any], usage: Mapping[str, Any] | None = None) -> bytes:
+        """``usage`` is the whole request's so far, where every chunk is to carry it."""
+        more = {"usage": usage} if self.usage_chunk or self.continuous_usage else {}
         return event({**self._chunk_head, "choices": [choice], **more})
 
     def last_chunk(self, usage: Mapping[str, Any]) -> bytes:

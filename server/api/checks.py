@@ -5,21 +5,15 @@ A bound is a number, or the name of a ModelCard attribute that holds it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from server.api.errors import joined, wrong_type, wrong_value
+from server.api.errors import wrong_type, wrong_value
+from server.api.field import Field, by_name, read_known
 from server.api.state import ModelCard
-from server.errors import ErrorCode, QuireError
+from server.errors import QuireError
 
 Bound = int | float | str
-
-
-class Check(Protocol):
-    def __call__(self, value: object, param: str, model: ModelCard) -> Any:
-        """The value, in the form the server uses. Raises QuireError."""
-        ...
 
 
 def resolve(bound: Bound, model: ModelCard) -> int | float:
@@ -154,41 +148,15 @@ class Biases:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """One of a few fixed JSON values."""
-
-    allowed: tuple[object, ...]
-    wanted: str
-
-    def __call__(self, value: object, param: str, model: ModelCard) -> object:
-        if value not in self.allowed:
-            error = wrong_value(param, value, self.wanted)
-            raise QuireError(ErrorCode.UNSUPPORTED_PARAMETER, error.message, param=param)
-        return value
-
-
-@dataclass(frozen=True, slots=True)
 class Options:
-    """An object with fields of its own. Each may be absent or null."""
+    """An object with fields of its own."""
 
-    fields: Mapping[str, Check]
-    not_served: frozenset[str] = frozenset()
+    fields: tuple[Field, ...]
 
     def __call__(self, value: object, param: str, model: ModelCard) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise wrong_type(param, value, "an object")
-        found: dict[str, Any] = {}
-        for name, item in value.items():
-            path = f"{param}.{name}"
-            if name in self.not_served:
-                message = f"{path} is not served yet. Leave it out."
-                raise QuireError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=path)
-            if name not in self.fields:
-                message = f"{path[:200]} is unknown. Known are: {joined(self.fields)}."
-                raise QuireError(ErrorCode.UNKNOWN_PARAMETER, message, param=path[:200])
-            if item is not None:
-                found[name] = self.fields[name](item, path, model)
-        return found
+        return read_known(value, by_name(self.fields), model, f"{param}.")
 
 
 @dataclass(frozen=True, slots=True)

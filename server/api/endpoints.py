@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from server.api.answers import DONE, Answer, AnswerForm, ChatForm, CompletionForm, to_json
-from server.api.errors import shown
+from server.api.errors import shown, still_loading
 from server.api.fields import Route
 from server.api.generation import Generation
 from server.api.json_body import parse_object
@@ -28,6 +28,7 @@ from server.api.validation import GenerationRequest, context_error, sampling_par
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
 from server.output.processor import Collector, OutputOptions
+from server.output.stops import StopStrings
 
 LARGE_BODY = 64 * 1024  # bytes; parsed in a thread from here on
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class GenerationEndpoint:
         self._check_health()
         requests = await self._engine_requests(request, trace.request_id)
         options = OutputOptions(
-            stops=request.stops,
+            stops=StopStrings(request.stops),
             echo=request.echo,
             continuation=self._route is Route.COMPLETIONS,
         )
@@ -91,6 +92,8 @@ class GenerationEndpoint:
                 "The server is stopping and takes no new requests.",
                 retry_after=5,
             )
+        if health.loading:
+            raise still_loading()
         if not health.alive:
             raise QuireError(
                 ErrorCode.ENGINE_UNAVAILABLE,
@@ -165,6 +168,7 @@ class GenerationEndpoint:
             self._state.model,
             usage_chunk=request.include_usage,
             usage_details=request.usage_details,
+            continuous_usage=request.continuous_usage,
         )
 
 
@@ -195,7 +199,8 @@ async def stream_answer(
     await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     def chunks(choices: Iterable[dict[str, Any]]) -> bytes:
-        return b"".join(answer.chunk(choice) for choice in choices)
+        usage = generation.usage() if answer.continuous_usage else None
+        return b"".join(answer.chunk(choice, usage) for choice in choices)
 
     def usage() -> bytes:
         return answer.last_chunk(generation.usage(details=answer.usage_details))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from server.errors import ErrorCode, QuireError
 
 MESSAGE_CHARACTERS = 1000
 SHOWN_CHARACTERS = 60
+SHOWN_ENTRIES = 3  # of an object
 
 
 def error_body(error: QuireError) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def shown(value: object) -> str:
     elif isinstance(value, list):
         text = f"a list of {len(value)}"
     elif isinstance(value, dict):
-        text = f"an object of {len(value)}"
+        text = _shown_object(value)
     elif isinstance(value, bool) or value is None:
         text = json.dumps(value)
     elif isinstance(value, int) and value.bit_length() > 128:
@@ -59,8 +60,29 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
 
 
+def _shown_object(value: Mapping[Any, object]) -> str:
+    """A small object as it is, but for what lies deeper: {"type": "json_schema", "schema": {…}}."""
+    if len(value) > SHOWN_ENTRIES:
+        return f"an object of {len(value)}"
+    return "{" + ", ".join(f"{shown(key)}: {_shown_entry(value[key])}" for key in value) + "}"
+
+
+def _shown_entry(value: object) -> str:
+    if isinstance(value, dict):
+        return "{…}" if value else "{}"
+    if isinstance(value, list):
+        return "[…]" if value else "[]"
+    return shown(value)
+
+
 def joined(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
+
+
+def still_loading() -> QuireError:
+    """Of a server that will take requests once its engine has loaded the model."""
+    message = "The model is still loading. Try again in a few seconds; /ready says when."
+    return QuireError(ErrorCode.ENGINE_UNAVAILABLE, message, retry_after=5)
 
 
 def wrong_type(param: str, value: object, wanted: str) -> QuireError:

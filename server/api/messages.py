@@ -1,35 +1,122 @@
-"""The messages of a chat: roles and text. What else a message may hold is refused by name."""
+"""The messages of a chat: roles and text. What else a message may hold is a table too.
+
+Clients send the answers of earlier turns back as they got them, with keys that say nothing to the
+model: those are served as long as they ask for nothing. Any other key is refused with its path,
+since a misspelt tool_calls must not vanish.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from server.api.errors import joined, shown, wrong_type, wrong_value
+from server.api.errors import joined, wrong_type, wrong_value
+from server.api.field import Field, NotServed, by_name, missing, not_served, read_known
+from server.api.label_checks import Label, SmallObject
 from server.api.state import ModelCard
-from server.errors import ErrorCode, QuireError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 NOT_SERVED_ROLES = ("tool", "function")
 NOT_SERVED_PARTS = ("image_url", "input_audio", "file", "video_url", "audio_url", "refusal")
-NOT_SERVED_FIELDS = (
-    "tool_calls",
-    "tool_call_id",
-    "function_call",
-    "audio",
-    "refusal",
-    "reasoning_content",
-    "reasoning",
+
+_TOOLS = NotServed("Tools are not served yet.")
+_PARTS = NotServed("Only text is served: this kind of part is not, yet.")
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """The role as templates know it: a developer message is what older ones call system."""
+
+    def __call__(self, value: object, param: str, model: ModelCard) -> str:
+        if not isinstance(value, str):
+            raise wrong_type(param, value, "a string")
+        if value in NOT_SERVED_ROLES:
+            raise _TOOLS.refusal(value, param)
+        if value not in ROLES:
+            raise wrong_value(param, value, f"one of {joined(ROLES)}")
+        return ROLES[value]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """A string of any length: the body's size bounds it."""
+
+    def __call__(self, value: object, param: str, model: ModelCard) -> str:
+        if not isinstance(value, str):
+            raise wrong_type(param, value, "a string")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class PartType:
+    def __call__(self, value: object, param: str, model: ModelCard) -> str:
+        if isinstance(value, str) and value in NOT_SERVED_PARTS:
+            raise _PARTS.refusal(value, param)
+        if value != "text":
+            raise wrong_value(param, value, '"text"')
+        return "text"
+
+
+CACHE_CONTROL = Field("cache_control", SmallObject(8))  # where a client would cut the prompt cache
+
+PART = by_name(
+    (
+        Field("type", PartType(), required=True),
+        Field("text", PlainText(), required=True),
+        CACHE_CONTROL,
+        Field("annotations", SmallObject(64)),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Text, or a list of text parts: it stays in its form, for the template to decide about."""
+
+    def __call__(self, value: object, param: str, model: ModelCard) -> str | list[dict[str, str]]:
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list):
+            raise wrong_type(param, value, "a string or a list of text parts")
+        if not value:
+            raise wrong_value(param, value, "a list of at least one text part")
+        return [self._part(item, f"{param}[{at}]", model) for at, item in enumerate(value)]
+
+    def _part(self, value: object, param: str, model: ModelCard) -> dict[str, str]:
+        if not isinstance(value, dict):
+            raise wrong_type(param, value, 'an object {"type": "text", "text": ...}')
+        if value.get("type") != "text":  # of another kind of part every key would be unknown
+            PART["type"].check(value.get("type"), f"{param}.type", model)
+        found = read_known(value, PART, model, f"{param}.")
+        return {"type": "text", "text": found["text"]}
+
+
+MESSAGE = by_name(
+    (
+        Field("role", Role(), required=True),
+        Field("content", Content()),
+        Field("name", PlainText()),
+        Field("id", Label(256)),
+        Field("status", Label(64)),
+        Field("annotations", SmallObject(64)),
+        CACHE_CONTROL,
+        *not_served(
+            "Tools are not served yet.", tool_calls=([],), tool_call_id=("",), function_call=({},)
+        ),
+        *not_served("Only text is served.", audio=({},)),
+        *not_served("Refusals of earlier answers are not served yet.", refusal=("",)),
+        *not_served(
+            "The reasoning of earlier answers is not served yet.",
+            reasoning_content=("",),
+            reasoning=("",),
+        ),
+    )
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Messages:
-    """A list of messages, given to the template as {"role", "content"[, "name"]}.
-
-    A developer message is what older templates call system. Content stays in its form, a text or a
-    list of text parts: the template decides what becomes of it.
-    """
+    """A list of messages, given to the template as {"role", "content"[, "name"]}."""
 
     most: int
 
@@ -38,77 +125,20 @@ class Messages:
             raise wrong_type(param, value, "a list of messages")
         if not 1 <= len(value) <= self.most:
             raise wrong_value(param, value, f"a list of 1 to {self.most} messages")
-        return tuple(_message(item, f"{param}[{index}]") for index, item in enumerate(value))
+        return tuple(_message(item, f"{param}[{at}]", model) for at, item in enumerate(value))
 
 
-def _message(value: object, param: str) -> dict[str, Any]:
+def _message(value: object, param: str, model: ModelCard) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong_type(param, value, "an object with role and content")
-    for name, item in value.items():
-        if name in ("role", "content", "name") or item is None:
-            continue
-        if name in NOT_SERVED_FIELDS:
-            raise _not_served(f"{param}.{name}")
-        known = joined(("role", "content", "name"))
-        message = f"{param} holds an unknown field {shown(name)}. Known are: {known}."
-        raise QuireError(ErrorCode.UNKNOWN_PARAMETER, message, param=param)
-    found: dict[str, Any] = {
-        "role": _role(value.get("role"), f"{param}.role"),
-        "content": _content(value.get("content"), f"{param}.content"),
-    }
-    if value.get("name") is not None:
-        found["name"] = _text(value["name"], f"{param}.name")
-    return found
-
-
-def _role(value: object, param: str) -> str:
-    if value is None:
-        raise _missing(param)
-    role = _text(value, param)
-    if role in NOT_SERVED_ROLES:
-        raise _not_served(f"{param} {role}", param)
-    if role not in ROLES:
-        raise wrong_value(param, role, f"one of {joined(ROLES)}")
-    return ROLES[role]
-
-
-def _content(value: object, param: str) -> str | list[dict[str, str]]:
-    if value is None:
-        raise _missing(param)
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise wrong_type(param, value, "a string or a list of text parts")
-    if not value:
-        raise wrong_value(param, value, "a list of at least one text part")
-    return [_part(item, f"{param}[{index}]") for index, item in enumerate(value)]
-
-
-def _part(value: object, param: str) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise wrong_type(param, value, 'an object {"type": "text", "text": ...}')
-    kind = value.get("type")
-    if isinstance(kind, str) and kind in NOT_SERVED_PARTS:
-        raise _not_served(f"{param}.type {kind}", f"{param}.type")
-    if kind != "text":
-        raise wrong_value(f"{param}.type", kind, '"text"')
-    unknown = value.keys() - {"type", "text"}
-    if unknown:
-        message = f"{param} holds unknown fields besides type and text: {shown(min(unknown))}."
-        raise QuireError(ErrorCode.UNKNOWN_PARAMETER, message, param=param)
-    return {"type": "text", "text": _text(value.get("text"), f"{param}.text")}
-
-
-def _text(value: Any, param: str) -> str:
-    if not isinstance(value, str):
-        raise wrong_type(param, value, "a string")
-    return value
-
-
-def _missing(param: str) -> QuireError:
-    return QuireError(ErrorCode.MISSING_PARAMETER, f"{param} is missing.", param=param)
-
-
-def _not_served(what: str, param: str | None = None) -> QuireError:
-    message = f"{what} is not served yet. Send text messages without it."
-    return QuireError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=param or what)
+    found = read_known(value, MESSAGE, model, f"{param}.")
+    if found["content"] is None:
+        if found["role"] != "assistant":
+            raise missing(f"{param}.content")
+        found["content"] = (
+            ""  # of an answer that held nothing but what is refused above, or nothing
+        )
+    message = {"role": found["role"], "content": found["content"]}
+    if found["name"] is not None:
+        message["name"] = found["name"]
+    return message

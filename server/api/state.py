@@ -27,6 +27,11 @@ class HealthView(Protocol):
         ...
 
     @property
+    def loading(self) -> bool:
+        """The engine is on its way: it loads the model, for the first time or again."""
+        ...
+
+    @property
     def draining(self) -> bool:
         """The server was told to stop and only finishes what it has begun."""
         ...

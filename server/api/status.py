@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.api.errors import shown
+from server.api.errors import shown, still_loading
 from server.api.live_requests import OpenRequest
 from server.api.state import ApiState
 from server.api.usage import live_memory, timings
@@ -62,6 +62,8 @@ class StatusRoutes:
         health = self._state.health
         if health.draining:
             raise QuireError(ErrorCode.SHUTTING_DOWN, "The server is stopping.")
+        if health.loading:
+            raise still_loading()
         if not (health.alive and health.ready):
             raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is not ready.")
         return JSONResponse({"status": "ready"}, headers=NOW)

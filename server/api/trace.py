@@ -13,6 +13,7 @@ from server.metrics.stats import Outcome, RequestMetrics, RequestRecord
 LABEL_CHARACTERS = 128
 CLIENT_CLOSED = 499  # no status was sent; the figure that log readers know
 _UNSAFE = re.compile(r"[^A-Za-z0-9._:\-]")
+_FIELD = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}")
 _OVERLOAD = (
     ErrorCode.QUEUE_FULL,
     ErrorCode.QUEUE_TIMEOUT,
@@ -109,8 +110,15 @@ class RequestTrace:
             e2e_s=self.age_s,
             finish_reasons=self.finish_reasons,
             error_code=self.error.code.value.code if self.error else None,
+            error_param=self._error_param(),
             client_request_id=self.label,
         )
+
+    def _error_param(self) -> str | None:
+        """The path of the field at fault, where it looks like one: a client may write anything as
+        a key, and a log holds no text of a request."""
+        param = self.error.param if self.error else None
+        return param if param and _FIELD.fullmatch(param) else None
 
 
 def safe_label(given: bytes | None) -> str | None:

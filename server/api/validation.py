@@ -57,6 +57,11 @@ class GenerationRequest:
         """A stream ends in a chunk with the usage. Its details have no other place."""
         return self.usage_details or bool(self.fields["stream_options"].get("include_usage"))
 
+    @property
+    def continuous_usage(self) -> bool:
+        """Every chunk of a stream carries the usage so far."""
+        return bool(self.fields["stream_options"].get("continuous_usage_stats"))
+
 
 def validate(body: Mapping[str, Any], route: Route, model: ModelCard) -> GenerationRequest:
     """Raises QuireError for the first rule that the body breaks."""
@@ -72,7 +77,7 @@ def validate(body: Mapping[str, Any], route: Route, model: ModelCard) -> Generat
         max_tokens=_max_tokens(fields),
         logprobs=_logprobs(fields, route),
     )
-    if body.get("stream_options") is not None and not request.stream:
+    if any(fields["stream_options"].values()) and not request.stream:
         raise _clash("stream_options", "stream_options needs stream to be true.")
     if request.max_tokens is not None and fields["min_tokens"] > request.max_tokens:
         raise _clash(
@@ -172,7 +177,7 @@ def _logprobs(fields: Mapping[str, Any], route: Route) -> int | None:
         count: int | None = fields["logprobs"]
         return count
     top: int | None = fields["top_logprobs"]
-    if top is not None and not fields["logprobs"]:
+    if top and not fields["logprobs"]:
         raise _clash("top_logprobs", "top_logprobs needs logprobs to be true.")
     return (top or 0) if fields["logprobs"] else None
 

@@ -27,6 +27,7 @@ class RequestLog(NullMetrics):
             completion_tokens=record.completion_tokens,
             finish_reasons=",".join(record.finish_reasons) or None,
             error_code=record.error_code,
+            error_param=record.error_param,
             queue_ms=_milliseconds(record.queue_s),
             ttft_ms=_milliseconds(record.ttft_s),
             tpot_ms=_milliseconds(record.tpot_s),

@@ -51,6 +51,7 @@ class RequestRecord:
     e2e_s: float = 0.0
     finish_reasons: tuple[str, ...] = ()
     error_code: str | None = None
+    error_param: str | None = None  # the field at fault, where its name is one
     client_request_id: str | None = None
 
 

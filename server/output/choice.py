@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from server.output.logprobs import Score, TokenLogprob
 from server.output.places import TokenPlaces
-from server.output.stops import StopMatcher
+from server.output.stops import StopMatcher, StopStrings
 from server.text.stages import Segment
 from server.text.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ class ChoiceText:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, stops: tuple[str, ...], min_tokens: int, continuation: bool
+        self, tokenizer: Tokenizer, *, stops: StopStrings, min_tokens: int, continuation: bool
     ) -> None:
         self._tokenizer = tokenizer
         self._decoder = tokenizer.stream(continuation=continuation)

@@ -15,6 +15,7 @@ from server.engine.request import EngineRequest, FinishReason
 from server.errors import ErrorCode, QuireError
 from server.output.choice import ChoiceText, Delta
 from server.output.logprobs import Score, TokenLogprob, unpack
+from server.output.stops import StopStrings
 from server.text.tokenizer import Tokenizer
 
 RETRY_AFTER_SECONDS = 1  # of a request that waited in the queue past its deadline
@@ -24,9 +25,10 @@ RETRY_AFTER_SECONDS = 1  # of a request that waited in the queue past its deadli
 class OutputOptions:
     """``echo`` puts the prompt's text before each choice. ``continuation`` says that the text goes
     on from the prompt (completions) rather than beginning anew (a chat message): it decides
-    whether a tokenizer's leading space is kept."""
+    whether a tokenizer's leading space is kept. ``stops`` that are prepared serve every prompt and
+    choice of a request."""
 
-    stops: tuple[str, ...] = ()
+    stops: StopStrings | tuple[str, ...] = ()
     echo: bool = False
     continuation: bool = True
 
@@ -58,12 +60,13 @@ class OutputProcessor:
     ) -> None:
         self._request = request
         self._echo = options.echo
+        stops = StopStrings.of(options.stops)
         self._prompt_rows: list[tuple[int, float, tuple[tuple[int, float], ...]]] = []
         self._choices = [
             _Choice(
                 ChoiceText(
                     tokenizer,
-                    stops=options.stops,
+                    stops=stops,
                     min_tokens=request.sampling.min_tokens,
                     continuation=options.continuation and not options.echo,
                 )

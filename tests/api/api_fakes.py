@@ -211,6 +211,7 @@ class RecordingMetrics:
 class FakeHealth:
     alive: bool = True
     ready: bool = True
+    loading: bool = False
     draining: bool = False
 
 

@@ -187,6 +187,18 @@ def test_health_and_readiness(health: FakeHealth, alive: int, ready: int, code: 
         assert response.json()["error"]["code"] == code
 
 
+@pytest.mark.parametrize("path", ["/ready", "/v1/chat/completions"])
+def test_a_503_while_the_model_loads_says_so(path: str) -> None:
+    state = make_state(health=FakeHealth(ready=False, loading=True))
+    response = chat(state) if path != "/ready" else request(state, "GET", path)
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "5"
+    error = response.json()["error"]
+    assert error["code"] == "engine_unavailable"
+    assert "still loading" in error["message"]
+    assert request(state, "GET", "/health").status_code == 200
+
+
 def test_http_is_counted_by_route_template() -> None:
     state = make_state()
     for path in ("/health", "/v1/models/tiny", "/v1/models/no", "/wp-admin.php"):

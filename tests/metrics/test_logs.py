@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -26,9 +27,11 @@ RECORD = RequestRecord(
 )
 
 
-def line(caplog: pytest.LogCaptureFixture, formatter: logging.Formatter) -> str:
+def line(
+    caplog: pytest.LogCaptureFixture, formatter: logging.Formatter, sent: RequestRecord = RECORD
+) -> str:
     with caplog.at_level(logging.INFO, "quire.request"):
-        RequestLog().observe_finish(RECORD)
+        RequestLog().observe_finish(sent)
     [record] = caplog.records
     return formatter.format(record)
 
@@ -49,6 +52,12 @@ def test_a_request_is_one_line_of_text(caplog: pytest.LogCaptureFixture) -> None
     assert "\n" not in found
     assert "INFO quire.request /v1/completions 200 length request_id=r1" in found
     assert "ttft_ms=12.3" in found
+
+
+def test_a_refused_request_names_its_field(caplog: pytest.LogCaptureFixture) -> None:
+    refused = replace(RECORD, error_code="unsupported_parameter", error_param="tools")
+    found = line(caplog, TextFormatter(), refused)
+    assert "error_code=unsupported_parameter error_param=tools" in found
 
 
 def test_an_exception_is_part_of_its_line() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.output.stops import StopMatcher
+from server.output.stops import StopMatcher, StopStrings
 
 
 def cut(text: str, places: Sequence[int]) -> list[str]:
@@ -37,7 +38,7 @@ def naive(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
 
 
 letters = st.text("ab深", max_size=14)
-stop_lists = st.lists(st.text("ab深", min_size=1, max_size=5), max_size=4, unique=True)
+stop_lists = st.lists(st.text("ab深", min_size=1, max_size=5), max_size=6, unique=True)
 
 
 @settings(max_examples=1500, deadline=None)
@@ -75,3 +76,30 @@ def test_a_match_before_it_counts_is_text_but_may_begin_another() -> None:
     assert matcher.feed("aa", armed=False) == "a"
     assert matcher.feed("a") == ""
     assert matcher.stop == "aa"
+
+
+class CountedText(str):
+    """A stop string that counts how often one of its characters is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> str:
+        CountedText.looks += 1
+        return super().__getitem__(index)
+
+
+def test_what_stop_strings_cost_is_bounded_whatever_they_are() -> None:
+    stops = StopStrings(["a" * (999 - index) + "b" for index in range(16)])
+    for pattern in stops.patterns:
+        pattern.text = CountedText(pattern.text)
+    CountedText.looks = 0
+    matchers = [StopMatcher(stops) for _ in range(4)]
+    assert CountedText.looks == 0  # prepared once, for every choice of a request
+    text = ("a" * 700 + "c") * 10
+    for matcher in matchers:
+        assert "".join(matcher.feed(piece) for piece in cut(text, range(0, 7000, 7))) == text
+    looks = CountedText.looks
+    assert 0 < looks <= 3 * len(text) * len(stops.patterns) * len(matchers)
+    for matcher in matchers:
+        assert matcher.feed("no letter of theirs".replace("a", "o")) == "no letter of theirs"
+    assert CountedText.looks == looks
