@@ -4,6 +4,9 @@ The victim is the last in rank, which may be the needy one itself, but never the
 first, and none that is protected: one preempted ``max_preemptions`` times comes back only
 with blocks reserved for its whole length, so it needs none and is never asked for any.
 
+What got its row in the order of arrival (server.engine.turns), and what came before that, gives way
+after all others and latest first: else those that it waited for would send it back at once.
+
 Why this always progresses: the sequence that arrived first keeps what it has. Where nobody is left
 to give way to it, all the others are protected; they need no block, so they run to their end and
 free theirs. Every other sequence gives way a bounded number of times.
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from server.engine.sequence import Sequence
+from server.engine.sequence import Rank, Sequence
 
 
 def is_protected(sequence: Sequence, max_preemptions: int) -> bool:
@@ -23,14 +26,16 @@ def is_protected(sequence: Sequence, max_preemptions: int) -> bool:
 def choose_victim(running: Iterable[Sequence], max_preemptions: int) -> Sequence | None:
     """The sequence to preempt, or None where the needy one has to wait."""
     running = list(running)
-    oldest = min(running, key=_arrival)
+    oldest = min(running, key=lambda sequence: sequence.arrival)
+    in_turn = max((s.arrival for s in running if s.is_in_turn), default=(0, 0))
+
+    def last(sequence: Sequence) -> tuple[bool, Rank]:
+        is_in_turn = sequence.arrival <= in_turn
+        return (not is_in_turn, (0.0, *sequence.arrival) if is_in_turn else sequence.rank)
+
     candidates = (
         sequence
         for sequence in running
         if sequence is not oldest and not is_protected(sequence, max_preemptions)
     )
-    return max(candidates, key=lambda sequence: sequence.rank, default=None)
-
-
-def _arrival(sequence: Sequence) -> tuple[int, int]:
-    return (sequence.request.arrival, sequence.choice)
+    return max(candidates, key=last, default=None)

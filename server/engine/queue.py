@@ -1,6 +1,7 @@
-"""WaitingQueue: sequences that want a row, first in rank first.
+"""WaitingQueue: sequences that want a row, by rank and by arrival.
 
-A heap whose removed members are skipped when they surface, because an abort may take any of them.
+Heaps of keys alone: a member that is removed, as an abort may remove any, is forgotten at once, and
+its key is skipped when it surfaces.
 """
 
 from __future__ import annotations
@@ -8,15 +9,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from server.engine.sequence import LiveRequest, Rank, Sequence, SequenceState
+from server.engine.sequence import Arrival, LiveRequest, Rank, Sequence, SequenceState
 
 _SLACK = 64  # entries of what has gone that may stay in a heap
 
 
 class WaitingQueue:
     def __init__(self) -> None:
-        self._heap: list[tuple[Rank, Sequence]] = []
-        self._members: dict[Rank, Sequence] = {}
+        self._members: dict[Arrival, Sequence] = {}
+        self._heap: list[tuple[Rank, Arrival]] = []
+        self._by_arrival: list[Arrival] = []
         self._deadlines: list[tuple[float, int, LiveRequest]] = []
         self.num_tokens = 0  # known tokens of all members
         self.num_new = 0  # members that are WAITING, of a request that never ran
@@ -45,7 +47,7 @@ class WaitingQueue:
         return len(self._members)
 
     def __contains__(self, sequence: Sequence) -> bool:
-        return self._members.get(sequence.rank) is sequence
+        return sequence.arrival in self._members
 
     def __iter__(self) -> Iterator[Sequence]:
         """In the order of rank."""
@@ -58,18 +60,28 @@ class WaitingQueue:
         """
         if sequence in self:
             raise ValueError(f"{sequence!r} is in the queue already")
-        self._members[sequence.rank] = sequence
+        self._members[sequence.arrival] = sequence
         self._count(sequence, 1)
-        heapq.heappush(self._heap, (sequence.rank, sequence))
+        heapq.heappush(self._heap, (sequence.rank, sequence.arrival))
+        heapq.heappush(self._by_arrival, sequence.arrival)
         request = sequence.request
         if not request.was_scheduled:
             heapq.heappush(self._deadlines, (request.deadline, request.arrival, request))
         self._tidy()
 
     def head(self) -> Sequence | None:
-        while self._heap and not self._is_current(self._heap[0]):
-            heapq.heappop(self._heap)
-        return self._heap[0][1] if self._heap else None
+        """The first in rank."""
+        heap = self._heap
+        while heap and heap[0][1] not in self._members:
+            heapq.heappop(heap)
+        return self._members[heap[0][1]] if heap else None
+
+    def oldest(self) -> Sequence | None:
+        """The first to arrive, whatever its rank."""
+        heap = self._by_arrival
+        while heap and heap[0] not in self._members:
+            heapq.heappop(heap)
+        return self._members[heap[0]] if heap else None
 
     def head_of(self, request: LiveRequest) -> Sequence | None:
         return next((s for s in request.sequences if s in self), None)
@@ -80,7 +92,7 @@ class WaitingQueue:
         Raises:
             KeyError: the sequence is not in the queue.
         """
-        del self._members[sequence.rank]
+        del self._members[sequence.arrival]
         self._count(sequence, -1)
 
     def expired(self, now: float) -> list[LiveRequest]:
@@ -96,8 +108,9 @@ class WaitingQueue:
         """Forgets what has gone, so that memory follows the queue's length and not its traffic."""
         bound = 2 * len(self._members) + _SLACK
         if len(self._heap) > bound:
-            self._heap = [item for item in self._heap if self._is_current(item)]
-            heapq.heapify(self._heap)
+            self._heap = sorted((s.rank, arrival) for arrival, s in self._members.items())
+        if len(self._by_arrival) > bound:
+            self._by_arrival = sorted(self._members)
         if len(self._deadlines) > bound:
             self._deadlines = [item for item in self._deadlines if self._is_waiting(item[2])]
             heapq.heapify(self._deadlines)
@@ -110,6 +123,3 @@ class WaitingQueue:
         if sequence.state is SequenceState.WAITING:
             self.num_new += sign
             self.num_new_tokens += sign * sequence.num_tokens
-
-    def _is_current(self, item: tuple[Rank, Sequence]) -> bool:
-        return self._members.get(item[0]) is item[1]

@@ -5,7 +5,8 @@ and tokens that are computed, and each step computes some of the difference: a c
 one decoded token, or the recomputation of what a preemption freed. There are no phases.
 
 Running sequences come first, in rank, then waiting ones; only the head of the queue is ever
-admitted, so nothing overtakes it.
+admitted, so nothing overtakes it. The head is the first in rank, or the first to arrive where
+later ones have had their share (server.engine.turns).
 
 A step may be planned while the one before it is under way. A sequence then has *pending* tokens,
 whose places are known and whose ids are not: its next decode counts on them. What only an id
@@ -26,6 +27,7 @@ from server.engine.results import apply_result
 from server.engine.roster import Roster
 from server.engine.sequence import LiveRequest, Sequence, SequenceState
 from server.engine.step_draft import Chunk, ScheduledRow, StepCounts, StepDraft, next_chunk
+from server.engine.turns import Turns
 
 
 class Scheduler:
@@ -41,6 +43,7 @@ class Scheduler:
         self.limits = limits
         self.roster = Roster(kv, limits)
         self._clock = clock
+        self.turns = Turns(limits.max_num_batched_tokens)
         self._next_step_id = 0
         self._counts = StepCounts()
 
@@ -151,13 +154,14 @@ class Scheduler:
             self.roster.end_request(request, FinishReason.ERROR, "QUEUE_TIMEOUT", message)
 
     def _schedule_running(self, draft: StepDraft, focus: LiveRequest | None) -> None:
-        """Each sequence leaves a row of logits to each of those after it, for their next token."""
+        """Each sequence leaves a token and a row of logits to each of those after it, so that a
+        long prompt holds up no answer, whatever their ranks."""
         running = [s for s in self.roster.running if focus is None or s.request is focus]
         for index, sequence in enumerate(running):
             if sequence.state is not SequenceState.RUNNING:
                 continue  # preempted for one before it
-            reserved = len(running) - index - 1
-            chunk = self._next_chunk(draft, sequence, sequence.num_computed_tokens, reserved)
+            others = len(running) - index - 1
+            chunk = self._next_chunk(draft, sequence, sequence.num_computed_tokens, others)
             if chunk is None:
                 continue
             new_ids = self._make_room(draft, sequence, chunk.end)
@@ -196,6 +200,7 @@ class Scheduler:
             if chunk is None or not self._admit(sequence, hit, chunk, promised):
                 return
             self._note_admission(sequence, hit)
+            sequence.is_in_turn |= self.turns.is_by_arrival
             self.roster.start(sequence, hit.num_tokens)
             self._plan_row(draft, sequence, chunk, ())
             promised += self.kv.blocks_missing(sequence, sequence.num_tokens)
@@ -209,7 +214,9 @@ class Scheduler:
 
     def _next_waiting(self, focus: LiveRequest | None) -> Sequence | None:
         waiting = self.roster.waiting
-        return waiting.head() if focus is None else waiting.head_of(focus)
+        if focus is not None:
+            return waiting.head_of(focus)
+        return waiting.oldest() if self.turns.is_by_arrival else waiting.head()
 
     def _find_prefix(self, sequence: Sequence) -> PrefixHit:
         """At least one token is left to compute: its logits are wanted.
@@ -244,10 +251,12 @@ class Scheduler:
             )
 
     def _next_chunk(
-        self, draft: StepDraft, sequence: Sequence, start: int, reserved_logits: int = 0
+        self, draft: StepDraft, sequence: Sequence, start: int, others: int = 0
     ) -> Chunk | None:
-        logits_left = min(draft.logits_left, max(1, draft.logits_left - reserved_logits))
-        return next_chunk(sequence, start, draft.tokens_left, logits_left)
+        """``others`` come after it, and are each left one of both budgets as far as these go."""
+        tokens_left = min(draft.tokens_left, max(1, draft.tokens_left - others))
+        logits_left = min(draft.logits_left, max(1, draft.logits_left - others))
+        return next_chunk(sequence, start, tokens_left, logits_left)
 
     def _plan_row(
         self, draft: StepDraft, sequence: Sequence, chunk: Chunk, new_ids: BlockIds
@@ -265,6 +274,7 @@ class Scheduler:
                 min_tokens_pending=chunk.samples and sequence.min_tokens_pending,
             )
         )
+        self.turns.count(sequence, chunk.num_tokens, self.roster.waiting.oldest())
         sequence.num_computed_tokens = chunk.end
         sequence.num_pending_tokens += chunk.samples
 

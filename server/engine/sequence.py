@@ -70,6 +70,7 @@ _STATE_AFTER = {
 }
 
 Rank = tuple[float, int, int]
+Arrival = tuple[int, int]  # of the request, and which of its choices
 
 
 class Sequence:
@@ -97,7 +98,9 @@ class Sequence:
         self.epoch = 0
         self.num_preemptions = 0
         self.last_step_id = -1
+        self.is_in_turn = False  # got its row as the first to arrive, out of the order of rank
         self.rank: Rank = (request.virtual_arrival, request.arrival, choice)
+        self.arrival: Arrival = (request.arrival, choice)
 
     def __repr__(self) -> str:
         return f"Sequence({self.request.id}#{self.choice}, {self.state})"
@@ -176,7 +179,8 @@ class LiveRequest:
 
     A priority level is worth ``SECONDS_PER_PRIORITY_LEVEL`` seconds of waiting: requests are
     ranked by ``virtual_arrival``, so a lower priority number goes first, equal numbers go in order
-    of arrival, and nothing is overtaken by what arrives later than its own level's worth.
+    of arrival, and nothing is overtaken by what arrives later than its own level's worth. How much
+    may go first by rank is bounded by server.engine.turns.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from server.engine.kv_cache_manager import PrefixHit
 from server.engine.roster import Roster
 from server.engine.sequence import Sequence
 from server.engine.step_in_flight import StepInFlight
+from server.engine.turns import Turns
 
 
 class Decisions:
@@ -23,12 +24,14 @@ class Decisions:
         self,
         config: dict[str, Any],
         roster: Roster,
+        turns: Turns,
         executor: FakeExecutor,
         promises: dict[str, Promise],
         visits: Visits,
     ) -> None:
         self.config = config
         self.roster = roster
+        self.turns = turns
         self.executor = executor
         self.promises = promises
         self.visits = visits
@@ -60,13 +63,26 @@ class Decisions:
         self.roster.preempt = watched  # type: ignore[method-assign]
 
     def _check_turn(self, sequence: Sequence) -> None:
-        """Strict order: nothing waiting is overtaken, but for a retry after a failed step."""
+        """Strict order: nothing waiting is overtaken, but for a retry after a failed step, and for
+        whoever came first, where later ones have had their share."""
         if self.roster.suspects:
             return
-        mine = (*self.promises[sequence.request.id].rank, sequence.choice)
-        for other in self.roster.waiting:
-            rank = (*self.promises[other.request.id].rank, other.choice)
-            assert mine <= rank, "the queue is served in order of priority, then arrival"
+        waiting = list(self.roster.waiting)
+        if self.turns.is_by_arrival:
+            self.visits.events["turn of arrival"] += 1
+            first = min(waiting, key=self._arrival)
+            assert sequence is first, "after enough by priority, the first to arrive is next"
+            return
+        for other in waiting:
+            assert self._rank(sequence) <= self._rank(other), (
+                "the queue is served in order of priority, then arrival"
+            )
+
+    def _rank(self, sequence: Sequence) -> tuple[float, int, int]:
+        return (*self.promises[sequence.request.id].rank, sequence.choice)
+
+    def _arrival(self, sequence: Sequence) -> tuple[int, int]:
+        return (self.promises[sequence.request.id].arrival, sequence.choice)
 
     def _check_hit(self, sequence: Sequence, hit: PrefixHit) -> None:
         size, kv = self.config["block_size"], self.roster.kv
@@ -100,16 +116,21 @@ class Decisions:
 
     def _check_victim(self, victim: Sequence) -> None:
         running = self.roster.running
-        oldest = min(running, key=lambda s: (self.promises[s.request.id].arrival, s.choice))
+        oldest = min(running, key=self._arrival)
         assert victim is not oldest, "the one that arrived first is never preempted"
         assert victim.num_preemptions < self.max_preemptions, "nor is a protected one"
 
-        def rank(s: Sequence) -> tuple[float, int, int]:
-            return (*self.promises[s.request.id].rank, s.choice)
+        in_turn = max((self._arrival(s) for s in running if s.is_in_turn), default=(-1, 0))
 
-        later = [s for s in running if rank(s) > rank(victim) and s is not oldest]
+        def last(s: Sequence) -> tuple[Any, ...]:
+            if self._arrival(s) <= in_turn:
+                return (0, *self._arrival(s))
+            return (1, *self._rank(s))
+
+        later = [s for s in running if last(s) > last(victim) and s is not oldest]
         assert all(s.num_preemptions >= self.max_preemptions for s in later), (
-            "the victim is the lowest in priority, then the latest"
+            "the victim is the lowest in priority, then the latest; what got its row by arrival, "
+            "and what came before that, gives way after all others"
         )
 
     def check_plan(self, step: StepInFlight, now: float) -> None:

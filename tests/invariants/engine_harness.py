@@ -52,7 +52,8 @@ class Harness:
         self.roster = self.core.scheduler.roster
         self.clients = Clients(config["block_size"], visits)
         self.promises = self.clients.promises
-        self.decisions = Decisions(config, self.roster, self.executor, self.promises, visits)
+        turns = self.core.scheduler.turns
+        self.decisions = Decisions(config, self.roster, turns, self.executor, self.promises, visits)
         self.asks = Asks(config)
         self.books = Books(config, self.core, self.executor, self.clients, visits)
         self.in_flight: list[StepInFlight] = []
