@@ -83,6 +83,7 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
         cpu_capability=_device_name(settings.runner),
         skipped=tuple(f"{item.name}: {item.reason}" for item in built.report.skipped),
         kernel_cache=built.kernel_cache,
+        largest_step_seconds=built.runner.largest_step_seconds,
     )
     return BuiltEngine(core, accountant, facts)
 

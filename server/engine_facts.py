@@ -34,6 +34,7 @@ class EngineFacts:
 
     ``weights`` are measured bytes by component; ``skipped`` the tensors of the folder that were
     not read, with the reason. ``kernel_cache`` is the folder of the kernels compiled for a GPU.
+    ``largest_step_seconds`` is what the largest step takes, by what the warm-up measured of it.
     """
 
     weights: dict[str, int]
@@ -45,6 +46,7 @@ class EngineFacts:
     cpu_capability: str  # of a GPU its name
     skipped: tuple[str, ...] = ()
     kernel_cache: str | None = None
+    largest_step_seconds: float = 0.0
 
 
 _ENGINE, _MEMORY = "engine.", "memory."

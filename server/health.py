@@ -8,8 +8,9 @@ from server.ipc.supervisor import EngineState, Supervisor
 class Health:
     """Implements server.api.state.HealthView over the supervisor.
 
-    A server whose engine loads, or is started again, is alive and not ready. It is not alive when
-    its engine stands still, and when it has given the engine up.
+    A server whose engine loads, or is started again, is alive and not ready. Its engine that stands
+    still makes it not ready within a few steps' time, and not alive much later. It is not alive
+    either when it has given the engine up.
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
@@ -23,7 +24,7 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        return self._supervisor.state is EngineState.READY and not self.draining
+        return self._supervisor.serves and not self.draining
 
     @property
     def loading(self) -> bool:

@@ -183,7 +183,7 @@ class HttpServer:
         runner = self._model.plan.runner
         return GaugeSources(
             engine=lambda: engine_gauges(self._live_gauges()),
-            engine_up=lambda: self.supervisor.state is EngineState.READY,
+            engine_up=lambda: self.supervisor.serves,
             memory=self._reading,
             planned=lambda: self._model.plan.kinds,
             weights=lambda: [

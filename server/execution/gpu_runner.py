@@ -106,6 +106,7 @@ class GpuRunner:
         self.graphs = DecodeGraphs(
             device, decode_graph_sizes(config), self.step.decode, self.step.forget, mode=graphs
         )
+        self.largest_step_seconds = 0.0  # before the warm-up
         self._eos_token_ids = eos_token_ids
         self._poison = poison
         self._last: Forwarded | RowsChanged | None = None

@@ -16,7 +16,7 @@ from server.engine.request import SamplingParams
 from server.execution.cuda_graphs import GraphMode
 from server.execution.gpu_runner import GpuRunner
 from server.execution.gpu_sampling import SamplingLimits
-from server.execution.warm_up import largest_plan
+from server.execution.warm_up import largest_plan, step_seconds
 from server.memory.graph_sizes import SIZES
 from server.memory.layout import RunnerConfig
 
@@ -30,13 +30,16 @@ def warm_up(runner: GpuRunner) -> int:
 
     Captures all decode sizes where the runner's mode says so, before anything else: a capture gives
     back what the allocator keeps for later, which is to be the largest step's. Returns the bytes of
-    intermediates that the largest step had alive at once.
+    intermediates that the largest step had alive at once; ``largest_step_seconds`` of the runner
+    is what that step takes.
     """
     config = runner.layout.config
     if runner.graphs.mode is GraphMode.START:
         runner.graphs.capture_all()
     for plan in (largest_plan(config), *_plans(config, runner.limits)):
-        runner.sample(runner.forward_layers(plan, 1), None).result()
+        result = runner.sample(runner.forward_layers(plan, 1), None).result()
+        seconds = step_seconds(result, runner.decoder.spec.num_layers)
+        runner.largest_step_seconds = max(runner.largest_step_seconds, seconds)
         runner.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
     for plan in _copies(config):
         runner.forward(plan)

@@ -35,7 +35,7 @@ from server.execution.model import Decoder, StepTensors
 from server.execution.out_of_memory import asked_by
 from server.execution.row_results import row_result
 from server.execution.sampler import Sampled, Sampler, SampleWork, Scored
-from server.execution.warm_up import largest_plan
+from server.execution.warm_up import largest_plan, step_seconds
 from server.memory.intermediates import sample_rows
 from server.memory.layout import Layout, attention_shape
 
@@ -103,6 +103,7 @@ class ModelRunner:
             buffers, block_size=layout.config.block_size, vocab_size=decoder.spec.vocab_size
         )
         self.peak = PeakMeter()
+        self.largest_step_seconds = 0.0  # before the warm-up
         self.workspace = kernels.AttentionWorkspace(attention_shape(decoder.spec, layout.config))
         self.workspace.buffer.zero_()  # resident from the start
         self._eos_token_ids = eos_token_ids
@@ -121,11 +122,13 @@ class ModelRunner:
     def warm_up(self) -> int:
         """Measures the intermediates of the largest step, before the first request: bytes.
 
-        Runs one layer and the sampler with everything switched on; leaves no row behind.
+        Runs one layer and the sampler with everything switched on; leaves no row behind. What all
+        layers take follows from it: ``largest_step_seconds``.
         """
         plan = largest_plan(self.layout.config)
         handle = self._forward(plan, num_layers=1)
-        self.sample(handle, None)
+        result = self.sample(handle, None).result()
+        self.largest_step_seconds = step_seconds(result, self.decoder.spec.num_layers)
         self.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
         return self.peak.peak_bytes
 

@@ -1,8 +1,8 @@
-"""The largest step that a configuration allows, as a plan."""
+"""The largest step that a configuration allows, as a plan, and how long it takes."""
 
 from __future__ import annotations
 
-from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
+from server.engine.plan import AdmittedRow, PlannedRow, StepPlan, StepResult
 from server.engine.request import SamplingParams
 from server.memory.layout import RunnerConfig
 
@@ -41,6 +41,11 @@ def largest_plan(config: RunnerConfig) -> StepPlan:
         for row in range(rows)
     )
     return StepPlan(step_id=0, rows=planned, admitted=admitted)
+
+
+def step_seconds(one_layer: StepResult, num_layers: int) -> float:
+    """What a step takes through all layers, by a run of it through one."""
+    return num_layers * one_layer.forward_seconds + one_layer.sample_seconds
 
 
 def _everything(max_logprobs: int) -> SamplingParams:

@@ -2,9 +2,9 @@
 
     STARTING --Ready--> READY --death or stall--> STARTING (after a pause) ... --> GAVE_UP
 
-A death is the socket's end. A stall is a heartbeat that stands still for ``stall_s``: generous,
-because one long step makes no heartbeat; the process is then killed, which makes it a death. Every
-open request ends in an error at once. After ``max_restarts`` deaths within ``window_s`` the
+A death is the socket's end. A stall is an engine that stands still for as long as
+server.ipc.stillness says, loading or serving; the process is then killed, which makes it a death.
+Every open request ends in an error at once. After ``max_restarts`` deaths within ``window_s`` the
 supervisor gives up and the server exits with code 1, so that whatever started it can decide: a
 server that cannot compute must not go on looking like one.
 """
@@ -39,6 +39,8 @@ from server.ipc.frames import (
     message_length,
 )
 from server.ipc.process import EngineProcess
+from server.ipc.process_activity import activity_of
+from server.ipc.stillness import Patience, Standing, Stillness
 from server.metrics.stats import StepMetrics
 from server.streams import unavailable
 
@@ -55,15 +57,14 @@ class EngineState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """How often a dead engine is started again. Seconds; the pause doubles with each death."""
+class RestartPolicy(Patience):
+    """How often a dead engine is started again, and what counts as dead. Seconds; the pause
+    doubles with each death, and the engine is looked at every ``check_s``."""
 
     max_restarts: int = 3
     window_s: float = 300.0
     first_pause_s: float = 0.5
-    stall_s: float = 120.0  # without a heartbeat: killed
-    doubt_s: float = 30.0  # without a heartbeat: no longer called alive
-    check_s: float = 0.5
+    check_s: float = 0.1
 
 
 class Supervisor:
@@ -91,7 +92,7 @@ class Supervisor:
         self._process: EngineProcess | None = None
         self._decoder = Decoder()
         self._was_ready = False
-        self._still_s = 0.0
+        self._stillness: Stillness | None = None  # while there is a process
         self._stopped = asyncio.Event()
         self.state = EngineState.STARTING
 
@@ -101,9 +102,18 @@ class Supervisor:
         return None if self._process is None else self._process.pid
 
     @property
+    def serves(self) -> bool:
+        """The engine is ready, and makes progress as fast as it has until now."""
+        return self.state is EngineState.READY and self._standing < Standing.LATE
+
+    @property
     def stalls(self) -> bool:
-        """A ready engine has given no heartbeat for longer than a step should take."""
-        return self._still_s >= self._policy.doubt_s
+        """A ready engine has shown no progress for much longer than a step should take."""
+        return self._standing >= Standing.DOUBTED
+
+    @property
+    def _standing(self) -> Standing:
+        return Standing.MOVES if self._stillness is None else self._stillness.standing
 
     async def run(self, first: EngineProcess) -> None:
         """Attends to ``first`` and its successors; returns when it gave up or was stopped.
@@ -160,19 +170,23 @@ class Supervisor:
         """Serves one process until it ends; returns why it ended."""
         reader, writer = await asyncio.open_unix_connection(sock=process.connection)
         writer.write(encode(Start(self._settings)))
-        watchdog: asyncio.Task[None] | None = None
+        stillness = Stillness(self._policy, lambda: activity_of(process.pid))
+        self._stillness = stillness
+        watchdog = asyncio.create_task(self._watch(process, stillness))
         try:
             while True:
                 report = await self._receive(reader)
                 match report:
                     case Ready(facts):
+                        stillness.begin_serving(facts.largest_step_seconds)
                         self._attach(writer, facts)
-                        watchdog = asyncio.create_task(self._watch(process))
                     case Step(frame):
+                        stillness.note_frame(frame.stats)
                         self._client.feed(frame)
                     case Memory():
                         self._client.tell(report)
                     case Progress(message):
+                        stillness.note_frame()
                         log.info("%s", message)
                     case Failed(message):
                         if not self._was_ready:
@@ -180,12 +194,12 @@ class Supervisor:
                         return message
         except (asyncio.IncompleteReadError, ConnectionError):
             self._lose()  # before the wait below: nobody waits for a dead engine
-            return await self._exit_reason(process)
+            reason = await self._exit_reason(process)
+            return stillness.reason if stillness.standing is Standing.LOST else reason
         except FrameError as error:
             return f"it sent what is no message: {error}"
         finally:
-            if watchdog is not None:
-                watchdog.cancel()
+            watchdog.cancel()
             writer.close()
             self._lose()
 
@@ -199,22 +213,18 @@ class Supervisor:
         prefix = await reader.readexactly(LENGTH.size)
         return self._decoder.report(await reader.readexactly(message_length(prefix)))
 
-    async def _watch(self, process: EngineProcess) -> None:
-        """Kills a process whose heartbeat stands still. The time is this loop's own: while it is
-        held up itself, it sees no stall."""
-        seen, self._still_s = self._heartbeat(), 0.0
-        while self._still_s < self._policy.stall_s:
+    async def _watch(self, process: EngineProcess, stillness: Stillness) -> None:
+        """Kills a process that stands still for too long. Its requests end at once: what waits for
+        a disk inside the kernel cannot die before that answers."""
+        while stillness.look(self._policy.check_s, self._heartbeat()) is not Standing.LOST:
             await asyncio.sleep(self._policy.check_s)
-            beat = self._heartbeat()
-            self._still_s = 0.0 if beat != seen else self._still_s + self._policy.check_s
-            seen = beat
-        log.error("the engine made no progress for %.0f s; killing it", self._still_s)
-        self._still_s = 0.0
+        log.error("killing the engine: %s", stillness.reason)
         process.popen.kill()
+        self._lose()
 
     def _lose(self) -> None:
         """Every request that is open ends in an error now. Idempotent."""
-        self._still_s = 0.0
+        self._stillness = None
         if self.state is EngineState.READY:
             self.state = EngineState.STARTING
         self._client.detach(unavailable("The engine stopped while it served the request."))

@@ -119,6 +119,8 @@ def main() -> int:
         return 3
     if behaviour == "dies":
         return 5
+    if behaviour == "hangs":
+        time.sleep(3600)
     core = ForgetfulCore(0.02)
     channel.send(Ready(FACTS))
     if behaviour == "babbles":

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from server.errors import ErrorCode, QuireError, StartupError
+from server.health import Health
 from server.ipc.supervisor import EngineState, RestartPolicy
 from tests.processes.supervised_engine import FAST, Engine, engine, request, tokens
 
@@ -85,6 +86,66 @@ def test_an_engine_that_dies_while_it_is_in_doubt_leaves_no_doubt_about_its_succ
             with pytest.raises(QuireError):
                 await submission
             assert not it.supervisor.stalls
+
+    asyncio.run(story())
+
+
+def test_a_stopped_engine_does_not_serve_and_does_again_when_it_goes_on() -> None:
+    async def story() -> None:
+        policy = RestartPolicy(late_s=0.2, check_s=0.02)
+        async with engine("serves", policy=policy) as it:
+            health = Health(it.supervisor)
+            pid = it.supervisor.pid
+            assert pid is not None
+            assert health.ready
+            os.kill(pid, signal.SIGSTOP)
+            await it.until(lambda: not health.ready)
+            assert health.alive, "it may go on: only much later is it given up"
+            os.kill(pid, signal.SIGCONT)
+            await it.until(lambda: health.ready)
+            assert (it.supervisor.pid, it.metrics.restarts) == (pid, 0)
+
+    asyncio.run(story())
+
+
+def test_a_stopped_engine_ends_its_streams_in_an_error() -> None:
+    async def story() -> None:
+        policy = RestartPolicy(stall_s=0.4, check_s=0.02, first_pause_s=30)
+        async with engine("serves", policy=policy) as it:
+            await it.client.submit([request("a", 10_000)])
+            stream = asyncio.create_task(tokens(it.client, "a"))
+            assert it.supervisor.pid is not None
+            os.kill(it.supervisor.pid, signal.SIGSTOP)
+            with pytest.raises(QuireError) as raised:
+                await stream
+            assert raised.value.code is ErrorCode.ENGINE_UNAVAILABLE
+            it.supervisor.stop()
+
+    asyncio.run(story())
+
+
+def test_a_first_engine_that_stops_while_it_loads_is_a_start_up_error() -> None:
+    async def story() -> None:
+        it = Engine(["hangs"], RestartPolicy(loading_s=0.3, check_s=0.02))
+        with pytest.raises(StartupError, match="read no byte and computed nothing for 0 s"):
+            await it.supervisor.run(it.spawn())
+        it.gauges.close()
+
+    asyncio.run(story())
+
+
+def test_a_later_engine_that_stops_while_it_loads_is_a_death_that_counts() -> None:
+    async def story() -> None:
+        it = Engine(["serves", "hangs"], RestartPolicy(loading_s=0.3, check_s=0.02, max_restarts=1,
+                                                      first_pause_s=0.01))  # fmt: skip
+        running = asyncio.create_task(it.supervisor.run(it.spawn()))
+        await it.until_ready()
+        assert it.supervisor.pid is not None
+        os.kill(it.supervisor.pid, signal.SIGKILL)
+        await running
+        assert it.supervisor.state is EngineState.GAVE_UP
+        assert it.metrics.restarts == 1
+        it.gauges.close()
 
     asyncio.run(story())
 
