@@ -27,6 +27,7 @@ from typing import NoReturn
 
 from server import logs
 from server.config import ServerConfig
+from server.descriptors import connection_limits
 from server.engine_facts import GAUGE_NAMES
 from server.errors import StartupError
 from server.ipc.gauges import GaugeBlock
@@ -49,6 +50,7 @@ def serve(config: ServerConfig) -> int:
     started = time.monotonic()
     logs.configure(config.log_format)
     starting = _Starting()
+    connections = connection_limits(config.max_connections)
     model = read_model(config)
     with contextlib.closing(_listen(config)) as listener:
         gauges = GaugeBlock.create(GAUGE_NAMES)
@@ -60,7 +62,7 @@ def serve(config: ServerConfig) -> int:
         try:
             from server.http_server import HttpServer  # the web packages, late
 
-            server = HttpServer(config, model, listener, gauges, spawn, started)
+            server = HttpServer(config, model, connections, listener, gauges, spawn, started)
             return asyncio.run(server.run(first))
         finally:
             first.close()

@@ -17,6 +17,7 @@ from server.api.fields import generation_defaults
 from server.api.http import serve as http_server
 from server.api.state import ApiState, GenerationDefaults, HttpLimits, ModelCard
 from server.config import ServerConfig
+from server.descriptors import ConnectionLimits
 from server.engine_facts import EngineFacts, engine_gauges, memory_reading
 from server.errors import StartupError
 from server.health import Health
@@ -58,12 +59,14 @@ class HttpServer:
         self,
         config: ServerConfig,
         model: ModelFacts,
+        connections: ConnectionLimits,
         listener: socket.socket,
         gauges: GaugeBlock,
         spawn: Callable[[], EngineProcess],
         started: float,
     ) -> None:
         self._config, self._model, self._gauges = config, model, gauges
+        self._connections = connections
         self._started = started
         self._facts: EngineFacts | None = None
         self._socket = listener
@@ -156,6 +159,7 @@ class HttpServer:
                 address=address(self._socket),
                 no_chat=self._no_chat(),
                 seconds=time.monotonic() - self._started,
+                connections=self._connections,
             )
         )
         print_report(report)
@@ -244,7 +248,8 @@ class HttpServer:
             defaults=self._defaults,
             limits=HttpLimits(
                 max_body_bytes=config.max_body_size,
-                max_connections=config.max_connections,
+                max_connections=self._connections.ordinary,
+                probe_connections=self._connections.probes,
                 stream_keep_alive_s=config.stream_keep_alive,
             ),
             metrics=RequestMetricsFanOut((self._metrics, RequestLog())),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import server
 from server.config import ServerConfig
+from server.descriptors import ConnectionLimits
 from server.engine_facts import EngineFacts
 from server.listener import reachable
 from server.memory.memory_plan import MemoryPlan
@@ -33,6 +34,7 @@ class ReportInput:
     address: str  # http://host:port
     no_chat: str  # why there is no chat, or ""
     seconds: float  # from the command to ready
+    connections: ConnectionLimits
 
 
 def print_report(report: str) -> None:
@@ -139,6 +141,10 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if engine.kernel_cache is not None:
         pairs.append(("GPU kernels", f"compiled ones are kept in {engine.kernel_cache}"))
+    limits = facts.connections
+    if limits.note:
+        few = f"{limits.ordinary} at once, and {limits.probes} for probes: {limits.note}"
+        pairs.append(("connections", few))
     if engine.skipped:
         pairs.append(("skipped", "; ".join(engine.skipped[:4])))
     if model.unread_keys:

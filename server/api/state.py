@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from server.api.live_requests import LiveRequests
+from server.descriptors import PROBE_CONNECTIONS
 from server.engine.events import EngineClient
 from server.metrics.stats import RequestMetrics
 from server.text.chat_template import ChatTemplate
@@ -83,7 +84,7 @@ class HttpLimits:
     keep_alive_s: float = 30.0  # between two requests
     stream_keep_alive_s: float = 15.0  # silence of a stream before a comment; 0 writes none
     max_connections: int = 1024
-    probe_connections: int = 64
+    probe_connections: int = PROBE_CONNECTIONS
     quiet_s: float = 1.0  # before a connection without a request may be closed for another's sake
     max_json_depth: int = 32
 

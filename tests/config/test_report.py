@@ -10,13 +10,22 @@ from starlette.routing import Route
 
 from server.api.app import create_app
 from server.config import resolve
+from server.descriptors import ConnectionLimits
 from server.engine_facts import EngineFacts
 from server.listener import address, bind
 from server.model_facts import read_model
 from server.report import ReportInput, startup_report, version_report
 
+ALL_CONNECTIONS = ConnectionLimits(512, 64)
 
-def report(*, kernel_cache: str | None = None, no_chat: str = "", host: str = "127.0.0.1") -> str:
+
+def report(
+    *,
+    kernel_cache: str | None = None,
+    no_chat: str = "",
+    host: str = "127.0.0.1",
+    connections: ConnectionLimits = ALL_CONNECTIONS,
+) -> str:
     config = resolve({"device": "cpu", "host": host}, {})
     engine = EngineFacts(
         weights={},
@@ -38,6 +47,7 @@ def report(*, kernel_cache: str | None = None, no_chat: str = "", host: str = "1
             address="http://127.0.0.1:8000",
             no_chat=no_chat,
             seconds=1.5,
+            connections=connections,
         )
     )
 
@@ -93,3 +103,12 @@ def test_the_version_tells_the_device_and_its_promise() -> None:
     told = version_report(config, on_gpu)
     assert told["device"] == "cuda"
     assert "bit for bit" in told["determinism"]
+
+
+def test_fewer_connections_than_asked_for_are_told_with_the_reason() -> None:
+    assert "connections" not in report()
+    few = ConnectionLimits(6, 2, "the limit of open files (ulimit -n) is 48")
+    line = (
+        "  connections   6 at once, and 2 for probes: the limit of open files (ulimit -n) is 48\n"
+    )
+    assert line in report(connections=few)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 ACCEPTS = 16  # in one turn of the loop
-PAUSE_S = 1.0  # after one that failed
+PAUSE_S = 1.0  # where no other connection could be closed for a new one
 REPORT_S = 60.0  # between two lines about that in the log
 # The connection has gone again, or its network has: accept(2) passes on such errors.
 _GONE = frozenset(
@@ -31,7 +31,7 @@ class Acceptor:
     """Accepts from one listening socket, from its making until ``close``.
 
     ``factory`` makes a connection's protocol. ``on_shortage`` is called where a connection cannot
-    be accepted for want of descriptors or memory, and may close others.
+    be accepted for want of descriptors or memory; it says whether it has closed another one.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Acceptor:
         loop: asyncio.AbstractEventLoop,
         listener: socket.socket,
         factory: Callable[[], asyncio.BaseProtocol],
-        on_shortage: Callable[[], object],
+        on_shortage: Callable[[], bool],
     ) -> None:
         self._loop, self._listener = loop, listener
         self._factory, self._on_shortage = factory, on_shortage
@@ -84,18 +84,16 @@ class Acceptor:
             self._failed(error)
 
     def _failed(self, error: OSError) -> None:
-        """Leaves those who wait in the kernel's queue, and says so once a minute."""
+        """Tries again once another connection is closed, or later; says so once a minute."""
         self._failures += 1
-        self._on_shortage()
-        if self._pause is None:
+        if not self._on_shortage() and self._pause is None:
             self._loop.remove_reader(self._listener)
             self._pause = self._loop.call_later(PAUSE_S, self._resume)
         now = time.monotonic()
         if self._reported is None or now - self._reported >= REPORT_S:
             self._reported = now
             log.warning(
-                "connections could not be accepted (%d times so far): %s; trying again every %g s",
+                "connections could not be accepted (%d times so far): %s; quiet ones are closed",
                 self._failures,
                 error.strerror or error,
-                PAUSE_S,
             )

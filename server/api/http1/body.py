@@ -14,7 +14,7 @@ from server.api.http1.head import MAX_FIELDS
 from server.errors import ErrorCode, QuireError
 
 PASS_BYTES = 64 * 1024  # of body that one pass over a connection decodes at most
-PASS_CHUNKS = 128
+PASS_CHUNKS = 64
 # A client that writes without a buffer sends small chunks; one that sends nothing but tiny ones
 # costs us far more than itself. So many are free, then one more for each so many bytes.
 FREE_CHUNKS = 4096

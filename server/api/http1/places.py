@@ -101,12 +101,12 @@ class Places:
 
     def _make_room(self, place: Place, patience: float | None = None) -> bool:
         room = self._rooms[place]
-        before = self._clock() - (self._patience[place] if patience is None else patience)
+        patience = self._patience[place] if patience is None else patience
         for why, since in room.quiet.items():
-            for guest, at in since.items():
-                if at <= before:
-                    self.leave(guest)
-                    guest.make_room(why)
-                    return True
-                break
+            guest = next(iter(since), None)
+            wait = 0.0 if why is Quiet.LEAVING else patience
+            if guest is not None and since[guest] <= self._clock() - wait:
+                self.leave(guest)
+                guest.make_room(why)
+                return True
         return False
