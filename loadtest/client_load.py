@@ -2,7 +2,8 @@
 
 A lag is how much later than asked a timer fires; whatever it is, every time measured may be late by
 as much. A loop that stands still is sampled as if it had not: its whole halt counts, and not one
-sample of it. Past the bounds below the client itself is the bottleneck, and the run says so.
+sample of it. Past the bounds below the run says so: that the client itself was the bottleneck, or,
+where it was late and yet used little of a core, that the machine was busy with something else.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ class ClientLoad:
 
     @property
     def complaint(self) -> str | None:
-        """Why the figures of this run are the client's and not the server's, or None."""
+        """Why the figures of this run are not the server's alone, or None."""
+        late = f"this client's event loop was {self.lag_p99 * 1e3:.0f} ms late (p99)"
         if self.cpu > CPU_BOUND:
-            return f"this client used {self.cpu:.0%} of its core"
-        if self.lag_p99 > LAG_BOUND_S:
-            late = f"this client's event loop was {self.lag_p99 * 1e3:.0f} ms late (p99)"
-            if self.cpu < CPU_BOUND / 2:
-                late += f" on {self.cpu:.0%} of a core: something else had the machine"
-            return late
-        return None
+            return f"THE CLIENT WAS THE BOTTLENECK: this client used {self.cpu:.0%} of its core"
+        if self.lag_p99 <= LAG_BOUND_S:
+            return None
+        if self.cpu < CPU_BOUND / 2:
+            return (
+                f"THE MACHINE WAS BUSY: {late} and used {self.cpu:.0%} of a core, so something "
+                "else had the cores; every time may be late by as much"
+            )
+        return f"THE CLIENT WAS THE BOTTLENECK: {late} on {self.cpu:.0%} of a core"
 
 
 class LoadMeter:

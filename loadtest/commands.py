@@ -13,6 +13,7 @@ from pathlib import Path
 from loadtest.address import find_model, parse_base_url
 from loadtest.arrivals import Arrivals, ClosedLoop, Poisson
 from loadtest.compare import compare as compare_results
+from loadtest.compare import failures
 from loadtest.driver import Target
 from loadtest.errors import ScenarioError
 from loadtest.measurement import ROUTES, Options, TracedWorkload, measure
@@ -115,29 +116,41 @@ def _other_prompts(scenario: Scenario, number: int) -> Scenario:
 
 
 def compare(parsed: argparse.Namespace) -> int:
-    """Prints the differences. Exit code 1 where b is slower in any of them."""
+    """Prints the differences. Exit code 1 where b fails more, or is slower in any of them."""
     sides = [[load(Path(name)) for name in text.split(",")] for text in (parsed.a, parsed.b)]
+    failed = failures(*sides)
     differences = compare_results(*sides)
-    if not differences:
-        raise ScenarioError("the results have no measure in common: no whole answers in one")
+    if not all(failed.asked):
+        raise ScenarioError("nothing to compare: one side has no request in its steady part")
     scenarios = {result["scenario"]["arrivals"] for side in sides for result in side}
     if len(scenarios) > 1:
         print(f"! the loads differ: {'; '.join(sorted(scenarios))}\n")
     for name, side in zip("AB", sides, strict=True):
         for line in dict.fromkeys(line for result in side for line in result["complaints"]):
             print(f"! {name}: {line}")
-    rows = [["", "A", "B", "B / A [interval]", "B is"]]
+    of = [f"{bad} of {asked}" for bad, asked in zip(failed.failed, failed.asked, strict=True)]
+    points = failed.difference
+    change = f"{points.value:+.1%} [{points.low:+.1%}, {points.high:+.1%}]"
+    rows = [["", "A", "B", "B / A [interval]", "B is"], ["failed", *of, change, failed.verdict]]
     for one in differences:
         shown = [f"{value:.1f}" for value in (one.a, one.b)]
         if one.lower_is_better:
             shown = [seconds(value) for value in (one.a, one.b)]
         ratio = f"{one.ratio.value:.3f} [{one.ratio.low:.3f}, {one.ratio.high:.3f}]"
-        rows.append([one.name, *shown, ratio, one.verdict])
+        rows.append([one.name, *shown, ratio, one.verdict if failed.comparable else "-"])
     print(aligned(rows))
+    if not failed.comparable:
+        print(
+            f"\nB {failed.verdict}: a server that answers fewer requests is quicker with those, so "
+            "nothing else is judged. Compare at a load that both serve."
+        )
+        return int(failed.verdict == "fails more")
     print(
-        "\nAll intervals hold together with 95 %; where one holds 1, the sides do not differ there."
+        "\nAll intervals of ratios hold together with 95 %; where one holds 1, the sides do not "
+        "differ there. The failed are compared by shares, b's less a's."
     )
-    return int(any(one.verdict == "slower" for one in differences))
+    worse = failed.verdict == "fails more"
+    return int(worse or any(one.verdict == "slower" for one in differences))
 
 
 async def _place(scenario: Scenario, parsed: argparse.Namespace) -> _Place:

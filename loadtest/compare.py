@@ -1,5 +1,8 @@
 """Two results side by side: faster, slower or not different, with an interval of the ratio.
 
+Failures come first. A server that turns most requests away is quick with the rest, so where the
+shares of failed requests differ, no figure of the others is judged: ``Failures.comparable``.
+
 The ratio of a percentile is bootstrapped: both runs' requests are drawn anew, and the ratio of the
 drawn percentiles is taken, many times. Where its interval holds 1, the runs are not different as
 far as they can tell. Many figures are compared, so each interval is widened until all of them hold
@@ -9,6 +12,7 @@ should be interleaved (A, B, A, B, ...): all files of a side are then put togeth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +26,14 @@ from loadtest.measures import (
     Floats,
     weighted_percentiles,
 )
+from loadtest.objectives import wilson
 from loadtest.records import RequestRecord
+from loadtest.steady import Steady, ran
 
 COMPARED = (50.0, 95.0)
 DRAWS = 2000  # enough to see the far tails that many comparisons ask for
 _RATE_SLICES = 20
+NEGLIGIBLE = 0.01  # of the requests: no percentile that is compared moves for so few
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,46 @@ class Difference:
         if self.ratio.low <= 1.0 <= self.ratio.high:
             return "not different"
         return "faster" if (self.ratio.value < 1.0) == self.lower_is_better else "slower"
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Requests of the steady parts, chaos aside, and how many of them got no whole answer."""
+
+    failed: tuple[int, int]
+    asked: tuple[int, int]
+
+    @property
+    def difference(self) -> Estimate:
+        """Of the shares that failed, b's less a's, by Newcombe's interval (1998, method 10)."""
+        a, b = (
+            wilson(failed, asked) for failed, asked in zip(self.failed, self.asked, strict=True)
+        )
+        value = b.value - a.value
+        low = math.hypot(b.value - b.low, a.high - a.value)
+        high = math.hypot(b.high - b.value, a.value - a.low)
+        return Estimate(value, value - low, value + high)
+
+    @property
+    def verdict(self) -> str:
+        """For b: fails more, fails less, or not different."""
+        difference = self.difference
+        if difference.low <= 0.0 <= difference.high:
+            return "not different"
+        return "fails more" if difference.value > 0 else "fails less"
+
+    @property
+    def comparable(self) -> bool:
+        """Whether about as many requests succeeded on both sides, so that the rest may be judged:
+        the shares do not differ, or by so little that hardly another request was answered."""
+        return self.verdict == "not different" or abs(self.difference.value) <= NEGLIGIBLE
+
+
+def failures(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Failures:
+    """Of two sides, each of one or more loaded results."""
+    asked = [_records(side, whole=False) for side in (a, b)]
+    failed = [sum(not record.ok for record in side) for side in asked]
+    return Failures((failed[0], failed[1]), (len(asked[0]), len(asked[1])))
 
 
 def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[Difference]:
@@ -69,16 +116,21 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> l
     return found
 
 
-def _records(results: Sequence[Mapping[str, Any]]) -> list[RequestRecord]:
-    """Whole answers of the steady parts."""
+def _records(results: Sequence[Mapping[str, Any]], *, whole: bool = True) -> list[RequestRecord]:
+    """Whole answers of the steady parts, or all that was asked there."""
     found = []
     for result in results:
         start, end = result["steady"]["start"], result["steady"]["end"]
         for fields in result["requests"]:
-            record = RequestRecord(**{**fields, "token_times": tuple(fields["token_times"])})
-            if record.ok and record.kind == "normal" and start <= record.sent <= end:
+            record = _record(fields)
+            counts = record.ok or not whole
+            if counts and record.kind == "normal" and start <= record.sent <= end:
                 found.append(record)
     return found
+
+
+def _record(fields: Mapping[str, Any]) -> RequestRecord:
+    return RequestRecord(**{**fields, "token_times": tuple(fields["token_times"])})
 
 
 def _percentile_ratio(
@@ -103,10 +155,11 @@ def _percentile_ratio(
 
 
 def _token_rates(results: Sequence[Mapping[str, Any]]) -> Floats:
-    """Output tokens a second in equal slices of the steady parts."""
+    """Output tokens a second in equal slices of the time in which the steady parts ran."""
     found: list[float] = []
     for result in results:
-        start, end = result["steady"]["start"], result["steady"]["end"]
+        steady = Steady(result["steady"]["start"], result["steady"]["end"], True, "")
+        start, end = ran([_record(fields) for fields in result["requests"]], steady)
         times = [time for fields in result["requests"] for time in fields["token_times"]]
         if end > start and times:
             counts, _ = np.histogram(times, bins=_RATE_SLICES, range=(start, end))

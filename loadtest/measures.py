@@ -46,10 +46,10 @@ def _gaps(record: RequestRecord) -> Sequence[float]:
 
 
 def _tpot(record: RequestRecord) -> Sequence[float]:
-    tokens = record.output_tokens
-    if record.events_with_text < 2 or tokens < 2:
+    later = record.tokens_after_first_event
+    if record.events_with_text < 2 or later <= 0:
         return ()
-    return ((record.token_times[-1] - record.token_times[0]) / (tokens - 1),)
+    return ((record.token_times[-1] - record.token_times[0]) / later,)
 
 
 MEASURES: tuple[Measure, ...] = (
@@ -75,8 +75,9 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "tpot",
         "TPOT",
-        "one answer's mean after its first token: (last event with text - first) / (output tokens "
-        "- 1)",
+        "one answer's mean after its first event with text: (last event with text - first) / "
+        "(output tokens - those of the first event); where the server does not count those, as "
+        "many as its events hold on average",
         _tpot,
     ),
     Measure(

@@ -20,7 +20,8 @@ class RequestRecord:
 
     ``intended`` is when the schedule wanted it sent, ``sent`` when it was; in a closed loop they
     are the same. ``token_times`` are arrivals of events that carried text: a server may put several
-    tokens into one. ``completion_tokens`` is the server's own count, ``events_with_text`` ours.
+    tokens into one. ``completion_tokens`` is the server's own count, ``events_with_text`` ours;
+    ``first_event_tokens`` is its count up to the first event with text, where that event tells it.
     """
 
     index: int
@@ -34,6 +35,7 @@ class RequestRecord:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
+    first_event_tokens: int | None = None
     finish_reason: str | None = None
     text: str = ""
     detail: str = ""
@@ -59,6 +61,15 @@ class RequestRecord:
             return self.events_with_text
         return self.completion_tokens
 
+    @property
+    def tokens_after_first_event(self) -> float:
+        """Output tokens that came after the first event with text. Where the server does not tell
+        how many that event held, each event is taken to hold as many as the others."""
+        if self.first_event_tokens is not None:
+            return self.output_tokens - self.first_event_tokens
+        events = self.events_with_text
+        return self.output_tokens * (events - 1) / events if events else 0.0
+
     def as_json(self) -> dict[str, Any]:
         """Without the text: lengths and times are what a result file is for."""
         fields = asdict(self)
@@ -74,6 +85,7 @@ class _Answer:
     times: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     usage: Mapping[str, Any] | None = None
+    first_tokens: int | None = None
     error: str | None = None
     malformed: str | None = None
     done: bool = False  # the last event said so
@@ -94,6 +106,8 @@ class _Answer:
         for choice in choices:
             text = _text_of(choice)
             if text:
+                if not self.times and isinstance(value.get("usage"), dict):
+                    self.first_tokens = _count(value["usage"].get("completion_tokens"))
                 self.text.append(text)
                 self.times.append(time)
             if choice.get("finish_reason"):
@@ -139,6 +153,7 @@ def read_in_steps(
         prompt_tokens=_count(usage.get("prompt_tokens")),
         cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else None,
         completion_tokens=_count(usage.get("completion_tokens")),
+        first_event_tokens=answer.first_tokens,
         finish_reason=answer.finish_reason,
         text="".join(answer.text),
         detail=detail,

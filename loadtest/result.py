@@ -21,15 +21,18 @@ from loadtest.objectives import Goodput, goodput
 from loadtest.records import RequestRecord
 from loadtest.scrape import ServerSeries
 from loadtest.server_side import ServerSide, server_side
-from loadtest.steady import Steady
+from loadtest.steady import Steady, ran
 
 FORMAT = "quire-loadtest-1"
+_INSTANT = 1e-9  # seconds: what takes no time has no rate that means anything
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Per second of the steady part. Tokens in are the server's count where it gives one."""
+    """Per second of the ``seconds`` in which the steady part's requests ran, from the first sending
+    to the last end. Tokens in are the server's count where it gives one."""
 
+    seconds: float
     requests: float
     output_tokens: float
     input_tokens: float
@@ -55,7 +58,7 @@ class RunResult:
     interrupted: bool = False
     closed_loop: bool = False
     summaries: dict[str, Summary] = field(default_factory=dict)
-    rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0, 0.0))
+    rates: Rates = field(default_factory=lambda: Rates(0.0, 0.0, 0.0, 0.0))
     goodput: Goodput | None = None
     server_side: ServerSide | None = None
 
@@ -69,16 +72,12 @@ class RunResult:
         self.rates = _rates(self.records, self.steady)
         self.server_side = server_side(self.server)
         if self.objectives:
-            self.goodput = goodput(counted, self.objectives, self._length)
+            self.goodput = goodput(counted, self.objectives, max(self.rates.seconds, _INSTANT))
 
     @property
     def counted(self) -> list[RequestRecord]:
         """Requests of the steady part that chaos left alone."""
         return [r for r in self.records if self.steady.holds(r) and r.kind == "normal"]
-
-    @property
-    def _length(self) -> float:
-        return max(self.steady.end - self.steady.start, 1e-9)
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -125,7 +124,7 @@ class RunResult:
         elif self.records and not self.outcomes["ok"]:
             found.append("no request got a whole answer")
         if self.client.complaint:
-            found.append(f"THE CLIENT WAS THE BOTTLENECK: {self.client.complaint}")
+            found.append(self.client.complaint)
         if self.not_sent:
             found.append(f"{self.not_sent} requests were due and not sent: too many under way")
         if not self.steady.settled:
@@ -186,17 +185,18 @@ class RunResult:
 
 
 def _rates(records: Sequence[RequestRecord], steady: Steady) -> Rates:
-    """Work done within the steady part, whoever asked for it before or within."""
-    seconds = max(steady.end - steady.start, 1e-9)
-    ended = [r for r in records if r.ok and steady.start <= r.ended <= steady.end]
+    """Work done while the steady part's requests ran, whoever asked for it before or within."""
+    start, end = ran(records, steady)
+    seconds = max(end - start, _INSTANT)
+    ended = [r for r in records if r.ok and start <= r.ended <= end]
     out = 0.0
     for record in records:
         if record.token_times:
             per_event = record.output_tokens / record.events_with_text if record.ok else 1.0
-            inside = sum(steady.start <= time <= steady.end for time in record.token_times)
+            inside = sum(start <= time <= end for time in record.token_times)
             out += inside * per_event
     prompt = sum(record.prompt_tokens or 0 for record in ended)
-    return Rates(len(ended) / seconds, out / seconds, prompt / seconds)
+    return Rates(end - start, len(ended) / seconds, out / seconds, prompt / seconds)
 
 
 def save(result: RunResult, path: Path) -> None:

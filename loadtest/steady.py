@@ -35,6 +35,17 @@ class Steady:
         return self.start <= record.sent <= self.end
 
 
+def ran(records: Sequence[RequestRecord], steady: Steady) -> tuple[float, float]:
+    """From the first sending to the last end of the steady part's requests: what rates are over.
+
+    A schedule may end long before its requests do, or be longer than they take.
+    """
+    counted = [record for record in records if steady.holds(record)]
+    if not counted:
+        return steady.start, steady.end
+    return min(record.sent for record in counted), max(record.ended for record in counted)
+
+
 def find_steady(records: Sequence[RequestRecord], sent_until: float) -> Steady:
     """The steady part of a run whose last request was due at ``sent_until``."""
     whole = sorted((record for record in records if record.ok), key=lambda record: record.sent)

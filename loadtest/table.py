@@ -193,6 +193,10 @@ def definitions(result: RunResult) -> list[str]:
         for measure in shown(result.closed_loop)
         if measure.name in result.summaries
     ]
+    lines.append(
+        "requests/s, tokens/s: over the time in which the counted requests ran, from the first "
+        f"one's sending to the last one's end ({seconds(result.rates.seconds)})."
+    )
     if result.server_side is not None and result.server_side.queue is not None:
         lines.append(f"queue: {QUEUE_DEFINITION}.")
     if result.closed_loop:

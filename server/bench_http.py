@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{row.kept.median:>7.1%} [{row.kept.min:.1%}..{row.kept.max:.1%}]"
         )
         for complaint in dict.fromkeys(run.complaint for run in row.runs if run.complaint):
-            print(f"        the client was the bottleneck: {complaint}")
+            print(f"        {complaint}")
     report = _report(options, rows)
     if options.results is not None:
         options.results.mkdir(parents=True, exist_ok=True)

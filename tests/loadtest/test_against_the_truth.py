@@ -55,7 +55,8 @@ def far_from_truth(port: int, script: dict[str, Any], api: str, seed: int) -> li
     assert result.miscounted == 0
     noted = sorted(get(port, "/truth").values(), key=lambda truth: truth["received"])[-20:]
     found = []
-    for name, values in true_values(noted, tokens=6).items():
+    per_event = script.get("per_event", 1)
+    for name, values in true_values(noted, later_tokens=6 - per_event).items():
         summary = result.summaries[name]
         pairs = [("mean", summary.mean, float(np.mean(values)))]
         pairs += [
@@ -67,13 +68,13 @@ def far_from_truth(port: int, script: dict[str, Any], api: str, seed: int) -> li
     return found
 
 
-def true_values(noted: list[dict[str, Any]], tokens: int) -> dict[str, list[float]]:
+def true_values(noted: list[dict[str, Any]], later_tokens: int) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {"ttft": [], "itl": [], "tpot": [], "e2e": []}
     for truth in noted:
         events = truth["events"]
         values["ttft"].append(events[0] - truth["received"])
         values["itl"] += list(np.diff(events))
-        values["tpot"].append((events[-1] - events[0]) / (tokens - 1))
+        values["tpot"].append((events[-1] - events[0]) / later_tokens)
         values["e2e"].append(truth["ended"] - truth["received"])
     return values
 

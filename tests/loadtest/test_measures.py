@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from loadtest.client_load import ClientLoad
 from loadtest.measures import MEASURES, percentile_intervals, summarise
 from loadtest.objectives import goodput, misses, wilson
 from loadtest.records import RequestRecord
-from loadtest.steady import find_steady
+from loadtest.result import RunResult
+from loadtest.scrape import ServerSeries
+from loadtest.steady import Steady, find_steady
 
 MEASURE = {measure.name: measure for measure in MEASURES}
 
@@ -31,10 +34,28 @@ def test_each_measure_is_what_its_definition_says() -> None:
     assert values["ttft"] == pytest.approx([1.0])
     assert values["ttft_intended"] == pytest.approx([1.5])
     assert values["itl"] == pytest.approx([0.2, 0.3])
-    assert values["tpot"] == pytest.approx([0.5 / 4])  # five tokens in three events
+    assert values["tpot"] == pytest.approx([0.5 / (5 * 2 / 3)])  # five tokens in three events
     assert values["e2e"] == pytest.approx([2.0])
     assert values["e2e_intended"] == pytest.approx([2.5])
     assert values["client_delay"] == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize("per_event", [1, 2, 5])
+@pytest.mark.parametrize("events", [2, 3, 20])
+def test_a_token_takes_as_long_whatever_an_event_holds(events: int, per_event: int) -> None:
+    """A token every 100 ms, sent so many at a time."""
+    times = tuple(1.0 + 0.1 * per_event * number for number in range(events))
+    one = record(token_times=times, completion_tokens=events * per_event)
+    assert MEASURE["tpot"].values(one) == pytest.approx([0.1])
+
+
+def test_a_first_event_that_is_counted_by_its_server_counts_as_it_says() -> None:
+    """A first token alone, then four at a time."""
+    times = (1.0, 1.4, 1.8)
+    counted = record(token_times=times, completion_tokens=9, first_event_tokens=1)
+    assert MEASURE["tpot"].values(counted) == pytest.approx([0.1])
+    all_at_once = record(token_times=times, completion_tokens=9, first_event_tokens=9)
+    assert MEASURE["tpot"].values(all_at_once) == ()
 
 
 def test_requests_without_tokens_have_no_times_of_tokens() -> None:
@@ -126,3 +147,37 @@ def test_a_run_that_only_gets_slower_never_settles() -> None:
 def test_few_answers_count_whole() -> None:
     found = find_steady(series([1.0] * 20), 20.0)
     assert found.start == 0.0 and "fewer than 50" in found.reason
+
+
+def run_of(records: list[RequestRecord], steady: Steady) -> RunResult:
+    return RunResult(
+        scenario={"name": "one"},
+        target="here",
+        date="",
+        machine="",
+        seconds=steady.end,
+        records=records,
+        steady=steady,
+        client=ClientLoad(0.1, 0.0, 0.0, 0.0),
+        server=ServerSeries(),
+        canary=None,
+        objectives={"e2e": 100.0},
+    )
+
+
+@pytest.mark.parametrize("sent_until", [0.2, 60.0])
+def test_rates_are_over_the_time_in_which_requests_ran(sent_until: float) -> None:
+    """Ten requests in 10 s, by a schedule of 0.2 s or of a minute."""
+    records = [record(number, sent=0.01 * number, ended=10.0) for number in range(10)]
+    result = run_of(records, Steady(0.0, sent_until, True, ""))
+    assert result.rates.seconds == pytest.approx(10.0)
+    assert result.rates.requests == pytest.approx(1.0)
+    assert result.rates.output_tokens == pytest.approx(5.0)
+    assert result.goodput is not None and result.goodput.rate == pytest.approx(1.0)
+
+
+def test_a_warm_up_that_was_cut_is_in_no_rate() -> None:
+    early = [record(number, sent=0.0, ended=5.0, token_times=(4.0,)) for number in range(50)]
+    late = [record(50 + number, sent=10.0, ended=20.0) for number in range(10)]
+    result = run_of([*early, *late], Steady(10.0, 11.0, True, ""))
+    assert result.rates.seconds == 10.0 and result.rates.requests == pytest.approx(1.0)
