@@ -83,7 +83,7 @@ def over_time(result: RunResult) -> Iterator[str]:
     if any(fact in readings[-1].gauges for fact, _ in tokens):
         yield _gauges("KV cache of live requests", "tokens", readings, tokens)
     yield from _memory(readings)
-    rates = _rate(readings, "generation_tokens")
+    rates = server_rate(readings, "generation_tokens")
     if rates:
         axes = Axes("second", "tokens/s")
         yield line_chart("Output, the server's count", axes, [Series("generated tokens", rates)])
@@ -131,7 +131,7 @@ def _memory(readings: Sequence[Reading]) -> Iterator[str]:
         yield stacked_chart("Memory that the server holds", Axes("second", "GiB"), areas)
 
 
-def _rate(readings: Sequence[Reading], fact: str) -> list[tuple[float, float]]:
+def server_rate(readings: Sequence[Reading], fact: str) -> list[tuple[float, float]]:
     return [
         (b.second, (b.counters[fact] - a.counters[fact]) / (b.second - a.second))
         for a, b in pairwise(readings)

@@ -38,7 +38,6 @@ class Generation:
         ]
         self._memory: dict[int, RequestMemory] = {}
         self._submitted = False
-        trace.prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         trace.num_choices = self.num_choices
 
     @property
@@ -48,6 +47,8 @@ class Generation:
     async def submit(self) -> None:
         """Returns once all are accepted. Raises QuireError."""
         self._submitted = True
+        prompt = sum(len(request.prompt_token_ids) for request in self._requests)
+        self._trace.prompted(prompt, self._metrics)
         await self._engine.submit(self._requests)
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
@@ -67,7 +68,7 @@ class Generation:
 
     def _feed(self, index: int, event: Event | QuireError) -> Delta | None:
         request, processor = self._requests[index], self._processors[index]
-        discarded = processor.num_discarded
+        discarded, kept = processor.num_discarded, processor.num_completion_tokens
         if isinstance(event, ChoiceOutput) and event.memory is not None:
             self._memory[index] = event.memory
         try:
@@ -87,6 +88,7 @@ class Generation:
         elif event.token_ids:
             choice = index * request.n + event.choice
             self._trace.tokens(choice, len(event.token_ids), self._metrics)
+            self._trace.completed(processor.num_completion_tokens - kept, self._metrics)
         return delta
 
     def abort(self) -> None:
@@ -105,7 +107,6 @@ class Generation:
         """Ends what has not ended, and completes the trace. To be called however it went."""
         self.abort()
         self._trace.cached_tokens = sum(one.num_cached_tokens for one in self._processors)
-        self._trace.completion_tokens = sum(one.num_completion_tokens for one in self._processors)
         self._trace.finish_reasons = tuple(
             reason for one in self._processors for reason in one.finish_reasons if reason
         )

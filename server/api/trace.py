@@ -75,6 +75,17 @@ class RequestTrace:
         """A prompt of the request was scheduled for the first time. The longest wait counts."""
         self.queue_s = max(waited_s, self.queue_s or 0.0)
 
+    def prompted(self, count: int, metrics: RequestMetrics) -> None:
+        """The request's prompts, of ``count`` tokens, are handed to the engine."""
+        self.prompt_tokens = count
+        metrics.observe_prompt(count)
+
+    def completed(self, count: int, metrics: RequestMetrics) -> None:
+        """``count`` tokens became part of the answer: what its usage says in the end."""
+        if count:
+            self.completion_tokens += count
+            metrics.observe_completion(count)
+
     def tokens(self, choice: int, count: int, metrics: RequestMetrics) -> None:
         """``count`` tokens of one choice arrived together."""
         now = time.monotonic()

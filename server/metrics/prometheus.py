@@ -62,8 +62,6 @@ class PrometheusMetrics:
 
     def observe_finish(self, record: RequestRecord) -> None:
         self._requests.labels(record.route, str(record.outcome)).inc()
-        self._prompt_tokens.inc(record.prompt_tokens)
-        self._generated.inc(record.completion_tokens)
         if record.ttft_s is not None:
             self._ttft.observe(record.ttft_s)
         if record.tpot_s is not None:
@@ -72,6 +70,12 @@ class PrometheusMetrics:
             self._e2e.observe(record.e2e_s)
             self._prompt_length.observe(record.prompt_tokens)
             self._generation_length.observe(record.completion_tokens)
+
+    def observe_prompt(self, count: int) -> None:
+        self._prompt_tokens.inc(count)
+
+    def observe_completion(self, count: int) -> None:
+        self._generated.inc(count)
 
     def observe_inter_token(self, seconds: float, count: int = 1) -> None:
         for _ in range(count):

@@ -81,9 +81,17 @@ HTTP_REQUESTS = _counter(
     Label("method"),
     Label("status"),
 )
-PROMPT_TOKENS = _counter("quire_prompt_tokens_total", "Prompt tokens of requests", Unit.TOKENS)
+# At rest these two are the sums of the records of requests, and so of the usage in their answers.
+PROMPT_TOKENS = _counter(
+    "quire_prompt_tokens_total",
+    "Prompt tokens, counted when a request is handed to the engine, once for all its choices",
+    Unit.TOKENS,
+)
 GENERATION_TOKENS = _counter(
-    "quire_generation_tokens_total", "Tokens generated for requests", Unit.TOKENS
+    "quire_generation_tokens_total",
+    "Tokens of answers, each counted once as it is written: of all choices, of aborted and failed "
+    "requests, up to the token that completes a stop string",
+    Unit.TOKENS,
 )
 DISCARDED_TOKENS = _counter(
     "quire_tokens_discarded_total",

@@ -62,6 +62,14 @@ class RequestMetrics(Protocol):
         """Called exactly once for every request of a route that generates."""
         ...
 
+    def observe_prompt(self, count: int) -> None:
+        """``count`` prompt tokens were handed to the engine. Over a request, its record's."""
+        ...
+
+    def observe_completion(self, count: int) -> None:
+        """``count`` tokens became part of an answer. Over a request, its record's."""
+        ...
+
     def observe_inter_token(self, seconds: float, count: int = 1) -> None:
         """``count`` gaps of ``seconds`` each, between consecutive tokens of one choice."""
         ...
@@ -97,6 +105,14 @@ class RequestMetricsFanOut:
         for receiver in self._receivers:
             receiver.observe_finish(record)
 
+    def observe_prompt(self, count: int) -> None:
+        for receiver in self._receivers:
+            receiver.observe_prompt(count)
+
+    def observe_completion(self, count: int) -> None:
+        for receiver in self._receivers:
+            receiver.observe_completion(count)
+
     def observe_inter_token(self, seconds: float, count: int = 1) -> None:
         for receiver in self._receivers:
             receiver.observe_inter_token(seconds, count)
@@ -114,6 +130,12 @@ class NullMetrics:
     """Receives everything and keeps nothing: for in-process use without an exporter."""
 
     def observe_finish(self, record: RequestRecord) -> None:
+        pass
+
+    def observe_prompt(self, count: int) -> None:
+        pass
+
+    def observe_completion(self, count: int) -> None:
         pass
 
     def observe_inter_token(self, seconds: float, count: int = 1) -> None:

@@ -191,11 +191,19 @@ class RecordingMetrics:
 
     records: list[RequestRecord] = field(default_factory=list)
     http: list[tuple[str, str, int]] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     gaps: int = 0
     discarded: int = 0
 
     def observe_finish(self, record: RequestRecord) -> None:
         self.records.append(record)
+
+    def observe_prompt(self, count: int) -> None:
+        self.prompt_tokens += count
+
+    def observe_completion(self, count: int) -> None:
+        self.completion_tokens += count
 
     def observe_inter_token(self, seconds: float, count: int = 1) -> None:
         self.gaps += count

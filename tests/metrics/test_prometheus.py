@@ -84,10 +84,21 @@ def test_a_finished_request_is_counted_once_under_its_outcome() -> None:
         for outcome in Outcome
     }
     assert counts == {**dict.fromkeys(Outcome, 0), Outcome.STOP: 1, Outcome.INVALID: 1}
-    assert world.value("quire_prompt_tokens_total") == 10
-    assert world.value("quire_generation_tokens_total") == 8
+    assert world.value("quire_request_generation_tokens_sum") == 4
     assert world.value("quire_time_to_first_token_seconds_count") == 2
     assert world.value("quire_request_prompt_tokens_sum") == 10
+
+
+def test_tokens_are_counted_as_they_come_and_not_again_at_the_end() -> None:
+    world = World()
+    world.metrics.observe_prompt(10)
+    for _ in range(4):
+        world.metrics.observe_completion(1)
+    assert world.value("quire_prompt_tokens_total") == 10
+    assert world.value("quire_generation_tokens_total") == 4
+    world.metrics.observe_finish(record())
+    assert world.value("quire_prompt_tokens_total") == 10
+    assert world.value("quire_generation_tokens_total") == 4
 
 
 def test_a_step_adds_up() -> None:
