@@ -21,17 +21,24 @@ from typing import Protocol, Self
 import torch
 
 from weights.checkpoint import Checkpoint
+from weights.finite import Span, check
 from weights.formats import from_safetensors
 from weights.matching import Placement
 from weights.safetensors_header import TensorEntry
-from weights.tensor_reader import TensorReader, check_fits, chunks, read_span, torch_dtype
+from weights.tensor_reader import (
+    READ_BYTES,
+    TensorReader,
+    chunks,
+    format_of,
+    read_span,
+    torch_dtype,
+)
 
 NUM_BUFFERS = 3
 MAX_BUFFER_BYTES = 64 << 20
 MIN_BUFFER_BYTES = 1 << 20
 _BUFFER_SHARE = 16  # a buffer is at most this part of all bytes to read
 _MAX_THREADS = 8
-_PIECE_BYTES = 4 << 20  # the least that a thread is woken for
 
 
 class Mark(Protocol):
@@ -155,10 +162,8 @@ class PinnedReader(TensorReader):
         """Reads ``count`` elements and hands their copy over: to one target, or as [count //
         columns, columns] to several targets that lie side by side."""
         index, source = self._take_buffer(count * dtype.itemsize)
-        self._read_with_threads(entry, offset, source)
+        self._read_with_threads(entry, offset, source, format_of(targets[0].dtype))
         values = source.view(dtype)
-        for target in targets:
-            check_fits(values, target.dtype, entry)
         if columns is None and targets[0].dtype == dtype:
             self._copies.run(lambda: _copy(targets[0], values))
         else:
@@ -178,23 +183,27 @@ class PinnedReader(TensorReader):
             self._buffers[index] = self._copies.pinned(num_bytes)
         return index, self._buffers[index][:num_bytes]
 
-    def _read_with_threads(self, entry: TensorEntry, offset: int, target: torch.Tensor) -> None:
+    def _read_with_threads(
+        self, entry: TensorEntry, offset: int, target: torch.Tensor, held: str
+    ) -> None:
+        """Each thread looks at what it has read, while it is hot."""
         descriptor = self._open(entry.file)
         memory = target.numpy().data
-        piece = max(_PIECE_BYTES, -(-len(memory) // self._num_threads))
+
+        def read(start: int, size: int) -> int:
+            span = Span(entry, offset + start, memory[start : start + size], held)
+            read_span(descriptor, entry, span.offset, span.memory)
+            check(span)
+            return size
+
+        share = -(-len(memory) // self._num_threads)
+        piece = max(READ_BYTES, -(-share // 16) * 16)  # whole elements
         spans = list(chunks(len(memory), piece))
         if len(spans) < 2:
-            read_span(descriptor, entry, offset, memory, self._on_bytes)
+            self._on_bytes(read(0, len(memory)))
             return
-        reads = [
-            self._threads.submit(
-                read_span, descriptor, entry, offset + start, memory[start : start + size]
-            )
-            for start, size in spans
-        ]
-        for read, (_, size) in zip(reads, spans, strict=True):
-            read.result()
-            self._on_bytes(size)
+        for done in [self._threads.submit(read, start, size) for start, size in spans]:
+            self._on_bytes(done.result())
 
 
 def _copy(target: torch.Tensor, values: torch.Tensor) -> None:

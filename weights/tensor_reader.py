@@ -2,7 +2,8 @@
 
 A tensor goes straight to its place where the bytes agree: same format, not transposed, in this
 process's memory. Otherwise it passes, chunk by chunk, through one staging buffer that converts,
-transposes and crosses to the device: never more than one chunk exists twice.
+transposes and crosses to the device: never more than one chunk exists twice. Every value that is
+filled in is looked at by weights.finite, beside the reading.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import torch
 
 from weights.checkpoint import Checkpoint, inside
 from weights.errors import CheckpointError
-from weights.formats import FORMATS, from_safetensors
+from weights.finite import Checker, Span
+from weights.formats import FORMATS, from_safetensors, from_torch_name
 from weights.matching import Placement
 from weights.safetensors_header import TensorEntry
 from weights.strict_json import show
 
 CHUNK_BYTES = 8 << 20
-_READ_BYTES = 64 << 20  # of one system call, so that progress shows
-_F16_MAX = 65504.0
+READ_BYTES = 4 << 20  # of one system call, so that progress shows, and that is looked at next
 
 
 class TensorReader:
@@ -44,6 +45,7 @@ class TensorReader:
         self._chunk_bytes = chunk_bytes
         self._files: dict[str, int] = {}
         self._staging = torch.empty(0, dtype=torch.uint8)
+        self._checker = Checker()
         self.staging_bytes = 0
 
     def __enter__(self) -> Self:
@@ -55,6 +57,7 @@ class TensorReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._checker.close()
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
@@ -62,7 +65,8 @@ class TensorReader:
 
     def fill(self, placement: Placement, views: Mapping[str, torch.Tensor]) -> None:
         """Reads one tensor into its parameters' views, [out, in] or [out], converting to their
-        dtype. Raises CheckpointError where a value does not fit it or the file changed."""
+        dtype. Raises CheckpointError, here or in a later call or ``settle``, where a value is not
+        finite in it; here, where the file changed."""
         entry = placement.entry
         dtype = torch_dtype(from_safetensors(entry.dtype) or "")
         if placement.transposed:
@@ -72,13 +76,14 @@ class TensorReader:
         for piece in placement.pieces:
             view = views[piece.parameter]
             if view.dtype == dtype and view.device.type == "cpu" and view.is_contiguous():
-                self._read(entry, offset, view)
+                self._read(entry, offset, view, held=view.dtype)
             else:
                 self._fill_converted(entry, offset, view, dtype)
             offset += view.numel() * dtype.itemsize
 
     def settle(self) -> None:
-        """What was filled is there already."""
+        """What was filled is there, and every value of it was looked at."""
+        self._checker.settle()
 
     def equal(self, left: TensorEntry, right: TensorEntry) -> bool:
         """Whether two tensors of one size hold the same bytes. Reads both."""
@@ -99,11 +104,12 @@ class TensorReader:
         columns, rows = entry.shape  # the file's [in, out]
         row_bytes = rows * dtype.itemsize
         for start, count in chunks(columns, max(1, self._chunk_bytes // row_bytes)):
-            chunk = self._staged(entry, entry.offset + start * row_bytes, count * rows, dtype)
+            held = views[placement.pieces[0].parameter].dtype
+            offset = entry.offset + start * row_bytes
+            chunk = self._staged(entry, offset, count * rows, dtype, held)
             block = chunk.view(count, rows).t()
             for piece in placement.pieces:
                 view = views[piece.parameter]
-                check_fits(chunk, view.dtype, entry)
                 source = block[piece.start : piece.start + piece.size]
                 view[:, start : start + count].copy_(source)
 
@@ -112,16 +118,21 @@ class TensorReader:
     ) -> None:
         flat = view.view(-1)
         for start, count in chunks(flat.numel(), self._chunk_bytes // dtype.itemsize):
-            chunk = self._staged(entry, offset + start * dtype.itemsize, count, dtype)
-            check_fits(chunk, view.dtype, entry)
+            chunk = self._staged(entry, offset + start * dtype.itemsize, count, dtype, view.dtype)
             flat[start : start + count].copy_(chunk)
 
     def _staged(
-        self, entry: TensorEntry, offset: int, count: int, dtype: torch.dtype
+        self,
+        entry: TensorEntry,
+        offset: int,
+        count: int,
+        dtype: torch.dtype,
+        held: torch.dtype,
     ) -> torch.Tensor:
         """``count`` elements read into the staging buffer; valid until the next read."""
+        self._checker.settle()  # it may still look at what the buffer held
         staging = self._stage(count * dtype.itemsize)[: count * dtype.itemsize]
-        self._read(entry, offset, staging)
+        self._read(entry, offset, staging, held)
         return staging.view(dtype)
 
     def _stage(self, size: int) -> torch.Tensor:
@@ -131,12 +142,24 @@ class TensorReader:
             self.staging_bytes = max(self.staging_bytes, size)
         return self._staging
 
-    def _read(self, entry: TensorEntry, offset: int, target: torch.Tensor) -> None:
-        """Fills contiguous ``target`` with the file's bytes from ``offset``."""
+    def _read(
+        self,
+        entry: TensorEntry,
+        offset: int,
+        target: torch.Tensor,
+        held: torch.dtype | None = None,
+    ) -> None:
+        """Fills contiguous ``target`` with the file's bytes from ``offset``. The values are looked
+        at as far as they are to be held in a format."""
         if not target.numel():
             return
         memory = target.view(-1).view(torch.uint8).numpy().data
-        read_span(self._open(entry.file), entry, offset, memory, self._on_bytes)
+        descriptor = self._open(entry.file)
+        for start, size in chunks(len(memory), READ_BYTES):
+            piece = memory[start : start + size]
+            read_span(descriptor, entry, offset + start, piece, self._on_bytes)
+            if held is not None:
+                self._checker.submit(Span(entry, offset + start, piece, format_of(held)))
 
     def _open(self, file: str) -> int:
         if file not in self._files:
@@ -160,8 +183,7 @@ def read_span(
     """
     done = 0
     while done < len(memory):
-        part = memory[done : done + _READ_BYTES]
-        count = os.preadv(descriptor, [part], offset + done)
+        count = os.preadv(descriptor, [memory[done:]], offset + done)
         if count == 0:
             raise CheckpointError(
                 f"{entry.file}: tensor {show(entry.name)} is cut off: the file shrank"
@@ -179,22 +201,15 @@ def torch_dtype(format: str) -> torch.dtype:
     return dtype
 
 
+def format_of(dtype: torch.dtype) -> str:
+    """The format of one element a number that a torch dtype is."""
+    name = from_torch_name(str(dtype))
+    if name is None:
+        raise ValueError(f"{dtype} is no format")
+    return name
+
+
 def chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, count) pairs that cover [0, total) in steps of at most ``size``."""
     for start in range(0, total, size):
         yield start, min(size, total - start)
-
-
-def check_fits(chunk: torch.Tensor, target: torch.dtype, entry: TensorEntry) -> None:
-    """float16 alone is narrower in range than the others: beyond 65504 it would be infinite.
-
-    Raises CheckpointError, naming file and tensor, where a value of ``chunk`` is.
-    """
-    if target != torch.float16 or chunk.dtype == torch.float16:
-        return
-    low, high = torch.aminmax(chunk)
-    if low.item() < -_F16_MAX or high.item() > _F16_MAX:
-        raise CheckpointError(
-            f"{entry.file}: tensor {show(entry.name)} has values beyond 65504, which f16 cannot "
-            "hold; serve it as bf16 or f32"
-        )

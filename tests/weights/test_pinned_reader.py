@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.weights.fake_copies import FakeCopies
 from weights import families
 from weights.checkpoint import Checkpoint, open_checkpoint
 from weights.errors import CheckpointError
@@ -18,50 +18,6 @@ from weights.pinned_reader import NUM_BUFFERS, PinnedReader, _buffer_bytes
 from weights.spec import ModelSpec
 from weights.synthetic import write_checkpoint
 from weights.tiny_specs import tiny_gpt2, tiny_llama
-
-POISON = 0xAB
-
-
-class FakeMark:
-    def __init__(self, copies: FakeCopies, place: int) -> None:
-        self.copies, self.place = copies, place
-
-    def wait(self) -> None:
-        self.copies.waits += 1
-        self.copies.carry_out(self.place)
-
-
-class FakeCopies:
-    """Does nothing until somebody waits: what reads a buffer too late finds what came after."""
-
-    def __init__(self) -> None:
-        self.work: list[Callable[[], None]] = []
-        self.done = 0
-        self.waits = 0
-        self.joins = 0
-        self.pinned_bytes = 0
-
-    def pinned(self, num_bytes: int) -> torch.Tensor:
-        self.pinned_bytes += num_bytes
-        return torch.full((num_bytes,), POISON, dtype=torch.uint8)
-
-    def run(self, work: Callable[[], None]) -> None:
-        self.work.append(work)
-
-    def mark(self) -> FakeMark:
-        return FakeMark(self, len(self.work))
-
-    def follow_main(self) -> None:
-        pass  # the main stream of a CPU is always done
-
-    def join_main(self) -> None:
-        self.joins += 1
-        self.carry_out(len(self.work))
-
-    def carry_out(self, place: int) -> None:
-        while self.done < place:
-            self.work[self.done]()
-            self.done += 1
 
 
 def keep(weight: torch.Tensor, format: str, bias: torch.Tensor | None = None) -> list[torch.Tensor]:
@@ -164,7 +120,7 @@ def test_a_matrix_that_is_packed_before_its_copies_are_joined_is_noticed(
 def test_pieces_are_read_by_several_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weights.pinned_reader._PIECE_BYTES", 64)
+    monkeypatch.setattr("weights.pinned_reader.READ_BYTES", 64)
     write_checkpoint(tiny_llama(), tmp_path, seed=2)
     expected = SmallReader(tmp_path, buffer_bytes=1 << 20, num_threads=1).read()
     found = SmallReader(tmp_path, buffer_bytes=4096, num_threads=4).read()
