@@ -11,6 +11,7 @@ from typing import Any
 from server.api.errors import wrong_type, wrong_value
 from server.api.field import Field, by_name, read_known
 from server.api.state import ModelCard
+from server.engine.sampling_limits import Range
 from server.errors import QuireError
 
 Bound = int | float | str
@@ -39,17 +40,13 @@ class Integer:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    low: float
-    high: float
-    above_low: bool = False  # the low bound itself is excluded
+    range: Range
 
     def __call__(self, value: object, param: str, model: ModelCard) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise wrong_type(param, value, "a number")
-        within = self.low < value if self.above_low else self.low <= value
-        if not (within and value <= self.high):  # false for what is not finite, too
-            least = f"above {self.low:g}" if self.above_low else f"from {self.low:g}"
-            raise wrong_value(param, value, f"a finite number {least} to {self.high:g}")
+        if value not in self.range:
+            raise wrong_value(param, value, str(self.range))
         return float(value)
 
 

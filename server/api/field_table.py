@@ -24,6 +24,7 @@ from server.api.checks import (
 from server.api.field import Field, Fields, by_name, not_served
 from server.api.label_checks import Label, Labels
 from server.api.messages import Messages
+from server.engine.sampling_limits import LOGIT_BIAS, SAMPLING_RANGES
 
 
 class Route(Enum):
@@ -35,12 +36,13 @@ SOME_TEXT = Text(1, 1 << 24)
 MODEL_NAME = Text(1, 1024)
 LABEL = Label(1024)  # changes nothing: for the client's own books
 
-TEMPERATURE = Number(0, 2)
-TOP_P = Number(0, 1, above_low=True)
+TEMPERATURE = Number(SAMPLING_RANGES["temperature"])
+TOP_P = Number(SAMPLING_RANGES["top_p"])
 TOP_K = Integer(1, (1 << 31) - 1, also=(-1, 0))
-MIN_P = Number(0, 1)
-PENALTY = Number(-2, 2)
-REPETITION_PENALTY = Number(0, 100, above_low=True)
+MIN_P = Number(SAMPLING_RANGES["min_p"])
+PRESENCE_PENALTY = Number(SAMPLING_RANGES["presence_penalty"])
+FREQUENCY_PENALTY = Number(SAMPLING_RANGES["frequency_penalty"])
+REPETITION_PENALTY = Number(SAMPLING_RANGES["repetition_penalty"])
 
 # Evaluation harnesses send 5 and more; OpenAI's own bound is 4.
 MAX_STOPS = 16
@@ -54,14 +56,14 @@ _SERVED_BY_BOTH = (
     Field("top_p", TOP_P),
     Field("top_k", TOP_K),
     Field("min_p", MIN_P),
-    Field("presence_penalty", PENALTY, default=0.0),
-    Field("frequency_penalty", PENALTY, default=0.0),
+    Field("presence_penalty", PRESENCE_PENALTY, default=0.0),
+    Field("frequency_penalty", FREQUENCY_PENALTY, default=0.0),
     Field("repetition_penalty", REPETITION_PENALTY),
     Field("stop", Stops(MAX_STOPS, Text(1, 1000)), default=(), nothing=("",)),
     Field("stop_token_ids", TokenIds(0, 64), default=()),
     Field("ignore_eos", Boolean(), default=False),
     Field("seed", Integer(-(1 << 63), (1 << 63) - 1)),
-    Field("logit_bias", Biases(1024, Number(-100, 100)), default=(), nothing=([],)),
+    Field("logit_bias", Biases(1024, Number(LOGIT_BIAS)), default=(), nothing=([],)),
     Field("stream", Boolean(), default=False),
     Field(
         "stream_options",

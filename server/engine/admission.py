@@ -15,7 +15,8 @@ from server.engine.answers import AnswerSize, answer_size
 from server.engine.events import Refused
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.queue import WaitingQueue
-from server.engine.request import AnswerLimits, EngineLimits, EngineRequest
+from server.engine.request import AnswerLimits, EngineLimits, EngineRequest, SamplingParams
+from server.engine.sampling_limits import LOGIT_BIAS, SAMPLING_RANGES
 from server.engine.sequence import LiveRequest
 
 _RETRY_AFTER_MAX = 600  # seconds
@@ -85,7 +86,11 @@ class Admission:
                 f"they exceed the context of {self._limits.max_model_len} tokens. Shorten the "
                 "prompt or lower max_tokens."
             )
-        return self._width_problem(request) or self._capacity_problem(num_prompt, max_tokens)
+        return (
+            _sampling_problem(request.sampling)
+            or self._width_problem(request)
+            or self._capacity_problem(num_prompt, max_tokens)
+        )
 
     def _width_problem(self, request: EngineRequest) -> tuple[str, str] | None:
         most = self._limits.max_logprobs
@@ -176,6 +181,18 @@ class Admission:
         )
         tokens = sum(size.tokens for size in open_sizes)
         return Refused(ids, "QUEUE_FULL", message, self.throughput.seconds_for(tokens))
+
+
+def _sampling_problem(sampling: SamplingParams) -> tuple[str, str] | None:
+    """What would leave float32. The edge refuses it too; the engine has other clients as well."""
+    for name, allowed in SAMPLING_RANGES.items():
+        value = getattr(sampling, name)
+        if value not in allowed:
+            return "INVALID_VALUE", f"{name} must be {allowed}, not {value!r}."
+    for token, bias in sampling.logit_bias:
+        if bias not in LOGIT_BIAS:
+            return "INVALID_VALUE", f"logit_bias[{token}] must be {LOGIT_BIAS}, not {bias!r}."
+    return None
 
 
 def _answer_problem(sizes: Sequence[AnswerSize], needed: int, limits: AnswerLimits) -> str:

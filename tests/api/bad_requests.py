@@ -195,7 +195,7 @@ def _ranges(facts: ServerFacts) -> Iterator[BadRequest]:
         "min_p": (-0.01, 1.01),
         "presence_penalty": (-2.1, 2.1),
         "frequency_penalty": (-2.1, 2.1),
-        "repetition_penalty": (0, -1, 1000),
+        "repetition_penalty": (0, -1, 1e-38, 0.0099, 100.1, 1000),
         "seed": (huge, -huge),
         "logprobs": (-1, facts.max_logprobs + 1, huge),
         "priority": (huge, -huge),

@@ -203,3 +203,45 @@ def test_a_limit_below_one_is_refused_with_its_name(name: str) -> None:
 def test_a_negative_number_of_preemptions_is_refused() -> None:
     with pytest.raises(ValueError, match="max_preemptions is -1"):
         Story(max_preemptions=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repetition_penalty", 1e-38),
+        ("repetition_penalty", 101.0),
+        ("repetition_penalty", 0.0),
+        ("frequency_penalty", -2.1),
+        ("presence_penalty", 1e30),
+        ("temperature", -0.1),
+        ("temperature", float("inf")),
+        ("top_p", 0.0),
+        ("min_p", float("nan")),
+        ("logit_bias", ((3, 1e38),)),
+    ],
+)
+def test_a_number_that_would_leave_float32(name: str, value: Any) -> None:
+    told = refusal(Story(), prompt(3), **{name: value})
+    assert told.code == "INVALID_VALUE"
+    assert told.message.startswith(name)
+    assert "a finite number" in told.message
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        {"repetition_penalty": 0.01, "frequency_penalty": -2.0, "presence_penalty": -2.0},
+        {"repetition_penalty": 100.0, "frequency_penalty": 2.0, "presence_penalty": 2},
+        {
+            "temperature": 2.0,
+            "top_p": 1e-300,
+            "min_p": 1.0,
+            "logit_bias": ((1, -100.0), (2, 100.0)),
+        },
+    ],
+)
+def test_numbers_at_the_edges_of_their_ranges_are_served(edges: dict[str, Any]) -> None:
+    story = Story()
+    story.ask("a", prompt(3), max_tokens=2, **edges)
+    story.run()
+    assert story.endings() == [("a", 0, "length")]
