@@ -138,5 +138,6 @@ def _models(parsed: argparse.Namespace) -> int:
     from weights.families import FAMILIES
 
     for family in FAMILIES:
-        print(f"{family.name:<8} {family.architecture} (model_type {family.model_type})")
+        also = f"; also {', '.join(family.other_names)}"
+        print(f"{family.name:<8} {family.architecture} (model_type {family.model_type}{also})")
     return 0

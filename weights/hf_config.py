@@ -79,6 +79,7 @@ def _gpt2(spec: ModelSpec) -> dict[str, Any]:
         "n_head": spec.attention.num_query_heads,
         "n_inner": spec.mlp.intermediate_size,
         "n_positions": spec.max_positions,
+        "scale_attn_weights": spec.attention.scale != 1.0,
         "activation_function": _ACTIVATIONS[spec.mlp.activation],
         "layer_norm_epsilon": spec.norm.epsilon,
     }

@@ -16,6 +16,10 @@ from weights.spec import ModelSpec
 from weights.strict_json import show
 
 _NAMES_SHOWN = 6
+_NO_UNEMBEDDING = (
+    "without an unembedding the model can tell no token (transformers would make one up): save it "
+    "with its head, or set config.json's tie_word_embeddings to true if its embedding is the head"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,8 @@ def _mismatch(
     parts: list[str] = []
     if missing:
         parts.append(f"missing tensors: {_some(missing)}")
+    if UNEMBEDDING_TENSOR in missing:
+        parts.append(_NO_UNEMBEDDING)
     if unexpected:
         names = [entry.name for entry in unexpected]
         parts.append(f"unexpected tensors: {_some(names)}")

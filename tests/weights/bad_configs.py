@@ -45,7 +45,7 @@ BAD_CONFIGS.config("rope_theta_negative", "rope_theta", rope_theta=-10000.0)
 BAD_CONFIGS.config(
     "quantised", "quantization_config", "gptq", quantization_config={"quant_method": "gptq"}
 )
-BAD_CONFIGS.config("sliced_products", "pretraining_tp", pretraining_tp=2)
+BAD_CONFIGS.config("sliced_products", "pretraining_tp", pretraining_tp="two")
 BAD_CONFIGS.config("sliding_window", "sliding_window", sliding_window=128)
 BAD_CONFIGS.config("unknown_multiplier", "residual_multiplier", residual_multiplier=0.22)
 BAD_CONFIGS.config("custom_code", "auto_map", auto_map={"AutoModel": "modeling_x.Model"})

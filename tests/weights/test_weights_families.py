@@ -201,9 +201,9 @@ def test_yarn_without_a_factor_takes_the_ratio_of_contexts() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"scale_attn_weights": False}, "scale_attn_weights is false"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is true"),
-        ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn is true"),
+        ({"reorder_and_upcast_attn": "yes"}, "reorder_and_upcast_attn must be true or false"),
+        ({"scale_attn_weights": 1}, "scale_attn_weights must be true or false"),
         ({"add_cross_attention": True}, "add_cross_attention is true"),
         ({"n_ctx": 512}, "n_ctx contradicts n_positions 1024"),
         ({"n_head": 7}, "n_embd 768 is no multiple of n_head 7"),
@@ -242,8 +242,31 @@ def test_other_unknown_keys_are_handed_back_for_the_log() -> None:
     assert families.resolve(config).unread_keys(config) == ("training_recipe",)
 
 
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (TINYLLAMA, {"architectures": ["LLaMAForCausalLM"]}),
+        (TINYLLAMA, {"architectures": ["LlamaModel"]}),
+        (TINYLLAMA, {"pretraining_tp": 4}),
+        (GPT2, {"architectures": ["GPT2Model"]}),
+        (GPT2, {"reorder_and_upcast_attn": True}),
+    ],
+)
+def test_names_and_keys_that_change_no_number_change_no_fact(
+    config: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    assert read(config, **changes) == read(config)
+    assert families.resolve({**config, **changes}).unread_keys({**config, **changes}) == ()
+
+
+def test_unscaled_attention_is_a_scale_of_1() -> None:
+    spec = read(GPT2, scale_attn_weights=False)
+    assert spec.attention.scale == 1.0
+    assert read(config_for(spec, "f32")) == spec
+
+
 def test_resolve_names_what_is_served() -> None:
-    with pytest.raises(CheckpointError, match="served: LlamaForCausalLM, GPT2LMHeadModel"):
+    with pytest.raises(CheckpointError, match=r"served: LlamaForCausalLM, LLaMA.*, GPT2Model"):
         families.resolve({"architectures": ["MambaForCausalLM"]})
     with pytest.raises(CheckpointError, match="model_type is missing; served: llama, gpt2"):
         families.resolve({})

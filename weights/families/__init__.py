@@ -22,7 +22,7 @@ def resolve(config: Mapping[str, Any]) -> Family:
         return _find("model_type", model_type, {family.model_type: family for family in FAMILIES})
     if not isinstance(architectures, list) or len(architectures) != 1:
         raise CheckpointError(f"{CONFIG_FILE}: architectures must be a list of one name")
-    by_architecture = {family.architecture: family for family in FAMILIES}
+    by_architecture = {name: family for family in FAMILIES for name in family.architectures}
     family = _find("architectures", architectures[0], by_architecture)
     if model_type not in (None, family.model_type):
         raise CheckpointError(

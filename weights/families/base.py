@@ -12,9 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from weights.families.facts import ConfigFacts
-from weights.spec import ModelSpec
+from weights.spec import Activation, ModelSpec
 
 UNEMBEDDING_TENSOR = "lm_head.weight"
+
+# transformers' names of the exact function, and of the one by tanh, which it spells in many ways.
+GELU_NAMES = {
+    "gelu": Activation.GELU_ERF,
+    "gelu_python": Activation.GELU_ERF,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
+    "gelu_accurate": Activation.GELU_TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_python_tanh": Activation.GELU_TANH,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +52,23 @@ class Skip:
 @dataclass(frozen=True, slots=True)
 class Family:
     """``prefix`` begins the name of every tensor but the unembedding's; files saved from the bare
-    decoder lack it. ``harmless`` are keys of config.json that never change the arithmetic."""
+    decoder lack it. ``other_names`` are architectures that mean the same: an older spelling, and
+    the bare decoder. ``harmless`` are keys of config.json that never change the arithmetic."""
 
     name: str
     architecture: str
+    other_names: tuple[str, ...]
     model_type: str
     prefix: str
     sources: tuple[Source, ...]
     skips: tuple[Skip, ...]
     harmless: frozenset[str]
     read: Callable[[ConfigFacts], ModelSpec]
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Every name that a config.json may give it."""
+        return (self.architecture, *self.other_names)
 
     def spec(self, config: Mapping[str, Any]) -> ModelSpec:
         """Every architectural fact of ``config``.

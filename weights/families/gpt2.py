@@ -5,7 +5,7 @@ Its projections are published as [in, out] ("Conv1D"), query, key and value in o
 
 from __future__ import annotations
 
-from weights.families.base import UNEMBEDDING_TENSOR, Family, Skip, Source
+from weights.families.base import GELU_NAMES, UNEMBEDDING_TENSOR, Family, Skip, Source
 from weights.families.facts import MAX_LAYERS, ConfigFacts
 from weights.families.keys import words
 from weights.spec import (
@@ -19,9 +19,7 @@ from weights.spec import (
 )
 
 _ACTIVATIONS = {
-    "gelu_new": Activation.GELU_TANH,
-    "gelu_pytorch_tanh": Activation.GELU_TANH,
-    "gelu": Activation.GELU_ERF,
+    **GELU_NAMES,
     "relu": Activation.RELU,
     "silu": Activation.SILU,
     "swish": Activation.SILU,
@@ -56,7 +54,7 @@ def _read(facts: ConfigFacts) -> ModelSpec:
             num_query_heads=heads,
             num_kv_heads=heads,
             head_dim=head_dim,
-            scale=head_dim**-0.5,
+            scale=head_dim**-0.5 if facts.flag("scale_attn_weights", True) else 1.0,
             qkv_bias=True,
             output_bias=True,
         ),
@@ -77,9 +75,9 @@ def _read(facts: ConfigFacts) -> ModelSpec:
 
 
 def _refuse_unserved(facts: ConfigFacts) -> None:
-    facts.only("scale_attn_weights", True, "attention is scaled by the root of head_dim")
     facts.only("scale_attn_by_inverse_layer_idx", False, "every layer has the same scale")
-    facts.only("reorder_and_upcast_attn", False, "its order of operations rounds differently")
+    # Scores and their softmax in float32, scaled first: what attention does here in any format.
+    facts.flag("reorder_and_upcast_attn", False)
     facts.only("add_cross_attention", False, "there is no encoder to attend to")
     for synonym, key in _SYNONYMS.items():
         if synonym in facts and facts.integer(synonym) != facts.integer(key):
@@ -111,6 +109,7 @@ def _norm(theirs: str, ours: str) -> tuple[Source, Source]:
 FAMILY = Family(
     name="gpt2",
     architecture="GPT2LMHeadModel",
+    other_names=("GPT2Model",),
     model_type="gpt2",
     prefix="transformer.",
     sources=(

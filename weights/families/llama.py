@@ -3,7 +3,7 @@ such as TinyLlama and SmolLM: RMS norm before each block, rotary positions, gate
 
 from __future__ import annotations
 
-from weights.families.base import UNEMBEDDING_TENSOR, Family, Skip, Source
+from weights.families.base import GELU_NAMES, UNEMBEDDING_TENSOR, Family, Skip, Source
 from weights.families.facts import MAX_LAYERS, ConfigFacts
 from weights.families.keys import words
 from weights.families.rope import read_rope
@@ -20,9 +20,7 @@ from weights.spec import (
 _ACTIVATIONS = {
     "silu": Activation.SILU,
     "swish": Activation.SILU,
-    "gelu": Activation.GELU_ERF,
-    "gelu_new": Activation.GELU_TANH,
-    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    **GELU_NAMES,
     "relu": Activation.RELU,
 }
 
@@ -32,7 +30,8 @@ def _read(facts: ConfigFacts) -> ModelSpec:
     vocab_size = facts.integer("vocab_size")
     max_positions = facts.integer("max_position_embeddings", 2048, high=1 << 31)
     attention = _attention(facts, hidden)
-    facts.only("pretraining_tp", 1, "sliced matrix products round differently")
+    # How the training sliced its matrix products: the same sums, which transformers computes whole.
+    facts.integer("pretraining_tp", 1)
     bos = facts.token_ids("bos_token_id", vocab_size, 1)
     return ModelSpec(
         family="llama",
@@ -90,6 +89,7 @@ def _linear(theirs: str, ours: str) -> tuple[Source, Source]:
 FAMILY = Family(
     name="llama",
     architecture="LlamaForCausalLM",
+    other_names=("LLaMAForCausalLM", "LlamaModel"),
     model_type="llama",
     prefix="model.",
     sources=(
