@@ -242,7 +242,9 @@ class HttpServer:
         model, config = self._model, self._config
         return ApiState(
             engine=self.client,
-            tokenizer=Tokenizer.from_folder(model.folder, vocab_size=model.spec.vocab_size),
+            tokenizer=Tokenizer.from_folder(
+                model.folder, vocab_size=model.spec.vocab_size, config=model.config
+            ),
             chat_template=ChatTemplate.from_folder(model.folder),
             model=self._card(),
             defaults=self._defaults,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from server.errors import ErrorCode, QuireError, StartupError
 from server.text.decoding import StreamDecoder, decoder_stages, token_text_bytes
+from server.text.tidying import TIDYING
+from server.text.tokenizer_folder import TOKENIZER_FILE, load_folder
 
 ENCODE_THREADS = 2
 
@@ -24,14 +27,20 @@ class Tokenizer:
     refused.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        vocab_size: int | None = None,
+        cleans_up: bool = False,
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self.vocab_size = vocab_size or backend.get_vocab_size(with_added_tokens=True)
         self._stages = decoder_stages(json.loads(backend.to_str()).get("decoder"))
-        added = backend.get_added_tokens_decoder()
-        self.special_ids = frozenset(id for id, token in added.items() if token.special)
+        self._tidying = TIDYING if cleans_up else ()
+        self.special_ids = _special_ids(backend)
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._longest_token_bytes = max((len(token.encode()) for token in vocabulary), default=1)
         self._exceeds_model = max(vocabulary.values(), default=0) >= self.vocab_size
@@ -39,24 +48,29 @@ class Tokenizer:
         self._threads = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="tokenizer")
 
     @classmethod
-    def from_folder(cls, folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
-        """The tokenizer of a checkpoint folder.
+    def from_folder(
+        cls,
+        folder: Path,
+        *,
+        vocab_size: int | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Tokenizer:
+        """The tokenizer of a checkpoint folder, by all of its files. ``config`` is its config.json.
 
         Raises:
-            StartupError: there is no tokenizer.json, or it cannot be used; names the file.
+            StartupError: there is no tokenizer.json, or a file cannot be used; names it.
         """
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise StartupError(f"tokenizer.json is missing from {folder.name}")
+        if not (folder / TOKENIZER_FILE).is_file():
+            raise StartupError(f"{TOKENIZER_FILE} is missing from {folder.name}")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-            return cls(backend, vocab_size=vocab_size)
-        except (ValueError, OSError) as error:
-            raise StartupError(f"tokenizer.json cannot be used: {error}") from error
+            loaded = load_folder(folder, config or {})
+            return cls(loaded.backend, vocab_size=vocab_size, cleans_up=loaded.cleans_up)
+        except (ValueError, OSError, RecursionError) as error:
+            raise StartupError(f"{TOKENIZER_FILE} cannot be used: {error}") from error
         except Exception as error:  # the library raises a bare Exception for a malformed file
             if type(error) is not Exception:
                 raise
-            raise StartupError(f"tokenizer.json cannot be used: {error}") from error
+            raise StartupError(f"{TOKENIZER_FILE} cannot be used: {error}") from error
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``; special tokens as the tokenizer's post-processor adds them.
@@ -94,11 +108,13 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The whole text of ``ids``, a sequence that is not UTF-8 replaced by U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        for tidy in self._tidying:
+            text = text.replace(tidy.pattern, tidy.content)
         return text
 
     def stream(self, *, continuation: bool = False) -> StreamDecoder:
         """A decoder to be fed pieces one by one. ``continuation``: text stands before it."""
-        return StreamDecoder(self._stages, continuation=continuation)
+        return StreamDecoder((*self._stages, *self._tidying), continuation=continuation)
 
     def piece(self, token_id: int) -> str | None:
         """The vocabulary's spelling of a token; None for an id in the padding."""
@@ -120,6 +136,16 @@ class Tokenizer:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _special_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    """The ids that decoding skips: to the library a token that was ever added as special stays so,
+    though its flag may say otherwise by now."""
+    return frozenset(
+        id
+        for id, token in backend.get_added_tokens_decoder().items()
+        if token.special or backend.decode([id]) != backend.decode([id], skip_special_tokens=False)
+    )
 
 
 def check_text(text: str, param: str | None = None) -> None:

@@ -1,0 +1,173 @@
+"""A checkpoint folder's tokenizer, made from all of its files as transformers makes it.
+
+tokenizer.json is the trunk; tokenizer_config.json says which class it is of and, with
+special_tokens_map.json and added_tokens.json, which tokens are added. add_bos_token and
+add_eos_token decide nothing where there is a tokenizer.json: its post-processor does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+
+from server.errors import StartupError
+from server.text.special_tokens import CONFIG_FILE, SpecialTokens, read_special_tokens
+from server.text.tokenizer_classes import RECIPES, Recipe, Vocabulary, class_of_folder
+
+log = logging.getLogger("quire.server")
+
+TOKENIZER_FILE = "tokenizer.json"
+_PROBES = ("Hello  world", " 12345 ab\n\n", "naïve 深度 x_1", "don't", "a\tb", "It's 3.14!")
+_OF_BPE_ALL_THE_SAME = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+
+
+@dataclass(frozen=True, slots=True)
+class FolderTokenizer:
+    """``cleans_up``: decoded text is closed up before punctuation, as BERT's is."""
+
+    backend: tokenizers.Tokenizer
+    cleans_up: bool
+
+
+def load_folder(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
+    """The tokenizer of ``folder``, whose config.json is ``config``.
+
+    Raises:
+        StartupError: a file or a key cannot be used or followed; names it. The library's own
+            errors, which may be bare Exceptions, come through.
+    """
+    text = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
+    from_file = tokenizers.Tokenizer.from_str(text)
+    trunk = json.loads(text)
+    options = _options(folder / CONFIG_FILE)
+    name = class_of_folder(config, options, is_byte_level='"ByteLevel"' in text)
+    recipe = None if name is None else RECIPES[name]
+    special = _special_tokens(folder, options, trunk, recipe, from_file.padding)
+    backend = from_file
+    if name is not None and recipe is not None:
+        _check_flags(options, recipe)
+        backend = recipe.build(_vocabulary(trunk["model"]), options, special.named)
+        _warn_of_other_tokens(name, backend, from_file)
+        if from_file.post_processor is not None:
+            backend.post_processor = from_file.post_processor
+    _add_tokens(backend, special)
+    if recipe is not None and recipe.finish is not None:
+        texts = [str(token) for token in (*special.named.values(), *special.extra) if token]
+        recipe.finish(backend, special.named, list(dict.fromkeys(texts)))
+    backend.encode_special_tokens = _flag(options, "split_special_tokens")
+    _check_ids(backend, special, trunk)
+    is_bpe = type(backend.model).__name__ == "BPE"
+    cleans_up = _flag(options, "clean_up_tokenization_spaces") and (
+        not is_bpe or _flag(options, _OF_BPE_ALL_THE_SAME)
+    )
+    return FolderTokenizer(backend, cleans_up)
+
+
+def _options(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json; {} with a warning where it cannot be read: tokenizer.json may do."""
+    if not path.is_file():
+        return {}
+    try:
+        options = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        log.warning("%s cannot be read, and its special tokens are not known: %s", path, error)
+        return {}
+    if not isinstance(options, dict):
+        log.warning("%s holds no object, and its special tokens are not known", path)
+        return {}
+    for key in ("init_inputs", "fast_tokenizer_files"):
+        if options.get(key) not in (None, [], [TOKENIZER_FILE]):
+            raise StartupError(f"{CONFIG_FILE}: {key} {options[key]!r} is not followed; remove it")
+    return options
+
+
+def _flag(options: Mapping[str, Any], key: str) -> bool:
+    value = options.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise StartupError(f"{CONFIG_FILE}: {key} must be true or false, not {value!r}")
+    return bool(value)
+
+
+def _check_flags(options: Mapping[str, Any], recipe: Recipe) -> None:
+    for key in recipe.flags:
+        _flag(options, key)
+
+
+def _special_tokens(
+    folder: Path,
+    options: Mapping[str, Any],
+    trunk: Mapping[str, Any],
+    recipe: Recipe | None,
+    padding: Mapping[str, Any] | None,
+) -> SpecialTokens:
+    defaults = dict(recipe.defaults) if recipe is not None else {}
+    if padding is not None:
+        defaults.setdefault("pad_token", padding["pad_token"])
+    return read_special_tokens(folder, options, trunk.get("added_tokens") or (), defaults)
+
+
+def _vocabulary(model: Mapping[str, Any]) -> Vocabulary:
+    """Pieces and merges of a tokenizer.json's "model", in any of its spellings."""
+    pieces, merges = model["vocab"], model.get("merges") or ()
+    if isinstance(pieces, list):  # Unigram's: [piece, score]
+        pieces = {piece: id for id, (piece, _) in enumerate(pieces)}
+    pairs: list[Any] = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges
+    ]
+    return Vocabulary(pieces, pairs)
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
+    """Adds what the backend lacks, and gives what it has the files' flags: transformers' order."""
+    tokens: list[str | AddedToken] = [one.token for one in special.added]
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    known.update(str(token) for token in tokens)
+    for token in (*special.named.values(), *special.extra):
+        if token is not None and str(token) not in known and token not in tokens:
+            tokens.append(token)
+    names = {str(token) for token in special.named.values() if token}
+    for index, token in enumerate(tokens):
+        if isinstance(token, str):
+            tokens[index] = AddedToken(token, special=True)
+        elif not token.special and str(token) in names:
+            token.special = True
+    backend.add_tokens(tokens)
+
+
+def _check_ids(
+    backend: tokenizers.Tokenizer, special: SpecialTokens, trunk: Mapping[str, Any]
+) -> None:
+    """An id is given by order, not by what a file says: where they differ, the model would read
+    one token for another."""
+    said = [(one.id, one.token.content, one.file) for one in special.added]
+    said += [(one["id"], one["content"], TOKENIZER_FILE) for one in trunk.get("added_tokens") or ()]
+    for id, content, file in said:
+        found = backend.token_to_id(content)
+        if content and found != id:
+            raise StartupError(
+                f"{file}: the token {content!r} has the id {id}, but with the folder's "
+                f"{TOKENIZER_FILE} it gets {found}: one of the two files is another model's"
+            )
+
+
+def _warn_of_other_tokens(
+    name: str, backend: tokenizers.Tokenizer, from_file: tokenizers.Tokenizer
+) -> None:
+    for probe in _PROBES:
+        theirs = from_file.encode(probe, add_special_tokens=False).tokens
+        ours = backend.encode(probe, add_special_tokens=False).tokens
+        if ours != theirs:
+            log.warning(
+                "%s of this folder splits %r into %s; tokenizer_class %s, which counts as in "
+                "transformers, into %s. To follow the file, set tokenizer_class to "
+                '"PreTrainedTokenizerFast" in %s',
+                TOKENIZER_FILE, probe, theirs, name, ours, CONFIG_FILE,
+            )  # fmt: skip
+            return
