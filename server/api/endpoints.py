@@ -31,6 +31,10 @@ from server.output.processor import Collector, OutputOptions
 from server.output.stops import StopStrings
 
 LARGE_BODY = 64 * 1024  # bytes; parsed in a thread from here on
+# The longest text that is tokenised where its length does not tell that it is too long: about a
+# second of one core, or for long contexts four times what a token usually takes.
+UNCOUNTED_BYTES_PER_TOKEN = 16
+UNCOUNTED_TEXT_BYTES = 1024 * 1024
 T = TypeVar("T")
 
 
@@ -143,9 +147,15 @@ class GenerationEndpoint:
         self, text: str, param: str, *, add_special_tokens: bool = True
     ) -> tuple[int, ...]:
         tokenizer, model = self._state.tokenizer, self._state.model
-        least = tokenizer.least_tokens(text)
+        if len(text) < LARGE_BODY:
+            least = tokenizer.least_tokens(text)
+        else:
+            least = await asyncio.to_thread(tokenizer.least_tokens, text)
         if least > model.max_model_len:
             raise context_error(model, f"this text has at least {least}", param)
+        most = max(UNCOUNTED_TEXT_BYTES, UNCOUNTED_BYTES_PER_TOKEN * model.max_model_len)
+        if not tokenizer.counts_ahead and len(text.encode(errors="replace")) > most:
+            raise context_error(model, f"this text has more than {most} bytes", param)
         ids = await tokenizer.encode_in_thread(text, add_special_tokens=add_special_tokens)
         if not ids:
             raise QuireError(

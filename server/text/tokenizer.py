@@ -13,6 +13,7 @@ import tokenizers
 
 from server.errors import ErrorCode, QuireError, StartupError
 from server.text.decoding import StreamDecoder, decoder_stages, token_text_bytes
+from server.text.least_tokens import least_tokens
 from server.text.tidying import TIDYING
 from server.text.tokenizer_folder import TOKENIZER_FILE, load_folder
 
@@ -38,11 +39,12 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self.vocab_size = vocab_size or backend.get_vocab_size(with_added_tokens=True)
-        self._stages = decoder_stages(json.loads(backend.to_str()).get("decoder"))
+        pipeline = json.loads(backend.to_str())
+        self._stages = decoder_stages(pipeline.get("decoder"))
+        self._least = least_tokens(pipeline, _normalized_contents(backend))
         self._tidying = TIDYING if cleans_up else ()
         self.special_ids = _special_ids(backend)
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        self._longest_token_bytes = max((len(token.encode()) for token in vocabulary), default=1)
         self._exceeds_model = max(vocabulary.values(), default=0) >= self.vocab_size
         self._bytes: dict[int, bytes] = {}
         self._threads = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="tokenizer")
@@ -101,9 +103,15 @@ class Tokenizer:
             self._threads, lambda: self.encode(text, add_special_tokens=add_special_tokens)
         )
 
+    @property
+    def counts_ahead(self) -> bool:
+        """Whether ``least_tokens`` tells anything of a text."""
+        return self._least is not None
+
     def least_tokens(self, text: str) -> int:
-        """No fewer tokens than this can carry ``text``: a cheap refusal of hopeless prompts."""
-        return len(text) // max(1, self._longest_token_bytes)
+        """No fewer tokens than this can carry ``text``: a cheap refusal of hopeless prompts. 0 for
+        every text where the tokenizer may make few tokens of any length."""
+        return 0 if self._least is None else self._least.of(text)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The whole text of ``ids``, a sequence that is not UTF-8 replaced by U+FFFD."""
@@ -136,6 +144,15 @@ class Tokenizer:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _normalized_contents(backend: tokenizers.Tokenizer) -> list[str]:
+    """The added tokens as they are looked for behind the normalizer."""
+    normalizer = backend.normalizer
+    if normalizer is None:
+        return []
+    added = backend.get_added_tokens_decoder().values()
+    return [normalizer.normalize_str(token.content) for token in added]
 
 
 def _special_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:
