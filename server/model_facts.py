@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from server.config import ServerConfig, available_cores
+from server.dtype_choice import weigh_dtype
 from server.engine.request import EngineLimits
 from server.engine_facts import EngineSettings
 from server.errors import StartupError
@@ -123,7 +124,7 @@ def plan_request(
     config: ServerConfig, placement: Placement, spec: ModelSpec, stored: str
 ) -> PlanRequest:
     """What is asked of the memory plan; ``stored`` is the checkpoint's format."""
-    return PlanRequest(
+    request = PlanRequest(
         format=resolve_format(config.dtype, stored, spec, on_gpu=placement.on_gpu),
         block_size=placement.block_size,
         max_num_seqs=placement.max_num_seqs,
@@ -134,6 +135,7 @@ def plan_request(
         on_gpu=placement.on_gpu,
         batch_invariant=config.batch_invariant,
     )
+    return weigh_dtype(config, spec, request, placement.available)
 
 
 def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:

@@ -65,8 +65,9 @@ OPTIONS: tuple[Option, ...] = (
         choice("auto", "float32", "bfloat16", "float16"),
         "auto",
         "auto|float32|bfloat16|float16",
-        "format of weights and KV cache; auto is float32 where its weights take at most 1 GiB, "
-        "else the checkpoint's; on a GPU the checkpoint's if that has 16 bits, else bfloat16",
+        "format of weights and KV cache; auto is float32 where its weights take at most 1 GiB, or "
+        "where 16-bit products are slower on this CPU and it fits, else the checkpoint's; on a GPU "
+        "the checkpoint's if that has 16 bits, else bfloat16",
     ),
     Option(
         "quantization",

@@ -127,6 +127,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
         ("parameters", f"{model.num_parameters:,}" + _tied(facts)),
         ("dtype", f"{plan.runner.format}{_widened(facts)}{_quantised(facts)}, on {_device(facts)} "
          f"({engine.cpu_capability}), {engine.num_threads} threads, torch {engine.torch_version}"),
+        *([("dtype auto", plan.request.format_reason)] if plan.request.format_reason else []),
         ("max length", length),
         ("KV cache", f"{plan.capacity_tokens:,} tokens in {plan.kv.num_blocks:,} blocks of "
          f"{plan.runner.block_size}: {plan.concurrent_sequences:.1f} sequences of "

@@ -11,6 +11,7 @@ class PlanRequest:
 
     ``whole_load`` asks for a cache that holds ``max_num_seqs`` sequences of ``max_model_len``
     tokens at once; without it, one at least, which is what a server needs to start.
+    ``format_reason`` says why ``format`` was taken, for people, where that was weighed.
     ``kv_format`` is the KV cache's where it is another than ``format``; ``ranks`` is the number of
     devices that share each layer, of which one is planned. Both are for plans only: no server
     offers them yet.
@@ -28,6 +29,7 @@ class PlanRequest:
     kv_format: str | None = None
     ranks: int = 1
     whole_load: bool = False
+    format_reason: str = ""
 
     @property
     def least_sequences(self) -> int:

@@ -182,9 +182,9 @@ def resolve_format(
 ) -> str:
     """The canonical format for --dtype.
 
-    On a GPU auto is the checkpoint's own where that has 16 bits, else bf16. On a CPU auto is the
-    checkpoint's own, but float32 for a small model: there a CPU is no slower for it, and only in
-    float32 is an answer independent of what shares its batch.
+    On a GPU auto is the checkpoint's own where that has 16 bits, else bf16. On a CPU auto is
+    float32 for a small model, since only in float32 is an answer independent of what shares its
+    batch; for a larger one the checkpoint's own, which server.dtype_choice weighs against float32.
     """
     if dtype != "auto":
         return next(fmt.name for fmt in FORMATS.values() if fmt.torch_name == dtype)

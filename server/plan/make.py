@@ -99,6 +99,8 @@ def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None
 
 def _notes(spec: ModelSpec, request: PlanRequest, target: Target) -> Iterator[str]:
     yield from not_served(spec, on_gpu=target.placement.on_gpu)
+    if request.format_reason:
+        yield request.format_reason
     if request.ranks > 1:
         yield (
             f"what-if: {request.ranks} devices share each layer, the figures are one's; the server "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import pytest
 from api_fakes import FakeEngine, make_state
 from starlette.routing import Route
 
@@ -112,3 +113,13 @@ def test_fewer_connections_than_asked_for_are_told_with_the_reason() -> None:
         "  connections   6 at once, and 2 for probes: the limit of open files (ulimit -n) is 48\n"
     )
     assert line in report(connections=few)
+
+
+def test_it_says_why_dtype_auto_took_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "dtype auto" not in report()
+    reason = "bfloat16 products take 3.0 x at 16 rows of float32's time here"
+    monkeypatch.setattr(
+        "server.model_facts.weigh_dtype",
+        lambda config, spec, request, available: replace(request, format_reason=reason),
+    )
+    assert f"  dtype auto    {reason}\n" in report()
