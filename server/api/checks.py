@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.errors import wrong_type, wrong_value
-from server.api.field import Field, by_name, read_known
+from server.api.field import FieldTable
 from server.api.state import ModelCard
 from server.engine.sampling_limits import Range
 from server.errors import QuireError
@@ -148,12 +148,12 @@ class Biases:
 class Options:
     """An object with fields of its own."""
 
-    fields: tuple[Field, ...]
+    table: FieldTable
 
     def __call__(self, value: object, param: str, model: ModelCard) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise wrong_type(param, value, "an object")
-        return read_known(value, by_name(self.fields), model, f"{param}.")
+        return self.table.read(value, model, f"{param}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,13 +55,12 @@ class Field:
         return not isinstance(self.check, NotServed)
 
     def asks_for_nothing(self, value: object) -> bool:
-        return value is None or any(_same(value, neutral) for neutral in self.nothing)
+        if value is None or not self.nothing:
+            return value is None
+        return any(_same(value, neutral) for neutral in self.nothing)
 
     def is_default(self, value: object) -> bool:
         return _same(value, self.default)
-
-
-Fields = Mapping[str, Field]
 
 
 def not_served(words: str, **nothing: tuple[Any, ...]) -> tuple[Field, ...]:
@@ -70,43 +69,48 @@ def not_served(words: str, **nothing: tuple[Any, ...]) -> tuple[Field, ...]:
     return tuple(Field(name, check, nothing=values) for name, values in nothing.items())
 
 
-def by_name(fields: Iterable[Field]) -> dict[str, Field]:
-    return {field.name: field for field in fields}
+class FieldTable:
+    """Fields by name, with what of reading them is the same every time: a chat reads a table for
+    each of its messages."""
 
+    def __init__(self, fields: Iterable[Field]) -> None:
+        self.fields = {field.name: field for field in fields}
+        self.served = [field for field in self.fields.values() if field.is_served]
+        self.defaults = {field.name: field.default for field in self.served}
+        self.required = [field.name for field in self.served if field.required]
 
-def read_known(
-    values: Mapping[str, Any], fields: Fields, model: ModelCard, where: str = ""
-) -> dict[str, Any]:
-    """The checked value, or the default, of every field that is served. ``where`` begins the path
-    of a field: "stream_options." or "messages[3].".
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
 
-    Raises:
-        QuireError: a field is unknown, not served, missing, or holds what it may not.
-    """
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        field = fields.get(name)
-        if field is None:
-            raise unknown(name, fields, where)
-        if not field.asks_for_nothing(value):
-            found[name] = field.check(value, where + name, model)
-    for name, field in fields.items():
-        if name in found or not field.is_served:
-            continue
-        if field.required:
-            raise missing(where + name)
-        found[name] = field.default
-    return found
+    def __getitem__(self, name: str) -> Field:
+        return self.fields[name]
 
+    def read(self, values: Mapping[str, Any], model: ModelCard, where: str = "") -> dict[str, Any]:
+        """The checked value, or the default, of every field that is served. ``where`` begins the
+        path of a field: "stream_options." or "messages[3].".
 
-def unknown(name: str, fields: Fields, where: str = "") -> QuireError:
-    """A key that nobody knows: most likely a misspelt one, whose wish must not vanish."""
-    known = joined(field.name for field in fields.values() if field.is_served)
-    message = f"The field {where}{shown(name)} is unknown. Known are: {known}."
-    path = where + name
-    return QuireError(
-        ErrorCode.UNKNOWN_PARAMETER, message, param=path if len(path) <= PARAM_CHARACTERS else None
-    )
+        Raises:
+            QuireError: a field is unknown, not served, missing, or holds what it may not.
+        """
+        found = dict(self.defaults)
+        for name, value in values.items():
+            field = self.fields.get(name)
+            if field is None:
+                raise self.unknown(name, where)
+            if not field.asks_for_nothing(value):
+                found[name] = field.check(value, where + name, model)
+        for name in self.required:
+            if found[name] is None:
+                raise missing(where + name)
+        return found
+
+    def unknown(self, name: str, where: str = "") -> QuireError:
+        """A key that nobody knows: most likely a misspelt one, whose wish must not vanish."""
+        known = joined(field.name for field in self.served)
+        message = f"The field {where}{shown(name)} is unknown. Known are: {known}."
+        path = where + name
+        param = path if len(path) <= PARAM_CHARACTERS else None
+        return QuireError(ErrorCode.UNKNOWN_PARAMETER, message, param=param)
 
 
 def missing(param: str) -> QuireError:

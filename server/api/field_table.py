@@ -21,7 +21,7 @@ from server.api.checks import (
     Text,
     TokenIds,
 )
-from server.api.field import Field, Fields, by_name, not_served
+from server.api.field import Field, FieldTable, not_served
 from server.api.label_checks import Label, Labels
 from server.api.messages import Messages
 from server.engine.sampling_limits import LOGIT_BIAS, SAMPLING_RANGES
@@ -68,10 +68,12 @@ _SERVED_BY_BOTH = (
     Field(
         "stream_options",
         Options(
-            (
-                Field("include_usage", Boolean(), default=False),
-                Field("continuous_usage_stats", Boolean(), default=False),
-                *not_served("Padding of chunks is not served.", include_obfuscation=(False,)),
+            FieldTable(
+                (
+                    Field("include_usage", Boolean(), default=False),
+                    Field("continuous_usage_stats", Boolean(), default=False),
+                    *not_served("Padding of chunks is not served.", include_obfuscation=(False,)),
+                )
             )
         ),
         default={},
@@ -260,20 +262,20 @@ _CHAT_ONLY = (
 )
 
 _TABLES = {
-    Route.COMPLETIONS: by_name((*_COMPLETIONS_ONLY, *_SERVED_BY_BOTH, *_NOT_SERVED_BY_BOTH)),
-    Route.CHAT: by_name((*_CHAT_ONLY, *_SERVED_BY_BOTH, *_NOT_SERVED_BY_BOTH)),
+    Route.COMPLETIONS: FieldTable((*_COMPLETIONS_ONLY, *_SERVED_BY_BOTH, *_NOT_SERVED_BY_BOTH)),
+    Route.CHAT: FieldTable((*_CHAT_ONLY, *_SERVED_BY_BOTH, *_NOT_SERVED_BY_BOTH)),
 }
 _ELSEWHERE = {
-    Route.COMPLETIONS: by_name(_CHAT_ONLY),
-    Route.CHAT: by_name(_COMPLETIONS_ONLY),
+    Route.COMPLETIONS: FieldTable(_CHAT_ONLY),
+    Route.CHAT: FieldTable(_COMPLETIONS_ONLY),
 }
 
 
-def table(route: Route) -> Fields:
+def table(route: Route) -> FieldTable:
     """The fields of one route by name."""
     return _TABLES[route]
 
 
-def elsewhere(route: Route) -> Fields:
+def elsewhere(route: Route) -> FieldTable:
     """The fields of the other route alone, by name."""
     return _ELSEWHERE[route]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.api.field import read_known
 from server.api.field_table import (
     MIN_P,
     REPETITION_PENALTY,
@@ -38,7 +37,7 @@ def read_fields(body: Mapping[str, Any], route: Route, model: ModelCard) -> dict
         if not (field.asks_for_nothing(value) or field.is_default(value)):
             message = f"{name} does not belong to {route.value}. Leave it out."
             raise QuireError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=name)
-    return read_known(own, fields, model)
+    return fields.read(own, model)
 
 
 def generation_defaults(config: Mapping[str, Any], model: ModelCard) -> GenerationDefaults:

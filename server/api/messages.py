@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.errors import joined, wrong_type, wrong_value
-from server.api.field import Field, NotServed, by_name, missing, not_served, read_known
+from server.api.field import Field, FieldTable, NotServed, missing, not_served
 from server.api.label_checks import Label, SmallObject
 from server.api.state import ModelCard
 
@@ -59,7 +59,7 @@ class PartType:
 
 CACHE_CONTROL = Field("cache_control", SmallObject(8))  # where a client would cut the prompt cache
 
-PART = by_name(
+PART = FieldTable(
     (
         Field("type", PartType(), required=True),
         Field("text", PlainText(), required=True),
@@ -87,11 +87,11 @@ class Content:
             raise wrong_type(param, value, 'an object {"type": "text", "text": ...}')
         if value.get("type") != "text":  # of another kind of part every key would be unknown
             PART["type"].check(value.get("type"), f"{param}.type", model)
-        found = read_known(value, PART, model, f"{param}.")
+        found = PART.read(value, model, f"{param}.")
         return {"type": "text", "text": found["text"]}
 
 
-MESSAGE = by_name(
+MESSAGE = FieldTable(
     (
         Field("role", Role(), required=True),
         Field("content", Content()),
@@ -131,7 +131,7 @@ class Messages:
 def _message(value: object, param: str, model: ModelCard) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong_type(param, value, "an object with role and content")
-    found = read_known(value, MESSAGE, model, f"{param}.")
+    found = MESSAGE.read(value, model, f"{param}.")
     if found["content"] is None:
         if found["role"] != "assistant":
             raise missing(f"{param}.content")
