@@ -50,6 +50,7 @@ MAX_STOPS = 16
 _SERVED_BY_BOTH = (
     Field("model", MODEL_NAME, nothing=("",)),  # one model is served: it may be left out
     Field("max_tokens", Integer(0, "max_model_len")),
+    Field("max_completion_tokens", Integer(0, "max_model_len")),
     Field("min_tokens", Integer(0, "max_model_len"), default=0),
     Field("n", Integer(1, "max_n"), default=1),
     Field("temperature", TEMPERATURE),
@@ -214,7 +215,6 @@ _COMPLETIONS_ONLY = (
 
 _CHAT_ONLY = (
     Field("messages", Messages(4096), required=True),
-    Field("max_completion_tokens", Integer(0, "max_model_len")),
     Field("logprobs", Boolean(), default=False),
     Field("top_logprobs", Integer(0, "max_logprobs"), nothing=(0,)),
     *not_served(

@@ -164,7 +164,7 @@ def _room_for(request: GenerationRequest, model: ModelCard, num_prompt_tokens: i
 
 
 def _max_tokens(fields: Mapping[str, Any]) -> int | None:
-    old, new = fields["max_tokens"], fields.get("max_completion_tokens")
+    old, new = fields["max_tokens"], fields["max_completion_tokens"]
     if old is not None and new is not None and old != new:
         message = f"max_tokens ({old}) and max_completion_tokens ({new}) differ. Send one of them."
         raise _clash("max_completion_tokens", message)

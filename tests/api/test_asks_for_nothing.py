@@ -21,6 +21,7 @@ from asks_for_nothing import (
     LABELS,
     MESSAGE_KEYS,
     NOTHING,
+    PROGRAMS,
     REFUSED,
     REFUSED_MESSAGES,
     REQUIRED,
@@ -251,6 +252,18 @@ def test_sixteen_stop_strings_are_served_and_each_is_looked_for() -> None:
         assert refused.json()["error"]["message"].startswith("stop must be at most 16 strings")
 
     told(story, COMPLETIONS)
+
+
+def test_bodies_are_served_as_programs_send_them() -> None:
+    async def story(post: Post, engine: FakeEngine, state: ApiState) -> None:
+        for routes, body in PROGRAMS:
+            for route in routes:
+                prompt = {REQUIRED[route]: BODIES[route][REQUIRED[route]]}
+                response = await post(route, {**prompt, **body})
+                assert response.status_code == 200, response.text
+                assert engine.seen[-1].sampling.max_tokens == 5
+
+    told(story, *BOTH)
 
 
 # -- usage in every chunk ------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from api_fakes import FakeEngine, make_state
 
 from server.api.app import create_app
 from server.api.http import serve
+from server.api.state import HttpLimits
 from server.listener import bind
 from server.memory.accountant import KV_PARTS
 from server.memory.layout import MemoryKind
@@ -117,8 +118,10 @@ class PageServer:
             self._thread = None
 
     async def _serve(self) -> None:
+        limits = HttpLimits(stream_keep_alive_s=0.005)  # so that the page meets comments
         state = make_state(
             self.engine,
+            limits=limits,
             memory=self.figures.memory,
             render_metrics=self.figures.metrics,
             version={"version": "1.2.3", "dtype": "bf16", "device": "cpu"},
