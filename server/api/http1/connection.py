@@ -25,7 +25,7 @@ from server.api.http1.body import BodyReader, ChunkedBody, LengthBody
 from server.api.http1.exchange import Exchange
 from server.api.http1.head import Head, HeadReader
 from server.api.http1.places import PROBES, Place, Places, Quiet
-from server.api.http1.turns import FULL_READ, Turns
+from server.api.http1.turns import FULL_READ, SMALL_READ, Turns
 from server.api.state import HttpLimits
 from server.errors import ErrorCode, QuireError
 from server.metrics.stats import RequestMetrics
@@ -71,7 +71,6 @@ class Connection(asyncio.BufferedProtocol):
         self._shared = shared
         self._limits = shared.limits
         self._input = bytearray()
-        self._input_limit = max(FULL_READ, shared.limits.max_header_bytes + 1)
         self._phase = Phase.HEAD
         self._head = HeadReader(shared.limits.max_header_bytes)
         self._body: BodyReader = LengthBody(0)
@@ -94,7 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._place is None:
             self._refuse(self._too_many(), linger=False)
         else:
-            self._await_request()
+            self._limit_receiving()  # a first request's deadline is from here
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
@@ -108,7 +107,7 @@ class Connection(asyncio.BufferedProtocol):
         self._let_write()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._shared.turns.buffer()
+        return self._shared.turns.buffer(small=self._phase is Phase.ANSWER)
 
     def buffer_updated(self, nbytes: int) -> None:
         data = self._shared.turns.taken(nbytes)
@@ -127,7 +126,8 @@ class Connection(asyncio.BufferedProtocol):
         self._limit_sending()
 
     def resume_writing(self) -> None:
-        _stop(self._send_timer)
+        if not self._transport.is_closing():
+            _stop(self._send_timer)
         self._let_write()
 
     # The server calls this.
@@ -154,7 +154,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._phase is Phase.BODY and self._read_body()
 
     def regulate(self) -> None:
-        wanted = not self.queued and len(self._input) < self._input_limit
+        wanted = not self.queued and self._wants_input()
         if wanted is self._reading or self._lost or self._transport.is_closing():
             return
         self._reading = wanted
@@ -162,6 +162,13 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
         else:
             self._transport.pause_reading()
+
+    def _wants_input(self) -> bool:
+        """Whether to read on. What waits here is one read at most, or the beginning of a head; a
+        client that has gone is noticed while there is room for it."""
+        if self._phase is Phase.BODY:
+            return not self._input or (self._body.starved and self._room() > 0)
+        return self._phase is not Phase.ANSWER or len(self._input) < SMALL_READ
 
     # Places calls this.
 
@@ -274,7 +281,7 @@ class Connection(asyncio.BufferedProtocol):
         exchange = self._exchange
         if exchange is None:
             return False
-        room = FULL_READ if exchange.complete else exchange.room
+        room = self._room()
         if room <= 0:
             return False
         try:
@@ -293,6 +300,11 @@ class Connection(asyncio.BufferedProtocol):
         if exchange.complete:
             self._next_request()
         return False
+
+    def _room(self) -> int:
+        """Bytes of body that may be decoded now."""
+        exchange = self._exchange
+        return FULL_READ if exchange is None or exchange.complete else exchange.room
 
     def _break(self, error: QuireError) -> None:
         """The body cannot be had whole, and where a next request would begin is not known."""
@@ -377,10 +389,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def _later(self, seconds: float, act: Callable[[], object]) -> asyncio.TimerHandle:
         return self._shared.loop.call_later(seconds, act)
-
-    def _await_request(self) -> None:
-        """A connection's first request has its deadline from the beginning."""
-        self._limit_receiving()
 
     def _limit_receiving(self) -> None:
         """Starts the deadline of a request, which then runs until its last byte."""

@@ -47,9 +47,9 @@ class Turns:
         self._renewed = False  # the next turn's renewal is on its way
         self._renew()
 
-    def buffer(self) -> memoryview:
+    def buffer(self, small: bool) -> memoryview:
         """Where the next read goes, whatever the connection: its bytes are taken at once."""
-        return self._buffer[: FULL_READ if self._read_left > 0 else SMALL_READ]
+        return self._buffer[: SMALL_READ if small or self._read_left <= 0 else FULL_READ]
 
     def taken(self, nbytes: int) -> bytes:
         """What a read of ``nbytes`` has put into the buffer."""
