@@ -42,6 +42,7 @@ class ServerConfig:
     prefix_caching: bool
     max_queued_requests: int
     queue_timeout: float
+    api_memory: int | None
     max_body_size: int
     max_connections: int
     stream_keep_alive: float

@@ -45,6 +45,7 @@ class ErrorCode(Enum):
     ENGINE_UNAVAILABLE = ErrorKind(503, "server_error", "engine_unavailable")
     TEMPLATE_UNAVAILABLE = ErrorKind(503, "server_error", "chat_template_unavailable")
     TOO_MANY_CONNECTIONS = ErrorKind(503, "server_error", "too_many_connections")
+    MEMORY_BUDGET = ErrorKind(503, "server_error", "memory_budget_exceeded")
 
 
 class QuireError(Exception):

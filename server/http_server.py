@@ -21,11 +21,13 @@ from server.descriptors import ConnectionLimits
 from server.engine_facts import EngineFacts, engine_gauges, memory_reading
 from server.errors import StartupError
 from server.health import Health
+from server.host_budget import HostBudget
 from server.ipc.client import IpcEngineClient, shutting_down
 from server.ipc.gauges import GaugeBlock
 from server.ipc.process import EngineProcess
 from server.ipc.supervisor import EngineState, Supervisor
 from server.listener import address
+from server.memory.malloc import Trimmer, fix_mmap_threshold
 from server.memory.report import MemoryReport, MemorySources
 from server.memory.snapshot import process_resident
 from server.metrics.gauges import ServedModel
@@ -70,6 +72,7 @@ class HttpServer:
         self._started = started
         self._facts: EngineFacts | None = None
         self._socket = listener
+        self._budget = HostBudget(model.placement.api_memory, Trimmer().freed)
         self._metrics = PrometheusMetrics(self._gauge_sources())
         self._memory = MemoryReport(model.plan, self._memory_sources())
         self.client = IpcEngineClient(self._metrics)
@@ -95,6 +98,7 @@ class HttpServer:
 
     async def run(self, first: EngineProcess) -> int:
         """Serves until a signal or the engine's end; returns the exit code."""
+        fix_mmap_threshold()
         self._handle_signals()
         engine = asyncio.create_task(self.supervisor.run(first))
         http = asyncio.create_task(self._http.serve(sockets=[self._socket]))
@@ -195,6 +199,7 @@ class HttpServer:
                 for component, nbytes in self._weights().items()
             ],
             host_bytes=process_resident,
+            api_budget=self._budget.reading,
             device="cuda" if runner.on_gpu else "cpu",  # as /memory calls it
             model=self._served_model(),
         )
@@ -216,6 +221,7 @@ class HttpServer:
             weights=self._weights,
             requests_running=self._requests_running,
             host_bytes=process_resident,
+            api_budget=self._budget.reading,
         )
 
     def _card(self) -> ModelCard:
@@ -253,7 +259,9 @@ class HttpServer:
                 max_connections=self._connections.ordinary,
                 probe_connections=self._connections.probes,
                 stream_keep_alive_s=config.stream_keep_alive,
+                max_prompt_ids=config.max_queued_tokens(model.plan.max_model_len),
             ),
+            budget=self._budget,
             metrics=RequestMetricsFanOut((self._metrics, RequestLog())),
             memory=self._memory.tree,
             memory_text=self._memory.text,

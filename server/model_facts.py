@@ -167,5 +167,5 @@ def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:
 def _host_bytes_left(model: ModelFacts) -> int:
     """What the plan leaves of the host's memory. On a GPU the plan takes next to none of it."""
     if model.placement.on_gpu:
-        return machine_memory()[1]
+        return max(0, machine_memory()[1] - model.placement.api_memory)
     return model.plan.available_bytes - sum(model.plan.kinds.values())

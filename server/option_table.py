@@ -136,6 +136,14 @@ OPTIONS: tuple[Option, ...] = (
         "requests waiting before a 429; together they may have N x 1024 prompt tokens",
     ),
     Option("queue-timeout", seconds(0.001, 86400), "60", "SECONDS", "longest wait before a 503"),
+    Option(
+        "api-memory",
+        auto_or(size(2**10, 2**50)),
+        "auto",
+        "auto|SIZE",
+        "memory for bodies, chats, prompts and unread answers in the API process, past which comes "
+        "a 503; auto is an eighth of the free memory, from 128 MiB (or 8 x max-body-size) to 1 GiB",
+    ),
     Option("max-body-size", size(1, 2**32), "4MiB", "SIZE", "largest request body before a 413"),
     Option(
         "max-connections",

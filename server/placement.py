@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from server.config import ServerConfig
 from server.errors import StartupError
+from server.memory.api_memory import api_memory
 from server.memory.gpu_device import GpuDevice, find_gpu, torch_has_cuda
 from server.memory.snapshot import machine_memory
 from weights.spec import ModelSpec
@@ -28,13 +29,15 @@ GPU_MAX_WIDTH = 16384  # of a row that is normalised
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``gpu`` is None on the CPU. ``available`` are bytes for weights, cache and buffers."""
+    """``gpu`` is None on the CPU. ``available`` are bytes for weights, cache and buffers,
+    ``api_memory`` those of the host that clients of the API may make it hold."""
 
     gpu: GpuDevice | None
     available: int
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    api_memory: int
 
     @property
     def on_gpu(self) -> bool:
@@ -53,10 +56,11 @@ def place(
         StartupError: the device is not there or not served, or an option is not for it.
     """
     gpu = None if config.device == "cpu" else _usable(config.device, find, has_cuda)
+    _, free = machine_memory()
+    api = api_memory(config.api_memory, free, config.max_body_size)
     if gpu is None:
         _refuse_gpu_options(config)
-        _, free = machine_memory()
-        available = max(0, free - CPU_RUNTIME_BYTES)
+        available = max(0, free - CPU_RUNTIME_BYTES - api)
     else:
         available = int(gpu.free * (1 - GPU_SLACK_SHARE)) - GPU_RUNTIME_BYTES
     seqs = config.max_num_seqs or (256 if gpu else 32)
@@ -72,6 +76,7 @@ def place(
         block_size=config.block_size or (64 if gpu else 16),
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
+        api_memory=api,
     )
 
 

@@ -252,6 +252,17 @@ _AROUND = Row(
             (Query(total(r.HOST_MEMORY, "what"), "{{what}}"),),
         ),
         Graph(
+            "API process, for its clients",
+            "What bodies that arrive, requests made of them, events that no client has read and "
+            "work in progress may take, beside the most that they may take together. At that bound "
+            "requests get 503.",
+            "bytes",
+            (
+                Query(total(r.API_MEMORY, "use"), "{{use}}"),
+                Query(total(r.API_MEMORY_BUDGET), "budget"),
+            ),
+        ),
+        Graph(
             "Allocator",
             "What the allocator has taken from the device (reserved), gives out (in_use), and "
             "could still give in one piece (largest_free, where it can tell). Much reserved and "

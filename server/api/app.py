@@ -16,6 +16,7 @@ from server.api.errors import error_body, shown
 from server.api.fields import Route
 from server.api.middleware import BodyLimits, RequestBoundary, trace_of
 from server.api.page.route import PageRoutes
+from server.api.preparation import Preparation
 from server.api.state import ApiState
 from server.api.status import StatusRoutes
 from server.errors import ErrorCode, QuireError
@@ -27,7 +28,7 @@ def create_app(state: ApiState) -> FastAPI:
     No OpenAPI document is served: FastAPI would make one of its own, and it would not be true of
     the field table, which is the one description of a request.
     """
-    status, page = StatusRoutes(state), PageRoutes()
+    status, page, preparation = StatusRoutes(state), PageRoutes(), Preparation(state)
     routes = {
         "/v1/models": status.models,
         "/health": status.health,
@@ -44,7 +45,7 @@ def create_app(state: ApiState) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(state),
+        lifespan=_lifespan(state, preparation),
         exception_handlers={HTTPException: _refuse},
         middleware=[
             Middleware(
@@ -62,11 +63,14 @@ def create_app(state: ApiState) -> FastAPI:
         app.add_route(path, page.file, methods=["GET"])
     app.add_route("/v1/models/{model:path}", status.model, methods=["GET"])
     for route in Route:
-        app.router.add_route(route.value, GenerationEndpoint(state, route), methods=["POST"])  # type: ignore[arg-type]
+        endpoint = GenerationEndpoint(state, route, preparation)
+        app.router.add_route(route.value, endpoint, methods=["POST"])  # type: ignore[arg-type]
     return app
 
 
-def _lifespan(state: ApiState) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    state: ApiState, preparation: Preparation
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Starts the template's worker ahead of the first chat, and ends what holds threads."""
 
     @asynccontextmanager
@@ -79,6 +83,7 @@ def _lifespan(state: ApiState) -> Callable[[FastAPI], AbstractAsyncContextManage
             if state.chat_template is not None:
                 await state.chat_template.close()
             state.tokenizer.close()
+            preparation.close()
 
     return lifespan
 

@@ -1,6 +1,6 @@
 """POST /v1/completions and /v1/chat/completions: one way for both, from body to last byte.
 
-    body -> JSON -> validator -> template, tokenizer -> engine -> OutputProcessor -> JSON or SSE
+    body -> preparation -> engine -> OutputProcessor -> JSON or SSE
 
 The status is decided by the engine's acceptance; only then do headers go out. From the moment that
 the body is there, the client's leaving cancels whatever is under way.
@@ -16,49 +16,52 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from server.api.answers import DONE, Answer, AnswerForm, ChatForm, CompletionForm, to_json
+from server.api.body import Body
 from server.api.errors import shown, still_loading
 from server.api.fields import Route
 from server.api.generation import Generation
-from server.api.json_body import parse_object
-from server.api.middleware import EVENT_STREAM, header, read_body, trace_of
+from server.api.middleware import EVENT_STREAM, header, trace_of
+from server.api.preparation import Preparation
+from server.api.sizes import TOKEN_BYTES, held_bytes
 from server.api.state import ApiState
 from server.api.stream import StreamWriter
 from server.api.trace import ClientDisconnected, RequestTrace
-from server.api.validation import GenerationRequest, context_error, sampling_params, validate
+from server.api.validation import GenerationRequest
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
+from server.host_budget import Holding, Use
 from server.output.processor import Collector, OutputOptions
 from server.output.stops import StopStrings
 
-LARGE_BODY = 64 * 1024  # bytes; parsed in a thread from here on
-# The longest text that is tokenised where its length does not tell that it is too long: about a
-# second of one core, or for long contexts four times what a token usually takes.
-UNCOUNTED_BYTES_PER_TOKEN = 16
-UNCOUNTED_TEXT_BYTES = 1024 * 1024
 T = TypeVar("T")
 
 
 class GenerationEndpoint:
     """One of the two routes, as an ASGI application."""
 
-    def __init__(self, state: ApiState, route: Route) -> None:
+    def __init__(self, state: ApiState, route: Route, preparation: Preparation) -> None:
         self._state = state
         self._route = route
+        self._preparation = preparation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         _check_content_type(scope)
-        body = await read_body(receive)
-        leaving: list[Callable[[], None]] = []
-        work = self._answer(body, trace_of(scope), send, leaving)
-        await unless_disconnected(receive, work, leaving)
+        body = Body()
+        with self._state.budget.hold(Use.BODIES) as holding:
+            await body.read(scope, receive, holding)
+            leaving: list[Callable[[], None]] = []
+            work = self._answer(body, holding, trace_of(scope), send, leaving)
+            await unless_disconnected(receive, work, leaving)
 
     async def _answer(
-        self, body: bytes, trace: RequestTrace, send: Send, leaving: list[Callable[[], None]]
+        self,
+        body: Body,
+        holding: Holding,
+        trace: RequestTrace,
+        send: Send,
+        leaving: list[Callable[[], None]],
     ) -> None:
-        request = await self._read(body)
-        trace.stream = request.stream
-        self._check_health()
-        requests = await self._engine_requests(request, trace.request_id)
+        request, requests = await self._prepared(body, holding, trace)
         options = OutputOptions(
             stops=StopStrings(request.stops),
             echo=request.echo,
@@ -78,15 +81,18 @@ class GenerationEndpoint:
             finally:
                 generation.close()
 
-    async def _read(self, body: bytes) -> GenerationRequest:
-        depth = self._state.limits.max_json_depth
-        if len(body) < LARGE_BODY:
-            return validate(parse_object(body, depth), self._route, self._state.model)
-
-        def read() -> GenerationRequest:
-            return validate(parse_object(body, depth), self._route, self._state.model)
-
-        return await asyncio.to_thread(read)
+    async def _prepared(
+        self, body: Body, holding: Holding, trace: RequestTrace
+    ) -> tuple[GenerationRequest, list[EngineRequest]]:
+        """What the engine is asked, and the rest of the request: its texts are let go."""
+        parsed = await self._preparation.read(body, self._route, holding)
+        trace.stream = parsed.request.stream
+        self._check_health()
+        requests = await self._preparation.engine_requests(parsed, trace.request_id, holding)
+        slim = parsed.request.without_text()
+        ids = sum(len(one.prompt_token_ids) for one in requests)
+        holding.hold(held_bytes(slim.fields) + TOKEN_BYTES * ids)
+        return slim, requests
 
     def _check_health(self) -> None:
         health = self._state.health
@@ -104,66 +110,6 @@ class GenerationEndpoint:
                 "The engine is not running. Try again in a few seconds.",
                 retry_after=5,
             )
-
-    async def _engine_requests(
-        self, request: GenerationRequest, request_id: str
-    ) -> list[EngineRequest]:
-        """One engine request a prompt, tokenised and within the context."""
-        if self._route is Route.CHAT:
-            prompts = [await self._chat_prompt(request)]
-        else:
-            prompts = [
-                await self._tokens(prompt, "prompt") if isinstance(prompt, str) else prompt
-                for prompt in request.prompts
-            ]
-        return [
-            EngineRequest(
-                request_id=f"{request_id}-{index}",
-                prompt_token_ids=tuple(ids),
-                sampling=sampling_params(
-                    request, self._state.defaults, self._state.model, len(ids)
-                ),
-                n=request.n,
-                priority=request.fields["priority"],
-                tenant=request.fields["user"] or "",
-                cache_salt=request.fields["cache_salt"],
-                reports_memory=request.usage_details,
-            )
-            for index, ids in enumerate(prompts)
-        ]
-
-    async def _chat_prompt(self, request: GenerationRequest) -> tuple[int, ...]:
-        template = self._state.chat_template
-        if template is None:
-            raise QuireError(
-                ErrorCode.NO_CHAT_TEMPLATE,
-                "This model has no chat template. Use /v1/completions.",
-                param="messages",
-            )
-        text = await template.render(request.messages)
-        return await self._tokens(text, "messages", add_special_tokens=False)
-
-    async def _tokens(
-        self, text: str, param: str, *, add_special_tokens: bool = True
-    ) -> tuple[int, ...]:
-        tokenizer, model = self._state.tokenizer, self._state.model
-        if len(text) < LARGE_BODY:
-            least = tokenizer.least_tokens(text)
-        else:
-            least = await asyncio.to_thread(tokenizer.least_tokens, text)
-        if least > model.max_model_len:
-            raise context_error(model, f"this text has at least {least}", param)
-        most = max(UNCOUNTED_TEXT_BYTES, UNCOUNTED_BYTES_PER_TOKEN * model.max_model_len)
-        if not tokenizer.counts_ahead and len(text.encode(errors="replace")) > most:
-            raise context_error(model, f"this text has more than {most} bytes", param)
-        ids = await tokenizer.encode_in_thread(text, add_special_tokens=add_special_tokens)
-        if not ids:
-            raise QuireError(
-                ErrorCode.INVALID_VALUE,
-                f"{param} makes no tokens: {shown(text)}. Send some text.",
-                param=param,
-            )
-        return tuple(ids)
 
     def _form(self, request: GenerationRequest, request_id: str) -> Answer:
         form: AnswerForm

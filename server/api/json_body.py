@@ -1,4 +1,4 @@
-"""A request body as JSON, strictly: UTF-8, bounded depth, no NaN, no key twice, no half characters.
+"""A request body as JSON, strictly: UTF-8, no NaN, no key twice, no half characters.
 
 Python's own parser is more lenient than the standard (RFC 8259), so each leniency is taken back.
 """
@@ -12,13 +12,11 @@ from typing import Any, NoReturn
 from server.api.errors import shown
 from server.errors import ErrorCode, QuireError
 
-# A string, closed or not (matched possessively: no backtracking), or one bracket.
-_STRUCTURE = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_object(body: bytes, max_depth: int) -> dict[str, Any]:
-    """The body's JSON object.
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body whose size and depth ``measure`` has found to be allowed.
 
     Raises:
         QuireError: it is not one; the message says where and why.
@@ -29,7 +27,6 @@ def parse_object(body: bytes, max_depth: int) -> dict[str, Any]:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise _invalid(f"The request body is not UTF-8 at byte {error.start}.") from None
-    _check_depth(text, max_depth)
     value = _parse(text)
     if not isinstance(value, dict):
         raise _invalid(f"The request body must be a JSON object, not {shown(value)}.")
@@ -65,20 +62,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _invalid(f"The request body is not valid JSON: {name} is no JSON number.")
-
-
-def _check_depth(text: str, max_depth: int) -> None:
-    if text.count("[") + text.count("{") <= max_depth:
-        return
-    depth = 0
-    for match in _STRUCTURE.finditer(text):
-        first = match[0][0]
-        if first in "[{":
-            depth += 1
-            if depth > max_depth:
-                raise _invalid(f"The request body is nested deeper than {max_depth} levels.")
-        elif first in "]}":
-            depth -= 1
 
 
 def _check_surrogates(value: Any) -> None:

@@ -167,15 +167,3 @@ class BodyLimits:
                 f"The request body is larger than {self._limits.max_body_bytes} bytes. "
                 "Send a smaller one.",
             )
-
-
-async def read_body(receive: Receive) -> bytes:
-    """The whole body. Raises ClientDisconnected."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from server.api.live_requests import LiveRequests
 from server.descriptors import PROBE_CONNECTIONS
 from server.engine.events import EngineClient
+from server.host_budget import HostBudget
 from server.metrics.stats import RequestMetrics
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
@@ -87,6 +88,9 @@ class HttpLimits:
     probe_connections: int = PROBE_CONNECTIONS
     quiet_s: float = 1.0  # before a connection without a request may be closed for another's sake
     max_json_depth: int = 32
+    max_json_containers: int = 65_536  # lists and objects of a body
+    max_json_values: int = 65_536  # of a body; token ids of prompts not counted
+    max_prompt_ids: int = 262_144  # beside them, in a completion's body
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ class ApiState:
     ``metrics`` also carries the terminal log line of each request: the composition root joins the
     exporter and the log writer in one RequestMetrics. ``memory`` gives the report's JSON,
     ``memory_text`` the same as a table. ``version`` is what /version answers. ``live`` are the
-    requests under way.
+    requests under way, ``budget`` what they may hold.
     """
 
     engine: EngineClient
@@ -106,6 +110,7 @@ class ApiState:
     defaults: GenerationDefaults
     limits: HttpLimits
     metrics: RequestMetrics
+    budget: HostBudget
     memory: Callable[[], Mapping[str, Any]]
     memory_text: Callable[[], str]
     render_metrics: Callable[[], bytes]

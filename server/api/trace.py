@@ -20,6 +20,7 @@ _OVERLOAD = (
     ErrorCode.SHUTTING_DOWN,
     ErrorCode.TOO_MANY_CONNECTIONS,
     ErrorCode.TEMPLATE_UNAVAILABLE,
+    ErrorCode.MEMORY_BUDGET,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from server.api.errors import shown
@@ -15,6 +15,7 @@ from server.errors import ErrorCode, QuireError
 
 DEFAULT_MAX_TOKENS = 16
 NUM_SEEDS = 1 << 63
+TEXTS = frozenset(("prompt", "messages"))  # the fields that may be as large as the body
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,11 @@ class GenerationRequest:
     def continuous_usage(self) -> bool:
         """Every chunk of a stream carries the usage so far."""
         return bool(self.fields["stream_options"].get("continuous_usage_stats"))
+
+    def without_text(self) -> GenerationRequest:
+        """The same, with neither prompts nor messages: once there are ids, nobody needs them."""
+        fields = {name: self.fields[name] for name in self.fields.keys() - TEXTS}
+        return replace(self, prompts=(), messages=(), fields=fields)
 
 
 def validate(body: Mapping[str, Any], route: Route, model: ModelCard) -> GenerationRequest:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from server.host_budget import Use
 from server.memory.accountant import KV_PARTS, UNACCOUNTED_PARTS
 from server.memory.formulas import measured_formulas
 from server.memory.layout import MemoryKind
@@ -45,12 +46,14 @@ _GPU_ONLY = frozenset(
 @dataclass(frozen=True, slots=True)
 class MemorySources:
     """Each returns at once. ``reading`` is empty before the engine's first one; ``weights`` are
-    measured bytes by component; ``host_bytes`` is the API process's resident set."""
+    measured bytes by component; ``host_bytes`` is the API process's resident set and ``api_budget``
+    the reading of its HostBudget."""
 
     reading: Callable[[], Mapping[str, int]]
     weights: Callable[[], Mapping[str, int]]
     requests_running: Callable[[], int]
     host_bytes: Callable[[], int]
+    api_budget: Callable[[], Mapping[str, int]]
 
 
 class MemoryReport:
@@ -86,7 +89,10 @@ class MemoryReport:
                 }
             ],
             "host": {
-                "api_process": {"resident_bytes": self._sources.host_bytes()},
+                "api_process": {
+                    "resident_bytes": self._sources.host_bytes(),
+                    **{f"{n}_bytes": size for n, size in self._sources.api_budget().items()},
+                },
                 "engine_process": {"resident_bytes": reading.get("host.resident", 0)},
                 "pinned_bytes": reading.get("host.pinned", 0),
                 "shared_bytes": reading.get("host.shared", 0),
@@ -108,6 +114,9 @@ class MemoryReport:
             f"host: resident {in_engine}"
             f"{format_size(api['resident_bytes'])} in the API process, pinned "
             f"{format_size(host['pinned_bytes'])}, shared {format_size(host['shared_bytes'])}",
+            f"API process, for its clients: {format_size(api['budget_bytes'])} planned, at most "
+            f"{format_size(api['peak_bytes'])} so far; now "
+            + ", ".join(f"{use} {format_size(api[f'{use}_bytes'])}" for use in Use),
             *tree["notes"],
         )
         return f"device {device['device']}\n{_table(_rows(device))}\n" + "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from server.host_budget import Use
 from server.metrics import registry
 from server.metrics.spec import MetricSpec
 
@@ -30,8 +31,9 @@ class GaugeSources:
 
     ``engine`` names are EngineGauges' fields; ``memory`` gives a reading of the accountant (empty
     before the first one), ``planned`` its planned bytes by kind and ``weights`` the measured
-    (component, format, bytes). ``host_bytes`` is the API process's own resident set. ``clock`` is
-    the engine's: seconds, monotonic, one for all processes of a machine.
+    (component, format, bytes). ``host_bytes`` is the API process's own resident set and
+    ``api_budget`` the reading of its HostBudget. ``clock`` is the engine's: seconds, monotonic, one
+    for all processes of a machine.
     """
 
     engine: Callable[[], Mapping[str, int]]
@@ -40,6 +42,7 @@ class GaugeSources:
     planned: Callable[[], Mapping[str, int]]
     weights: Callable[[], Iterable[tuple[str, str, int]]]
     host_bytes: Callable[[], int]
+    api_budget: Callable[[], Mapping[str, int]]
     device: str = "cpu"
     model: ServedModel | None = None
     clock: Callable[[], float] = time.monotonic
@@ -130,6 +133,10 @@ def _memory(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
     yield registry.WEIGHTS, [((device, part, dtype), size) for part, dtype, size in weights]
     host = {"api_process_resident": sources.host_bytes()}
     yield registry.HOST_MEMORY, _by({**host, **_named(_HOST, reading)})
+    budget = sources.api_budget()
+    yield registry.API_MEMORY, _by({str(use): budget[use] for use in Use})
+    yield registry.API_MEMORY_BUDGET, [((), budget["budget"])]
+    yield registry.API_MEMORY_PEAK, [((), budget["peak"])]
     yield registry.ALLOCATOR, _by(_named(_ALLOCATOR, reading), device)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from server.host_budget import Use
 from server.memory.accountant import KV_PARTS, READING_NAMES
 from server.memory.layout import MemoryKind
 from server.metrics.spec import Label, MetricSpec, MetricType, Unit
@@ -216,6 +217,20 @@ HOST_MEMORY = _gauge(
     "The host's memory: processes' resident sets, pinned and shared parts",
     Unit.BYTES,
     Label("what", ("api_process_resident", "engine_process_resident", "pinned", "shared")),
+)
+API_MEMORY = _gauge(
+    "quire_api_memory_bytes",
+    "What requests may take of the API process, by use: counted before it is taken",
+    Unit.BYTES,
+    Label("use", tuple(Use)),
+)
+API_MEMORY_BUDGET = _gauge(
+    "quire_api_memory_budget_bytes",
+    "The most that quire_api_memory_bytes may come to in all; past it requests get 503",
+    Unit.BYTES,
+)
+API_MEMORY_PEAK = _gauge(
+    "quire_api_memory_peak_bytes", "The most that it came to in all", Unit.BYTES
 )
 ALLOCATOR = _gauge(
     "quire_allocator_bytes",

@@ -72,7 +72,7 @@ def _this_machine(config: ServerConfig) -> Target:
     if gpu is None:
         total, _ = machine_memory()
         # The reading that placement planned with, so that the split adds up to the same sizes.
-        runtime = CPU_RUNTIME_BYTES
+        runtime = CPU_RUNTIME_BYTES + placement.api_memory
         other = total - placement.available - runtime
         return Target("cpu", "this machine's memory", placement, total, other, runtime, 0, None)
     published = next((device for device in DEVICES if device.title.startswith(gpu.name)), None)

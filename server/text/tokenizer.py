@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ class Tokenizer:
 
     ``vocab_size`` is the model's. It may be padded beyond the tokenizer's own: an id in the padding
     has no text. Or some tokens were added that the model was never given: a text that holds one is
-    refused.
+    refused. ``threads`` are for encoding off the event loop.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Tokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._exceeds_model = max(vocabulary.values(), default=0) >= self.vocab_size
         self._bytes: dict[int, bytes] = {}
-        self._threads = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="tokenizer")
+        self.threads = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="tokenizer")
 
     @classmethod
     def from_folder(
@@ -96,13 +95,6 @@ class Tokenizer:
                     f"beyond the model's vocabulary of {self.vocab_size}. Leave it out.",
                 )
 
-    async def encode_in_thread(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """As ``encode``, without holding the event loop. Cancelling abandons the result."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads, lambda: self.encode(text, add_special_tokens=add_special_tokens)
-        )
-
     @property
     def counts_ahead(self) -> bool:
         """Whether ``least_tokens`` tells anything of a text."""
@@ -143,7 +135,7 @@ class Tokenizer:
         return found
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _normalized_contents(backend: tokenizers.Tokenizer) -> list[str]:

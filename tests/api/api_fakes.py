@@ -15,6 +15,7 @@ from server.engine.events import ChoiceOutput, Event, PromptOutput, RequestMemor
 from server.engine.plan import LogprobArrays
 from server.engine.request import EngineRequest, FinishReason
 from server.errors import ErrorCode, QuireError
+from server.host_budget import HostBudget
 from server.metrics.stats import RequestRecord
 from server.text.chat_template import ChatTemplate
 from server.text.stages import byte_of_character
@@ -235,6 +236,7 @@ def make_state(engine: FakeEngine | None = None, **changes: object) -> ApiState:
         defaults=GenerationDefaults(),
         limits=HttpLimits(max_body_bytes=1024 * 1024),
         metrics=RecordingMetrics(),
+        budget=HostBudget(512 * 1024 * 1024),
         memory=lambda: {"total_bytes": 1},
         memory_text=lambda: "total 1\n",
         render_metrics=lambda: b"quire_up 1\n",

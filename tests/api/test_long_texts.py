@@ -11,7 +11,7 @@ from api_client import with_client
 from api_fakes import FakeEngine, make_state
 from tokenizers import models, pre_tokenizers
 
-from server.api import endpoints
+from server.api import preparation
 from server.text.tokenizer import Tokenizer
 
 PIECES = {"[UNK]": 0, "hello": 1, "a": 2}
@@ -42,7 +42,7 @@ def test_a_text_of_many_characters_and_few_tokens_is_served() -> None:
 def test_a_text_that_length_tells_nothing_of_has_a_most_of_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(endpoints, "UNCOUNTED_TEXT_BYTES", 8192)
+    monkeypatch.setattr(preparation, "UNCOUNTED_TEXT_BYTES", 8192)
     engine = FakeEngine()
     assert post(engine, "é" * 4096).status_code == 200
     answer = post(engine, "é" * 4096 + "a")

@@ -43,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "prefix-caching": ("off", False),
     "max-queued-requests": ("5", 5),
     "queue-timeout": ("2.5", 2.5),
+    "api-memory": ("256MiB", 2**28),
     "max-body-size": ("1MiB", 2**20),
     "max-connections": ("9", 9),
     "stream-keep-alive": ("20", 20.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from server.host_budget import HostBudget
 from server.memory.accountant import READING_NAMES
 from server.memory.layout import MemoryKind
 from server.memory.planner import PlanRequest, plan_memory
@@ -30,6 +31,7 @@ def report(read: Mapping[str, int], *, on_gpu: bool = False) -> MemoryReport:
         weights=lambda: {"query": 5, "norm": 7},
         requests_running=lambda: 2,
         host_bytes=lambda: 11 * MIB,
+        api_budget=HostBudget(1000).reading,
     )
     return MemoryReport(plan_memory(tiny_llama(), request, 4 * GIB), sources)
 
@@ -50,7 +52,15 @@ def test_every_kind_stands_with_bytes_peak_plan_and_formula() -> None:
 def test_host_lines_are_of_both_processes_with_pinned_and_shared() -> None:
     read = reading()
     assert report(read).tree()["host"] == {
-        "api_process": {"resident_bytes": 11 * MIB},
+        "api_process": {
+            "resident_bytes": 11 * MIB,
+            "budget_bytes": 1000,
+            "peak_bytes": 0,
+            "bodies_bytes": 0,
+            "requests_bytes": 0,
+            "events_bytes": 0,
+            "work_bytes": 0,
+        },
         "engine_process": {"resident_bytes": read["host.resident"]},
         "pinned_bytes": read["host.pinned"],
         "shared_bytes": read["host.shared"],

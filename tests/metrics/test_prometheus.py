@@ -7,6 +7,7 @@ import re
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine.events import StepStats
+from server.host_budget import HostBudget
 from server.memory.accountant import READING_NAMES
 from server.memory.layout import MemoryKind
 from server.metrics.prometheus import GaugeSources, PrometheusMetrics
@@ -45,6 +46,7 @@ class World:
                 planned=lambda: {"weights": 11},
                 weights=lambda: [("norm", "bf16", 5), ("up", "bf16", 6)],
                 host_bytes=lambda: 77,
+                api_budget=HostBudget(1000).reading,
             )
         )
 

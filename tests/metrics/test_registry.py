@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.api.fields import Route
 from server.engine.events import StepStats
+from server.host_budget import HostBudget
 from server.memory.accountant import READING_NAMES
 from server.metrics.gauges import GaugeSources, ServedModel
 from server.metrics.prometheus import PrometheusMetrics
@@ -31,6 +32,7 @@ def exporter(**engine: int) -> PrometheusMetrics:
             planned=lambda: {"weights": 11},
             weights=lambda: [("norm", "bf16", 5)],
             host_bytes=lambda: 77,
+            api_budget=HostBudget(1000).reading,
             model=MODEL,
             clock=lambda: NOW_S,
         )

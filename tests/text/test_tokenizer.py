@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ def test_special_tokens_are_added_as_the_post_processor_says() -> None:
 
 def test_encoding_in_a_thread_gives_the_same() -> None:
     tokenizer = Tokenizer(byte_level())
-    ids = asyncio.run(tokenizer.encode_in_thread("深度学习是"))
+    ids = tokenizer.threads.submit(tokenizer.encode, "深度学习是").result()
     assert ids == tokenizer.encode("深度学习是")
     assert tokenizer.decode(ids) == "深度学习是"
 
