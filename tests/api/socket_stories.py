@@ -16,10 +16,13 @@ from server.api.http import serve
 from server.api.state import HttpLimits
 from server.listener import bind
 
+HANGS_S = 60  # ends a test that hangs: no measure of a server that is slow
+# Deadlines that no busy machine meets by chance. A test of a deadline gives its own.
 LIMITS = HttpLimits(
-    max_body_bytes=100_000, max_header_bytes=4096, receive_timeout_s=0.3, send_timeout_s=0.5,
-    max_connections=8,
+    max_body_bytes=100_000, max_header_bytes=4096, receive_timeout_s=HANGS_S,
+    send_timeout_s=HANGS_S, max_connections=8,
 )  # fmt: skip
+HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 
 
 @asynccontextmanager
@@ -62,12 +65,12 @@ async def answer(port: int, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     try:
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(reader.read(), HANGS_S)
     finally:
         writer.close()
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(HANGS_S):
         while not condition():
             await asyncio.sleep(0.005)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from api_fakes import FakeEngine, saying
-from socket_stories import LIMITS, answer, request_bytes, run
+from socket_stories import HANGS_S, LIMITS, answer, request_bytes, run
 
 from server.api.http1.body import FREE_CHUNKS, MAX_CHUNK_LINE
 from server.metrics.stats import Outcome
@@ -197,7 +197,7 @@ def test_chunks_in_any_pieces_are_read_and_the_next_request_after_them(piece: in
         for at in range(0, len(data), piece):
             writer.write(data[at : at + piece])
             await asyncio.sleep(0)
-        back = await asyncio.wait_for(reader.read(), 5)
+        back = await asyncio.wait_for(reader.read(), HANGS_S)
         writer.close()
         assert back.count(b"HTTP/1.1 200 ") == 2
         assert back.endswith(b'{"status":"ok"}')
@@ -289,7 +289,7 @@ def test_one_deadline_counts_for_head_and_body_together(monkeypatch: pytest.Monk
             writer.write(bytes((byte,)))
             await asyncio.sleep(0)
         assert started.count(0.75) == 1
-        back = await asyncio.wait_for(reader.read(), 5)
+        back = await asyncio.wait_for(reader.read(), HANGS_S)
         assert only_answer(back)[1]["code"] == "request_timeout"
         writer.close()
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from api_fakes import FakeEngine, RecordingMetrics, saying
-from socket_stories import answer, request_bytes, run, running, until
+from socket_stories import HANGS_S, HEALTH, answer, request_bytes, run, running, until
 
 from server.engine.events import Event
 from server.listener import bind
 from server.metrics.stats import Outcome
+
+DEADLINE_S = 0.3
 
 
 def test_what_is_written_leaves_at_once() -> None:
@@ -62,19 +64,25 @@ def test_leaving_aborts_within_a_step(stream: bool, stage: str) -> None:
     run(engine, story)
 
 
-@pytest.mark.parametrize("sent", [40, -5])
-def test_leaving_before_the_request_is_whole_reaches_nobody(sent: int) -> None:
+@pytest.mark.parametrize(
+    ("sent", "outcomes"), [(40, []), (-5, [Outcome.ABORT])], ids=["in its headers", "in its body"]
+)
+def test_leaving_before_the_request_is_whole_reaches_nobody(
+    sent: int, outcomes: list[Outcome]
+) -> None:
+    """Only a request whose headers came is one, and is counted."""
     engine = FakeEngine()
 
     async def story(port: int, state: Any) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_bytes()[:sent])
-        await asyncio.sleep(0.05)
         writer.close()
         await writer.wait_closed()
-        await asyncio.sleep(0.05)
+        await until(lambda: len(state.metrics.records) == len(outcomes))
+        for _ in range(2):  # the server has turned to what came before
+            assert b" 200 " in await answer(port, HEALTH)
         assert not engine.seen
-        assert [record.outcome for record in state.metrics.records] in ([], [Outcome.ABORT])
+        assert [record.outcome for record in state.metrics.records] == outcomes
 
     run(engine, story)
 
@@ -86,7 +94,7 @@ def test_headers_that_do_not_come_are_408(head: bytes) -> None:
         assert data.startswith(b"HTTP/1.1 408 ")
         assert json.loads(data.split(b"\r\n\r\n")[1])["error"]["code"] == "request_timeout"
 
-    run(FakeEngine(), story)
+    run(FakeEngine(), story, receive_timeout_s=DEADLINE_S)
 
 
 def test_headers_that_trickle_are_408_all_the_same() -> None:
@@ -102,7 +110,7 @@ def test_headers_that_trickle_are_408_all_the_same() -> None:
         assert b" 408 " in read.result()
         writer.close()
 
-    run(FakeEngine(), story)
+    run(FakeEngine(), story, receive_timeout_s=DEADLINE_S)
 
 
 def test_headers_that_do_not_come_after_a_first_request() -> None:
@@ -111,7 +119,7 @@ def test_headers_that_do_not_come_after_a_first_request() -> None:
         assert data.count(b"HTTP/1.1 ") == 2
         assert b"HTTP/1.1 408 " in data
 
-    run(FakeEngine(), story)
+    run(FakeEngine(), story, receive_timeout_s=DEADLINE_S)
 
 
 def test_a_body_that_does_not_come_is_408_and_counted() -> None:
@@ -121,7 +129,7 @@ def test_a_body_that_does_not_come_is_408_and_counted() -> None:
         assert json.loads(data.split(b"\r\n\r\n")[1])["error"]["code"] == "request_timeout"
         assert [record.status for record in state.metrics.records] == [408]
 
-    run(FakeEngine(), story)
+    run(FakeEngine(), story, receive_timeout_s=DEADLINE_S)
 
 
 def test_a_quiet_connection_is_kept_between_requests() -> None:
@@ -130,10 +138,10 @@ def test_a_quiet_connection_is_kept_between_requests() -> None:
         for _ in range(2):
             writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
             assert b" 200 " in await reader.readuntil(b'{"status":"ok"}')
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(2 * DEADLINE_S)
         writer.close()
 
-    run(FakeEngine(), story)
+    run(FakeEngine(), story, receive_timeout_s=DEADLINE_S)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +180,7 @@ def test_headers_that_are_too_large_are_431_however_they_come(
         for part in (data[:3000], data[3000:]):
             writer.write(part)
             await asyncio.sleep(pause_s)
-        back = await asyncio.wait_for(reader.read(), 5)
+        back = await asyncio.wait_for(reader.read(), HANGS_S)
         writer.close()
         assert back.startswith(b"HTTP/1.1 431 ")
         error = json.loads(back.split(b"\r\n\r\n")[1])["error"]
@@ -206,7 +214,7 @@ def test_connections_past_the_limit_are_503_and_the_others_go_on() -> None:
         assert data.startswith(b"HTTP/1.1 503 ")
         assert json.loads(data.split(b"\r\n\r\n")[1])["error"]["code"] == "too_many_connections"
         reader, writer = quiet[0]
-        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        writer.write(HEALTH)
         assert b" 200 " in await reader.read()
         for _, writer in quiet:
             writer.close()
@@ -221,13 +229,13 @@ def test_a_client_that_does_not_read_is_given_up() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(request_bytes(stream=True, n=16, logprobs=20, prompt=["a"] * 16))
-        await until(lambda: bool(engine.open), 5)
-        await until(lambda: not engine.open, 10)
-        await until(lambda: bool(state.metrics.records), 10)
+        await until(lambda: bool(engine.open))
+        await until(lambda: not engine.open)
+        await until(lambda: bool(state.metrics.records))
         assert state.metrics.records[0].outcome is Outcome.ABORT
         writer.close()
 
-    run(engine, story)
+    run(engine, story, send_timeout_s=DEADLINE_S)
 
 
 def test_stopping_finishes_what_is_open() -> None:
@@ -257,7 +265,7 @@ def test_what_the_application_never_sees_is_counted(data: bytes, status: int) ->
         await answer(port, data)
         assert state.metrics.http == [("unmatched", "OTHER", status)]
 
-    run(FakeEngine(), story)
+    run(FakeEngine(), story, receive_timeout_s=DEADLINE_S)
 
 
 def test_a_refused_connection_is_counted() -> None:
@@ -285,7 +293,7 @@ def test_whatever_fails_in_a_stream_ends_it_with_an_error_event(engine: FakeEngi
     async def story(port: int, state: Any) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_bytes(stream=True))
-        data = await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), 5)
+        data = await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), HANGS_S)
         writer.close()
         assert data.startswith(b"HTTP/1.1 200 ")
         event = data.split(b"event: error\ndata: ")[1].split(b"\n\n")[0]

@@ -72,7 +72,9 @@ def test_there_are_three_for_memory_serving_and_engine() -> None:
 
 
 def test_the_same_dashboards_give_the_same_files(tmp_path: Path) -> None:
-    for path in write(tmp_path):
+    written = list(write(tmp_path))
+    assert len(written) == 3
+    for path in written:
         assert path.read_text() == (FOLDER / path.name).read_text()
 
 

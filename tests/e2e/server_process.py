@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,11 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Waits for ``condition``; returns how long it took. Fails with ``what``."""
+    """Waits for ``condition``; returns how long it took. Fails with ``what``.
+
+    ``seconds`` ends a test whose server hangs. It is no measure of a server that is slow, because
+    the machine may be busy: a test that means "soon" counts steps or compares with a control.
+    """
     started = time.monotonic()
     while not condition():
         if time.monotonic() - started > seconds:
@@ -110,6 +114,18 @@ class ServerProcess:
         """No block is held and nobody runs or waits."""
         names = ("quire_requests_running", "quire_requests_waiting")
         return not self.active_blocks() and not any(self.metric(name) for name in names)
+
+    def holds(self, clients: Collection[int]) -> int:
+        """How many connections from these ports of clients the server has accepted and not closed.
+
+        The kernel's table says so: a socket that nobody holds has no inode.
+        """
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        ports = [[int(row[end].split(":")[1], 16) for end in (1, 2)] for row in rows]
+        return sum(
+            here == self.port and there in clients and row[9] != "0"
+            for row, (here, there) in zip(rows, ports, strict=True)
+        )
 
     def engine_pid(self) -> int:
         """The one child that is the engine. Fails where there is not exactly one."""

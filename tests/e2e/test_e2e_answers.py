@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 from server_process import ServerProcess, events, wait_until
 
 CONCURRENCY = 32
@@ -131,13 +132,17 @@ def test_chat_streamed_is_the_same_as_whole(server: ServerProcess) -> None:
     asyncio.run(story())
 
 
-def test_several_prompts_score_as_each_alone(server: ServerProcess) -> None:
-    prompts = ["import os", PROMPT, [5, 6, 7]]
+@pytest.mark.parametrize(
+    "prompts", [["import os", PROMPT, "a"], [[5, 6, 7], [8, 9, 10, 11]]], ids=["texts", "token ids"]
+)
+def test_several_prompts_score_as_each_alone(server: ServerProcess, prompts: list[Any]) -> None:
     scores = {"echo": True, "max_tokens": 0, "logprobs": 2}
     alone = [server.post(prompt=prompt, **scores).json()["choices"][0] for prompt in prompts]
-    together = server.post(prompt=prompts[:2], **scores).json()["choices"]
-    for one, other in zip(alone, together, strict=False):
-        assert one["logprobs"]["tokens"] == other["logprobs"]["tokens"]
+    together = server.post(prompt=prompts, **scores).json()["choices"]
+    for one, other in zip(alone, together, strict=True):
+        tokens = one["logprobs"]["tokens"]
+        assert tokens == other["logprobs"]["tokens"]
+        assert len(tokens) == len(one["logprobs"]["token_logprobs"]) > 0
         for a, b in zip(
             one["logprobs"]["token_logprobs"][1:],
             other["logprobs"]["token_logprobs"][1:],

@@ -172,6 +172,7 @@ def test_a_conversation_goes_on_by_its_answers(fake_port: int) -> None:
     result = run(fake_port, one)
     assert result.outcomes == {"ok": 12}
     turns = sorted((r for r in result.records if r.index == 0), key=lambda r: r.sent)
+    assert len(turns) == 3
     assert all(later.sent >= earlier.ended for earlier, later in pairwise(turns))
     endless = scenario({"gap": 0.01}, api="chat", requests=[{**kind, "turns": 900}])
     short = run(fake_port, replace(endless, seconds=0.3, requests=1))

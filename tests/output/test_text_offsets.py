@@ -62,9 +62,9 @@ def assert_tokens_stand_where_they_say(text: str, form: dict[str, Any], *, cut: 
     """``cut``: a stop string may have taken the last token's end."""
     offsets = form["text_offset"]
     assert offsets == sorted(offsets)
-    for token, offset, following in zip(
-        form["tokens"], offsets, [*offsets[1:], len(text)], strict=True
-    ):
+    assert offsets or not text
+    ends = [*offsets[1:], len(text)][: len(offsets)]  # of no token where there is none
+    for token, offset, following in zip(form["tokens"], offsets, ends, strict=True):
         if following == offset or token.startswith("bytes:"):
             continue  # no text of its own: special, or a part of a character
         found = text[offset : offset + len(token)]
@@ -115,7 +115,9 @@ def test_no_stop_string_is_found_in_an_echoed_prompt_whose_end_comes_late() -> N
 
 def test_a_token_s_score_comes_with_its_text() -> None:
     level = [*b"ab", *"深".encode(), *b"c"]
-    for delta in answer(LEVEL, [], level)[2]:
+    heard = answer(LEVEL, [], level)[2]
+    assert "".join(delta.text for delta in heard) == "ab深c"
+    for delta in heard:
         assert bool(delta.text) == bool(delta.logprobs)
 
 

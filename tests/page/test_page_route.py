@@ -134,7 +134,9 @@ def test_the_model_card_says_whether_the_model_chats() -> None:
 
 def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
     text = (PAGE / "index.html").read_text()
-    for element in read(text).elements:
+    elements = read(text).elements
+    assert {"script", "link", "button"} <= {element.name for element in elements}
+    for element in elements:
         assert element.name != "style"
         handlers = {key for key in element.attributes if key.startswith("on")}
         assert not handlers | ({"style"} & element.attributes.keys()), element

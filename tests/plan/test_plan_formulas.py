@@ -109,9 +109,9 @@ def divides(model: str, ranks: int) -> bool:
     "model", [name if name in SOME else pytest.param(name, marks=SLOW) for name in read_presets()]
 )
 def test_what_is_written_out_gives_what_is_told(model: str) -> None:
-    for device, kv, ranks, flags in WAYS:
-        if not divides(model, ranks):
-            continue
+    ways = [way for way in WAYS if divides(model, way[2])]
+    assert ways
+    for device, kv, ranks, flags in ways:
         told = answer(
             make_plan(PlanOptions(model, None, device, kv, ranks, flags), {}), explain=True
         )

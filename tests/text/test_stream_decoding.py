@@ -64,6 +64,8 @@ def test_no_broken_character_while_the_text_is_whole(kind: str, text: str) -> No
         given_so_far += delta
         assert text.startswith(given_so_far) or kind == "byte-fallback"
         assert ("\ufffd" in delta) <= ("\ufffd" in text)
+    if kind == "byte-level":
+        assert given_so_far == text
 
 
 def test_a_character_comes_with_its_last_byte() -> None:

@@ -89,4 +89,5 @@ def test_a_shorter_text_leaves_nothing_of_a_longer_one() -> None:
     stream = Terminal()
     show(stream, seconds=9.0, steps=40)
     drawn = stream.getvalue().rstrip("\n").split("\r")[1:]
+    assert len(drawn) > 2
     assert all(len(after) >= len(before.rstrip()) for before, after in pairwise(drawn))
