@@ -8,6 +8,7 @@ count only where tokenizer_config.json has no added_tokens_decoder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tokenizers import AddedToken
 
 from server.errors import StartupError
 from server.text.tokenizer_classes import Token
+from weights.checkpoint import inside
 from weights.errors import CheckpointError
 from weights.strict_json import parse_object, show
 
@@ -37,6 +39,7 @@ _EXTRA, _ADDITIONAL, _OF_MODEL = (
     "additional_special_tokens",
     "model_specific_special_tokens",
 )
+MAX_FILE_BYTES = 16 << 20
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -144,14 +147,14 @@ def _legacy_tokens(
     folder: Path, said: dict[str, Any], of_tokenizer_json: Sequence[Mapping[str, Any]]
 ) -> dict[int, AddedAt]:
     """The older files. ``said`` takes what special_tokens_map.json names."""
-    for key, value in _read(folder / MAP_FILE).items():
+    for key, value in _read(folder, MAP_FILE).items():
         said[key] = _of_map(key, value, said)
     if isinstance(said.get(_EXTRA), dict):
         said[_OF_MODEL] = {**(said.get(_OF_MODEL) or {}), **said.pop(_EXTRA)}
     special = {str(said[name]) for name in NAMES if said.get(name)}
     special.update(str(token) for token in said.get(_EXTRA) or ())
     added: dict[int, AddedAt] = {}
-    for content, index in _read(folder / ADDED_FILE).items():
+    for content, index in _read(folder, ADDED_FILE).items():
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
             raise StartupError(f"{ADDED_FILE}: {show(content)} must have an id, not {index!r}")
         is_special = content in special
@@ -200,10 +203,14 @@ def _added(value: Mapping[str, Any], where: str) -> AddedToken:
     return AddedToken(content, **flags)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _read(folder: Path, file: str) -> dict[str, Any]:
+    """The object in a file of the folder; {} where there is none."""
     try:
-        return parse_object(path.read_bytes(), path.name)
+        if not os.path.lexists(folder / file):
+            return {}
+        path = inside(folder, file)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise StartupError(f"{file} is above {MAX_FILE_BYTES} bytes, more than any tokens take")
+        return parse_object(path.read_bytes(), file)
     except CheckpointError as error:
         raise StartupError(str(error)) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,15 @@ import tokenizers
 from tokenizers import AddedToken
 
 from server.errors import StartupError
-from server.text.special_tokens import CONFIG_FILE, SpecialTokens, read_special_tokens
+from server.text.special_tokens import (
+    CONFIG_FILE,
+    MAX_FILE_BYTES,
+    SpecialTokens,
+    read_special_tokens,
+)
 from server.text.tokenizer_classes import RECIPES, Recipe, Vocabulary, class_of_folder
+from weights.checkpoint import inside
+from weights.errors import CheckpointError
 
 log = logging.getLogger("quire.server")
 
@@ -46,7 +54,7 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
     text = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
     from_file = tokenizers.Tokenizer.from_str(text)
     trunk = json.loads(text)
-    options = _options(folder / CONFIG_FILE)
+    options = _options(folder)
     name = class_of_folder(config, options, is_byte_level='"ByteLevel"' in text)
     recipe = None if name is None else RECIPES[name]
     special = _special_tokens(folder, options, trunk, recipe, from_file.padding)
@@ -70,13 +78,16 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
     return FolderTokenizer(backend, cleans_up)
 
 
-def _options(path: Path) -> dict[str, Any]:
+def _options(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json; {} with a warning where it cannot be read: tokenizer.json may do."""
-    if not path.is_file():
+    path = folder / CONFIG_FILE
+    if not os.path.lexists(path):
         return {}
     try:
+        if inside(folder, CONFIG_FILE).stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"it is above {MAX_FILE_BYTES} bytes")
         options = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OSError, CheckpointError) as error:
         log.warning("%s cannot be read, and its special tokens are not known: %s", path, error)
         return {}
     if not isinstance(options, dict):

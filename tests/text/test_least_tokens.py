@@ -172,3 +172,12 @@ def test_bytes_count_where_pieces_are_bytes() -> None:
     tokenizer = Tokenizer(made("bytes", [], CUTS[1:2], []))  # the longest piece is ▁hello
     assert tokenizer.least_tokens("深" * 1000) == 500
     assert tokenizer.least_tokens("\ud83d" * 1000) == 167  # refused later, as no Unicode
+
+
+@pytest.mark.parametrize("form", [normalizers.NFC(), normalizers.NFKC()])
+def test_four_characters_that_become_one_count_as_one(form: Any) -> None:
+    backend = tokenizers.Tokenizer(models.BPE(vocab={"?": 0, "a": 1}, merges=[], unk_token="?"))
+    backend.normalizer = form
+    tokenizer = Tokenizer(backend)
+    text = "\u03b1\u0313\u0300\u0345" * 90  # alpha with three marks, which is one character, U+1F82
+    assert tokenizer.least_tokens(text) == len(tokenizer.encode(text)) == 90

@@ -111,6 +111,20 @@ def test_an_unreadable_tokenizer_config_is_told_and_tokenizer_json_serves(
     assert "tokenizer_config.json" in caplog.text
 
 
+def test_a_file_that_leads_out_of_the_folder_is_not_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, outside = tmp_path / "model", tmp_path / "outside.json"
+    folder.mkdir()
+    outside.write_text(json.dumps({END: 340}))
+    (save(folder) / "tokenizer_config.json").symlink_to(outside)
+    Tokenizer.from_folder(folder)
+    assert "leads outside the folder" in caplog.text
+    (folder / "added_tokens.json").symlink_to(outside)
+    with pytest.raises(StartupError, match=r"added_tokens\.json: is a link that leads outside"):
+        Tokenizer.from_folder(folder)
+
+
 def test_a_class_that_splits_otherwise_than_the_file_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
