@@ -35,6 +35,11 @@ define pytest
 	$(BIN)/python -m pytest -m "$(1)" $(TOGETHER:%=--ignore=tests/%) $(ARGS) || test $$? -eq 5
 endef
 
+# Measured with a CPU-only build of torch (2026-11-29, Python 3.11); README has the same figures.
+RUN_SIZE := about 225 MB, and takes 1 GB in $(VENV). Plain torch for Linux brings CUDA packages: several GB more; \
+PIP_ARGS can name an index with CPU-only builds (see README)
+TEST_SIZE := about 500 MB more, two versions of triton 380 MB of them; with them $(VENV) takes 2.9 GB
+
 .PHONY: setup serve check format test test-slow image-check sweep kernels-check test-gpu loadtest bench bench-gpu bench-engine-gpu wheels bench-http-gpu demo-score clean
 .DEFAULT_GOAL := serve
 
@@ -46,11 +51,13 @@ $(SETUP):
 	  echo "Name another interpreter, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) has no venv module. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV), once. What pip does not have yet it downloads: $(RUN_SIZE)."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e . -c constraints.txt
 	@rm -f $(VENV)/.setup-*; touch $@
 
 $(SETUP_TEST): $(SETUP)
+	@echo "Adding what the tests need, once. What pip does not have yet it downloads: $(TEST_SIZE)."
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[test,dev]" -c constraints.txt
 	@$(BIN)/python -c 'import triton' 2>/dev/null || \
 	  $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) $(TRITON) -c constraints.txt
