@@ -75,7 +75,7 @@ class HttpServer:
         self._budget = HostBudget(model.placement.api_memory, Trimmer().freed)
         self._metrics = PrometheusMetrics(self._gauge_sources())
         self._memory = MemoryReport(model.plan, self._memory_sources())
-        self.client = IpcEngineClient(self._metrics)
+        self.client = IpcEngineClient(self._metrics, self._budget)
         self.supervisor = Supervisor(
             spawn,
             engine_settings(config, model),

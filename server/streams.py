@@ -1,9 +1,10 @@
 """Request streams: one engine frame a step, taken apart into each request's own events.
 
 Both engine clients (across the process boundary and in this process) own one RequestStreams and
-call it from their event loop only. A stream holds at most what its request may generate, so it is
-bounded by max_tokens x n. Frames about ids that are not open here are ignored: the request was
-aborted, or its engine is gone.
+call it from their event loop only. A stream holds at most what its request may generate; what all
+of them hold unread is counted in the process's budget, and where that is at its end the stream with
+the most unread events is given up: its client does not read. Frames about ids that are not open
+here are ignored: the request was aborted, or its engine is gone.
 
     submit --> waiting --Accepted--> open --last choice's finish--> closed
                   |                    |
@@ -22,16 +23,22 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from server.engine.events import ChoiceOutput, EngineFrame, Event, PromptOutput, Refused
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
+from server.host_budget import Holding, HostBudget, Use
 
+# An event without its tokens and log-probabilities, and a token: objects, measured.
+EVENT_BYTES = 600
+TOKEN_BYTES = 40
+_NO_BOUND = 1 << 62  # bytes: of a client in the engine's own process
 _STOPPED_KEPT = 4096  # choices whose overrun, of a step or two, is still told from what was aborted
 
 
 class _Stream:
     """One accepted request's undelivered events."""
 
-    __slots__ = ("closed", "error", "events", "open_choices", "wake")
+    __slots__ = ("closed", "error", "events", "holding", "open_choices", "wake")
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, holding: Holding) -> None:
+        self.holding = holding
         self.events: deque[Event] = deque()
         self.open_choices = set(range(n))
         self.wake = asyncio.Event()
@@ -43,8 +50,20 @@ class _Stream:
         return sum(len(event.token_ids) for event in self.events if isinstance(event, ChoiceOutput))
 
     def put(self, event: Event) -> None:
+        """Raises QuireError where the budget has no room for it."""
+        self.holding.hold(self.holding.nbytes + event_bytes(event))
         self.events.append(event)
         self.wake.set()
+
+    def take(self) -> Event:
+        event = self.events.popleft()
+        self.holding.hold(self.holding.nbytes - event_bytes(event))
+        return event
+
+    def forget(self) -> None:
+        """Lets go of what was not read."""
+        self.events.clear()
+        self.holding.hold(0)
 
     def end_choice(self, choice: int) -> None:
         self.open_choices.discard(choice)
@@ -59,7 +78,9 @@ class _Stream:
 class RequestStreams:
     """The open requests of one client. Not thread-safe: one event loop owns it."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: HostBudget | None = None) -> None:
+        self._budget = budget or HostBudget(_NO_BOUND)
+        self._given_up: list[str] = []
         self._streams: dict[str, _Stream] = {}
         self._answers: dict[str, asyncio.Future[None]] = {}
         self._stopped: OrderedDict[tuple[str, int], None] = OrderedDict()
@@ -73,7 +94,7 @@ class RequestStreams:
         """Opens a stream for each request. The future ends with the engine's answer to the list."""
         answer = asyncio.get_running_loop().create_future()
         for request in requests:
-            self._streams[request.request_id] = _Stream(request.n)
+            self._streams[request.request_id] = _Stream(request.n, self._budget.hold(Use.EVENTS))
             self._answers[request.request_id] = answer
         return answer
 
@@ -126,7 +147,7 @@ class RequestStreams:
         try:
             while True:
                 while stream.events:
-                    yield stream.events.popleft()
+                    yield stream.take()
                 if stream.closed:
                     break
                 stream.wake.clear()
@@ -135,6 +156,7 @@ class RequestStreams:
             if stream.closed and self._streams.get(request_id) is stream:
                 del self._streams[request_id]
                 self._num_discarded += stream.num_unread_tokens
+                stream.forget()
         if stream.error is not None:
             raise _own(stream.error)
 
@@ -162,6 +184,7 @@ class RequestStreams:
             stream = self._streams.pop(request_id, None)
             if stream is not None:
                 stream.close()
+                stream.forget()
                 dropped.append(request_id)
         return dropped
 
@@ -170,6 +193,7 @@ class RequestStreams:
         self._answer(tuple(self._answers), error)
         for stream in self._streams.values():
             stream.close(error)
+            stream.forget()
         self._streams.clear()
         self._stopped.clear()
 
@@ -186,7 +210,41 @@ class RequestStreams:
     def _put(self, event: PromptOutput) -> None:
         stream = self._streams.get(event.request_id)
         if stream is not None and not stream.closed:
-            stream.put(event)
+            self._put_where_there_is_room(stream, event)
+
+    def _put_where_there_is_room(self, stream: _Stream, event: Event) -> None:
+        while not stream.closed:
+            try:
+                stream.put(event)
+                return
+            except QuireError:
+                self._give_up_the_fullest(stream, event_bytes(event))
+
+    def _give_up_the_fullest(self, growing: _Stream, nbytes: int) -> None:
+        """Of all streams, one of which would grow by ``nbytes``."""
+
+        def unread(item: tuple[str, _Stream]) -> int:
+            return item[1].holding.nbytes + (nbytes if item[1] is growing else 0)
+
+        request_id, stream = max(self._streams.items(), key=unread)
+        self._num_discarded += stream.num_unread_tokens
+        self._given_up.append(request_id)
+        stream.open_choices.clear()
+        stream.forget()
+        stream.close(
+            QuireError(
+                ErrorCode.MEMORY_BUDGET,
+                "The answer was not read, and the server's memory for unread answers is full. "
+                "Read it as it comes, or ask for less.",
+                retry_after=1,
+            )
+        )
+        del self._streams[request_id]
+
+    def take_given_up(self) -> list[str]:
+        """Requests whose streams were given up since the last call: the engine is to be told."""
+        given_up, self._given_up = self._given_up, []
+        return given_up
 
     def _put_choice(self, event: ChoiceOutput) -> None:
         stream = self._streams.get(event.request_id)
@@ -195,9 +253,18 @@ class RequestStreams:
             if (event.request_id, event.choice) in self._stopped:
                 self._num_discarded += len(event.token_ids)
             return
-        stream.put(event)
-        if event.finish_reason is not None:
+        self._put_where_there_is_room(stream, event)
+        if event.finish_reason is not None and not stream.closed:
             stream.end_choice(event.choice)
+
+
+def event_bytes(event: Event) -> int:
+    """What an event takes while it waits."""
+    arrays = event.logprobs
+    size = 0 if arrays is None else len(arrays.token_ids) + len(arrays.logprobs)
+    if isinstance(event, ChoiceOutput):
+        size += TOKEN_BYTES * len(event.token_ids)
+    return EVENT_BYTES + size
 
 
 def _own(error: QuireError) -> QuireError:

@@ -137,17 +137,17 @@ async def merged_events(
         finally:
             await _close(events)
         return
-    # Unbounded, as the client's own queues are: a request's max_tokens bounds its events.
-    queue: asyncio.Queue[tuple[int, Event | QuireError | None]] = asyncio.Queue()
+    # Short, so that what is not read waits in the client's own queues, where it is counted.
+    queue: asyncio.Queue[tuple[int, Event | QuireError | None]] = asyncio.Queue(len(request_ids))
 
     async def pump(index: int, request_id: str) -> None:
         try:
             async for event in engine.events(request_id):
-                queue.put_nowait((index, event))
+                await queue.put((index, event))
         except QuireError as error:
-            queue.put_nowait((index, error))
+            await queue.put((index, error))
         else:
-            queue.put_nowait((index, None))
+            await queue.put((index, None))
 
     pumps = [asyncio.create_task(pump(*pair)) for pair in enumerate(request_ids)]
     running = len(pumps)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from server.engine.events import EngineFrame, Event, RequestMemory
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
+from server.host_budget import HostBudget
 from server.ipc.frames import Abort, AskMemory, Command, Drain, Finish, Memory, Submit
 from server.metrics.stats import StepMetrics
 from server.streams import RequestStreams, unavailable
@@ -24,8 +25,8 @@ class IpcEngineClient:
     are refused. Lives in one event loop.
     """
 
-    def __init__(self, metrics: StepMetrics) -> None:
-        self._streams = RequestStreams()
+    def __init__(self, metrics: StepMetrics, budget: HostBudget | None = None) -> None:
+        self._streams = RequestStreams(budget)
         self._metrics = metrics
         self._send: Send | None = None
         self._draining = False
@@ -100,6 +101,9 @@ class IpcEngineClient:
         if frame.stats is not None:
             self._metrics.observe_step(frame.stats)
         self._streams.feed(frame)
+        given_up = self._streams.take_given_up()
+        if given_up and self._send is not None:
+            self._send(Abort(tuple(given_up)))
         self._metrics.observe_discarded(self._streams.take_discarded())
 
 

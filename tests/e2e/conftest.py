@@ -33,6 +33,7 @@ def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "max-num-seqs": 16,
         "max-num-batched-tokens": 128,
         "max-body-size": MAX_BODY_BYTES,
+        "api-memory": "128MiB",
     }
     with ServerProcess(model_dir, log, **options) as running:
         yield running

@@ -11,7 +11,8 @@ import pytest
 from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Event, PromptOutput, Refused
 from server.engine.request import EngineRequest, FinishReason, SamplingParams
 from server.errors import ErrorCode, QuireError
-from server.streams import RequestStreams, unavailable
+from server.host_budget import HostBudget, Use
+from server.streams import RequestStreams, event_bytes, unavailable
 
 
 def request(request_id: str, n: int = 1) -> EngineRequest:
@@ -142,6 +143,61 @@ def test_a_reader_that_leaves_can_still_abort() -> None:
         await anext(reader)
         await reader.aclose()  # type: ignore[attr-defined]
         assert streams.drop(["a"]) == ["a"]
+        assert streams.num_open == 0
+
+    run(story())
+
+
+def test_what_is_not_read_is_counted_and_comes_back() -> None:
+    async def story() -> None:
+        budget = HostBudget(2**20)
+        streams = RequestStreams(budget)
+        streams.open([request(name) for name in "abcd"])
+        streams.feed(choices(*(token(name, 0, 1) for name in "abcd")))
+        assert budget.used[Use.EVENTS] == sum(event_bytes(token(name, 0, 1)) for name in "abcd")
+        reading = streams.events("a")
+        assert await anext(reading) == token("a", 0, 1)
+        streams.drop(["b"])
+        assert budget.used[Use.EVENTS] == 2 * event_bytes(token("c", 0, 1))
+        streams.feed(choices(token("c", 0, 2, last=True)))
+        await events(streams, "c")
+        streams.fail_all(unavailable("gone"))
+        assert not budget.used[Use.EVENTS]
+
+    run(story())
+
+
+def test_the_client_that_does_not_read_is_given_up_and_the_others_lose_nothing() -> None:
+    async def story() -> None:
+        budget = HostBudget(2**20)
+        streams = RequestStreams(budget)
+        streams.open([request("slow"), request("good")])
+        room = budget.held_bytes // event_bytes(token("slow", 0, 1))
+        good = streams.events("good")
+        for step in range(room + 3):
+            streams.feed(choices(token("slow", 0, step), token("good", 0, step)))
+            assert await anext(good) == token("good", 0, step)
+            assert budget.used[Use.EVENTS] <= budget.held_bytes
+        assert streams.take_given_up() == ["slow"]
+        assert not streams.take_given_up()
+        assert streams.take_discarded() > room - 3
+        assert not budget.used[Use.EVENTS]
+        with pytest.raises(QuireError):
+            await events(streams, "slow")
+
+    run(story())
+
+
+def test_who_waits_on_a_stream_that_is_given_up_hears_why() -> None:
+    async def story() -> None:
+        streams = RequestStreams(HostBudget(100))
+        streams.open([request("a")])
+        waiting = asyncio.create_task(events(streams, "a"))
+        await asyncio.sleep(0)
+        streams.feed(choices(token("a", 0, 1)))
+        with pytest.raises(QuireError, match="not read") as given_up:
+            await waiting
+        assert given_up.value.code is ErrorCode.MEMORY_BUDGET
         assert streams.num_open == 0
 
     run(story())

@@ -89,16 +89,16 @@ class UnfinishedBodies:
         self._port, self._count, self._nbytes = port, count, nbytes
         self._open: list[asyncio.StreamWriter] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self.answers = Answers()
-        self.sent = 0  # clients whose whole unfinished body has left
+        self.answers = Answers()  # so far
 
     async def __aenter__(self) -> UnfinishedBodies:
         """Returns when each body has been sent, or answered before that."""
-        self._tasks = [asyncio.create_task(self._client()) for _ in range(self._count)]
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*(self._client() for _ in range(self._count)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
         for writer in self._open:
             writer.transport.abort()
 
@@ -106,16 +106,19 @@ class UnfinishedBodies:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._open.append(writer)
         writer.write(request_head(COMPLETIONS, self._nbytes + 1))
-        answer = asyncio.create_task(reader.read(4096))
+        answer = asyncio.create_task(self._answer(reader))
+        self._tasks.append(answer)
         body = asyncio.create_task(self._send(writer))
         await asyncio.wait({answer, body}, return_when=asyncio.FIRST_COMPLETED)
-        if body.done() and body.exception() is None and not answer.done():
-            self.sent += 1
-            answer.cancel()
-            return
         body.cancel()
-        (head,) = await asyncio.gather(answer, return_exceptions=True)
-        self.answers.add(head if isinstance(head, bytes) else b"")
+        await asyncio.gather(body, return_exceptions=True)
+
+    async def _answer(self, reader: asyncio.StreamReader) -> None:
+        """It may come while the body is sent, or long after."""
+        try:
+            self.answers.add(await reader.read(4096))
+        except ConnectionError:
+            self.answers.add(b"")
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
         unit = b'{"prompt":"' + b"a" * (64 * 1024)
