@@ -17,17 +17,14 @@ from server.text.stages import (
     ByteFallback,
     ByteLevel,
     Fuse,
-    Metaspace,
     Replace,
     Segment,
-    Spaced,
     StageSpec,
     StripPieces,
     StripText,
-    WordEnds,
-    WordPiece,
     byte_level_bytes,
 )
+from server.text.word_stages import Metaspace, Spaced, WordEnds, WordPiece
 
 
 def decoder_stages(decoder: Mapping[str, Any] | None) -> tuple[StageSpec, ...]:

@@ -43,7 +43,7 @@ class StageSpec(Protocol):
     def start(self, *, first: bool) -> Stage: ...
 
 
-class _Unheld:
+class Unheld:
     """What a stage that keeps no text is."""
 
     @property
@@ -150,7 +150,7 @@ class ByteFallback:
         return segments
 
 
-class Replace(_Unheld):
+class Replace(Unheld):
     """Replaces a literal string inside each piece."""
 
     def __init__(self, pattern: str, content: str) -> None:
@@ -164,7 +164,7 @@ class Replace(_Unheld):
         return ((number, piece.replace(self._pattern, self._content)),)
 
 
-class Fuse(_Unheld):
+class Fuse(Unheld):
     """Joins the pieces into one. As a stream it changes nothing but what follows: see StripText."""
 
     @classmethod
@@ -175,7 +175,7 @@ class Fuse(_Unheld):
         return ((number, piece),)
 
 
-class StripPieces(_Unheld):
+class StripPieces(Unheld):
     """Strips up to ``start`` and ``stop`` of one character from the ends of each piece."""
 
     def __init__(self, content: str, start: int, stop: int) -> None:
@@ -235,111 +235,6 @@ class _StripTextStream:
     def flush(self) -> Sequence[Segment]:
         self._held.clear()
         return ()
-
-
-class Metaspace:
-    """The replacement character stands for a space; the first piece's are only a mark."""
-
-    def __init__(self, replacement: str, drops_first: bool) -> None:
-        self._replacement = replacement
-        self._drops_first = drops_first
-
-    def start(self, *, first: bool) -> _MetaspaceStream:
-        return _MetaspaceStream(self._replacement, first and self._drops_first)
-
-
-class _MetaspaceStream(_Unheld):
-    def __init__(self, replacement: str, drop: bool) -> None:
-        self._replacement = replacement
-        self._drop = drop
-
-    def feed(self, number: int, piece: str) -> Sequence[Segment]:
-        space = "" if self._drop else " "
-        self._drop = False
-        return ((number, piece.replace(self._replacement, space)),)
-
-
-class WordPiece:
-    """Words stand apart unless marked as continuing; ``cleanup`` closes up punctuation."""
-
-    CLEANUP = (
-        (" .", "."),
-        (" ?", "?"),
-        (" !", "!"),
-        (" ,", ","),
-        (" ' ", "'"),
-        (" n't", "n't"),
-        (" 'm", "'m"),
-        (" do not", " don't"),
-        (" 's", "'s"),
-        (" 've", "'ve"),
-        (" 're", "'re"),
-    )
-
-    def __init__(self, prefix: str, cleanup: bool) -> None:
-        self._prefix = prefix
-        self._cleanup = cleanup
-
-    def start(self, *, first: bool) -> _WordPieceStream:
-        return _WordPieceStream(self._prefix, self.CLEANUP if self._cleanup else (), first)
-
-
-class _WordPieceStream(_Unheld):
-    def __init__(self, prefix: str, cleanup: Sequence[tuple[str, str]], first: bool) -> None:
-        self._prefix = prefix
-        self._cleanup = cleanup
-        self._first = first
-
-    def feed(self, number: int, piece: str) -> Sequence[Segment]:
-        if not self._first:
-            continues = piece.startswith(self._prefix)
-            piece = piece[len(self._prefix) :] if continues else f" {piece}"
-        self._first = False
-        for pattern, content in self._cleanup:
-            piece = piece.replace(pattern, content)
-        return ((number, piece),)
-
-
-class WordEnds:
-    """Pieces carry a suffix at the end of a word: a space, except at the end of the text."""
-
-    def __init__(self, suffix: str) -> None:
-        self._suffix = suffix
-
-    def start(self, *, first: bool) -> _WordEndsStream:
-        return _WordEndsStream(self._suffix)
-
-
-class _WordEndsStream:
-    def __init__(self, suffix: str) -> None:
-        self._suffix = suffix
-        self._held: Segment | None = None
-
-    @property
-    def holding(self) -> bool:
-        return self._held is not None
-
-    def feed(self, number: int, piece: str) -> Sequence[Segment]:
-        before = self._take(" ")
-        self._held = number, piece
-        return before
-
-    def flush(self) -> Sequence[Segment]:
-        return self._take("")
-
-    def _take(self, space: str) -> Sequence[Segment]:
-        if self._held is None:
-            return ()
-        number, piece = self._held
-        self._held = None
-        return ((number, piece.replace(self._suffix, space)),)
-
-
-class Spaced:
-    """What the library does without a decoder: a space between pieces."""
-
-    def start(self, *, first: bool) -> _WordPieceStream:
-        return _WordPieceStream("\0", (), first)
 
 
 def _run_length(text: str, character: str, most: int) -> int:
