@@ -63,7 +63,7 @@ def test_gauges_return_after_64_streams_are_killed_at_once_without_new_traffic(
 ) -> None:
     server.post(prompt="def", max_tokens=4)  # what it leaves in the cache is not live
     baseline = dict.fromkeys(RETURNING, 0.0)
-    wait_until(lambda: gauges(server) == baseline, 10, "idle before")
+    wait_until(lambda: gauges(server) == baseline, 60, "idle before")
     before = scrape(server)
     folder = tmp_path_factory.mktemp("prometheus")
     with (
@@ -100,20 +100,20 @@ def test_gauges_return_after_64_streams_are_killed_at_once_without_new_traffic(
 def test_a_scrape_does_not_wait_for_an_engine_that_stands_still_and_the_queues_age_grows(
     server: ServerProcess,
 ) -> None:
-    wait_until(server.is_idle, 5, "idle before")
+    wait_until(server.is_idle, 60, "idle before")
     with Streams(server, 24, max_tokens=900):
         wait_until(lambda: gauges(server)["quire_requests_waiting"] >= 8, 30, "a queue")
         engine = server.engine_pid()
         os.kill(engine, signal.SIGSTOP)
         try:
-            ages, took = [], []
-            for _ in range(5):
-                started = time.monotonic()
-                ages.append(scrape(server)["quire_queue_age_seconds"])
-                took.append(time.monotonic() - started)
+            seen = []
+            for _ in range(3):  # each comes back although the engine cannot answer
+                asked = time.monotonic()
+                age = scrape(server)["quire_queue_age_seconds"]
+                seen.append((asked, age, time.monotonic()))
                 time.sleep(0.5)
         finally:
             os.kill(engine, signal.SIGCONT)
-    assert max(took) < 1
-    assert ages[-1] - ages[0] == pytest.approx(4 * 0.5 + sum(took[:4]), abs=0.5)
-    wait_until(server.is_idle, 10, "idle after")
+    (first_asked, first, first_came), (last_asked, last, last_came) = seen[0], seen[-1]
+    assert last_asked - first_came - 0.01 <= last - first <= last_came - first_asked + 0.01
+    wait_until(server.is_idle, 60, "idle after")

@@ -27,11 +27,11 @@ from loadtest.table import render
 from loadtest.trace import read_trace
 from tests.loadtest.loads import run, scenario
 
-TRIES = 8
+TRIES = 3
 
 
 def test_a_replay_keeps_its_times_at_200_requests_a_second(fake_port: int, tmp_path: Path) -> None:
-    """A machine that is busy with something else may delay a run: it may be repeated."""
+    """As late as the client's own timers were in the same run, which a busy machine makes late."""
     draw, now, lines = random.Random(3), 0.0, ["time,input,output"]
     for _ in range(600):
         now += draw.expovariate(200.0)
@@ -41,7 +41,7 @@ def test_a_replay_keeps_its_times_at_200_requests_a_second(fake_port: int, tmp_p
     rows = read_trace(path)
     target = Target(Address("127.0.0.1", fake_port), ROUTES["completions"], {})
     one = scenario({"first": 0.01}, run={"requests": len(rows)})
-    late, starved = [], 0
+    found = []
     for _ in range(TRIES):
         result = asyncio.run(
             measure(
@@ -54,13 +54,11 @@ def test_a_replay_keeps_its_times_at_200_requests_a_second(fake_port: int, tmp_p
             )
         )
         assert result.outcomes == {"ok": 600}
-        late.append(result.summaries["client_delay"].percentiles[99.0].value)
-        if late[-1] <= 0.005:
+        late = result.summaries["client_delay"].percentiles[99.0].value
+        if late <= 0.005 + 2 * result.client.lag_p99 and result.client.cpu < 0.5:
             return
-        starved += result.client.lag_p99 > 0.005 and result.client.cpu < 0.5
-    if starved == TRIES:
-        pytest.skip(f"something else had the machine all the time: late by (p99) {late}")
-    pytest.fail(f"requests were late by (p99): {late}")
+        found.append(f"late {late:.4f} s (p99), timers {result.client}")
+    pytest.fail("\n".join(found))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from weights.synthetic import write_checkpoint
 from weights.tiny_specs import tiny_llama
 
 SLOW = pytest.mark.slow
-MOST_SECONDS = 3.0  # of a command that takes 0.3 s on an idle machine
+MOST_TIMES = 12  # the processor time of an interpreter that reads JSON: it is 4 to 6
 
 
 def quire(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -68,7 +68,19 @@ def test_gpt3_as_json_is_the_published_census_and_does_not_fit() -> None:
     assert plan["fits"] is False and len(plan["suggestions"]) == 2
 
 
-def test_it_fits_and_costs_no_torch_and_less_than_the_limit() -> None:
+def run_and_measure(program: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """What a program in a process of its own does, and its processor time in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
+
+
+def test_it_fits_and_costs_no_torch_and_little_more_than_its_interpreter() -> None:
+    """Processor time beside a control of the same minute: a busy machine makes both dearer."""
+    control = "import argparse, dataclasses, json, logging, pathlib, re, typing"
     program = (
         "import sys\n"
         "from server.cli import main\n"
@@ -77,15 +89,14 @@ def test_it_fits_and_costs_no_torch_and_less_than_the_limit() -> None:
         "print(sorted(heavy), file=sys.stderr)\n"
         "sys.exit(code)"
     )
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
-    took = time.monotonic() - started
-    print(f"quire plan took {took:.2f} s")
-    assert (done.returncode, done.stderr.strip()) == (0, "[]")
-    assert "llama-3.1-70b on h200" in done.stdout and "fits" in done.stdout.splitlines()[0]
-    assert took < MOST_SECONDS
+    times = []
+    for _ in range(3):
+        done, took = run_and_measure(program)
+        assert (done.returncode, done.stderr.strip()) == (0, "[]")
+        assert "llama-3.1-70b on h200" in done.stdout and "fits" in done.stdout.splitlines()[0]
+        times.append(took / run_and_measure(control)[1])
+    print("quire plan took", ", ".join(f"{one:.1f}" for one in times), "times the control")
+    assert min(times) < MOST_TIMES
 
 
 @pytest.mark.parametrize(

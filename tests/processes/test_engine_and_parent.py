@@ -36,10 +36,8 @@ def test_kill_9_of_the_parent_leaves_no_engine_behind() -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 5
-    while is_running(pid) and time.monotonic() < deadline:
+    while is_running(pid):  # pytest's own time-out ends a test that hangs
         time.sleep(0.01)
-    assert not is_running(pid)
 
 
 CHILD = """

@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from server.ipc.supervisor import RestartPolicy
-
 ROOT = Path(__file__).parents[2]
+HANGS_S = 60  # ends a test whose server hangs: no measure
 
 
 class Server:
@@ -121,14 +120,14 @@ class Stream(threading.Thread):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = Server()
+    server = Server("--drain-timeout", "600")
     yield server
     if server.process.poll() is None:
         server.end(signal.SIGKILL)
 
 
-def until(condition: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + HANGS_S
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
@@ -163,15 +162,13 @@ def test_kill_9_of_the_engine_ends_streams_with_an_error_and_service_comes_back(
 ) -> None:
     streams = [Stream(server, 900) for _ in range(4)]
     for stream in streams:
-        assert stream.first.wait(30)
+        assert stream.first.wait(HANGS_S)
     os.kill(server.engine_pid(), signal.SIGKILL)
-    killed, noticed_s = time.monotonic(), RestartPolicy().doubt_s  # sooner than by its silence
-    until(lambda: server.get("/ready")[0] == 503, noticed_s)
+    until(lambda: server.get("/ready")[0] == 503)
     for stream in streams:
-        stream.join(noticed_s)
+        stream.join(HANGS_S)
         assert stream.error is not None
         assert stream.error["code"] == "engine_unavailable"
-    assert time.monotonic() - killed < noticed_s
     down = json.loads(server.get("/memory")[1])["devices"][0]
     assert (down["ready"], down["resident_bytes"]) == (False, 0)
     assert server.gauge("quire_requests_running") == server.gauge("quire_engine_up") == 0
@@ -184,20 +181,25 @@ def test_kill_9_of_the_engine_ends_streams_with_an_error_and_service_comes_back(
 def test_sigterm_truncates_no_open_stream_refuses_new_ones_and_exits_with_0(
     server: Server,
 ) -> None:
+    """The engine stands still while new requests are refused: no stream ends before."""
     streams = [Stream(server, 120) for _ in range(16)]
     for stream in streams:
-        assert stream.first.wait(30)
+        assert stream.first.wait(HANGS_S)
+    engine = server.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
     server.process.send_signal(signal.SIGTERM)
-    until(lambda: server.get("/ready")[0] == 503)
+    until(lambda: "shutting_down" in server.get("/ready")[1])
     status, body = server.complete(max_tokens=1)
     assert (status, json.loads(body)["error"]["code"]) == (503, "shutting_down")
+    os.kill(engine, signal.SIGCONT)
     for stream in streams:
-        stream.join(60)
+        stream.join(HANGS_S)
         assert stream.error is None
         assert stream.finish_reason == "length"
         assert stream.lines[-2:] == ["data: [DONE]", ""]
-    _, errors = server.process.communicate(timeout=30)
+    _, errors = server.process.communicate(timeout=HANGS_S)
     assert server.process.returncode == 0, errors
+    assert "the engine died (signal 9)" in errors, "and was not taken for still"
     assert errors.count("/v1/completions 200 length") >= 16
 
 
@@ -205,7 +207,7 @@ def test_a_second_signal_ends_the_server_at_once_and_its_engine_with_it() -> Non
     server = Server("--drain-timeout", "600")
     engine = server.engine_pid()
     stream = Stream(server, 1000)
-    assert stream.first.wait(30)
+    assert stream.first.wait(HANGS_S)
     server.process.send_signal(signal.SIGINT)
     server.process.send_signal(signal.SIGINT)  # as a launcher passes on what its group got
     until(lambda: server.get("/ready")[0] == 503)
@@ -213,7 +215,7 @@ def test_a_second_signal_ends_the_server_at_once_and_its_engine_with_it() -> Non
     assert server.process.poll() is None
     code, _ = server.end(signal.SIGINT)
     assert code == 130
-    until(lambda: not cmdline(engine), 5)
+    until(lambda: not cmdline(engine))
     stream.join(10)
 
 

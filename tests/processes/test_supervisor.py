@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
+from dataclasses import replace
 
 import pytest
 
@@ -16,18 +16,18 @@ from tests.processes.supervised_engine import FAST, Engine, engine, request, tok
 
 
 def test_kill_9_of_the_engine_fails_every_open_request_at_once_and_starts_another() -> None:
+    """Nobody waits for its silence to be noticed: that would take an hour here."""
+
     async def story() -> None:
-        async with engine("serves") as it:
+        async with engine("serves", policy=replace(FAST, stall_s=3600)) as it:
             ids = [f"r{i}" for i in range(8)]
             await it.client.submit([request(name, 10_000) for name in ids])
             streams = [asyncio.create_task(tokens(it.client, name)) for name in ids]
             await asyncio.sleep(0.1)
             first = it.supervisor.pid
             assert first is not None
-            killed = time.monotonic()
             os.kill(first, signal.SIGKILL)
             results = await asyncio.gather(*streams, return_exceptions=True)
-            assert time.monotonic() - killed < FAST.doubt_s
             for result in results:
                 assert isinstance(result, QuireError)
                 assert result.code is ErrorCode.ENGINE_UNAVAILABLE
@@ -42,7 +42,7 @@ def test_kill_9_of_the_engine_fails_every_open_request_at_once_and_starts_anothe
 
 def test_without_a_ready_engine_submissions_are_refused_and_not_kept() -> None:
     async def story() -> None:
-        async with engine("serves", policy=RestartPolicy(first_pause_s=30)) as it:
+        async with engine("serves", policy=RestartPolicy(first_pause_s=3600)) as it:
             with pytest.raises(QuireError):
                 await it.client.submit([request("a", prompt=667)])  # kills the engine
             assert it.supervisor.state is EngineState.STARTING
@@ -52,17 +52,15 @@ def test_without_a_ready_engine_submissions_are_refused_and_not_kept() -> None:
             assert it.client.num_open == 0
             it.supervisor.stop()
 
-    # The pause of 30 s is not waited out: stopping ends it.
-    started = time.monotonic()
-    asyncio.run(story())
-    assert time.monotonic() - started < 10
+    asyncio.run(story())  # stopping ends the pause of an hour
 
 
 def test_an_engine_that_makes_no_progress_is_killed_and_replaced() -> None:
     async def story() -> None:
         policy = RestartPolicy(first_pause_s=0.01, stall_s=0.6, doubt_s=0.2, check_s=0.05)
         async with engine("serves", policy=policy) as it:
-            await asyncio.sleep(1)  # idle, but alive: no stall
+            heartbeat = it.heartbeat
+            await it.until(lambda: it.heartbeat > heartbeat + 20)  # idle, but alive: no stall
             assert it.metrics.restarts == 0
             submission = asyncio.create_task(it.client.submit([request("a", prompt=668)]))
             await it.until(lambda: it.supervisor.stalls)
@@ -168,7 +166,7 @@ def test_after_too_many_deaths_the_supervisor_gives_up() -> None:
         await it.until_ready()
         assert it.supervisor.pid is not None
         os.kill(it.supervisor.pid, signal.SIGKILL)
-        await asyncio.wait_for(running, 20)
+        await running
         assert it.supervisor.state is EngineState.GAVE_UP
         assert it.metrics.restarts == FAST.max_restarts
         it.gauges.close()
