@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -45,13 +46,14 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
     """
     started = time.monotonic()
     torch.set_num_threads(settings.num_threads)
-    loading = loading_display(settings.log_format, progress, sys.stderr)
+    display = partial(loading_display, settings.log_format, progress, sys.stderr)
     try:
         opened = open_device(settings)
         built = build_runner(
             Path(settings.model_dir),
             settings.runner,
-            progress=loading,
+            progress=display(),
+            filling=lambda: display("making the cache resident"),
             graphs=GraphMode(settings.cuda_graphs),
             device=opened.gpu,
         )
@@ -89,19 +91,20 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
 
 
 def loading_display(
-    log_format: str, progress: Progress, stream: TextIO
+    log_format: str, progress: Progress, stream: TextIO, label: str = "loading"
 ) -> Callable[[int, int], None]:
     """Takes bytes done and bytes to do: a bar where somebody watches the text log, else lines."""
     if log_format == "text" and stream.isatty():
-        return ProgressBar(stream)
-    return _Loading(progress)
+        return ProgressBar(stream, label=label)
+    return _Loading(progress, label)
 
 
 class _Loading:
     """Tells about a long load every few seconds."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, label: str) -> None:
         self._progress = progress
+        self._label = label
         self._started = time.monotonic()
         self._next = self._started + _PROGRESS_S
         self._rate = RecentRate(self._started)
@@ -114,7 +117,7 @@ class _Loading:
         self._next = now + _PROGRESS_S
         last = done >= total
         text = whole_text(total, now - self._started) if last else self._rate.text(now, done, total)
-        self._progress(f"loading: {text.strip()}")
+        self._progress(f"{self._label}: {text.strip()}")
 
 
 def _device_name(config: RunnerConfig) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from server.memory.layout import Layout, MemoryKind
 from weights.formats import FORMATS
-from weights.tensor_reader import torch_dtype
+from weights.tensor_reader import chunks, torch_dtype
+
+Progress = Callable[[int, int], None]  # bytes done, bytes to do
+
+_PIECE_BYTES = 256 << 20  # that are zeroed at once
 
 _DTYPES = {
     **{name: torch_dtype(name) for name in FORMATS},
@@ -22,14 +28,26 @@ def dtype_of(format: str) -> torch.dtype:
     return _DTYPES[format]
 
 
-def allocate(layout: Layout, device: torch.device) -> dict[str, torch.Tensor]:
+def allocate(
+    layout: Layout, device: torch.device, progress: Progress | None = None
+) -> dict[str, torch.Tensor]:
     """Every persistent buffer of ``layout``, zeroed; but workspaces, which their kernels make.
 
     Zeroing writes each page, so the memory is resident before the server says that it is ready and
-    no request pays for a first touch (torch.zeros would map pages lazily).
+    no request pays for a first touch (torch.zeros would map pages lazily). ``progress`` is told the
+    bytes that are there and all bytes: where a machine makes memory as it is touched, half of it
+    may take minutes.
     """
-    return {
-        buffer.name: torch.empty(buffer.shape, dtype=_DTYPES[buffer.format], device=device).zero_()
-        for buffer in layout.buffers
-        if buffer.kind is not MemoryKind.WORKSPACE
-    }
+    wanted = [buffer for buffer in layout.buffers if buffer.kind is not MemoryKind.WORKSPACE]
+    total, done = sum(buffer.nbytes for buffer in wanted), 0
+    made = {}
+    for buffer in wanted:
+        tensor = torch.empty(buffer.shape, dtype=_DTYPES[buffer.format], device=device)
+        flat = tensor.view(-1)
+        for start, size in chunks(len(flat), _PIECE_BYTES // flat.element_size()):
+            piece = flat[start : start + size].zero_()
+            done += piece.nbytes
+            if progress is not None:
+                progress(done, total)
+        made[buffer.name] = tensor
+    return made

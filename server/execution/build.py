@@ -69,6 +69,7 @@ def build_runner(
     *,
     num_threads: int | None = None,
     progress: Progress | None = None,
+    filling: Callable[[], Progress] | None = None,
     poison: bool = False,
     warm_up: bool = True,
     graphs: GraphMode = GraphMode.LAZY,
@@ -77,9 +78,10 @@ def build_runner(
     """Loads ``model_dir`` and makes everything that ``config`` says, where it says.
 
     ``num_threads`` sets torch's threads for the whole process; None leaves them. ``progress`` is
-    told the bytes read and all bytes to read. ``poison`` fills new cache blocks with NaN (tests).
-    ``graphs`` says when a GPU's decode steps are captured; ``device`` is the GPU to run on, where
-    the caller has opened it already.
+    told the bytes read and all bytes to read; what ``filling`` makes, once that is done, the bytes
+    of buffers that are resident and all of them. ``poison`` fills new cache blocks with NaN
+    (tests). ``graphs`` says when a GPU's decode steps are captured; ``device`` is the GPU to run
+    on, where the caller has opened it already.
 
     Raises:
         CheckpointError: the folder is refused; the message names file and tensor.
@@ -104,7 +106,7 @@ def build_runner(
         progress=progress,
         copies=CudaCopies(torch_device) if config.on_gpu else None,
     )
-    buffers = allocate(layout, torch_device)
+    buffers = allocate(layout, torch_device, None if filling is None else filling())
     table = _rotary_buffer(model, config, buffers)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
     decoder = Decoder(model, loaded.linears, loaded.tensors, table)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import pytest
+import torch
 
 from server.engine_build import loading_display
+from server.execution.buffers import allocate
+from server.memory.layout import RunnerConfig, build_layout
+from weights.tiny_specs import tiny_llama
 
 MIB = 1 << 20
 
@@ -38,3 +43,21 @@ def test_a_log_gets_a_line_every_two_seconds(
         "loading: 100 % of 4.0 MiB in 4.0 s, 1.0 MiB/s",
     ]
     assert stream.getvalue() == ""
+
+
+def test_memory_that_is_made_resident_is_told_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a machine's memory may take minutes, and nothing else is heard meanwhile."""
+    monkeypatch.setattr("server.execution.buffers._PIECE_BYTES", 4096)
+    layout = build_layout(
+        tiny_llama(),
+        RunnerConfig("f32", 16, 4, 2, 32, 64, 32, 5),
+    )
+    heard = list[tuple[int, int]]()
+    made = allocate(layout, torch.device("cpu"), lambda done, total: heard.append((done, total)))
+    total = sum(tensor.nbytes for tensor in made.values())
+    steps = [done for done, _ in heard]
+    assert {all_of_it for _, all_of_it in heard} == {total}
+    assert steps == sorted(steps)
+    assert steps[-1] == total
+    assert max(after - before for before, after in pairwise([0, *steps])) <= 4096
+    assert not any(tensor.any() for tensor in made.values())
