@@ -40,7 +40,7 @@ RUN_SIZE := about 225 MB, and takes 1 GB in $(VENV). Plain torch for Linux bring
 PIP_ARGS can name an index with CPU-only builds (see README)
 TEST_SIZE := about 500 MB more, two versions of triton 380 MB of them; with them $(VENV) takes 2.9 GB
 
-.PHONY: setup serve check format test test-slow image-check sweep kernels-check test-gpu loadtest bench bench-gpu bench-engine-gpu wheels bench-http-gpu demo-score clean
+.PHONY: setup serve check format test test-slow image-check sweep mutants kernels-check test-gpu loadtest bench bench-gpu bench-engine-gpu wheels bench-http-gpu demo-score clean
 .DEFAULT_GOAL := serve
 
 setup: $(SETUP)
@@ -95,6 +95,10 @@ image-check: $(SETUP_TEST)
 # Longer runs of what CI does a seeded slice of. Their dates and results are kept in tests/SWEEP.md.
 sweep: $(SETUP_TEST)
 	$(BIN)/python -m pytest -m sweep $(ARGS)
+
+# Single faults, planted one at a time, each against its nearest tests. ONLY=engine narrows it.
+mutants: $(SETUP_TEST)
+	$(BIN)/python -m tests.mutants --only "$(ONLY)"
 
 # Every kernel compiled without a GPU, its figures held to kernels/compile_baseline.json;
 # ARGS=--write renews that. Then a case of each with the next version of Triton.

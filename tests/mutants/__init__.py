@@ -1,0 +1,1 @@
+"""Single faults planted in the code, each run against its nearest tests: `make mutants`."""
