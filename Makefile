@@ -30,9 +30,15 @@ GPU_PYTEST := -m pytest tests/kernels/gpu tests/gpu -q -p no:cacheprovider -o ad
 
 ALONE := api deploy e2e equivalence image loadtest memory page parity processes text
 TOGETHER := $(filter-out __% $(ALONE),$(notdir $(patsubst %/,%,$(wildcard tests/*/))))
+# Both halves run, whatever the first comes to: one failure must not hide the others.
 define pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(1)" $(ALONE:%=--ignore=tests/%) $(ARGS) || test $$? -eq 5
-	$(BIN)/python -m pytest -m "$(1)" $(TOGETHER:%=--ignore=tests/%) $(ARGS) || test $$? -eq 5
+	@failed=; trap 'exit 130' INT; \
+	half() { "$$@" || test $$? -eq 5; }; \
+	half env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(1)" $(ALONE:%=--ignore=tests/%) $(ARGS) \
+	  || failed="$$failed, the first (tests that share the machine)"; \
+	half $(BIN)/python -m pytest -m "$(1)" $(TOGETHER:%=--ignore=tests/%) $(ARGS) \
+	  || failed="$$failed, the second (tests that have it to themselves)"; \
+	test -z "$$failed" || { echo "Failed of two halves$$failed; see above." >&2; exit 1; }
 endef
 
 # Measured with a CPU-only build of torch (2026-11-29, Python 3.11); README has the same figures.
