@@ -1,4 +1,4 @@
-"""Random logits and sampling parameters, with every feature somewhere in the batch."""
+"""Random logits and sampling parameters: every feature somewhere in the batch, or none at all."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from kernels import SamplingTensors, SparseBias, SparseIds
 Case = tuple[torch.Tensor, SamplingTensors]
 
 
-def random_case(seed: int, vocab: int, rows: int | None = None) -> Case:
-    """Logits [rows, vocab], often rounded so that many are equal, now and then not finite."""
+def random_case(seed: int, vocab: int, rows: int | None = None, plain: bool | None = None) -> Case:
+    """Logits [rows, vocab], often rounded so that many are equal, now and then not finite.
+
+    One case in four, or as ``plain`` says, asks for no feature and has logits below zero alone:
+    nothing then writes over what is read past the vocabulary's end, and a zero read there wins.
+    """
     draw = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     rows = rows or draw.randint(1, 5)
@@ -27,11 +31,16 @@ def random_case(seed: int, vocab: int, rows: int | None = None) -> Case:
         bad = draw.choice([math.nan, math.inf, -math.inf])
         logits[draw.randrange(rows), draw.randrange(vocab)] = bad
 
+    if plain is None:  # not of draw, nor of seed's remainder: tests choose seeds in steps
+        plain = random.Random(f"plain {seed}").random() < 0.25
+    if plain:
+        logits = below_zero(logits)
+
     def each(*choices: float) -> torch.Tensor:
         return torch.tensor([draw.choice(choices) for _ in range(rows)], dtype=torch.float32)
 
     def some(value: object) -> object:
-        return value if draw.random() < 0.6 else None
+        return value if draw.random() < 0.6 and not plain else None
 
     counts = torch.randint(0, 3, (rows, vocab), generator=generator, dtype=torch.int32)
     return logits, SamplingTensors(
@@ -50,6 +59,13 @@ def random_case(seed: int, vocab: int, rows: int | None = None) -> Case:
         forbidden=some(_forbidden(draw, rows, vocab)),
         bitmask=some(random_bitmask(rows, vocab, generator)),
     )
+
+
+def below_zero(logits: torch.Tensor) -> torch.Tensor:
+    """The logits moved so that the highest finite one of each row is -1."""
+    finite = torch.where(logits.isfinite(), logits, -math.inf)
+    best = finite.amax(1, keepdim=True)
+    return logits - torch.where(best.isfinite(), best, 0.0) - 1
 
 
 def _cells(draw: random.Random, rows: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:

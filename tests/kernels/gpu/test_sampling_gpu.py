@@ -94,7 +94,7 @@ def test_the_same_tokens_as_the_reference_over_many_mixes(seed, device, watch):
 
 @pytest.mark.parametrize("vocab", [TILE - 1, TILE, TILE + 1, 2 * TILE + 384])
 def test_vocabularies_about_a_shipped_tile(vocab, device, watch):
-    logits, params = random_case(vocab, vocab, rows=3)
+    logits, params = random_case(vocab, vocab, rows=3, plain=False)
     params = dataclasses.replace(
         params,
         temperature=torch.tensor([1.0, 0.0, 0.7]),
@@ -107,7 +107,7 @@ def test_vocabularies_about_a_shipped_tile(vocab, device, watch):
 
 @pytest.mark.parametrize("seed", [2, 9])
 def test_a_row_alone_and_among_neighbours_is_the_same_token(seed, device, watch):
-    logits, params = random_case(seed, 150, rows=4)
+    logits, params = random_case(seed, 150, rows=4, plain=False)
     together = sampled(logits, params, device, **SMALL)
     for row in range(4):
         alone = sampled(logits[row : row + 1], row_of(params, row), device, **SMALL)
@@ -332,7 +332,7 @@ def test_entries_of_rows_outside_the_batch_are_padding(device):
 
 
 def test_rows_that_lie_apart_in_every_table(device):
-    logits, params = random_case(3, 70, rows=3)
+    logits, params = random_case(3, 70, rows=3, plain=False)
     tables = {"output_counts": 5, "prompt_mask": 3, "bitmask": 2}
     apart = {}
     for name, extra in tables.items():
