@@ -52,7 +52,10 @@ def promise(format: str, *, on_gpu: bool = False, batch_invariant: bool = False)
     if batch_invariant:
         return "equal requests get equal tokens and log-probabilities, bit for bit, in any batch"
     if format == "f32":
-        return "equal requests get equal tokens, log-probabilities up to float32 rounding"
+        return (
+            "equal requests get equal tokens but for ties within float32 rounding, "
+            "log-probabilities up to it"
+        )
     remedy = (
         "--batch-invariant promises equal bits"
         if on_gpu

@@ -148,7 +148,8 @@ def test_several_prompts_score_as_each_alone(server: ServerProcess, prompts: lis
             other["logprobs"]["token_logprobs"][1:],
             strict=True,
         ):
-            assert abs(a - b) < 1e-5
+            # Sums of some 17,000 terms: sqrt(17,000) x 2**-24 x logits of some 10, each way.
+            assert abs(a - b) < 2e-4
 
 
 def test_the_reports_are_there(server: ServerProcess) -> None:

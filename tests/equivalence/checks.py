@@ -12,24 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import harness
+import numpy as np
+import oracle
+import rounding
+import torch
 import workloads
+from checkpoints import SPECS as SPECS
+from checkpoints import write as write
 from harness import Run
-from safetensors.torch import load_file, save_file
 
 from kernels import derive_key
 from server.engine.core import EngineCore
 from server.engine.request import EngineRequest
 from server.execution import gpu_rows, row_sampling
-from weights.spec import ModelSpec
-from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
-
-FINAL_NORM = ("model.norm.weight", "ln_f.weight", "ln_f.bias")
-SPECS: dict[str, ModelSpec] = {
-    "llama": tiny_llama(
-        vocab_size=workloads.VOCAB, num_layers=2, max_positions=256, intermediate_size=96
-    ),
-    "gpt2": tiny_gpt2(vocab_size=workloads.VOCAB, num_layers=2, max_positions=256),
-}
 
 
 @dataclass(frozen=True)
@@ -50,30 +45,6 @@ class Setting:
 
     def built(self, num_tokens: int = 4096) -> harness.BuiltRunner:
         return harness.built_runner(self.folder, block_size=self.block_size, num_tokens=num_tokens)
-
-
-QUERY_SCALE = {"llama": 0.5, "gpt2": 0.7}
-
-
-def write(name: str, folder: Path, seed: int = 1) -> Path:
-    """A sharp checkpoint, but no sharper than the bound on log-probabilities allows.
-
-    Products round differently with the number of rows, and sharp attention amplifies that: the
-    synthetic weights as they come reach 2.3e-5 nats. Queries and logits are scaled down. Attention
-    stays far from even and greedy output varied, which test_equivalence asserts of every one used.
-    """
-    write_checkpoint(SPECS[name], folder, seed=seed)
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
-    for tensor_name, tensor in tensors.items():
-        if tensor_name.endswith("attn.c_attn.weight"):
-            tensor[:, : tensor.shape[1] // 3] *= QUERY_SCALE[name]  # the columns of queries
-        elif tensor_name.endswith("self_attn.q_proj.weight"):
-            tensor *= QUERY_SCALE[name]
-        elif tensor_name.endswith(FINAL_NORM):
-            tensor *= 0.5
-    save_file(tensors, file, metadata={"format": "pt"})
-    return folder
 
 
 def batched_equals_alone(setting: Setting) -> None:
@@ -174,6 +145,32 @@ class _keys:
 
     def __exit__(self, *_: object) -> None:
         row_sampling.derive_key = gpu_rows.derive_key = self._before
+
+
+def near_the_exact_answer(setting: Setting) -> None:
+    """Alone and whole, an answer is what float64 gives but for rounding, in either direction: were
+    it far nearer than ``rounding`` allows, that would allow too much."""
+    model = oracle.load(setting.folder, torch.float64)
+    errors = []
+    for requests in (workloads.mixed(), workloads.prefixed(), workloads.growing()):
+        prompts = {request.request_id: request.prompt_token_ids for request in requests}
+        for (name, _), choice in setting.plain(requests).choices.items():
+            if choice.logprobs:
+                ids = [*prompts[name], *choice.token_ids]
+                logits = oracle.logits(model, ids, torch.float64)[len(prompts[name]) - 1 : -1]
+                assert float(logits.abs().max()) <= rounding.LARGEST_LOGIT
+                exact = logits.log_softmax(-1)[np.arange(len(logits)), choice.token_ids].numpy()
+                errors.append(np.abs(np.concatenate(choice.logprobs)[:, 0] - exact).max())
+    assert rounding.FROM_EXACT / 20 < max(errors) < rounding.FROM_EXACT
+
+
+def no_choice_is_within_rounding(setting: Setting) -> None:
+    """Tokens that rounding could turn would be equal on one processor and not on another."""
+    for requests in (workloads.mixed(), workloads.prefixed(), workloads.growing()):
+        with harness.disturbed_logits(rounding.APART):
+            disturbed = harness.run(setting.built(), requests, one_by_one=True)
+        for key, choice in setting.plain(requests).choices.items():
+            assert disturbed.choices[key].token_ids == choice.token_ids, key
 
 
 CHECKS: dict[str, Callable[[Setting], None]] = {

@@ -150,6 +150,17 @@ def _bias_dropped(real: Any) -> Any:
     return lambda x, weight, **kwargs: real(x, replace(weight, bias=None), **kwargs)
 
 
+def _fewer_bits_in_company(real: Any) -> Any:
+    """Products of several rows keep 16 bits of what they multiply: far more than float16 would."""
+
+    def linear(x: Any, weight: Any, **kwargs: Any) -> Any:
+        if x.shape[0] > 1:
+            x = (x.contiguous().view(torch.int32) & ~0xFF).view(torch.float32)
+        return real(x, weight, **kwargs)
+
+    return linear
+
+
 def _gate_and_up_swapped(real: Any) -> Any:
     return lambda up, kind: real(torch.cat(up.chunk(2, dim=1)[::-1], dim=1), kind)
 
@@ -296,6 +307,12 @@ BUGS = (
         _wrap(Norm, "__call__", _epsilon_ignored),
     ),
     PlantedBug("bias dropped", "logits parity", "gpt2", _wrap(kernels, "linear", _bias_dropped)),
+    PlantedBug(
+        "products of several rows in 16 bits",
+        "batched equals alone",
+        "gpt2",
+        _wrap(kernels, "linear", _fewer_bits_in_company),
+    ),
     PlantedBug(
         "gate and up swapped",
         "logits parity",

@@ -39,6 +39,19 @@ def test_a_preemption_every_step_gives_the_same_answers(settings: dict[int, Sett
     checks.preempted_equals_not(settings[16], every=1, prefix_caching=True)
 
 
+def test_a_plain_answer_is_the_exact_one_up_to_rounding(settings: dict[int, Setting]) -> None:
+    checks.near_the_exact_answer(settings[16])
+
+
+def test_no_request_is_longer_than_rounding_is_reckoned_for() -> None:
+    lengths = [
+        len(request.prompt_token_ids) + request.sampling.max_tokens
+        for make in (workloads.mixed, workloads.prefixed, workloads.growing)
+        for request in [*make(), *workloads.several_choices()]
+    ]
+    assert max(lengths) == workloads.LONGEST
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("family", checks.SPECS)
 def test_the_checkpoints_are_sharp(family: str, seed: int, tmp_path: Path) -> None:
@@ -55,6 +68,9 @@ def test_the_checkpoints_are_sharp(family: str, seed: int, tmp_path: Path) -> No
 @pytest.mark.parametrize("family", checks.SPECS)
 def test_answers_are_equal_on_many_checkpoints(family: str, seed: int, tmp_path: Path) -> None:
     folder = checks.write(family, tmp_path, seed=seed)
+    plain = Setting(folder, known={})
+    checks.near_the_exact_answer(plain)
+    checks.no_choice_is_within_rounding(plain)
     for block_size in (16, 32, 64):
         setting = Setting(folder, block_size, known={})
         for check in checks.CHECKS.values():

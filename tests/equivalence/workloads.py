@@ -10,6 +10,7 @@ from server.engine.request import EngineRequest, SamplingParams
 
 VOCAB = 160
 NUM_TOKENS = 18
+LONGEST = 128  # tokens of a prompt and its answer
 
 GREEDY = SamplingParams(seed=0, temperature=0.0, max_tokens=NUM_TOKENS, logprobs=3, ignore_eos=True)
 SEEDED = SamplingParams(

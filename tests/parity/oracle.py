@@ -18,9 +18,9 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 @torch.inference_mode()
-def logits(model: Any, ids: list[int]) -> torch.Tensor:
-    """[len(ids), V] float32."""
-    return model(torch.tensor([ids])).logits[0].float()
+def logits(model: Any, ids: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[len(ids), V]"""
+    return model(torch.tensor([ids])).logits[0].to(dtype)
 
 
 @torch.inference_mode()
