@@ -246,12 +246,13 @@ class HttpServer:
 
     def _api_state(self) -> ApiState:
         model, config = self._model, self._config
+        tokenizer = Tokenizer.from_folder(
+            model.folder, vocab_size=model.spec.vocab_size, config=model.config
+        )
         return ApiState(
             engine=self.client,
-            tokenizer=Tokenizer.from_folder(
-                model.folder, vocab_size=model.spec.vocab_size, config=model.config
-            ),
-            chat_template=ChatTemplate.from_folder(model.folder),
+            tokenizer=tokenizer,
+            chat_template=ChatTemplate.from_folder(model.folder, tokenizer.named_tokens),
             model=self._card(),
             defaults=self._defaults,
             limits=HttpLimits(

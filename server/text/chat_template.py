@@ -56,13 +56,18 @@ class ChatTemplate:
         self._large_slots = asyncio.Semaphore(max(1, self._limits.workers - 1))
 
     @classmethod
-    def from_folder(cls, folder: Path, limits: TemplateLimits | None = None) -> ChatTemplate | None:
+    def from_folder(
+        cls,
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+        limits: TemplateLimits | None = None,
+    ) -> ChatTemplate | None:
         """The folder's template, usable or not; None where there is none."""
         found = find_template(folder)
         if found is None:
             return None
         path = str(folder / found.file)
-        return cls(found.source, found.tokens, limits, path, unusable=found.problem)
+        return cls(found.source, variables, limits, path, unusable=found.problem)
 
     @property
     def is_broken(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says about its chat template: the text, and the special tokens by name.
+"""Where a checkpoint folder keeps its chat template.
 
 Read as transformers reads it. A file that cannot be used is no reason not to start, because
 completions need no template: it becomes the ``problem`` of what was found.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,17 @@ from weights.errors import CheckpointError
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 CONFIG_FILE = "tokenizer_config.json"
-SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_JSON_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class FoundTemplate:
-    """A folder's template. ``file`` is where it is from, below the folder; ``tokens`` are the
-    special tokens that it may write. ``problem`` says why it cannot be used, and what to do."""
+    """A folder's template. ``file`` is where it is from, below the folder. ``problem`` says why it
+    cannot be used, and what to do."""
 
     source: str
     file: str
-    tokens: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -55,7 +44,8 @@ def find_template(folder: Path) -> FoundTemplate | None:
     """The template for chats without tools; None where the folder has none.
 
     The template's own files go before tokenizer_config.json's entry, and of several the one named
-    "default" is taken.
+    "default" is taken. A tokenizer_config.json that cannot be read makes any template unusable:
+    the special tokens that it would write are not known.
     """
     try:
         config = _object(folder, CONFIG_FILE)
@@ -65,43 +55,9 @@ def find_template(folder: Path) -> FoundTemplate | None:
         source, file = found
         if not source.strip():
             raise _Unusable(file, "the template is empty; fill it or remove it")
-        # transformers does not read the older file where the newer says it all.
-        newer = "added_tokens_decoder" in config
-        tokens = named_tokens(config, {} if newer else _object(folder, SPECIAL_TOKENS_FILE))
     except _Unusable as fault:
         return FoundTemplate("", fault.file, problem=str(fault))
-    return FoundTemplate(source, file, tokens)
-
-
-def named_tokens(config: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens by the names that templates know them by.
-
-    ``config`` is tokenizer_config.json, ``special`` special_tokens_map.json, which goes before it.
-    Beside the seven usual names these are every other key that ends in "_token", and the keys of
-    an object of extra tokens. A list of extra tokens has no names.
-    """
-    found: dict[str, str] = {}
-    for file, values in ((CONFIG_FILE, config), (SPECIAL_TOKENS_FILE, special)):
-        extra = values.get("extra_special_tokens")
-        more = dict(extra) if isinstance(extra, dict) else {}
-        own = {key: value for key, value in values.items() if _names_a_token(key, value)}
-        if not (own.keys() - set(SPECIAL_TOKENS)) and not more:
-            kept = values.get("model_specific_special_tokens")  # as transformers 5 saves them
-            more = dict(kept) if isinstance(kept, dict) else {}
-        for name, value in {**own, **more}.items():
-            text = value.get("content") if isinstance(value, dict) else value
-            if text is None and not isinstance(value, dict):
-                found.pop(name, None)
-            elif isinstance(text, str):
-                found[name] = text
-            else:
-                raise _Unusable(file, f"{name} is no text; give the token as text")
-    return found
-
-
-def _names_a_token(key: str, value: object) -> bool:
-    """Whether a key holds a token. add_bos_token and its like hold a switch."""
-    return key in SPECIAL_TOKENS or (key.endswith("_token") and isinstance(value, (str, dict)))
+    return FoundTemplate(source, file)
 
 
 def _own_file(folder: Path) -> tuple[str, str] | None:

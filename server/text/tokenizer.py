@@ -24,7 +24,8 @@ class Tokenizer:
 
     ``vocab_size`` is the model's. It may be padded beyond the tokenizer's own: an id in the padding
     has no text. Or some tokens were added that the model was never given: a text that holds one is
-    refused. ``threads`` are for encoding off the event loop.
+    refused. ``threads`` are for encoding off the event loop. ``named_tokens`` are the special
+    tokens by name, as chat templates write them.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class Tokenizer:
         *,
         vocab_size: int | None = None,
         cleans_up: bool = False,
+        named_tokens: Mapping[str, str] | None = None,
     ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self.named_tokens = dict(named_tokens or {})
         self.vocab_size = vocab_size or backend.get_vocab_size(with_added_tokens=True)
         pipeline = json.loads(backend.to_str())
         self._stages = decoder_stages(pipeline.get("decoder"))
@@ -65,7 +68,12 @@ class Tokenizer:
             raise StartupError(f"{TOKENIZER_FILE} is missing from {folder.name}")
         try:
             loaded = load_folder(folder, config or {})
-            return cls(loaded.backend, vocab_size=vocab_size, cleans_up=loaded.cleans_up)
+            return cls(
+                loaded.backend,
+                vocab_size=vocab_size,
+                cleans_up=loaded.cleans_up,
+                named_tokens=loaded.named,
+            )
         except (ValueError, OSError, RecursionError) as error:
             raise StartupError(f"{TOKENIZER_FILE} cannot be used: {error}") from error
         except Exception as error:  # the library raises a bare Exception for a malformed file

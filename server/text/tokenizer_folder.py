@@ -38,10 +38,12 @@ _OF_BPE_ALL_THE_SAME = "clean_up_tokenization_spaces_for_bpe_even_though_it_will
 
 @dataclass(frozen=True, slots=True)
 class FolderTokenizer:
-    """``cleans_up``: decoded text is closed up before punctuation, as BERT's is."""
+    """``cleans_up``: decoded text is closed up before punctuation, as BERT's is. ``named`` are the
+    special tokens by the names that a chat template knows them by."""
 
     backend: tokenizers.Tokenizer
     cleans_up: bool
+    named: Mapping[str, str]
 
 
 def load_folder(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
@@ -75,7 +77,8 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
     cleans_up = _flag(options, "clean_up_tokenization_spaces") and (
         not is_bpe or _flag(options, _OF_BPE_ALL_THE_SAME)
     )
-    return FolderTokenizer(backend, cleans_up)
+    named = {name: str(token) for name, token in special.named.items() if token is not None}
+    return FolderTokenizer(backend, cleans_up, named)
 
 
 def _options(folder: Path) -> dict[str, Any]:

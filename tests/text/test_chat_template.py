@@ -152,7 +152,7 @@ def test_a_template_that_is_none_is_told_at_start_with_its_file_and_line(
 ) -> None:
     text = source if file.endswith("jinja") else json.dumps({"chat_template": source})
     (tmp_path / file).write_text(text)
-    template = started(ChatTemplate.from_folder(tmp_path, PATIENT))
+    template = started(ChatTemplate.from_folder(tmp_path, limits=PATIENT))
     assert template.is_broken
     [record] = caplog.records
     assert record.levelno == logging.WARNING

@@ -14,7 +14,7 @@ from server.text.chat_template import ChatTemplate
 from server.text.template_files import FoundTemplate, find_template
 
 CONFIG, JINJA = "tokenizer_config.json", "chat_template.jinja"
-MORE, MAP = "additional_chat_templates", "special_tokens_map.json"
+MORE = "additional_chat_templates"
 
 
 def write(folder: Path, files: dict[str, bytes | str | object]) -> None:
@@ -41,7 +41,6 @@ def named(*names: str) -> list[dict[str, str]]:
         ({CONFIG: {"chat_template": "plain"}, JINJA: "own"}, "own", JINJA),
         ({JINJA: "own", f"{MORE}/tool_use.jinja": b"\xff"}, "own", JINJA),
         ({f"{MORE}/default.jinja": "more", JINJA: "own"}, "more", f"{MORE}/default.jinja"),
-        ({JINJA: "own", MAP: b"\xff", CONFIG: {"added_tokens_decoder": {}}}, "own", JINJA),
     ],
 )
 def test_where_a_folder_keeps_its_template(
@@ -53,7 +52,7 @@ def test_where_a_folder_keeps_its_template(
     assert (found.source, found.file, found.problem) == (source, file, None)
 
 
-@pytest.mark.parametrize("files", [{}, {CONFIG: {}}, {CONFIG: {"chat_template": None}}, {MAP: "["}])
+@pytest.mark.parametrize("files", [{}, {CONFIG: {}}, {CONFIG: {"chat_template": None}}])
 def test_a_folder_without_a_template(files: dict[str, object], tmp_path: Path) -> None:
     write(tmp_path, files)
     assert find_template(tmp_path) is None
@@ -89,11 +88,6 @@ UNUSABLE: list[tuple[dict[str, object], str, str]] = [
     ({CONFIG: "{"}, CONFIG, "it is not JSON: Expecting property name"),
     ({CONFIG: "[]"}, CONFIG, "it holds a list; it must hold an object"),
     ({CONFIG: "7" * 5000}, CONFIG, "it is not JSON: Exceeds the limit"),
-    ({CONFIG: {"bos_token": 3}, JINJA: "own"}, CONFIG, "bos_token is no text; give the token as"),
-    ({CONFIG: {"bos_token": {}}, JINJA: "own"}, CONFIG, "bos_token is no text"),
-    ({MAP: DEEP, JINJA: "own"}, MAP, "it is nested too deeply"),
-    ({MAP: b"\xff", JINJA: "own"}, MAP, "it is not UTF-8"),
-    ({MAP: "[]", CONFIG: {"chat_template": "x"}}, MAP, "it holds a list; it must hold an object"),
 ]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from server.errors import ErrorCode, QuireError
 from server.text.chat_template import ChatTemplate, TemplateLimits
+from server.text.tokenizer import Tokenizer
 from tests.text.chat_templates import GEMMA, MISTRAL, PARTS_ONLY, TEMPLATES
 from weights.synthetic_tokenizer import write_tokenizer
 
@@ -94,7 +95,8 @@ def expected(reference: Any, source: str, messages: Conversation) -> str:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_style_renders_the_same_text(name: str, folder: Path, reference: Any) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATES[name])
-    template = ChatTemplate.from_folder(folder, PATIENT)
+    tokens = Tokenizer.from_folder(folder).named_tokens
+    template = ChatTemplate.from_folder(folder, tokens, PATIENT)
     assert template is not None
     found = texts(template, list(CONVERSATIONS.values()))
     for messages, text in zip(CONVERSATIONS.values(), found, strict=True):
@@ -155,21 +157,18 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
         {"model_specific_special_tokens": {"foo": "<f>"}, "boi_token": "<b>"},
         None,
     ),
+    "those of a class": ({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<e>"}, None),
     "an empty one": ({"bos_token": "", "add_bos_token": True}, {"eos_token": None}),
 }
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_special_tokens_have_the_names_that_transformers_gives(name: str, tmp_path: Path) -> None:
-    from server.text.template_files import find_template
-
     config, older = VARIANTS[name]
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "x", **config}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
     write_tokenizer(tmp_path, 300)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     if older is not None:
         (tmp_path / "special_tokens_map.json").write_text(json.dumps(older))
-    found = find_template(tmp_path)
-    assert found is not None
     reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert found.tokens == reference.special_tokens_map
+    assert Tokenizer.from_folder(tmp_path).named_tokens == reference.special_tokens_map
