@@ -78,7 +78,7 @@ class ServerProcess:
         self.process.wait()
         self._log_file.close()
 
-    def wait_ready(self, seconds: float = 60) -> float:
+    def wait_ready(self, seconds: float = 240) -> float:
         def ready() -> bool:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended:\n{self.log.read_text()}")
@@ -89,7 +89,7 @@ class ServerProcess:
     def status(self, path: str) -> int:
         """The status of a GET; 0 where nobody answers."""
         try:
-            return httpx.get(self.base_url + path, timeout=5).status_code
+            return httpx.get(self.base_url + path, timeout=60).status_code
         except httpx.HTTPError:
             return 0
 
@@ -99,7 +99,7 @@ class ServerProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry ``labels``."""
-        text = httpx.get(self.base_url + "/metrics", timeout=5).text
+        text = httpx.get(self.base_url + "/metrics", timeout=60).text
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         return sum(
             float(value)

@@ -23,4 +23,4 @@ def fake_port() -> Iterator[int]:
         assert process.stdout is not None
         yield int(process.stdout.readline())
     finally:
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)

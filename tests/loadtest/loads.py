@@ -33,5 +33,5 @@ def run(port: int, one: Scenario, options: Options | None = None) -> RunResult:
 
 
 def get(port: int, path: str) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
         return json.loads(answer.read())

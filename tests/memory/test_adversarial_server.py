@@ -66,9 +66,9 @@ def test_clients_that_leave_at_any_moment_cost_no_more_than_was_planned(tmp_path
         read = [answer for answer in answers if answer]
         assert len(read) > 5
         assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in read), set(read)
-        wait_until(server.is_idle, 20, "idle after all have gone")
+        wait_until(server.is_idle, 60, "idle after all have gone")
         time.sleep(1)  # until the books are read again
-        device = httpx.get(f"{server.base_url}/memory", timeout=10).json()["devices"][0]
+        device = httpx.get(f"{server.base_url}/memory", timeout=60).json()["devices"][0]
         for kind in KINDS:
             line = device["kinds"][kind]
             assert line["peak_bytes"] <= line["planned_bytes"], kind

@@ -106,7 +106,7 @@ def test_the_playground_streams_and_stops(visit: Open, server: ServerProcess) ->
     expect(page.page.locator("#output")).not_to_be_empty()
     page.page.click("#stop")
     page.ended("stopped")
-    wait_until(lambda: aborts(server) == before + 1, 10, "the abort is counted")
+    wait_until(lambda: aborts(server) == before + 1, 60, "the abort is counted")
 
 
 def aborts(server: ServerProcess) -> float:

@@ -33,7 +33,7 @@ async def events(streams: RequestStreams, request_id: str) -> list[Event]:
 
 
 def run(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(story, 10))
+    asyncio.run(asyncio.wait_for(story, 60))
 
 
 def test_a_stream_ends_with_its_last_choice() -> None:
