@@ -1,7 +1,6 @@
 """Bytes that a request takes in the API process, at most, as its body becomes token ids.
 
-Measured on CPython 3.11 with tokenizers 0.22; a test holds the figures to be bounds, and no more
-than a few times what is measured.
+Measured on CPython 3.11 with tokenizers 0.22; a test holds those of parsing to be bounds.
 """
 
 from __future__ import annotations

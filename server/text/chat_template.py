@@ -97,9 +97,10 @@ class ChatTemplate:
         if self.unusable is not None:
             raise _unusable(Path(self.file).name, self.unusable)
         job = {"messages": list(messages), "now": datetime.now().isoformat()}
+        is_large = _characters(messages) > self._limits.large
         for attempt in range(_ATTEMPTS):
-            async with self._turn(_characters(messages)):
-                reply = await self._attempt(job)
+            async with self._turn(is_large):
+                reply = await self._attempt(job, is_large)
             if reply.get("kind") not in MACHINES:
                 break
             last = attempt == _ATTEMPTS - 1
@@ -113,12 +114,12 @@ class ChatTemplate:
         raise _refusal(reply)
 
     @asynccontextmanager
-    async def _turn(self, characters: int) -> AsyncIterator[None]:
+    async def _turn(self, is_large: bool) -> AsyncIterator[None]:
         """A worker's place. Large conversations together leave one place to the others."""
         async with AsyncExitStack() as places:
             try:
                 async with asyncio.timeout(self._limits.wait_seconds):
-                    if characters > self._limits.large:
+                    if is_large:
                         await places.enter_async_context(self._large_slots)
                     await places.enter_async_context(self._slots)
             except TimeoutError:
@@ -130,7 +131,9 @@ class ChatTemplate:
                 ) from None
             yield
 
-    async def _attempt(self, job: Mapping[str, Any] | None) -> dict[str, str]:
+    async def _attempt(
+        self, job: Mapping[str, Any] | None, is_large: bool = False
+    ) -> dict[str, str]:
         """One job's reply; without a job a worker is started only. A worker that was not left in
         order is killed, never used again."""
         if self._broken is not None:
@@ -146,7 +149,7 @@ class ChatTemplate:
                 if reply["kind"] not in MACHINES:
                     self._broken = reply
             elif job is not None:
-                reply = await worker.ask(job)
+                reply = await worker.ask(job, is_large=is_large)
         except BaseException:
             await worker.kill()
             raise

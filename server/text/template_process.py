@@ -24,6 +24,7 @@ from server.text import template_worker
 MACHINES = frozenset({"wall", "died"})
 _CHECK_S = 0.25  # seconds between two looks at a process's clock, at most
 _SHORTEST_CHECK_S = 0.01
+_LARGE_BYTES = 256 * 1024  # of a reply that is read in a thread
 _ESCAPED = 12  # bytes of a character in JSON, at most
 
 
@@ -116,9 +117,13 @@ class TemplateProcess:
     def alive(self) -> bool:
         return self._process.returncode is None
 
-    async def ask(self, job: Mapping[str, Any]) -> dict[str, str]:
-        """One job's reply: {"text"}, or {"kind", "error"}. Past a bound the process is killed."""
-        exchange = asyncio.create_task(self._exchange(job))
+    async def ask(self, job: Mapping[str, Any], *, is_large: bool = False) -> dict[str, str]:
+        """One job's reply: {"text"}, or {"kind", "error"}. Past a bound the process is killed.
+
+        A large job is written as JSON in a thread, and so is a large reply read.
+        """
+        line = await asyncio.to_thread(_line, job) if is_large else _line(job)
+        exchange = asyncio.create_task(self._exchange(line))
         try:
             past = await self._past_a_bound(exchange)
             if past is not None:
@@ -152,17 +157,18 @@ class TemplateProcess:
         except ConnectionError:
             line = b""
         if line.endswith(b"\n"):
-            reply: dict[str, str] = json.loads(line)
-            return reply
+            if len(line) <= _LARGE_BYTES:
+                return dict(json.loads(line))
+            return dict(await asyncio.to_thread(json.loads, line))
         code = await self._process.wait()  # it has ended; to kill it now would take its exit code
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return {"kind": "died", "error": f"its process was ended {how}"}
 
-    async def _exchange(self, job: Mapping[str, Any]) -> bytes:
+    async def _exchange(self, line: bytes) -> bytes:
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise ConnectionError("the worker has no pipes")
-        stdin.write(json.dumps(job).encode() + b"\n")
+        stdin.write(line)
         await stdin.drain()
         return await stdout.readline()
 
@@ -170,3 +176,7 @@ class TemplateProcess:
         if self.alive:
             self._process.kill()
         await self._process.wait()
+
+
+def _line(job: Mapping[str, Any]) -> bytes:
+    return json.dumps(job).encode() + b"\n"

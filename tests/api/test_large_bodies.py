@@ -13,6 +13,7 @@ from api_fakes import FakeEngine, make_state
 
 from server.api import preparation
 from server.api.state import HttpLimits, ModelCard
+from server.text import template_process
 from tests.soak.heavy_bodies import BODIES, many_messages
 
 MIB = 1024 * 1024
@@ -118,3 +119,30 @@ def test_the_most_messages_of_several_parts_are_served() -> None:
     body = json.dumps({"messages": [{"role": "user", "content": parts}] * 4096, "max_tokens": 1})
     response = post(make_state(model=CARD), body.encode(), "/v1/chat/completions")
     assert response.status_code == 200, response.text
+
+
+def test_a_large_chat_is_written_and_read_as_json_off_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On its way to the template's worker and back."""
+    seen: list[tuple[bool, int]] = []
+    dumps, loads = json.dumps, json.loads
+
+    def note(size: int) -> None:
+        seen.append((threading.current_thread() is threading.main_thread(), size))
+
+    def watched_dumps(value: Any, **options: Any) -> str:
+        text = dumps(value, **options)
+        note(len(text))
+        return text
+
+    def watched_loads(text: Any, **options: Any) -> Any:
+        note(len(text))
+        return loads(text, **options)
+
+    body = json.dumps({"messages": [{"role": "user", "content": "ab" * 200_000}]}).encode()
+    monkeypatch.setattr(template_process.json, "dumps", watched_dumps)
+    monkeypatch.setattr(template_process.json, "loads", watched_loads)
+    assert post(make_state(limits=LIMITS), body, "/v1/chat/completions").status_code == 400
+    assert sum(size > 300_000 for _, size in seen) >= 3  # parsed, sent, received
+    assert all(size < 300_000 for on_loop, size in seen if on_loop)
