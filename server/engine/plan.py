@@ -48,7 +48,6 @@ class PlannedRow:
     row: int
     num_scheduled_tokens: int
     new_block_ids: tuple[tuple[int, ...], ...] = ()
-    draft_token_ids: tuple[int, ...] = ()
     samples: bool = False
     num_prompt_logits: int = 0
     min_tokens_pending: bool = False
@@ -56,10 +55,10 @@ class PlannedRow:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Order of effects: released, row_moves, block_copies, admitted, then the forward over rows.
+    """Order of effects: released, block_copies, admitted, then the forward over rows.
 
     ``block_copies`` are (source, destination) block ids; all sources are read before any write.
-    ``row_moves`` are (from, to) rows. ``released`` may name a row that the executor does not hold,
+    ``released`` may name a row that the executor does not hold,
     which is no error: after a step that raised, every row of that step is released again.
     """
 
@@ -67,7 +66,6 @@ class StepPlan:
     rows: tuple[PlannedRow, ...] = ()
     admitted: tuple[AdmittedRow, ...] = ()
     released: tuple[int, ...] = ()
-    row_moves: tuple[tuple[int, int], ...] = ()
     block_copies: tuple[tuple[int, int], ...] = ()
 
     @property

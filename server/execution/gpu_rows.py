@@ -79,18 +79,13 @@ class GpuRows:
         self.top_k, self.tables, self.num_top, self.num_biases = self._facts
 
     def apply(self, plan: StepPlan, packet: PacketDraft) -> RowChanges:
-        """Releases, moves, admits and extends rows, in the plan's order of effects.
+        """Releases, admits and extends rows, in the plan's order of effects.
 
         Raises:
             ValueError: the plan asks for an adapter, or for more than a row can hold.
         """
         for row in plan.released:
             self._release(row)
-        for source, destination in plan.row_moves:
-            for array in (self._lengths, self.floats, self._facts):
-                array[:, destination] = array[:, source]
-            self.params[destination] = self.params[source]
-            self._release(source)
         segments: list[int] = []
         counted: list[int] = []
         for admitted in plan.admitted:

@@ -134,15 +134,12 @@ class GpuRunner:
 
     def forward_layers(self, plan: StepPlan, num_layers: int | None) -> Forwarded | RowsChanged:
         """As ``forward``, through the first ``num_layers`` layers only (to measure by)."""
-        if any(row.draft_token_ids for row in plan.rows):
-            raise ValueError("draft tokens are not served by this runner")
         packet = PacketDraft(self.step.table)
         blocks = self._block_changes(plan, packet)
         changes = self.rows.apply(plan, packet)
-        moves = plan.row_moves
         if not plan.rows:
-            if moves or blocks.sources or changes.segments:
-                self._hand_over(packet, lambda on: self.step.change(on, moves, blocks, changes))
+            if blocks.sources or changes.segments:
+                self._hand_over(packet, lambda on: self.step.change(on, blocks, changes))
             self._last = RowsChanged(plan.step_id)
             return self._last
         rows = self.rows.step(plan.rows)
@@ -155,7 +152,7 @@ class GpuRunner:
         # Captured before the packet is uploaded: a capture takes every row out of the batch.
         graph = None if size is None else self.graphs.graph(size)
         started = self.device.record()
-        slot, on = self._hand_over(packet, lambda on: self.step.change(on, moves, blocks, changes))
+        slot, on = self._hand_over(packet, lambda on: self.step.change(on, blocks, changes))
         if graph is None:
             self.device.run(lambda: self.step.forward(rows, work, on, num_layers))
         else:

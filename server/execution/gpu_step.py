@@ -6,7 +6,7 @@ on persistent buffers. ``decode`` is also what a captured decode step consists o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -91,15 +91,11 @@ class GpuStep:
     def change(
         self,
         tensors: OnDevice,
-        moves: Sequence[tuple[int, int]],
         blocks: BlockChanges,
         rows: RowChanges,
     ) -> None:
         """Rows and cache blocks, in the order of a plan's effects."""
         packet = _there(tensors.packet)
-        for source, destination in moves:
-            for name in ("row_state", "output_counts", "prompt_mask"):
-                self._buffers[name][destination].copy_(self._buffers[name][source])
         cache = self._buffers["kv_cache"]
         if blocks.sources:
             sources, destinations = blocks.sources.of(packet), blocks.destinations.of(packet)

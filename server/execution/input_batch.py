@@ -65,11 +65,9 @@ class InputBatch:
         }
 
     def apply(self, plan: StepPlan) -> None:
-        """Releases, moves, admits and extends rows as ``plan`` says, in its order of effects."""
+        """Releases, admits and extends rows as ``plan`` says, in its order of effects."""
         for row in plan.released:
             self._release(row)
-        for source, destination in plan.row_moves:
-            self._move(source, destination)
         for admitted in plan.admitted:
             with asked_by((admitted.row,)):
                 self._admit(admitted)
@@ -156,15 +154,6 @@ class InputBatch:
         held = int(self.num_blocks[row])
         self.block_tables[row, held : held + len(block_ids)] = block_ids
         self.num_blocks[row] = held + len(block_ids)
-
-    def _move(self, source: int, destination: int) -> None:
-        for array in (self.num_tokens, self.num_computed, self.num_prompt, self.num_blocks):
-            array[destination] = array[source]
-        tokens, blocks = int(self.num_tokens[source]), int(self.num_blocks[source])
-        self.token_ids[destination, :tokens] = self.token_ids[source, :tokens]
-        self.block_tables[destination, :blocks] = self.block_tables[source, :blocks]
-        self.sampling.move(source, destination)
-        self._release(source)
 
     def _release(self, row: int) -> None:
         for array in (self.num_tokens, self.num_computed, self.num_prompt, self.num_blocks):

@@ -1,6 +1,6 @@
 """Runs step plans: rows in, forward pass, tokens out. The engine's Executor on one device.
 
-    plan -> rows released, moved, blocks copied, rows admitted and extended   (InputBatch, KVCache)
+    plan -> rows released, blocks copied, rows admitted and extended   (InputBatch, KVCache)
          -> one forward pass over all scheduled tokens                        (Decoder)
          -> the positions whose logits are asked for, through the final norm  (Picks)
          -> tokens and log-probabilities, a bounded number of rows at a time  (Sampler)
@@ -189,8 +189,6 @@ class ModelRunner:
         )
 
     def _apply(self, plan: StepPlan) -> None:
-        if any(row.draft_token_ids for row in plan.rows):
-            raise ValueError("draft tokens are not served by this runner")
         block_size = self.cache.block_size
         new: list[int] = []
         for admitted in plan.admitted:

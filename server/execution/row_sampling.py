@@ -64,16 +64,6 @@ class RowSampling:
         if params is not None and _counts_output(params):
             self._output_counts[row, token_id] += 1
 
-    def move(self, source: int, destination: int) -> None:
-        params = self.params[source]
-        self.params[destination] = params
-        for array in (self._floats.T, self._top_k, self._keys):
-            array[destination] = array[source]
-        if params is not None and _counts_output(params):
-            self._output_counts[destination] = self._output_counts[source]
-        if params is not None and params.repetition_penalty != 1.0:
-            self._prompt_mask[destination] = self._prompt_mask[source]
-
     def release(self, row: int) -> None:
         self.params[row] = None
 

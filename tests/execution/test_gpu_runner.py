@@ -144,17 +144,6 @@ def test_a_resumed_row_counts_what_it_had_generated_and_draws_on(
     assert_as_on_cpu(folder, monkeypatch, plans)
 
 
-def test_a_moved_row_takes_everything_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans = [
-        prompts([GREEDY, PENALISED, GREEDY]),
-        decode(2, [0, 1, 2]),
-        decode(3, [5, 0], released=(2,), row_moves=((1, 5),)),
-        decode(4, [1, 0], row_moves=((5, 1),)),
-        *(decode(i, [1, 0]) for i in range(5, 10)),
-    ]
-    assert_as_on_cpu(folder, monkeypatch, plans)
-
-
 def test_a_fork_copies_its_partial_block_before_anything_is_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

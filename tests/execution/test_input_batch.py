@@ -82,20 +82,6 @@ def test_the_next_step_goes_on_where_the_last_one_ended() -> None:
     assert inputs.slot_mapping.tolist() == [16]
 
 
-def test_a_moved_row_takes_everything_along() -> None:
-    rows = batch()
-    penalised = SamplingParams(seed=5, repetition_penalty=1.3, frequency_penalty=0.5)
-    rows.apply(admit(0, [3, 4, 5, 6, 6], (2, 8), prompt=2, computed=4, sampling=penalised))
-    before = rows.sampling.tensors(np.array([0]), np.array([3]), [()])
-    rows.apply(StepPlan(2, row_moves=((0, 3),)))
-    after = rows.sampling.tensors(np.array([3]), np.array([3]), [()])
-    for name in ("key", "repetition", "frequency", "output_counts", "prompt_mask"):
-        assert torch.equal(getattr(before, name), getattr(after, name)), name
-    assert rows.step_inputs((PlannedRow(3, 1),)).slot_mapping.tolist() == [32]
-    with pytest.raises(ValueError, match="row 0 knows 0 tokens"):
-        rows.step_inputs((PlannedRow(0, 1),))
-
-
 def test_a_resumed_row_counts_what_it_had_generated() -> None:
     rows = batch()
     sampling = SamplingParams(seed=5, repetition_penalty=1.3, presence_penalty=1.0)
