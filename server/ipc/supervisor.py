@@ -80,6 +80,7 @@ class Supervisor:
         heartbeat: Callable[[], int],
         on_ready: Callable[[EngineFacts], None],
         policy: RestartPolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spawn = spawn
         self._settings = settings
@@ -88,6 +89,7 @@ class Supervisor:
         self._heartbeat = heartbeat
         self._on_ready = on_ready
         self._policy = policy or RestartPolicy()
+        self._clock = clock
         self._deaths: deque[float] = deque()
         self._process: EngineProcess | None = None
         self._decoder = Decoder()
@@ -144,7 +146,7 @@ class Supervisor:
 
     async def _after_death(self, reason: str) -> EngineProcess | None:
         """Starts a successor after a pause, unless there were too many."""
-        now = time.monotonic()
+        now = self._clock()
         self._deaths.append(now)
         while now - self._deaths[0] > self._policy.window_s:
             self._deaths.popleft()

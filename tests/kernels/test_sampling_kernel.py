@@ -160,6 +160,19 @@ def test_top_p_is_of_the_mass_that_top_k_leaves():
     assert scaled.isfinite().sum(1).tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("top_k", [0, 1500])
+@pytest.mark.parametrize(("top_p", "share"), [(0.25, 4), (0.5, 2), (0.75, 4 / 3)])
+@pytest.mark.parametrize("vocab", [4, 1024, 2048])
+def test_a_mass_that_is_reached_exactly_needs_no_further_token(vocab, top_p, share, top_k):
+    """Equal logits, whose mass is their number: whole sums, without rounding."""
+    count = min(top_k, vocab) if top_k else vocab
+    scaled = torch.zeros(1, vocab)
+    truncation.keep_best(scaled, torch.tensor([top_k]), torch.tensor([top_p]))
+    assert scaled.isfinite()[0].nonzero().view(-1).tolist() == list(range(round(count / share)))
+    if vocab == 4:
+        assert reference._kept(torch.zeros(4), 0, top_p, 0.0) == list(range(round(4 / share)))
+
+
 def test_min_p_comes_before_top_p():
     """Probabilities .5 .3 .1 .1: min_p .5 leaves .5 .3, of which .6 is the first alone (.625)."""
     logits = torch.tensor([0.5, 0.3, 0.1, 0.1]).log()

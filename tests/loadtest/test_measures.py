@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from loadtest.objectives import goodput, misses, wilson
 from loadtest.records import RequestRecord
 from loadtest.result import RunResult
 from loadtest.scrape import ServerSeries
-from loadtest.steady import Steady, find_steady
+from loadtest.steady import BATCH, LEAST_BATCHES, Steady, find_steady, ran
 
 MEASURE = {measure.name: measure for measure in MEASURES}
 
@@ -147,6 +149,52 @@ def test_a_run_that_only_gets_slower_never_settles() -> None:
 def test_few_answers_count_whole() -> None:
     found = find_steady(series([1.0] * 20), 20.0)
     assert found.start == 0.0 and "fewer than 50" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("sent", "counts"),
+    [
+        (9.0, True),
+        (math.nextafter(9.0, 0.0), False),
+        (20.0, True),
+        (math.nextafter(20.0, 99.0), False),
+    ],
+)
+def test_both_edges_of_the_steady_part_are_within(sent: float, counts: bool) -> None:
+    assert Steady(9.0, 20.0, True, "").holds(record(sent=sent)) is counts
+
+
+def test_the_first_request_after_the_cut_counts_and_the_last_one_cut_does_not() -> None:
+    records = series([5.0] * 10 + [1.0] * 90)
+    steady = find_steady(records, 99.0)
+    assert (steady.start, steady.end, steady.settled) == (10.0, 99.0, True)
+    assert [steady.holds(one) for one in records[8:12]] == [False, False, True, True]
+    assert steady.holds(records[99])
+    assert ran(records, steady) == (10.0, 100.0)
+
+
+def test_a_run_that_settles_at_its_middle_has_settled_and_one_batch_later_it_has_not() -> None:
+    half = find_steady(series([5.0] * 50 + [1.0] * 50), 99.0)
+    assert (half.start, half.settled) == (50.0, True)
+    later = find_steady(series([5.0] * 55 + [1.0] * 45), 99.0)
+    assert (later.start, later.settled) == (0.0, False)
+
+
+def test_fifty_answers_are_judged_and_one_less_is_not() -> None:
+    least = BATCH * LEAST_BATCHES
+    latencies = [5.0] * 10 + [1.0] * (least - 10)
+    assert find_steady(series(latencies), 50.0).start == 10.0
+    fewer = find_steady(series(latencies[:-1]), 50.0)
+    assert (fewer.start, fewer.end) == (0.0, 50.0)
+    assert f"fewer than {least}" in fewer.reason
+
+
+def test_answers_that_fill_no_batch_do_not_move_the_cut() -> None:
+    assert find_steady(series([5.0] * 10 + [1.0] * 90 + [50.0] * 4), 104.0).start == 10.0
+
+
+def test_where_no_request_counts_the_steady_part_itself_is_the_time() -> None:
+    assert ran(series([1.0] * 5), Steady(30.0, 60.0, True, "")) == (30.0, 60.0)
 
 
 def run_of(records: list[RequestRecord], steady: Steady) -> RunResult:

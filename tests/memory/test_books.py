@@ -133,6 +133,30 @@ def test_unaccounted_is_what_nothing_else_explains() -> None:
     assert parts == [2 * 4 - 3, 4, 3, 28]
 
 
+def test_a_peak_stays_when_less_is_held_again() -> None:
+    now, held, activations = [snapshot(270, 65, 50, 30)], [80], [7]
+    base = snapshot(resident=100, code=60, heap=20, in_use=15)
+    books = Accountant(
+        Books(
+            device=CpuMemory(base, lambda: now[0]),
+            held_bytes=lambda: {MemoryKind.WEIGHTS: held[0]},
+            kv_use=lambda: KVUse(0, 0, 0, 0),
+            kv_page_bytes=4,
+            kv_token_bytes=1,
+            peak_activation_bytes=lambda: activations[0],
+        )
+    )
+    high = books.read()
+    now[0], held[0], activations[0] = snapshot(150, 60, 20, 20), 30, 2
+    low = books.read()
+    assert (low["weights"], low["activations"]) == (30, 0)
+    for kind in (*MemoryKind,):
+        assert low[f"{kind}.peak"] == max(high[f"{kind}.peak"], low[kind]), kind
+    assert (low["weights.peak"], low["activations.peak"]) == (80, 7)
+    assert low["allocator_slack.peak"] == high["allocator_slack"] == 20
+    assert low["allocator_slack"] == 0
+
+
 def test_unaccounted_keeps_its_sign() -> None:
     base = snapshot(resident=100, code=60, heap=20, in_use=20)
     now = snapshot(resident=190, code=60, heap=20, in_use=20)

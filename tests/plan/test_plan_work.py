@@ -91,6 +91,47 @@ def test_ranks_divide_both_sides() -> None:
     assert two.read_bytes == pytest.approx(one.read_bytes / 2, rel=0.001)
 
 
+def test_a_prompt_of_several_chunks_reads_the_weights_for_each_and_what_each_sees() -> None:
+    """2500 tokens in chunks of 1000, 1000 and 500, whose ends see 1000, 2000 and 2500 tokens."""
+    made = plan("llama-3.1-8b", **{"max-num-batched-tokens": "1000"})
+    step = prefill_step(made, 2500)
+    weights = 2 * (8_030_261_248 - 128256 * 4096)
+    per_token = 128 << 10
+    assert dict(step.reads) == {"weights": 3 * weights, "keys and values": 5500 * per_token}
+    assert step.flops == token_flops(made.model.spec).prefill(2500)
+    assert step.tokens == 2500
+    assert dict(prefill_step(made, 2000).reads) == {
+        "weights": 2 * weights,
+        "keys and values": 3000 * per_token,
+    }
+    assert dict(prefill_step(made, 1000).reads)["weights"] == weights
+    assert dict(prefill_step(made, 1001).reads)["weights"] == 2 * weights
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_mixture_on_several_ranks_reads_its_share_of_the_experts(ranks: int) -> None:
+    made = plan("mixtral-8x7b", "h200", ranks=ranks)
+    expert = 32 * 3 * 4096 * 14336 * 2  # of all ranks together
+    whole = weight_traffic(made, 10_000)
+    assert weight_traffic(made, 1) == pytest.approx(whole - 6 * expert / ranks, rel=1e-6)
+    step = prefill_step(made, 4096)
+    assert step.compute_seconds == pytest.approx(step.flops / ranks / 989e12)
+    alone = prefill_step(plan("mixtral-8x7b", "h200"), 4096)
+    assert step.flops == alone.flops
+    assert step.read_bytes == pytest.approx(alone.read_bytes / ranks, rel=0.001)
+
+
+def test_a_mixture_in_chunks_reads_the_experts_that_a_chunk_chooses() -> None:
+    """Chunks of 4 tokens choose 8 x (1 - (1 - 2/8)^4) of 8 experts, on average, each anew."""
+    made = plan("mixtral-8x7b", "h200", **{"max-num-batched-tokens": "4", "max-num-seqs": "4"})
+    expert = 32 * 3 * 4096 * 14336 * 2
+    idle = 8 * (1 - 2 / 8) ** 4
+    whole = weight_traffic(made, 10_000)
+    assert dict(prefill_step(made, 10).reads)["weights"] == pytest.approx(
+        3 * (whole - idle * expert), rel=1e-6
+    )
+
+
 def test_a_mixture_reads_the_experts_that_are_chosen() -> None:
     made = plan("mixtral-8x7b", "h200")
     spec = made.model.spec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,7 +41,12 @@ class CountingMetrics(NullMetrics):
 class Engine:
     """A supervised fake engine; ``behaviours`` are its processes', the last for all later."""
 
-    def __init__(self, behaviours: list[str], policy: RestartPolicy) -> None:
+    def __init__(
+        self,
+        behaviours: list[str],
+        policy: RestartPolicy,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.metrics = CountingMetrics()
         self.client = IpcEngineClient(self.metrics)
         self.gauges = GaugeBlock.create(("heartbeat",))
@@ -54,6 +60,7 @@ class Engine:
             heartbeat=lambda: self.heartbeat,
             on_ready=self.facts.append,
             policy=policy,
+            clock=clock,
         )
 
     def spawn(self) -> EngineProcess:

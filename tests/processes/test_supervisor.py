@@ -174,6 +174,28 @@ def test_after_too_many_deaths_the_supervisor_gives_up() -> None:
     asyncio.run(story())
 
 
+def test_a_death_counts_for_as_long_as_the_window_is() -> None:
+    """Two deaths in 100 s are too many, and one a little more than 100 s after another is not."""
+
+    async def story(moments: list[float]) -> EngineState:
+        times = iter(moments)
+        it = Engine(
+            ["dies"],
+            RestartPolicy(max_restarts=1, window_s=100, first_pause_s=0),
+            clock=lambda: next(times),
+        )
+        for _ in moments:
+            process = await it.supervisor._after_death("a test")
+            if process is not None:
+                process.close()
+        it.gauges.close()
+        return it.supervisor.state
+
+    assert asyncio.run(story([0, 100])) is EngineState.GAVE_UP
+    assert asyncio.run(story([0, 100.5, 201, 301.5])) is EngineState.STARTING
+    assert asyncio.run(story([0, 100.5, 150])) is EngineState.GAVE_UP
+
+
 def test_a_first_engine_that_dies_while_it_starts_is_a_start_up_error() -> None:
     async def story() -> None:
         it = Engine(["dies"], FAST)

@@ -282,6 +282,28 @@ def test_a_cut_is_exact_to_the_token(kind, capacity, device):
     assert (got == winner).tolist() == [True] * len(keeping) + [False] * len(dropping)
 
 
+@pytest.mark.parametrize("capacity", [8, 128])
+@pytest.mark.parametrize(("top_p", "count"), [(0.25, 24), (0.5, 48), (0.75, 72)])
+def test_a_mass_that_is_reached_exactly_needs_no_further_token(top_p, count, capacity, device):
+    """Of 96 equal logits: a draw that would take the next one, and one that takes the last."""
+    logits = torch.zeros(1, 96)
+
+    def place_of(token: int, among: int) -> int:
+        for position in range(10_000):
+            params = drawing(1, position=torch.tensor([position]), top_k=torch.tensor([among]))
+            if winner_of(logits, params) == token:
+                return position
+        raise AssertionError("no draw takes it")
+
+    places = [place_of(count, count + 1), place_of(count - 1, count)]
+    params = drawing(2, position=torch.tensor(places), top_p=torch.full((2,), top_p))
+    rows = logits.expand(2, -1)
+    got = sampled(rows, params, device, **(SMALL | {"capacity": capacity})).token_ids.tolist()
+    assert got == reference.sample(rows, params).token_ids.tolist()
+    assert got[0] < count
+    assert got[1] == count - 1
+
+
 def test_exactly_k_tokens_are_ever_drawn(device):
     """Of 40 equal tokens top_k 3 keeps the first three."""
     count = 6
