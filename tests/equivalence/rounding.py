@@ -19,7 +19,7 @@ from checkpoints import SPECS
 from weights.spec import ModelSpec
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
-LARGEST_LOGIT = 8.0  # of the checkpoints that are used here; asserted of each
+LARGEST_LOGIT = 9.0  # of the checkpoints that are used here; asserted of each
 
 
 def roundings(spec: ModelSpec, context: int) -> int:
