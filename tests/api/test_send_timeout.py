@@ -59,7 +59,9 @@ def aborted() -> list[float]:
 def connection(loop: Loop, aborted: list[float]) -> Connection:
     shared: Any = SimpleNamespace(loop=loop, limits=HttpLimits(send_timeout_s=TIMEOUT_S))
     it = Connection(shared)
-    transport: Any = SimpleNamespace(abort=lambda: aborted.append(loop.now))
+    transport: Any = SimpleNamespace(
+        abort=lambda: aborted.append(loop.now), is_closing=lambda: False
+    )
     it._transport = transport
     return it
 

@@ -18,6 +18,7 @@ from server.api.trace import RequestTrace
 from server.engine.events import Event
 from server.engine.request import EngineRequest, SamplingParams
 from server.errors import ErrorCode, QuireError
+from server.host_budget import HostBudget
 from server.metrics.gauges import GaugeSources
 from server.metrics.prometheus import PrometheusMetrics
 from server.output.processor import OutputOptions
@@ -121,7 +122,10 @@ def test_an_aborted_request_has_counted_what_it_was_given() -> None:
 
 
 def test_a_load_test_sees_the_servers_rate_while_a_long_answer_is_written() -> None:
-    metrics = PrometheusMetrics(GaugeSources(dict, lambda: True, dict, dict, lambda: (), lambda: 0))
+    budget = HostBudget(1000).reading
+    metrics = PrometheusMetrics(
+        GaugeSources(dict, lambda: True, dict, dict, lambda: (), lambda: 0, budget)
+    )
     readings: list[Reading] = []
 
     class Scraped(FakeEngine):
