@@ -121,6 +121,31 @@ def _llama(text: Vocabulary, options: Options, _: Named) -> tokenizers.Tokenizer
     return backend
 
 
+def _code_llama(text: Vocabulary, options: Options, named: Named) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=dict(text.pieces),
+            merges=list(text.merges),
+            unk_token=str(named["unk_token"]),
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefixed = options.get("add_prefix_space") is not False
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(
+        replacement=SPACE, prepend_scheme="first" if prefixed else "never", split=False
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace(SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
+    return backend
+
+
 def _gemma(text: Vocabulary, _: Options, named: Named) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(
         models.BPE(
@@ -180,6 +205,18 @@ RECIPES: Mapping[str, Recipe] = {
         None,
         {**_PREFIX, "legacy": None},
     ),
+    # Without what it makes of a text with <FILL_ME>, which Code Llama's vocabulary has not: such a
+    # text is refused.
+    "CodeLlamaTokenizer": Recipe(
+        _code_llama,
+        {
+            **{"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+            **{"prefix_token": "▁<PRE>", "middle_token": "▁<MID>", "suffix_token": "▁<SUF>"},
+            **{"eot_token": "▁<EOT>", "fill_token": "<FILL_ME>"},
+        },
+        None,
+        _PREFIX,
+    ),
     "GemmaTokenizer": Recipe(
         _gemma,
         {
@@ -210,7 +247,7 @@ RECIPES: Mapping[str, Recipe] = {
 UNSERVED = words(
     """
     Albert Bart Barthez Bartpho Basic BertGeneration BertJapanese Bertweet BigBird BioGpt
-    Blenderbot BlenderbotSmall ByT5 CLIP CTRL Camembert Canine Character Clvp CodeGen CodeLlama
+    Blenderbot BlenderbotSmall ByT5 CLIP CTRL Camembert Canine Character Clvp CodeGen
     Cohere ConvBert Cpm CpmAnt DPRContextEncoder DPRQuestionEncoder DPRReader Deberta DebertaV2
     Dia DistilBert Esm Esmc FNet FSMT FastSpeech2Conformer Flaubert Funnel GPTNeoXJapanese
     GPTSw3 Herbert LED Lasr LayoutLMv2 LayoutLMv3 LayoutXLM Luke Lxmert M2M100 MBart MBart50 MLuke

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizer_folders import END, VARIANTS, added, byte_level, texts, word_piece, write_folder
 
-from server.errors import StartupError
+from server.errors import QuireError, StartupError
 from server.text.tokenizer import Tokenizer
 from server.text.tokenizer_classes import RECIPES, class_of_folder
 
@@ -58,6 +58,16 @@ def test_a_template_s_end_token_is_one_token(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(save(tmp_path, {"eos_token": END}))
     assert tokenizer.encode(f"a{END}", add_special_tokens=False)[1:] == [340]
     assert tokenizer.special_ids == {340}
+
+
+def test_what_code_llama_fills_in_is_refused_and_not_read_as_a_token(tmp_path: Path) -> None:
+    """transformers turns such a text round; no checkpoint of the class has the token."""
+    config = write_folder(tmp_path, "Code Llama by class, as published")
+    whole = Tokenizer.from_folder(tmp_path, config=config)
+    ours = Tokenizer.from_folder(tmp_path, config=config, vocab_size=whole.vocab_size - 1)
+    assert ours.piece(ours.encode("def f():▁<PRE>")[-1]) == "▁<PRE>"
+    with pytest.raises(QuireError, match=r"'<FILL_ME>', whose id .* is beyond the model's"):
+        ours.encode("def f():<FILL_ME>    return 1")
 
 
 @pytest.mark.parametrize(

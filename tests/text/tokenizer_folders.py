@@ -293,6 +293,45 @@ VARIANTS: Mapping[str, tuple[Callable[[], tokenizers.Tokenizer], str, Files]] = 
             }
         },
     ),
+    "Code Llama by class, its tokens not named": (
+        old_llama_like,
+        "llama",
+        {"tokenizer_config": {"tokenizer_class": "CodeLlamaTokenizer", "pad_token": "<pad>"}},
+    ),
+    "Code Llama by class, as published": (
+        old_llama_like,
+        "llama",
+        {
+            "tokenizer_config": {
+                "tokenizer_class": "CodeLlamaTokenizer",
+                "added_tokens_decoder": {
+                    "0": added("<unk>", normalized=True),
+                    "1": added("<s>", normalized=True),
+                    "2": added("</s>", normalized=True),
+                },
+                "additional_special_tokens": ["▁<PRE>", "▁<MID>", "▁<SUF>", "▁<EOT>"],
+                "bos_token": typed("<s>", normalized=True),
+                "eot_token": "▁<EOT>",
+                "fill_token": "<FILL_ME>",
+                "suffix_first": False,
+            }
+        },
+    ),
+    "Code Llama by class, without infilling": (
+        llama_like,
+        "llama",
+        {
+            "tokenizer_config": {
+                "tokenizer_class": "CodeLlamaTokenizerFast",
+                "add_prefix_space": False,
+                "prefix_token": None,
+                "middle_token": None,
+                "suffix_token": None,
+                "eot_token": None,
+                "fill_token": None,
+            }
+        },
+    ),
     "Gemma by class": (
         llama_like,
         "llama",
