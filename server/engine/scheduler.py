@@ -200,7 +200,8 @@ class Scheduler:
             if chunk is None or not self._admit(sequence, hit, chunk, promised):
                 return
             self._note_admission(sequence, hit)
-            sequence.is_in_turn |= self.turns.is_by_arrival
+            if self.turns.is_by_arrival:
+                sequence.request.note_turn()
             self.roster.start(sequence, hit.num_tokens)
             self._plan_row(draft, sequence, chunk, ())
             promised += self.kv.blocks_missing(sequence, sequence.num_tokens)

@@ -98,7 +98,7 @@ class Sequence:
         self.epoch = 0
         self.num_preemptions = 0
         self.last_step_id = -1
-        self.is_in_turn = False  # got its row as the first to arrive, out of the order of rank
+        self.is_in_turn = False  # its request got a row as the first to arrive, out of rank's order
         self.rank: Rank = (request.virtual_arrival, request.arrival, choice)
         self.arrival: Arrival = (request.arrival, choice)
 
@@ -238,3 +238,9 @@ class LiveRequest:
         """Prompt log-probabilities were asked for and have not all been delivered."""
         last = len(self.prompt_token_ids) - 1
         return self.sampling.prompt_logprobs is not None and self.num_prompt_logits_sent < last
+
+    def note_turn(self) -> None:
+        """A row went to it out of the order of rank: its choices arrived together, and so the turn
+        is theirs together, whenever they get their rows."""
+        for sequence in self.sequences:
+            sequence.is_in_turn = True

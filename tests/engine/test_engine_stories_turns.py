@@ -103,6 +103,21 @@ def test_what_had_its_turn_is_not_sent_back_by_those_that_it_waited_for() -> Non
     assert story.states()["urgent", 0] == "preempted"
 
 
+def test_all_choices_of_what_had_its_turn_have_had_it() -> None:
+    story = Story(num_blocks=6)
+    story.core.scheduler.turns.debt = 10_000
+    story.ask("first", prompt(3), max_tokens=9)
+    story.ask("patient", prompt(3, 101), n=2, max_tokens=6, priority=5)
+    story.ask("other", prompt(1, 301), max_tokens=1)
+    story.step()
+    story.core.scheduler.turns.debt = 0
+    story.ask("urgent", prompt(3, 201), max_tokens=6, priority=-5)
+    while story.core.gauges().preemptions == 0:
+        story.step()
+    assert story.states()["patient", 1] == "running"
+    assert story.states()["urgent", 0] == "preempted"
+
+
 def test_an_urgent_prompt_of_many_steps_holds_up_no_answer() -> None:
     story = Story(num_blocks=32, max_num_batched_tokens=4, max_model_len=64)
     story.ask("answers", prompt(2), max_tokens=30)
