@@ -18,13 +18,13 @@ Activity = tuple[int, ...]
 
 
 def activity_of(pid: int) -> Activity:
-    """Counters that rise while the process, or one that it started, computes or reads.
+    """Counters that rise while the process, or one below it, computes or reads.
 
     Of no unit together: two equal ones say that nothing was done in between. What may not be read
     (/proc/PID/io needs the right to trace) is left out.
     """
     found: list[int] = []
-    for one in (pid, *_children(pid)):
+    for one in _with_descendants(pid):
         with contextlib.suppress(OSError):
             found += _stat(one)
         with contextlib.suppress(OSError):
@@ -44,8 +44,16 @@ def _io(pid: int) -> list[int]:
     return [int(values[name]) for name in _IO_FIELDS]
 
 
+def _with_descendants(pid: int) -> list[int]:
+    """Those that are alive: compilers, whose work counts for nobody else until they end, and which
+    leave it to processes of their own."""
+    found = [pid]
+    for one in found:  # grows as it goes
+        found += [child for child in _children(one) if child not in found]
+    return found
+
+
 def _children(pid: int) -> list[int]:
-    """Those that are alive: compilers, whose work counts for nobody else until they end."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in (_PROC / str(pid) / "task").iterdir():

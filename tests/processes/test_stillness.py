@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -142,6 +143,20 @@ def test_the_kernel_tells_of_a_byte_that_is_read_and_of_a_process_that_is_stoppe
         cat.send_signal(signal.SIGCONT)
         cat.stdin.close()
     assert activity_of(cat.pid) == (), "of a process that is gone"
+
+
+def test_what_a_compiler_leaves_to_a_process_of_its_own_counts() -> None:
+    """gcc starts cc1 and waits: a kernel's first compilation made the engine late."""
+    started = ["sh", "-c", "cat; :"]  # with a command behind it a shell does not become the first
+    with subprocess.Popen(
+        ["sh", "-c", f"{shlex.join(started)}; :"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as shell:
+        _echo(shell)
+        before = activity_of(shell.pid)
+        _echo(shell)
+        assert activity_of(shell.pid) != before
+        assert shell.stdin is not None
+        shell.stdin.close()
 
 
 def _echo(cat: subprocess.Popen[bytes]) -> None:
