@@ -92,7 +92,8 @@ class Stillness:
         self.longest = LongestStep()
         self.is_loading = True
         self.still_s = 0.0  # without progress that the engine shows
-        self.idle_s = 0.0  # and without activity
+        self.idle_s = 0.0  # and without activity, at the end of it
+        self._stood_s = 0.0  # without activity, in all of it
 
     @property
     def standing(self) -> Standing:
@@ -111,25 +112,31 @@ class Stillness:
         """The engine is ready; its warm-up measured how long its largest step takes."""
         self.is_loading = False
         self.longest.floor = largest_step_s
-        self.still_s = self.idle_s = 0.0
+        self.still_s = self.idle_s = self._stood_s = 0.0
         self.note_frame()
 
     def note_frame(self, stats: StepStats | None = None) -> None:
-        """The engine sent something; the figures of a step, where it did one."""
+        """The engine sent something; the figures of a step, where it did one.
+
+        A step in which the process was stopped, or waited for a swapped page, is no longer for
+        that: else one halt would make the next of several times its length look like a step.
+        """
         self._frames = True
         if stats is not None:
-            self.longest.note(stats.step_seconds)
+            self.longest.note(stats.step_seconds - self._stood_s)
 
     def look(self, passed_s: float, heartbeat: int) -> Standing:
         """``passed_s`` seconds after the last look: how it stands now."""
         self.longest.pass_time(passed_s)
         if self._frames or (heartbeat != self._heartbeat and not self.is_loading):
             self._frames, self._heartbeat, self._seen = False, heartbeat, None
-            self.still_s = self.idle_s = 0.0
+            self.still_s = self.idle_s = self._stood_s = 0.0
             return self.standing
         self.still_s += passed_s
         activity = self._activity()
-        self.idle_s = self.idle_s + passed_s if self._seen in (None, activity) else 0.0
+        stands = self._seen in (None, activity)
+        self.idle_s = self.idle_s + passed_s if stands else 0.0
+        self._stood_s += passed_s if stands else 0.0
         self._seen = activity
         return self.standing
 

@@ -57,6 +57,21 @@ def test_a_measured_step_that_is_long_is_waited_for_four_times() -> None:
     assert seconds_until(it, Standing.LATE) == 12.0, "by the warm-up, before there was a step"
 
 
+def test_a_step_is_no_longer_for_a_halt_in_it() -> None:
+    """Stopped for 50 s, and going on: the next halt was told after 200 s, and ended after 800."""
+    activity = [0]
+    it = Stillness(Patience(), lambda: (activity[0],))
+    it.begin_serving(0.0)
+    for _ in range(int(50 / LOOK_S) + 1):
+        it.look(LOOK_S, 0)
+    activity[0] += 1
+    it.look(LOOK_S, 0)
+    it.note_frame(step(50.5))
+    it.look(LOOK_S, 0)
+    assert it.longest.seconds <= 0.5
+    assert seconds_until(it, Standing.LATE) <= 2.0
+
+
 def test_the_warm_up_of_one_layer_tells_how_long_all_of_them_take() -> None:
     assert step_seconds(StepResult(0, (), forward_seconds=0.5, sample_seconds=0.25), 12) == 6.25
 
