@@ -164,6 +164,13 @@ def _check_ids(
     said += [(one["id"], one["content"], TOKENIZER_FILE) for one in trunk.get("added_tokens") or ()]
     for id, content, file in said:
         found = backend.token_to_id(content)
+        if content and found is None:
+            raise StartupError(
+                f"{file}: the token {content!r} with the id {id} is lost: the folder's "
+                f"tokenizer_class takes no added tokens from {TOKENIZER_FILE}, in transformers as "
+                f"here, and {CONFIG_FILE}: added_tokens_decoder lacks it. Add it there, or set "
+                'tokenizer_class to "PreTrainedTokenizerFast" to follow the file'
+            )
         if content and found != id:
             raise StartupError(
                 f"{file}: the token {content!r} has the id {id}, but with the folder's "

@@ -112,6 +112,18 @@ def test_ids_of_tokenizer_json_that_contradict_its_order_are_refused(tmp_path: P
         Tokenizer.from_folder(tmp_path)
 
 
+def test_a_token_that_the_class_would_lose_is_told_with_what_to_do(tmp_path: Path) -> None:
+    config = {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": {"340": added(END)}}
+    trunk = json.loads(save(tmp_path, config).joinpath("tokenizer.json").read_text())
+    trunk["added_tokens"] = [{"id": 340, **added(END)}, {"id": 341, **added("<tool>")}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(trunk))
+    with pytest.raises(StartupError, match=r"'<tool>' with the id 341 is lost.* Add it there"):
+        Tokenizer.from_folder(tmp_path)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Tokenizer.from_folder(tmp_path).encode("<tool>") == [341]
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe{", b"[" * 100_000, b"[]", b"{"])
 def test_an_unreadable_tokenizer_config_is_told_and_tokenizer_json_serves(
     content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
