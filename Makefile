@@ -28,7 +28,7 @@ GPU_JOBS ?= $(shell nproc 2>/dev/null || echo 4)
 # Needs no plugin and no particular version: a GPU machine comes with packages of its own.
 GPU_PYTEST := -m pytest tests/kernels/gpu tests/gpu -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
 
-ALONE := api deploy e2e equivalence image loadtest memory page parity processes text
+ALONE := api deploy e2e equivalence image loadtest memory page parity processes soak text
 TOGETHER := $(filter-out __% $(ALONE),$(notdir $(patsubst %/,%,$(wildcard tests/*/))))
 # Both halves run, whatever the first comes to: one failure must not hide the others.
 define pytest
@@ -46,7 +46,7 @@ RUN_SIZE := about 225 MB, and takes 1 GB in $(VENV). Plain torch for Linux bring
 PIP_ARGS can name an index with CPU-only builds (see README)
 TEST_SIZE := about 500 MB more, two versions of triton 380 MB of them; with them $(VENV) takes 2.9 GB
 
-.PHONY: setup serve check format test test-slow image-check sweep mutants kernels-check test-gpu loadtest bench bench-gpu bench-engine-gpu wheels bench-http-gpu demo-score clean
+.PHONY: setup serve check format test test-slow image-check sweep soak mutants kernels-check test-gpu loadtest bench bench-gpu bench-engine-gpu wheels bench-http-gpu demo-score clean
 .DEFAULT_GOAL := serve
 
 setup: $(SETUP)
@@ -105,6 +105,11 @@ sweep: $(SETUP_TEST)
 # Single faults, planted one at a time, each against its nearest tests. ONLY=engine narrows it.
 mutants: $(SETUP_TEST)
 	$(BIN)/python -m tests.mutants --only "$(ONLY)"
+
+# Thirteen minutes: a good client beside heavy ones, in seconds, then ten minutes of traffic with crashing
+# clients, after which every count is equal and nothing is left. test-slow does a minute of it.
+soak: $(SETUP_TEST)
+	$(BIN)/python -m tests.soak $(ARGS)
 
 # Every kernel compiled without a GPU, its figures held to kernels/compile_baseline.json;
 # ARGS=--write renews that. Then a case of each with the next version of Triton.

@@ -83,11 +83,15 @@ async def silent_connections(
 
 @dataclass
 class GoodClient:
-    """Asks for one path again and again, on a new connection each time, as a probe does."""
+    """Asks for one path again and again, on a new connection each time, as a probe does.
+
+    Where there is a ``body``, it is a JSON body that is posted.
+    """
 
     host: str
     port: int
     path: str = "/health"
+    body: bytes = b""
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
 
@@ -96,8 +100,11 @@ class GoodClient:
         status = 0
         try:
             reader, writer = await asyncio.open_connection(self.host, self.port)
-            request = f"GET {self.path} HTTP/1.1\r\nhost: good\r\nconnection: close\r\n\r\n"
-            writer.write(request.encode())
+            method = "POST" if self.body else "GET"
+            request = f"{method} {self.path} HTTP/1.1\r\nhost: good\r\nconnection: close\r\n"
+            if self.body:
+                request += f"content-type: application/json\r\ncontent-length: {len(self.body)}\r\n"
+            writer.write(request.encode() + b"\r\n" + self.body)
             status = status_of(await reader.read())
             writer.close()
         except OSError:
