@@ -6,12 +6,17 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from api_fakes import FakeEngine, RecordingMetrics, saying
-from socket_stories import HANGS_S, HEALTH, answer, request_bytes, run, running, until
+from socket_stories import HANGS_S, HEALTH, LIMITS, answer, request_bytes, run, running, until
+from starlette.types import Receive, Scope, Send
 
+from server.api.http1.connection import Connection, Shared
+from server.api.http1.places import Places
+from server.api.http1.turns import Turns
 from server.engine.events import Event
 from server.listener import bind
 from server.metrics.stats import Outcome
@@ -236,6 +241,51 @@ def test_a_client_that_does_not_read_is_given_up() -> None:
         writer.close()
 
     run(engine, story, send_timeout_s=DEADLINE_S)
+
+
+def test_a_client_that_closes_its_side_and_reads_nothing_is_given_up() -> None:
+    """Its stream ends at once, and what it was sent waits for it no longer than the deadline."""
+    told: list[str] = []
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()  # the request, which has no body
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        # More than the small buffers between the two take, and less than what halts writing.
+        await send({"type": "http.response.body", "body": bytes(50_000), "more_body": True})
+        told.append((await receive())["type"])
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        limits = replace(LIMITS, send_timeout_s=DEADLINE_S)
+        shared = Shared(
+            app=stream,
+            limits=limits,
+            metrics=RecordingMetrics(),
+            loop=loop,
+            turns=Turns(loop),
+            places=Places(limits, loop.time),
+            connections=set(),
+            tasks=set(),
+            default_headers=list,
+        )
+        listener = bind("127.0.0.1", 0)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        async with await loop.create_server(lambda: Connection(shared), sock=listener):
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(listener.getsockname())
+                client.sendall(HEALTH)
+                await until(
+                    lambda: any(
+                        one._transport.get_write_buffer_size() for one in shared.connections
+                    )
+                )
+                client.shutdown(socket.SHUT_WR)
+                await until(lambda: not shared.connections)
+                await until(lambda: not shared.tasks)
+        assert told == ["http.disconnect"]
+
+    asyncio.run(main())
 
 
 def test_stopping_finishes_what_is_open() -> None:

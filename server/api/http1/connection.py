@@ -118,7 +118,11 @@ class Connection(asyncio.BufferedProtocol):
             self._shared.turns.offer(self)
 
     def eof_received(self) -> None:
-        """A client that has closed its side has gone: the transport closes."""
+        """A client that has closed its side has gone. asyncio would close too, but wait for ever
+        for it to read what was written."""
+        if self._exchange is not None:
+            self._exchange.disconnect()
+        self._close()
 
     def pause_writing(self) -> None:
         if self._writable is None:
