@@ -120,8 +120,10 @@ class HostBudget:
         turn = await self.turn(nbytes, what)
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
+        waiting = [work]  # threads keep a cancelled job in their line: not what it would work on
+        del work
         try:
-            job = threads.submit(work)
+            job = threads.submit(lambda: waiting.pop()())
         except RuntimeError:  # the threads were shut down
             turn.end()
             raise
@@ -133,6 +135,7 @@ class HostBudget:
         finally:
             # A job that waits for its thread is cancelled with us; one that runs can not be.
             if job.done() or job.cancel():
+                waiting.clear()
                 turn.end()
             else:
                 job.add_done_callback(lambda _: _soon(loop, turn.end))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -126,6 +128,33 @@ def test_a_thread_keeps_its_room_until_it_is_done_and_not_until_its_client_has_l
             go.set()
         await asyncio.sleep(0)
         assert is_empty(one)
+
+    asyncio.run(story())
+
+
+class Text(str):
+    """A text that can be watched."""
+
+
+def test_who_leaves_the_line_for_a_thread_leaves_nothing_there() -> None:
+    async def story() -> None:
+        one, go = budget(), threading.Event()
+        text = Text("to be tokenised")
+        kept = weakref.ref(text)
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(go.wait)
+            try:
+                queued = asyncio.create_task(one.in_thread(threads, MIB, "text", text.split))
+                await asyncio.sleep(0)
+                del text
+                queued.cancel()
+                await asyncio.gather(queued, return_exceptions=True)
+                del queued
+                gc.collect()
+                assert is_empty(one)
+                assert kept() is None
+            finally:
+                go.set()
 
     asyncio.run(story())
 
