@@ -47,11 +47,13 @@ class Acceptor:
         self._failures = 0
         self._reported: float | None = None
         self._pause: asyncio.TimerHandle | None = None
+        self._closed = False
         listener.setblocking(False)
         self._resume()
 
     def close(self) -> None:
         """Accepts no more. The listener is the caller's to close."""
+        self._closed = True
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._listener)
@@ -86,7 +88,7 @@ class Acceptor:
     def _failed(self, error: OSError) -> None:
         """Tries again once another connection is closed, or later; says so once a minute."""
         self._failures += 1
-        if not self._on_shortage() and self._pause is None:
+        if not self._closed and not self._on_shortage() and self._pause is None:
             self._loop.remove_reader(self._listener)
             self._pause = self._loop.call_later(PAUSE_S, self._resume)
         now = time.monotonic()
