@@ -47,6 +47,7 @@ def test_what_is_in_strings_counts_for_nothing_wherever_a_slice_is_cut(
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_shape, "SLICE_BYTES", 2 * cut)
+        patch.setattr(json_shape, "SPLIT_BYTES", cut)
         shape = measure(body, WIDE)
     containers, values = counted(value)
     assert shape.containers == containers

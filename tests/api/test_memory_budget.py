@@ -19,7 +19,7 @@ from server.api.app import create_app
 from server.api.body import Body
 from server.api.json_body import parse_object
 from server.api.json_shape import JsonLimits, measure
-from server.api.sizes import held_bytes, parsing_bytes
+from server.api.sizes import counting_bytes, held_bytes, parsing_bytes
 from server.api.state import ModelCard
 from server.api.trace import ClientDisconnected
 from server.errors import ErrorCode, QuireError
@@ -219,6 +219,21 @@ def test_what_parsing_takes_is_what_was_counted_at_the_most(name: str) -> None:
     assert peak <= bound + 10_000
     assert bound <= 12 * peak
     assert held_bytes(parsed) <= bound
+
+
+@pytest.mark.parametrize("size", [20_000, 400_000])
+@pytest.mark.parametrize("piece", [b'""', b'"]]', b'"a":{},', b'"a",', b"1,", b"]"])
+def test_what_counting_takes_is_what_was_said_at_the_most(piece: bytes, size: int) -> None:
+    """Whatever lies between quotes, and there may be as many as a completion's ids allow."""
+    body = piece * (size // len(piece))
+    limits = JsonLimits(values=10**6, containers=10**6)
+    tracemalloc.start()
+    try:
+        measure(body, limits)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= counting_bytes(body)
 
 
 def test_the_size_of_a_value_is_that_of_its_objects() -> None:
