@@ -12,8 +12,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.api.http1.accept import Acceptor
-from server.api.http1.connection import Connection, Shared
+from server.api.http1.connection import Connection
 from server.api.http1.places import Places
+from server.api.http1.shared import Shared
 from server.api.http1.turns import Turns
 from server.api.state import HttpLimits
 from server.metrics.stats import RequestMetrics

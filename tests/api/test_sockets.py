@@ -14,8 +14,9 @@ from api_fakes import FakeEngine, RecordingMetrics, saying
 from socket_stories import HANGS_S, HEALTH, LIMITS, answer, request_bytes, run, running, until
 from starlette.types import Receive, Scope, Send
 
-from server.api.http1.connection import Connection, Shared
+from server.api.http1.connection import Connection
 from server.api.http1.places import Places
+from server.api.http1.shared import Shared
 from server.api.http1.turns import Turns
 from server.engine.events import Event
 from server.listener import bind

@@ -22,9 +22,10 @@ from server.api.http1.body import (
     ChunkedBody,
     LengthBody,
 )
-from server.api.http1.connection import Connection, Shared
+from server.api.http1.connection import Connection
 from server.api.http1.exchange import HIGH_WATER
 from server.api.http1.places import Places
+from server.api.http1.shared import Shared
 from server.api.http1.turns import FULL_READ, PASSES, SMALL_READ, TURN_READ_BYTES, Turns
 from server.api.state import HttpLimits
 from server.engine.request import EngineRequest

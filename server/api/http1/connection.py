@@ -1,4 +1,4 @@
-"""A client's connection: finds requests in what comes, runs the application, keeps the deadlines.
+"""A client's connection: finds requests in what comes, runs the application.
 
 What happens before there is a request (too many connections, heads that do not come or are no
 HTTP) is answered here; everything after is the application's.
@@ -14,40 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-from starlette.types import ASGIApp
-
-from server.api.errors import error_json
 from server.api.http1.body import BodyReader, ChunkedBody, LengthBody
 from server.api.http1.exchange import Exchange
 from server.api.http1.head import Head, HeadReader
-from server.api.http1.places import PROBES, Place, Places, Quiet
-from server.api.http1.turns import FULL_READ, SMALL_READ, Turns
-from server.api.state import HttpLimits
+from server.api.http1.line import Line
+from server.api.http1.places import PROBES, Place, Quiet
+from server.api.http1.refusal import refusal
+from server.api.http1.scope import request_scope
+from server.api.http1.shared import Shared
+from server.api.http1.turns import FULL_READ, SMALL_READ
 from server.errors import ErrorCode, QuireError
-from server.metrics.stats import RequestMetrics
 
 MAX_UNREAD_BYTES = 64 * 1024 * 1024  # of a refused body, read and thrown away before closing
-
-
-@dataclass
-class Shared:
-    """What the connections of one server have in common. ``connections`` and ``tasks`` are what
-    the server waits for when it stops; ``date`` gives the headers of every answer."""
-
-    app: ASGIApp
-    limits: HttpLimits
-    metrics: RequestMetrics
-    loop: asyncio.AbstractEventLoop
-    turns: Turns
-    places: Places
-    connections: set[Any]
-    tasks: set[asyncio.Task[None]]
-    default_headers: Callable[[], list[tuple[bytes, bytes]]]
-    app_state: dict[str, Any] = field(default_factory=dict)
 
 
 class Phase(enum.Enum):
@@ -57,19 +36,12 @@ class Phase(enum.Enum):
     DEAF = "deaf"  # nothing more is read as a request
 
 
-class Connection(asyncio.BufferedProtocol):
-    """One client's connection. Its timers:
-
-    a request, from its first byte to its last --(receive_timeout)--> 408, closed
-    the rest of the body of an answered request --(the same)--> closed
-    nothing under way --(keep_alive; before a first request receive_timeout)--> closed
-    client does not read --(send_timeout)--> aborted
-    """
+class Connection(Line):
+    """One client's connection: its requests, one after the other."""
 
     def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
         self.queued = False  # for a pass
-        self._shared = shared
-        self._limits = shared.limits
         self._input = bytearray()
         self._phase = Phase.HEAD
         self._head = HeadReader(shared.limits.max_header_bytes)
@@ -77,34 +49,26 @@ class Connection(asyncio.BufferedProtocol):
         self._exchange: Exchange | None = None
         self._place: Place | None = None
         self._unread = 0  # bytes thrown away
-        self._reading = True
-        self._stopping = self._lost = False
-        self._receive_timer: asyncio.TimerHandle | None = None
-        self._idle_timer: asyncio.TimerHandle | None = None
-        self._send_timer: asyncio.TimerHandle | None = None
-        self._writable: asyncio.Future[None] | None = None
+        self._stopping = False
 
     # asyncio calls these.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        super().connection_made(transport)
         self._shared.connections.add(self)
         self._place = self._shared.places.enter(self)
         if self._place is None:
             self._refuse(self._too_many(), linger=False)
         else:
-            self._limit_receiving()  # a first request's deadline is from here
+            self._limit_receiving(self._too_slow)  # a first request's deadline is from here
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = True
-        for timer in (self._receive_timer, self._idle_timer, self._send_timer):
-            _stop(timer)
+        super().connection_lost(exc)
         self._shared.connections.discard(self)
         self._shared.places.leave(self)
         self._deafen()
         if self._exchange is not None:
             self._exchange.disconnect()
-        self._let_write()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._shared.turns.buffer(small=self._phase is Phase.ANSWER)
@@ -123,16 +87,6 @@ class Connection(asyncio.BufferedProtocol):
         if self._exchange is not None:
             self._exchange.disconnect()
         self._close()
-
-    def pause_writing(self) -> None:
-        if self._writable is None:
-            self._writable = self._shared.loop.create_future()
-        self._limit_sending()
-
-    def resume_writing(self) -> None:
-        if not self._transport.is_closing():
-            _stop(self._send_timer)
-        self._let_write()
 
     # The server calls this.
 
@@ -158,14 +112,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._phase is Phase.BODY and self._read_body()
 
     def regulate(self) -> None:
-        wanted = not self.queued and self._wants_input()
-        if wanted is self._reading or self._lost or self._transport.is_closing():
-            return
-        self._reading = wanted
-        if wanted:
-            self._transport.resume_reading()
-        else:
-            self._transport.pause_reading()
+        self._read_on(not self.queued and self._wants_input())
 
     def _wants_input(self) -> bool:
         """Whether to read on. What waits here is one read at most, or the beginning of a head; a
@@ -187,19 +134,8 @@ class Connection(asyncio.BufferedProtocol):
     # The exchange calls these.
 
     @property
-    def closing(self) -> bool:
-        return self._transport.is_closing()
-
-    @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
         return self._shared.default_headers()
-
-    def write(self, data: bytes) -> None:
-        self._transport.write(data)
-
-    async def drained(self) -> None:
-        while self._writable is not None:
-            await asyncio.shield(self._writable)
 
     def wants_body(self) -> None:
         if self._phase is Phase.BODY and self._input:
@@ -225,13 +161,10 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._linger()
 
-    def abort(self) -> None:
-        self._transport.abort()
-
     # The request.
 
     def _read_head(self) -> None:
-        _stop(self._idle_timer)
+        self._stop_idling()
         try:
             head = self._head.read(self._input)
             if head is not None:
@@ -240,7 +173,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(error)
             return
         if self._phase is Phase.HEAD:
-            self._limit_receiving()
+            self._limit_receiving(self._too_slow)
 
     def _begin(self, head: Head) -> None:
         reserved = self._place is Place.RESERVE
@@ -248,7 +181,7 @@ class Connection(asyncio.BufferedProtocol):
             raise self._too_many(f"; only {', '.join(sorted(PROBES))} are answered beyond it")
         self._shared.places.is_busy(self)
         keep_alive = head.keep_alive and not self._stopping and not reserved
-        scope = self._scope(head)
+        scope = request_scope(head, self._transport, self._shared.app_state)
         exchange = self._exchange = Exchange(self, scope, keep_alive, head.expects_continue)
         if head.body_length is None:
             limits = self._limits
@@ -256,29 +189,10 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._body = LengthBody(head.body_length)
         self._phase = Phase.BODY
-        self._limit_receiving()
+        self._limit_receiving(self._too_slow)
         task = self._shared.loop.create_task(exchange.run(self._shared.app))
         self._shared.tasks.add(task)
         task.add_done_callback(self._shared.tasks.discard)
-
-    def _scope(self, head: Head) -> dict[str, Any]:
-        server = self._transport.get_extra_info("sockname")
-        client = self._transport.get_extra_info("peername")
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": head.version,
-            "server": tuple(server[:2]) if isinstance(server, tuple) else None,
-            "client": tuple(client[:2]) if isinstance(client, tuple) else None,
-            "scheme": "http",
-            "root_path": "",
-            "method": head.method,
-            "path": head.path,
-            "raw_path": head.raw_path,
-            "query_string": head.query,
-            "headers": head.headers,
-            "state": self._shared.app_state.copy(),
-        }
 
     def _read_body(self) -> bool:
         """One pass over the body. True where more of it can be read now."""
@@ -331,7 +245,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._input:
             self._shared.turns.offer(self)
         else:
-            self._idle_timer = self._later(self._limits.keep_alive_s, self._close)
+            self._limit_idling()
 
     # Refusals and ends.
 
@@ -347,14 +261,7 @@ class Connection(asyncio.BufferedProtocol):
         self._stop_receiving()
         self._deafen()
         self._shared.metrics.observe_http("unmatched", "OTHER", error.code.value.status)
-        body = error_json(error)
-        kind = error.code.value
-        retry = f"retry-after: {error.retry_after}\r\n" if error.retry_after else ""
-        head = (
-            f"HTTP/1.1 {kind.status} {kind.code}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n{retry}connection: close\r\n\r\n"
-        )
-        self._transport.write(head.encode() + body)
+        self._transport.write(refusal(error))
         if linger:
             self._linger()
         else:
@@ -374,34 +281,12 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._deafen()
         self._shared.places.is_quiet(self, Quiet.LEAVING)
-        self._transport.write_eof()
-        self._stop_receiving()
-        self._receive_timer = self._later(self._limits.receive_timeout_s, self._transport.abort)
+        self._close_our_side()
 
     def _throw_away(self, nbytes: int) -> None:
         self._unread += nbytes
         if self._unread > MAX_UNREAD_BYTES:
             self._transport.abort()
-
-    def _close(self) -> None:
-        """What was written is still sent, if the client reads it in time."""
-        self._transport.close()
-        if not self._lost and self._transport.get_write_buffer_size():
-            self._limit_sending()
-
-    # Deadlines.
-
-    def _later(self, seconds: float, act: Callable[[], object]) -> asyncio.TimerHandle:
-        return self._shared.loop.call_later(seconds, act)
-
-    def _limit_receiving(self) -> None:
-        """Starts the deadline of a request, which then runs until its last byte."""
-        if self._receive_timer is None:
-            self._receive_timer = self._later(self._limits.receive_timeout_s, self._too_slow)
-
-    def _stop_receiving(self) -> None:
-        _stop(self._receive_timer)
-        self._receive_timer = None
 
     def _too_slow(self) -> None:
         self._receive_timer = None
@@ -413,17 +298,3 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
         else:
             self._break(QuireError(ErrorCode.REQUEST_TIMEOUT, message % "body was"))
-
-    def _limit_sending(self) -> None:
-        _stop(self._send_timer)
-        self._send_timer = self._later(self._limits.send_timeout_s, self._transport.abort)
-
-    def _let_write(self) -> None:
-        if self._writable is not None:
-            self._writable.set_result(None)
-            self._writable = None
-
-
-def _stop(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
