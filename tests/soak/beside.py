@@ -1,7 +1,9 @@
 """One good client beside heavy ones, in seconds: printed, since they are a machine's and an hour's.
 
 The good client asks for a completion and for /health in turns. It does so alone first and last, as
-the control: what it waits for then is the machine, not the heavy clients.
+the control: what it waits for then is the machine, not the heavy clients. Beside each wait for
+/health stands the processor time that the API process used meanwhile, which a busy machine does not
+lengthen.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.option_table import DEMO_MODEL_DIR
+from server.text.template_process import process_seconds
 from tests.e2e.server_process import ROOT, ServerProcess, wait_until
 from tests.soak import watch
 from tests.soak.heavy import KINDS
@@ -39,6 +42,7 @@ class Phase:
     completion: GoodClient
     health: GoodClient
     heavy_answers: dict[str, int] = field(default_factory=dict)  # by status; 0: none came
+    health_cpu: list[float] = field(default_factory=list)  # of the API process, at each /health
     api_bytes: int = 0  # anonymous memory of the API process, when they are gone
 
     @property
@@ -53,7 +57,8 @@ class Phase:
         ]
         not_200 = {status: n for status, n in self.statuses.items() if status != 200}
         return (
-            f"  {self.kind:30} {len(self.completion.seconds):4}  {' '.join(cells)}  "
+            f"  {self.kind:30} {len(self.completion.seconds):4}  {' '.join(cells)} "
+            f"{max(self.health_cpu) * 1000:7.0f}  "
             f"{self.api_bytes / MIB:5.0f} MiB  {not_200 or 'all 200'}  {self.heavy_answers or ''}"
         )
 
@@ -76,8 +81,8 @@ def beside(seconds: float, log: Path, *, say: Callable[[str], None]) -> list[Pha
             f"completion p99 {COMPLETION_S * 1000:g}, /health {HEALTH_S * 1000:g}"
         )
         say(
-            f"  {'':30} {'asks':>4}  {'completion p50/p99/max':>23} {'/health p50/p99/max':>23}  "
-            f"{'API after':>9}  good client, heavy ones by status"
+            f"  {'':30} {'asks':>4}  {'completion p50/p99/max':>23} {'/health p50/p99/max':>23} "
+            f"{'its cpu':>7}  {'API after':>9}  good client, heavy ones by status"
         )
         for kind in ("control, before", *KINDS, "control, after"):
             phase = _measure(server, kind, seconds)
@@ -97,7 +102,7 @@ def _measure(server: ServerProcess, kind: str, seconds: float) -> Phase:
     )
     before = len(watch.descriptors(server.process.pid))
     with _heavy(kind, server.port, phase.heavy_answers):
-        asyncio.run(_in_turns(phase, seconds))
+        asyncio.run(_in_turns(phase, server.process.pid, seconds))
 
     def alone_again() -> bool:
         held = len(watch.descriptors(server.process.pid))
@@ -108,11 +113,13 @@ def _measure(server: ServerProcess, kind: str, seconds: float) -> Phase:
     return phase
 
 
-async def _in_turns(phase: Phase, seconds: float) -> None:
+async def _in_turns(phase: Phase, api: int, seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         await phase.completion.ask()
+        before = process_seconds(api)
         await phase.health.ask()
+        phase.health_cpu.append(process_seconds(api) - before)
 
 
 @contextmanager
