@@ -48,6 +48,12 @@ def test_another_salt_or_adapter_or_version_finds_nothing(scope: dict[str, Any])
     assert hit_after(plain | scope, plain | scope) == 8
 
 
+def test_a_reloaded_adapter_finds_nothing_of_its_old_version() -> None:
+    old, new = ({"tokens": prompt(12), "adapter": ("a", version)} for version in (1, 2))
+    assert hit_after(old, new) == 0
+    assert hit_after(new, new) == 8
+
+
 def test_switched_off_nothing_is_found_and_nothing_kept() -> None:
     same = {"tokens": prompt(12)}
     assert hit_after(same, same, prefix_caching=False) == 0

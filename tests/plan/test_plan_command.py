@@ -115,7 +115,7 @@ def test_it_fits_and_costs_no_torch_and_little_more_than_its_interpreter() -> No
         (("--shape", "/no/such.toml"), "/no/such.toml: No such file"),
         (("gpt-3", "--shape", "own.toml"), "gpt-3 and --shape own.toml: give one of them"),
         ((__file__,), "is a file: a shape is given with --shape"),
-        (("--shpae", "own.toml"), "unrecognized arguments"),
+        (("--shpae", "own.toml"), "unknown option --shpae; did you mean --shape?"),
         (("",), "MODEL is empty"),
         (("--shape", ""), "--shape is empty"),
         (("gpt-3", "--device", " "), "--device is empty"),
