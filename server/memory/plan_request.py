@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class PlanRequest:
     """What the operator asked for. None where auto was left; sizes in bytes.
 
-    ``whole_load`` asks for a cache that holds ``max_num_seqs`` sequences of ``max_model_len``
-    tokens at once; without it, one at least, which is what a server needs to start.
+    ``whole_load`` asks, where both sizes are given, for a cache that holds ``max_num_seqs``
+    sequences of ``max_model_len`` tokens at once; without it, one at least, which is what a server
+    needs to start. ``num_seqs_given`` says that ``max_num_seqs`` is no default.
     ``format_reason`` says why ``format`` was taken, for people, where that was weighed.
     ``kv_format`` is the KV cache's where it is another than ``format``; ``ranks`` is the number of
     devices that share each layer, of which one is planned. Both are for plans only: no server
@@ -29,9 +30,14 @@ class PlanRequest:
     kv_format: str | None = None
     ranks: int = 1
     whole_load: bool = False
+    num_seqs_given: bool = False
     format_reason: str = ""
+
+    @property
+    def is_whole_load(self) -> bool:
+        return self.whole_load and self.num_seqs_given and self.max_model_len is not None
 
     @property
     def least_sequences(self) -> int:
         """Sequences of max_model_len tokens that the cache must hold at once."""
-        return self.max_num_seqs if self.whole_load else 1
+        return self.max_num_seqs if self.is_whole_load else 1

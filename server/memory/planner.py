@@ -78,7 +78,7 @@ def changes_that_fit(
     def fits(changed: PlanRequest, available: int) -> bool:
         if changed.max_model_len is None:  # of auto's lengths the shortest fits first
             shortest = min(changed.block_size, model.max_positions)
-            changed = replace(changed, max_model_len=shortest)
+            changed = replace(changed, max_model_len=shortest, whole_load=False)
         try:
             size_memory(model, changed, available)
         except StartupError:

@@ -156,7 +156,7 @@ def _resized(request: PlanRequest, name: str, value: int) -> PlanRequest:
         case "max_model_len":
             return replace(request, max_model_len=value)
         case "max_num_seqs":
-            return replace(request, max_num_seqs=value)
+            return replace(request, max_num_seqs=value, num_seqs_given=True)
         case "max_num_batched_tokens":
             return replace(request, max_num_batched_tokens=value)
     raise ValueError(f"{name!r} is no size of a request")

@@ -40,6 +40,7 @@ def largest_max_model_len(plan: Plan) -> int:
     """The longest --max-model-len that fits, 0 where none does; whole blocks, but for the model's
     own longest context."""
     spec, request = plan.model.spec, plan.request
+    request = replace(request, whole_load=request.is_whole_load)
     most = max_context(spec)
 
     def fits(length: int) -> bool:

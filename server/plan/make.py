@@ -79,8 +79,9 @@ def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None
         raise StartupError(f"--tensor-parallel-size {options.ranks}: {error}") from None
     request = plan_request(config, target.placement, model.spec, model.stored)
     kv_format = None if options.kv_format == request.format else options.kv_format
-    whole_load = config.max_num_seqs is not None and config.max_model_len is not None
-    request = replace(request, ranks=options.ranks, kv_format=kv_format, whole_load=whole_load)
+    given = config.max_num_seqs is not None
+    request = replace(request, ranks=options.ranks, kv_format=kv_format)
+    request = replace(request, whole_load=True, num_seqs_given=given)
     notes = (*model.notes, *_notes(model.spec, request, target))
     available = target.placement.available
     try:
@@ -112,7 +113,7 @@ def _notes(spec: ModelSpec, request: PlanRequest, target: Target) -> Iterator[st
 
 def _start(spec: ModelSpec, request: PlanRequest, available: int) -> MemoryPlan | None:
     """What a server would start with, which needs a cache for one sequence only."""
-    if not request.whole_load:
+    if not request.is_whole_load:
         return None
     try:
         return size_memory(spec, replace(request, whole_load=False), available)
@@ -125,7 +126,8 @@ def _as_asked(spec: ModelSpec, request: PlanRequest, refusal: DoesNotFit) -> Mem
     one = kv_of(spec, request, 1)
     least = request.least_sequences * one.blocks_of(refusal.max_model_len) * one.page_bytes
     nbytes = max(least, request.kv_cache_bytes or 0)
-    alone = replace(request, max_model_len=refusal.max_model_len, kv_cache_bytes=nbytes)
+    length = refusal.max_model_len
+    alone = replace(request, max_model_len=length, kv_cache_bytes=nbytes, whole_load=False)
     return plan_memory(spec, alone, _UNBOUNDED)
 
 

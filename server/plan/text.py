@@ -62,7 +62,7 @@ def _verdict(plan: Plan) -> str:
         if plan.start is None:
             return "does not fit"
         return f"does not fit: {request.max_num_seqs} sequences of {length} tokens at once"
-    if request.whole_load:
+    if request.is_whole_load:
         return f"fits, {request.max_num_seqs} sequences of {length} tokens at once"
     verdict, most = "fits", plan.memory.model_max_len
     if request.max_model_len is None and length < most:

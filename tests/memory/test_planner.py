@@ -95,10 +95,11 @@ def test_a_budget_above_what_there_is_is_refused_with_the_figures(
 def test_a_whole_load_holds_every_sequence_at_its_full_length() -> None:
     load = replace(REQUEST, max_num_seqs=64, max_model_len=1024)
     size_memory(MODEL, load, 60 * MIB)  # a server starts: it needs one sequence
+    load = replace(load, whole_load=True, num_seqs_given=True)
     with pytest.raises(DoesNotFit, match="for 64 sequences at once, each of 1024 tokens") as short:
-        size_memory(MODEL, replace(load, whole_load=True), 60 * MIB)
+        size_memory(MODEL, load, 60 * MIB)
     assert short.value.kv_needed_bytes == 64 * 1024 * TOKEN
-    fits = size_memory(MODEL, replace(load, whole_load=True, max_num_seqs=60), 60 * MIB)
+    fits = size_memory(MODEL, replace(load, max_num_seqs=60), 60 * MIB)
     assert fits.concurrent_sequences >= 60
 
 
