@@ -77,12 +77,18 @@ def test_adversarial_mixes_stay_within_the_plan(budget: str, folder: Path) -> No
     assert {"finished", "left", "refused CAPACITY"} <= found["counts"].keys()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_five_hundred_adversarial_mixes_stay_within_the_plan(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(250, marks=pytest.mark.slow),
+        pytest.param(500, marks=pytest.mark.sweep),
+    ],
+)
+def test_hundreds_of_adversarial_mixes_stay_within_the_plan(folder: Path, count: int) -> None:
     """The same mixes at both budgets, side by side: each engine computes on one thread."""
     with ThreadPoolExecutor() as pool:
-        small, least = pool.map(lambda budget: serve(folder, budget, 1000, 500), (SMALL, LEAST))
+        small, least = pool.map(lambda budget: serve(folder, budget, 1000, count), (SMALL, LEAST))
     for found in (small, least):
         assert_within_the_plan(found)
         wanted = {"finished", "left", "refused CAPACITY", "refused CONTEXT_LENGTH"}
