@@ -144,9 +144,9 @@ TIGHT: tuple[dict[str, str], ...] = (
     {"quantization": "int4", "kv-cache-memory": "1KiB"},
 )
 LOADS: tuple[dict[str, str], ...] = (
-    {"max-model-len": "1024", "max-num-seqs": "512"},
+    {"max-model-len": "512", "max-num-seqs": "2048"},
     {"kv-cache-memory": "500GiB"},
-    {"kv-cache-memory": "500GiB", "max-model-len": "1024", "max-num-seqs": "512"},
+    {"kv-cache-memory": "500GiB", "max-model-len": "512", "max-num-seqs": "2048"},
 )
 
 
