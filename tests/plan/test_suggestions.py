@@ -261,3 +261,11 @@ def test_the_largest_value_is_found(least: int, most: int, step: int) -> None:
         assert largest_that(lambda n, limit=limit: n <= limit, least, most, step) == max(
             values, default=None
         )
+
+
+def test_a_smaller_number_of_sequences_that_is_offered_counts_as_given() -> None:
+    """Typed beside a length that was given, it asks for a cache that holds them all."""
+    request = replace(GPU, max_model_len=64, whole_load=True)
+    found = smallest_changes(request, GIB, lambda r, _: r.max_num_seqs <= 8, max_model_len=64)
+    (fewer,) = [change for change in found if change.option == "--max-num-seqs 8"]
+    assert fewer.request.is_whole_load and not request.is_whole_load
