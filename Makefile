@@ -94,7 +94,7 @@ test-slow: $(SETUP_TEST)
 	$(call pytest,slow)
 
 # The image built and run, docker-compose.yml brought up; test-slow does it too, where it can. As root, with
-# apt-get install buildah podman runc mmdebstrap netavark aardvark-dns; without Docker or a registry.
+# apt-get install buildah podman runc mmdebstrap netavark aardvark-dns iptables; without Docker or a registry.
 image-check: $(SETUP_TEST)
 	CI=true $(BIN)/python -m pytest tests/image -m "slow or not slow" -s --durations=5 $(ARGS)
 

@@ -12,10 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-# mmdebstrap makes the base image; netavark and aardvark-dns let containers find each other by name.
-COMMANDS = ("buildah", "podman", "runc", "mmdebstrap")
+# mmdebstrap makes the base image; netavark and aardvark-dns let containers find each other by name,
+# and netavark publishes ports with iptables.
+COMMANDS = ("buildah", "podman", "runc", "mmdebstrap", "iptables")
 HELPERS = ("netavark", "aardvark-dns")
-PACKAGES = "buildah podman runc mmdebstrap netavark aardvark-dns"
+PACKAGES = "buildah podman runc mmdebstrap netavark aardvark-dns iptables"
 _HELPER_FOLDERS = ("/usr/lib/podman", "/usr/libexec/podman", "/usr/local/libexec/podman")
 
 _LONGEST_S = 1500.0  # of one command, on a machine that does much else
