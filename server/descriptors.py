@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from server.errors import StartupError
 
-PROBE_CONNECTIONS = 64  # beyond --max-connections, for /health, /ready and /metrics
+PROBE_CONNECTIONS = 256  # beyond --max-connections, for /health, /ready and /metrics
 # What is open at the start, and beside connections later: the listener, the loop's own, the
 # engine's sockets, the template's worker, files that are read for a moment, and connections that
 # are on their way out.

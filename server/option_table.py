@@ -151,7 +151,7 @@ OPTIONS: tuple[Option, ...] = (
         "512",
         "N",
         "connections open at once; when all are taken, the one that has been quiet for longest is "
-        "closed for a new one, and up to 64 more may ask for /health, /ready and /metrics only",
+        "closed for a new one, and up to 256 more may ask for /health, /ready and /metrics only",
     ),
     Option(
         "stream-keep-alive",

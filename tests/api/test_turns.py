@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from api_fakes import FakeEngine, RecordingMetrics, saying
-from socket_stories import request_bytes, run, until
+from socket_stories import HEALTH, request_bytes, run, until
 from starlette.types import Receive, Scope, Send
 
 from server.api.http import serve
@@ -26,7 +26,15 @@ from server.api.http1.connection import Connection
 from server.api.http1.exchange import HIGH_WATER
 from server.api.http1.places import Places
 from server.api.http1.shared import Shared
-from server.api.http1.turns import FULL_READ, PASSES, SMALL_READ, TURN_READ_BYTES, Turns
+from server.api.http1.turns import (
+    FULL_READ,
+    PASSES,
+    PROBE_PASSES,
+    SMALL_READ,
+    TURN_READ_BYTES,
+    Turns,
+    Work,
+)
 from server.api.state import HttpLimits
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
@@ -165,6 +173,28 @@ def test_a_turn_begins_so_many_requests_whoever_sends_them(count: Count) -> None
     run(FakeEngine(saying("ok")), story, max_connections=64)
 
 
+def test_a_probe_passes_the_requests_that_begin_with_it(count: Count) -> None:
+    """It was sent last, behind ten turns' worth of them."""
+    others = 10 * PASSES
+
+    async def story(port: int, state: Any) -> None:
+        count.start()
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(others)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _, other in opened:
+            other.write(request_bytes(stream=True, max_tokens=2))
+        writer.write(HEALTH)
+        assert b" 200 " in await reader.readuntil(b"\r\n")
+        assert count.sum["messages"] < others // 2
+        for other, _ in opened:
+            assert b" 200 " in await other.readuntil(b"\r\n")
+        count.check(connections=others + 1)
+        for _, closed in [*opened, (reader, writer)]:
+            closed.close()
+
+    run(FakeEngine(saying("ok")), story, max_connections=others + 1)
+
+
 def test_a_connection_with_work_left_is_not_read_from(count: Count) -> None:
     """What waits in this process is bounded: the rest waits with its sender."""
 
@@ -274,34 +304,90 @@ class Transport(asyncio.Transport):
 class Busy:
     """Somebody with a turn's worth of work, once."""
 
-    queued = in_head = False
+    queued = False
+
+    def __init__(self, waiting: Work = Work.BODY, done: list[Work] | None = None) -> None:
+        self.waiting = waiting
+        self._done = [] if done is None else done
 
     def work(self) -> bool:
+        self._done.append(self.waiting)
         return False
 
     def regulate(self) -> None:
         pass
 
 
+def connected(loop: asyncio.AbstractEventLoop) -> tuple[Connection, Transport]:
+    limits = HttpLimits()
+    shared = Shared(
+        app=lambda *_: asyncio.sleep(0),
+        limits=limits,
+        metrics=RecordingMetrics(),
+        loop=loop,
+        turns=Turns(loop),
+        places=Places(limits, loop.time),
+        connections=set(),
+        tasks=set(),
+        default_headers=list,
+    )
+    connection, transport = Connection(shared), Transport()
+    connection.connection_made(transport)
+    return connection, transport
+
+
+@pytest.mark.parametrize("others", [[Work.HEAD], [Work.BODY], [Work.BODY, Work.HEAD]])
+def test_probes_go_first_with_half_of_a_turn(others: list[Work]) -> None:
+    """Whoever floods a server with probes holds nobody up for ever either."""
+
+    async def main() -> None:
+        turns, done = Turns(asyncio.get_running_loop()), list[Work]()
+        for _ in range(PASSES):
+            turns.offer(Busy())  # this turn's
+        for work in [*others, Work.PROBE]:
+            for _ in range(2 * PASSES):
+                turns.offer(Busy(work, done))
+        assert not done
+        await asyncio.sleep(0)
+        assert done[:PROBE_PASSES] == [Work.PROBE] * PROBE_PASSES
+        assert set(done[PROBE_PASSES:]) == set(others)
+        assert len(done) == PASSES
+        while len(done) < (len(others) + 1) * 2 * PASSES:
+            await asyncio.sleep(0)
+        assert Counter(done) == Counter(dict.fromkeys([*others, Work.PROBE], 2 * PASSES))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("sent", "waiting"),
+    [
+        (b"GET /health HTTP/1.1\r\n", Work.PROBE),
+        (b"GET /metrics HTTP", Work.PROBE),
+        (b"GET /healthy HTTP/1.1\r\n", Work.HEAD),
+        (b"GET /v1/models HTTP/1.1\r\n", Work.HEAD),
+        (b"POST /health HTTP/1.1\r\n", Work.HEAD),
+        (b"GET", Work.HEAD),
+        (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 30\r\n\r\nGET /health ", Work.BODY),
+    ],
+)
+def test_a_probe_is_known_by_its_first_line(sent: bytes, waiting: Work) -> None:
+    async def main() -> None:
+        connection = connected(asyncio.get_running_loop())[0]
+        connection.get_buffer(-1)[: len(sent)] = sent
+        connection._shared.turns._passes_left = 1 if waiting is Work.BODY else 0
+        connection.buffer_updated(len(sent))
+        assert connection.waiting is waiting
+        connection.connection_lost(None)
+
+    asyncio.run(main())
+
+
 def test_a_connection_that_waits_for_its_turn_is_not_read_from() -> None:
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        limits, turns = HttpLimits(), Turns(loop)
-        shared = Shared(
-            app=lambda *_: asyncio.sleep(0),
-            limits=limits,
-            metrics=RecordingMetrics(),
-            loop=loop,
-            turns=turns,
-            places=Places(limits, loop.time),
-            connections=set(),
-            tasks=set(),
-            default_headers=list,
-        )
-        connection, transport = Connection(shared), Transport()
-        connection.connection_made(transport)
+        connection, transport = connected(asyncio.get_running_loop())
         for _ in range(PASSES):
-            turns.offer(Busy())
+            connection._shared.turns.offer(Busy())
         connection.get_buffer(-1)[:3] = b"GET"
         connection.buffer_updated(3)
         assert not transport.reading

@@ -37,7 +37,7 @@ def test_a_soft_limit_that_is_too_low_is_raised(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize(
     ("hard", "asked", "ordinary", "probes"),
-    [(48, 512, 6, 2), (256, 512, 162, 54), (600, 512, 496, 64), (4096, 8192, 3992, 64)],
+    [(48, 512, 6, 2), (256, 512, 162, 54), (600, 512, 420, 140), (4096, 8192, 3800, 256)],
 )
 def test_fewer_connections_where_the_hard_limit_is_too_low(
     monkeypatch: pytest.MonkeyPatch, hard: int, asked: int, ordinary: int, probes: int
@@ -48,7 +48,10 @@ def test_fewer_connections_where_the_hard_limit_is_too_low(
     assert (found.ordinary, found.probes) == (ordinary, probes)
     assert found.ordinary + found.probes + 8 + SPARE <= hard
     assert f"(ulimit -n) is {hard}" in found.note
-    assert f"--max-connections {asked} needs {8 + SPARE + asked + 64} open files" in found.note
+    assert (
+        f"--max-connections {asked} needs {8 + SPARE + asked + PROBE_CONNECTIONS} open files"
+        in found.note
+    )
 
 
 def test_asking_for_few_is_no_reason_for_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from server.listener import address, bind
 from server.model_facts import read_model
 from server.report import ReportInput, startup_report, version_report
 
-ALL_CONNECTIONS = ConnectionLimits(512, 64)
+ALL_CONNECTIONS = ConnectionLimits(512, 256)
 
 
 def report(

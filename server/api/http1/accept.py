@@ -13,7 +13,9 @@ import socket
 import time
 from collections.abc import Callable
 
-ACCEPTS = 16  # in one turn of the loop
+# In one turn of the loop. A probe behind hundreds of others is found to be one when it has been
+# accepted; accepting is cheap, and what is then asked waits for its pass.
+ACCEPTS = 64
 PAUSE_S = 1.0  # where no other connection could be closed for a new one
 REPORT_S = 60.0  # between two lines about that in the log
 # The connection has gone again, or its network has: accept(2) passes on such errors.

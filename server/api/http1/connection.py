@@ -23,10 +23,11 @@ from server.api.http1.places import PROBES, Place, Quiet
 from server.api.http1.refusal import refusal
 from server.api.http1.scope import request_scope
 from server.api.http1.shared import Shared
-from server.api.http1.turns import FULL_READ, SMALL_READ
+from server.api.http1.turns import FULL_READ, SMALL_READ, Work
 from server.errors import ErrorCode, QuireError
 
 MAX_UNREAD_BYTES = 64 * 1024 * 1024  # of a refused body, read and thrown away before closing
+_PROBE_LINES = tuple(b"GET %s " % path.encode() for path in sorted(PROBES))
 
 
 class Phase(enum.Enum):
@@ -101,8 +102,10 @@ class Connection(Line):
     # Turns calls these.
 
     @property
-    def in_head(self) -> bool:
-        return self._phase is Phase.HEAD
+    def waiting(self) -> Work:
+        if self._phase is not Phase.HEAD:
+            return Work.BODY
+        return Work.PROBE if self._input.startswith(_PROBE_LINES) else Work.HEAD
 
     def work(self) -> bool:
         if self._transport.is_closing():

@@ -3,12 +3,15 @@
 Reading and decoding what clients send is done in passes, each over one connection and bounded: one
 head, PASS_CHUNKS chunks, PASS_BYTES bytes of body. A turn has PASSES of them, so it handles at most
 PASSES heads, PASSES * PASS_CHUNKS chunks and PASSES * PASS_BYTES bytes, whoever sent them. What is
-left waits in a queue while its connection is not read from.
+left waits in a queue while its connection is not read from. Questions about the server's own state
+go before the rest, up to half of a turn: hundreds of requests that begin at once must not hold up
+the one that asks whether the server lives.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections import deque
 from typing import Protocol
 
@@ -16,7 +19,16 @@ PASSES = 16  # in one turn of the loop
 TURN_READ_BYTES = 1024 * 1024  # read by all connections in a turn, before each gets SMALL_READ only
 FULL_READ = 64 * 1024
 SMALL_READ = 4 * 1024  # enough for the head of a health probe
+PROBE_PASSES = PASSES // 2  # a turn's first, where probes wait
 _BODY_SHARE = 4  # one pass in so many is a body's, where both heads and bodies wait
+
+
+class Work(enum.Enum):
+    """What a connection's bytes are, as far as they have come."""
+
+    PROBE = "probe"  # the head of a question about the server's own state
+    HEAD = "head"
+    BODY = "body"
 
 
 class Worker(Protocol):
@@ -25,7 +37,7 @@ class Worker(Protocol):
     queued: bool
 
     @property
-    def in_head(self) -> bool: ...
+    def waiting(self) -> Work: ...
 
     def work(self) -> bool:
         """One pass. True where there is more to do with the bytes that have come."""
@@ -42,8 +54,7 @@ class Turns:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._buffer = memoryview(bytearray(FULL_READ))
-        self._heads: deque[Worker] = deque()
-        self._bodies: deque[Worker] = deque()
+        self._queues: dict[Work, deque[Worker]] = {work: deque() for work in Work}
         self._renewed = False  # the next turn's renewal is on its way
         self._renew()
 
@@ -61,7 +72,7 @@ class Turns:
         """``worker`` has something to do: now, if this turn has a pass left, else in its turn."""
         if worker.queued:
             return
-        if self._passes_left and not self._heads and not self._bodies:
+        if self._passes_left and not any(self._queues.values()):
             self._pass(worker)
         else:
             self._queue(worker)
@@ -76,7 +87,7 @@ class Turns:
 
     def _queue(self, worker: Worker) -> None:
         worker.queued = True
-        (self._heads if worker.in_head else self._bodies).append(worker)
+        self._queues[worker.waiting].append(worker)
         self._ask_for_renewal()
         worker.regulate()
 
@@ -93,11 +104,16 @@ class Turns:
     def _turn(self) -> None:
         self._renewed = False
         self._renew()
-        while self._passes_left and (self._heads or self._bodies):
-            body_is_due = self._passes_left % _BODY_SHARE == 0
-            queue = (
-                self._bodies if not self._heads or (body_is_due and self._bodies) else self._heads
-            )
-            worker = queue.popleft()
+        while self._passes_left and any(self._queues.values()):
+            worker = self._queues[self._next()].popleft()
             worker.queued = False
             self._pass(worker)
+
+    def _next(self) -> Work:
+        """The queue whose first is next. One of them at least has somebody."""
+        probes, heads, bodies = (bool(self._queues[work]) for work in Work)
+        if probes and (self._passes_left > PASSES - PROBE_PASSES or not (heads or bodies)):
+            return Work.PROBE
+        if bodies and (self._passes_left % _BODY_SHARE == 0 or not heads):
+            return Work.BODY
+        return Work.HEAD
