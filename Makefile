@@ -102,9 +102,11 @@ image-check: $(SETUP_TEST)
 sweep: $(SETUP_TEST)
 	$(BIN)/python -m pytest -m sweep $(ARGS)
 
-# Single faults, planted one at a time, each against its nearest tests. ONLY=engine narrows it.
+# Single faults, planted one at a time, each against its nearest tests. ONLY=engine narrows it; JOBS=4 tries four
+# at a time, each in a copy of the tree.
+JOBS ?= 1
 mutants: $(SETUP_TEST)
-	$(BIN)/python -m tests.mutants --only "$(ONLY)"
+	$(BIN)/python -m tests.mutants --only "$(ONLY)" --jobs $(JOBS)
 
 # Thirteen minutes: a good client beside heavy ones, in seconds, then ten minutes of traffic with crashing
 # clients, after which every count is equal and nothing is left. test-slow does a minute of it.

@@ -145,21 +145,11 @@ def _sized(
     kv_bytes, limit = _pool_bytes(model, request, max_model_len, available_bytes)
     one_block = kv_of(model, request, 1)
     num_blocks = kv_bytes // one_block.page_bytes
-    while num_blocks > 0:
-        config = _runner_config(model, request, max_model_len, num_blocks)
-        layout = build_layout(model, config)
-        # What a step holds depends on the pool too: that may still be too large.
-        over = sum(map(layout.bytes, planned_kinds(request))) - available_bytes
-        if over <= 0:
-            break
-        if request.kv_cache_bytes is not None:
-            raise _pool_too_large(request.kv_cache_bytes, over, available_bytes, max_model_len)
-        num_blocks = max(0, num_blocks - math.ceil(over / one_block.page_bytes))
-        kv_bytes = num_blocks * one_block.page_bytes
     needed = request.least_sequences * one_block.blocks_of(max_model_len)
     if num_blocks < needed:
         needed_bytes = needed * one_block.page_bytes
         raise _pool_too_small(kv_bytes, needed_bytes, request, max_model_len, limit)
+    layout = build_layout(model, _runner_config(model, request, max_model_len, num_blocks))
     return MemoryPlan(
         request=request,
         layout=layout,

@@ -13,6 +13,8 @@ from api_client import with_client
 from api_fakes import FakeEngine, RecordingMetrics, make_state, saying
 
 from server.api.state import ApiState
+from server.api.trace import RequestTrace
+from server.api.usage import timings
 from server.errors import ErrorCode, QuireError
 
 ROUTES = {
@@ -54,6 +56,20 @@ def test_an_answer_says_what_it_held_and_how_long_it_took(route: str) -> None:
     assert 0 <= times["time_to_first_token_seconds"] <= times["total_seconds"]
     assert times["time_to_first_token_seconds"] + times["decode_seconds"] <= times["total_seconds"]
     assert usage["completion_tokens"] == 4
+
+
+def test_the_times_of_a_request_follow_each_other() -> None:
+    trace = RequestTrace("POST", "/v1/completions", True, arrival=100.0)
+    unknown = {name for name, value in timings(trace).items() if value is None}
+    assert unknown == TIMES - {"total_seconds"}
+    trace.queue_s, trace.ttft_s, trace._last_token = 0.5, 2.0, {0: 103.0, 1: 107.0}
+    seconds = timings(trace)
+    assert seconds["queue_seconds"] == 0.5
+    assert seconds["prefill_seconds"] == 1.5
+    assert seconds["time_to_first_token_seconds"] == 2.0
+    assert seconds["decode_seconds"] == 5.0  # the last of all choices
+    trace.queue_s = 2.25  # of a later prompt than the one that answered first
+    assert timings(trace)["prefill_seconds"] == 0.0
 
 
 @pytest.mark.parametrize("route", ROUTES)

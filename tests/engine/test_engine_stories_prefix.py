@@ -133,6 +133,41 @@ def test_a_hash_that_collides_costs_hits_and_never_a_result(name: str) -> None:
     assert told[0] == told[1]
 
 
+def test_a_block_after_another_prefix_is_not_taken_where_only_its_own_tokens_are_hashed() -> None:
+    story = Story(digest=lambda data: data[-16:])  # of the last four tokens, and of no parent
+    story.ask("other beginning", prompt(5, 500), max_tokens=1)
+    story.run()
+    story.ask("first", prompt(12), max_tokens=1)
+    story.run()
+    mixed = (*prompt(4, 500), *prompt(12)[4:])
+    story.ask("mixed", mixed, max_tokens=2)
+    story.run()
+    assert story.hit("mixed") == 4
+    assert story.tokens("mixed") == solo(mixed, 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"salt": "s"}, {"salt": "t"}),
+        ({"adapter": ("a", 0)}, {"adapter": ("b", 0)}),
+        ({"adapter": ("a", 0)}, {"adapter": ("a", 1)}),
+    ],
+)
+def test_each_scope_has_a_cache_of_its_own(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Not only does it find nothing of another's: it keeps its own beside it."""
+    story = Story()
+    for name, scope in (
+        ("one", first),
+        ("two", second),
+        ("one again", first),
+        ("two again", second),
+    ):
+        story.ask(name, prompt(9), max_tokens=2, **scope)
+        story.run()
+        assert story.hit(name) == (8 if name.endswith("again") else 0)
+
+
 def test_a_constant_hash_finds_the_first_block_alone() -> None:
     same = {"tokens": prompt(12)}
     assert hit_after(same, same, digest=lambda _: b"") == 4

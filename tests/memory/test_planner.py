@@ -49,6 +49,28 @@ REQUEST = PlanRequest(format="f32", block_size=16, max_num_seqs=8, max_num_batch
 TOKEN = 4 * 2 * 2 * 8 * 4
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("kv_format", [None, "bf16", "int8", "fp8"])
+@pytest.mark.parametrize("windows", [(), (0, 32, 32, 32)], ids=["full", "windows"])
+def test_a_larger_pool_takes_its_pages_and_nothing_else(
+    on_gpu: bool, kv_format: str | None, windows: tuple[int, ...]
+) -> None:
+    """So what weights and buffers leave is known before the pool is: not a byte more is planned."""
+    model = replace(MODEL, windows=windows)
+    asked = replace(REQUEST, on_gpu=on_gpu, kv_format=kv_format, max_model_len=512)
+    small, large = (
+        size_memory(model, replace(asked, kv_cache_bytes=nbytes), 8 * GIB)
+        for nbytes in (64 * MIB, GIB)
+    )
+    for plan in (small, large):
+        assert plan.kinds["kv_cache"] == plan.kv.num_blocks * plan.kv.page_bytes
+    others = {kind: nbytes for kind, nbytes in small.kinds.items() if kind != "kv_cache"}
+    assert others.items() <= large.kinds.items() and small.kv.num_blocks < large.kv.num_blocks
+    bounded = size_memory(model, asked, 24 * MIB)
+    spare = 24 * MIB - sum(bounded.kinds.values())
+    assert spare >= 0 and (not on_gpu or spare < bounded.kv.page_bytes)
+
+
 def test_by_default_the_pool_holds_max_num_seqs_and_a_quarter_for_prefixes() -> None:
     plan = plan_memory(MODEL, REQUEST, 8 * GIB)
     assert plan.capacity_tokens == 8 * 1024 * 5 // 4
@@ -82,6 +104,10 @@ def test_a_budget_above_what_there_is_is_refused_with_the_figures(
     assert GIB < over < 1.2 * GIB and refused.value.nbytes == 9 * GIB
     assert "--kv-cache-memory asks for 9.00 GiB" in str(refused.value)
     assert "of 8.00 GiB available" in str(refused.value)
+    if length is not None:  # the figures are exact: what is left is taken, and no byte more
+        size_memory(MODEL, replace(asked, kv_cache_bytes=9 * GIB - over), 8 * GIB)
+        with pytest.raises(DoesNotFit, match=r"\b1 B too much"):
+            size_memory(MODEL, replace(asked, kv_cache_bytes=9 * GIB - over + 1), 8 * GIB)
     with pytest.raises(StartupError, match="what would fit: --kv-cache-memory") as told:
         plan_memory(MODEL, asked, 8 * GIB)
     for text in str(told.value).split("what would fit: ")[1].split(" or "):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections import Counter
 from pathlib import Path
 
@@ -42,9 +43,37 @@ def test_a_fault_that_a_test_sees_is_killed_and_another_survives(tmp_path: Path)
     (tmp_path / "code.py").rename(tmp_path / "code_.py")
     seen = Fault("a/1", "code_.py", "2 * n", "2 + n", "sums", ("test_code.py",))
     unseen = Fault("a/2", "code_.py", "2 * n", "n * 2", "nothing", ("test_code.py",))
-    assert mutants.outcome_of(seen, tmp_path) == "killed"
-    assert mutants.outcome_of(unseen, tmp_path) == "survived"
+    outcome, run = mutants.outcome_of(seen, tmp_path)
+    assert outcome == "killed" and run.failed == "FAILED test_code.py::test_it"
+    assert mutants.outcome_of(unseen, tmp_path)[0] == "survived"
     assert "return 2 * n" in (tmp_path / "code_.py").read_text()
     twice = Fault("a/3", "code_.py", "n", "m", "it is not one place", ("test_code.py",))
     with pytest.raises(ValueError, match="stands 3 times"):
         mutants.outcome_of(twice, tmp_path)
+
+
+def test_a_fault_that_never_ends_is_killed_by_time_with_what_it_started(tmp_path: Path) -> None:
+    (tmp_path / "code_.py").write_text("PAUSE = 0\n")
+    held = tmp_path / "held"
+    (tmp_path / "child.py").write_text(
+        "import code_, fcntl, time\n\n"
+        f"file = open({str(held)!r}, 'w')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "time.sleep(code_.PAUSE)\n"
+    )
+    (tmp_path / "test_endless.py").write_text(
+        "import subprocess, sys\n\ndef test_it():\n"
+        "    subprocess.run([sys.executable, 'child.py'], check=True)\n"
+    )
+    fault = Fault("a/1", "code_.py", "PAUSE = 0", "PAUSE = 600", "waits", ("test_endless.py",))
+    outcome, run = mutants.outcome_of(fault, tmp_path, bound_s=5.0)
+    assert outcome == "killed by time" and run.seconds >= 5.0
+    with held.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # free once the child is gone
+
+
+def test_no_two_runs_share_a_copy(tmp_path: Path) -> None:
+    with mutants.Copies(2) as copies:
+        held = copies.each(lambda _, folder: (folder, (folder / "server").is_dir()), range(6))
+        folders = {folder for folder, copied in held if copied}
+    assert 1 <= len(folders) <= 2
+    assert not any(folder.exists() for folder in folders)

@@ -87,6 +87,17 @@ def test_a_character_begun_and_not_ended_moves_what_follows() -> None:
     assert form["text_offset"] == [0, 1, 1, 2, 3]
 
 
+@pytest.mark.parametrize("character", ["é", "深", "😀"])
+@pytest.mark.parametrize(("tokenizer", "first"), [(LEVEL, 0), (FALLBACK, 3)], ids=["level", "run"])
+def test_a_character_of_several_tokens_is_of_the_last_of_them(
+    tokenizer: Tokenizer, first: int, character: str
+) -> None:
+    a, *spelled, b = (first + byte for byte in f"a{character}b".encode())
+    text, form, _ = answer(tokenizer, [], [a, *spelled, b])
+    assert text == f"a{character}b"
+    assert form["text_offset"] == [0, *(1 for _ in spelled), 2]
+
+
 def test_a_run_of_bytes_that_is_no_text_is_named_by_its_bytes() -> None:
     ids = [3 + byte for byte in b"A\xffB"]
     word = FALLBACK._backend.token_to_id("world")

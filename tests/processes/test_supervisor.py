@@ -196,6 +196,24 @@ def test_a_death_counts_for_as_long_as_the_window_is() -> None:
     assert asyncio.run(story([0, 100.5, 150])) is EngineState.GAVE_UP
 
 
+def test_the_pause_before_a_successor_doubles_with_each_death(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def story() -> None:
+        policy = RestartPolicy(max_restarts=3, window_s=100, first_pause_s=0.01)
+        times = iter([0.0, 1.0, 2.0])
+        it = Engine(["dies"], policy, clock=lambda: next(times))
+        for _ in range(3):
+            process = await it.supervisor._after_death("a test")
+            assert process is not None
+            process.close()
+        it.gauges.close()
+
+    asyncio.run(story())
+    said = [record for record in caplog.records if "starting it again" in record.msg]
+    assert [record.args for record in said] == [("a test", pause) for pause in (0.01, 0.02, 0.04)]
+
+
 def test_a_first_engine_that_dies_while_it_starts_is_a_start_up_error() -> None:
     async def story() -> None:
         it = Engine(["dies"], FAST)
@@ -210,8 +228,27 @@ def test_a_first_engine_that_dies_while_it_starts_is_a_start_up_error() -> None:
 def test_a_first_engine_that_cannot_be_built_is_a_start_up_error() -> None:
     async def story() -> None:
         it = Engine(["refuses"], FAST)
-        with pytest.raises(StartupError, match="tensor x is missing"):
+        with pytest.raises(StartupError, match=r"^model\.safetensors: tensor x is missing$"):
             await it.supervisor.run(it.spawn())
+        it.gauges.close()
+
+    asyncio.run(story())
+
+
+def test_a_later_engine_that_cannot_be_built_is_a_death_that_counts() -> None:
+    """The checkpoint was there once: it may be again, as after a file system came back."""
+
+    async def story() -> None:
+        it = Engine(["serves", "refuses", "serves"], FAST)
+        running = asyncio.create_task(it.supervisor.run(it.spawn()))
+        await it.until_ready()
+        first = it.supervisor.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await it.until(lambda: it.metrics.restarts == 2)
+        await it.until_ready()
+        it.supervisor.stop()
+        await running
         it.gauges.close()
 
     asyncio.run(story())

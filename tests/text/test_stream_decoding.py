@@ -80,6 +80,12 @@ def test_a_run_of_fallback_bytes_comes_when_it_ends() -> None:
     assert deltas(tokenizer, ids) == ["", "", "", "深 hello", ""]
 
 
+def test_what_is_held_at_the_end_goes_through_the_later_stages() -> None:
+    tokenizer = TOKENIZERS["byte-fallback"]
+    ids = byte_ids(tokenizer, " A")
+    assert deltas(tokenizer, ids) == ["", "", "A"] and tokenizer.decode(ids) == "A"
+
+
 def test_an_invalid_byte_is_replaced_at_once_and_what_is_cut_off_at_the_end() -> None:
     assert deltas(TOKENIZERS["byte-level"], [0xFF, 0x41, 0xE6, 0xB7]) == [
         "\ufffd",

@@ -64,6 +64,14 @@ def test_a_vocabulary_that_does_not_divide_is_padded() -> None:
     assert rank_shape(table, 4) == (251, 64)
 
 
+def test_an_inner_width_that_does_not_divide_is_padded() -> None:
+    spec = tiny_llama(num_query_heads=8, num_kv_heads=8, intermediate_size=130)
+    down = next(p for p in inventory(spec) if p.component is Component.DOWN)
+    assert rank_shape(down, 4) == (64, 33)
+    for component in SHARED:
+        assert elements(spec, 4, component) == elements(rank_spec(spec, 4), 1, component)
+
+
 def test_heads_that_cannot_be_shared_are_refused() -> None:
     with pytest.raises(ValueError, match="25 query heads do not divide over 2 ranks"):
         check_ranks(find_preset("gpt-2-xl").spec, 2)

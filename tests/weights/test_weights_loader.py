@@ -20,7 +20,7 @@ from tests.weights.folders import (
     write_parts,
 )
 from weights import families
-from weights.checkpoint import open_checkpoint
+from weights.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from weights.errors import CheckpointError
 from weights.inventory import inventory
 from weights.loader import LoadedModel, load
@@ -184,6 +184,17 @@ def test_formats_may_be_mixed_in_one_file(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.parameter_format == "bf16"
     assert torch.equal(load_folder(tmp_path).tensors["final_norm.weight"], expected)
+
+
+def test_a_checkpoint_s_format_is_that_of_most_bytes_and_not_of_most_tensors(
+    tmp_path: Path,
+) -> None:
+    matrix = TensorEntry("matrix", "f", "BF16", (64, 64), 0, 8192)
+    norms = [TensorEntry(f"norm{i}", "f", "F32", (64,), 8192 + 256 * i, 256) for i in range(9)]
+    mask = TensorEntry("mask", "f", "BOOL", (1 << 20,), 1 << 20, 1 << 20)
+    tensors = {entry.name: entry for entry in (*norms, matrix, mask)}
+    assert Checkpoint(tmp_path, {}, {}, tensors, {}, "f").parameter_format == "bf16"
+    assert Checkpoint(tmp_path, {}, {}, {"mask": mask}, {}, "f").parameter_format is None
 
 
 def test_a_value_too_large_for_f16_is_refused(tmp_path: Path) -> None:
