@@ -13,8 +13,8 @@ from dataclasses import asdict
 
 from server import __version__
 from server.api.app import create_app
-from server.api.fields import generation_defaults
 from server.api.http import serve as http_server
+from server.api.sampling import generation_defaults
 from server.api.state import ApiState, GenerationDefaults, HttpLimits, ModelCard
 from server.config import ServerConfig
 from server.descriptors import ConnectionLimits

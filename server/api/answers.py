@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from server.api.schema.requests import GenerationRequest
 from server.api.state import ModelCard
-from server.api.validation import GenerationRequest
 from server.output.choice import Delta
 from server.output.logprobs import TokenLogprob, chat_logprobs, completion_logprobs
 from server.output.processor import ChoiceResult
@@ -89,7 +89,7 @@ class CompletionForm:
 
     def __init__(self, tokenizer: Tokenizer, request: GenerationRequest) -> None:
         self._tokenizer = tokenizer
-        self._wants_logprobs = request.logprobs is not None
+        self._wants_logprobs = request.num_logprobs is not None
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         return []
@@ -122,7 +122,7 @@ class ChatForm:
 
     def __init__(self, tokenizer: Tokenizer, request: GenerationRequest) -> None:
         self._tokenizer = tokenizer
-        self._wants_logprobs = request.logprobs is not None
+        self._wants_logprobs = request.num_logprobs is not None
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         return [self._change(index, {"role": "assistant", "content": "", "refusal": None})]

@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.endpoints import GenerationEndpoint
 from server.api.errors import error_body, shown
-from server.api.fields import Route
 from server.api.middleware import BodyLimits, RequestBoundary, trace_of
 from server.api.page.route import PageRoutes
 from server.api.preparation import Preparation
+from server.api.schema.requests import ChatRequest, CompletionRequest, Route
 from server.api.state import ApiState
 from server.api.status import StatusRoutes
 from server.errors import ErrorCode, QuireError
@@ -62,9 +62,9 @@ def create_app(state: ApiState) -> FastAPI:
     for path in page.templates:
         app.add_route(path, page.file, methods=["GET"])
     app.add_route("/v1/models/{model:path}", status.model, methods=["GET"])
-    for route in Route:
-        endpoint = GenerationEndpoint(state, route, preparation)
-        app.router.add_route(route.value, endpoint, methods=["POST"])  # type: ignore[arg-type]
+    for kind in (CompletionRequest, ChatRequest):
+        endpoint = GenerationEndpoint(state, kind, preparation)
+        app.router.add_route(kind.route.value, endpoint, methods=["POST"])  # type: ignore[arg-type]
     return app
 
 

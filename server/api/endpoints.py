@@ -18,15 +18,14 @@ from starlette.types import Receive, Scope, Send
 from server.api.answers import DONE, Answer, AnswerForm, ChatForm, CompletionForm, to_json
 from server.api.body import Body
 from server.api.errors import shown, still_loading
-from server.api.fields import Route
 from server.api.generation import Generation
 from server.api.middleware import EVENT_STREAM, header, trace_of
 from server.api.preparation import Preparation
+from server.api.schema.requests import ChatRequest, CompletionRequest, GenerationRequest
 from server.api.sizes import TOKEN_BYTES, held_bytes
 from server.api.state import ApiState
 from server.api.stream import StreamWriter
 from server.api.trace import ClientDisconnected, RequestTrace
-from server.api.validation import GenerationRequest
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
 from server.host_budget import Holding, Use
@@ -39,9 +38,11 @@ T = TypeVar("T")
 class GenerationEndpoint:
     """One of the two routes, as an ASGI application."""
 
-    def __init__(self, state: ApiState, route: Route, preparation: Preparation) -> None:
+    def __init__(
+        self, state: ApiState, kind: type[GenerationRequest], preparation: Preparation
+    ) -> None:
         self._state = state
-        self._route = route
+        self._kind = kind
         self._preparation = preparation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,9 +64,9 @@ class GenerationEndpoint:
     ) -> None:
         request, requests = await self._prepared(body, holding, trace)
         options = OutputOptions(
-            stops=StopStrings(request.stops),
+            stops=StopStrings(request.stop),
             echo=request.echo,
-            continuation=self._route is Route.COMPLETIONS,
+            continuation=self._kind is CompletionRequest,
         )
         generation = Generation(self._state, requests, options, trace)
         leaving.append(generation.abort)
@@ -85,14 +86,14 @@ class GenerationEndpoint:
         self, body: Body, holding: Holding, trace: RequestTrace
     ) -> tuple[GenerationRequest, list[EngineRequest]]:
         """What the engine is asked, and the rest of the request: its texts are let go."""
-        parsed = await self._preparation.read(body, self._route, holding)
+        parsed = await self._preparation.read(body, self._kind, holding)
         trace.stream = parsed.request.stream
         self._check_health()
         requests = await self._preparation.engine_requests(parsed, trace.request_id, holding)
-        slim = parsed.request.without_text()
+        parsed.request.forget_text()
         ids = sum(len(one.prompt_token_ids) for one in requests)
-        holding.hold(held_bytes(slim.fields) + TOKEN_BYTES * ids)
-        return slim, requests
+        holding.hold(held_bytes(vars(parsed.request)) + TOKEN_BYTES * ids)
+        return parsed.request, requests
 
     def _check_health(self) -> None:
         health = self._state.health
@@ -113,7 +114,7 @@ class GenerationEndpoint:
 
     def _form(self, request: GenerationRequest, request_id: str) -> Answer:
         form: AnswerForm
-        if self._route is Route.CHAT:
+        if isinstance(request, ChatRequest):
             form, kind = ChatForm(self._state.tokenizer, request), "chat.completion"
         else:
             form, kind = CompletionForm(self._state.tokenizer, request), "text_completion"

@@ -15,9 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from server.api.body import Body
 from server.api.errors import shown
-from server.api.fields import Route
 from server.api.json_body import parse_object
 from server.api.json_shape import JsonLimits, measure
+from server.api.sampling import context_error, sampling_params
+from server.api.schema.requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    parse_request,
+)
 from server.api.sizes import (
     TOKEN_BYTES,
     counting_bytes,
@@ -27,7 +33,6 @@ from server.api.sizes import (
     tokenising_bytes,
 )
 from server.api.state import ApiState
-from server.api.validation import GenerationRequest, context_error, sampling_params, validate
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
 from server.host_budget import Holding, Use
@@ -45,8 +50,10 @@ class Parsed:
 
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
-        self.held_bytes = held_bytes(request.fields)
-        self.rendering_bytes = rendering_bytes(request.messages)
+        self.held_bytes = held_bytes(vars(request))
+        self.rendering_bytes = (
+            rendering_bytes(request.messages) if isinstance(request, ChatRequest) else 0
+        )
 
 
 class Preparation:
@@ -60,9 +67,9 @@ class Preparation:
     def close(self) -> None:
         self._parser.shutdown(wait=False, cancel_futures=True)
 
-    async def read(self, body: Body, route: Route, holding: Holding) -> Parsed:
+    async def read(self, body: Body, kind: type[GenerationRequest], holding: Holding) -> Parsed:
         """Raises QuireError."""
-        parsed = await self._parsed(body.take(), route)
+        parsed = await self._parsed(body.take(), kind)
         holding.hold(parsed.held_bytes, Use.REQUESTS)
         return parsed
 
@@ -71,13 +78,13 @@ class Preparation:
     ) -> list[EngineRequest]:
         """One engine request a prompt, tokenised and within the context. Raises QuireError."""
         request, base = parsed.request, holding.nbytes
-        if request.route is Route.CHAT:
-            text = await self._rendered(parsed)
+        if isinstance(request, ChatRequest):
+            text = await self._rendered(request, parsed.rendering_bytes)
             holding.hold(base + sys.getsizeof(text))
             prompts = [await self._tokens(text, "messages", add_special_tokens=False)]
         else:
             prompts = []
-            for prompt in request.prompts:
+            for prompt in request.prompt:
                 is_text = isinstance(prompt, str)
                 ids = await self._tokens(prompt, "prompt") if isinstance(prompt, str) else prompt
                 prompts.append(ids)
@@ -88,18 +95,18 @@ class Preparation:
             for index, ids in enumerate(prompts)
         ]
 
-    def _limits(self, route: Route) -> JsonLimits:
+    def _limits(self, kind: type[GenerationRequest]) -> JsonLimits:
         limits = self._state.limits
-        ids = limits.max_prompt_ids if route is Route.COMPLETIONS else 0
+        ids = limits.max_prompt_ids if kind is CompletionRequest else 0
         return JsonLimits(
             limits.max_json_depth, limits.max_json_containers, limits.max_json_values + ids
         )
 
-    async def _parsed(self, body: bytes, route: Route) -> Parsed:
-        limits, model = self._limits(route), self._state.model
+    async def _parsed(self, body: bytes, kind: type[GenerationRequest]) -> Parsed:
+        limits, model = self._limits(kind), self._state.model
 
         def parse() -> Parsed:
-            return Parsed(validate(parse_object(body), route, model))
+            return Parsed(parse_request(parse_object(body), kind, model))
 
         if len(body) < SMALL:
             measure(body, limits)
@@ -117,7 +124,7 @@ class Preparation:
             parse,
         )
 
-    async def _rendered(self, parsed: Parsed) -> str:
+    async def _rendered(self, request: ChatRequest, nbytes: int) -> str:
         template = self._state.chat_template
         if template is None:
             raise QuireError(
@@ -125,8 +132,8 @@ class Preparation:
                 "This model has no chat template. Use /v1/completions.",
                 param="messages",
             )
-        async with self._budget.working(parsed.rendering_bytes, "Rendering the chat"):
-            return await template.render(parsed.request.messages)
+        async with self._budget.working(nbytes, "Rendering the chat"):
+            return await template.render(request.messages)
 
     async def _tokens(
         self, text: str, param: str, *, add_special_tokens: bool = True
@@ -163,8 +170,8 @@ class Preparation:
             prompt_token_ids=ids,
             sampling=sampling_params(request, self._state.defaults, self._state.model, len(ids)),
             n=request.n,
-            priority=request.fields["priority"],
-            tenant=request.fields["user"] or "",
-            cache_salt=request.fields["cache_salt"],
+            priority=request.priority,
+            tenant=request.user or "",
+            cache_salt=request.cache_salt,
             reports_memory=request.usage_details,
         )

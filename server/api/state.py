@@ -59,7 +59,7 @@ class ModelCard:
 class GenerationDefaults:
     """Values for sampling fields that a request leaves out. OpenAI's, unless the model has its own.
 
-    server.api.fields.generation_defaults makes them from a generation_config.json.
+    server.api.sampling.generation_defaults makes them from a generation_config.json.
     """
 
     temperature: float = 1.0

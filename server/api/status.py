@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.errors import shown, still_loading
 from server.api.live_requests import OpenRequest
+from server.api.schema.requests import check_model
 from server.api.state import ApiState
 from server.api.usage import live_memory, timings
-from server.api.validation import check_model
 from server.errors import ErrorCode, QuireError
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"

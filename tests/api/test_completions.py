@@ -12,7 +12,7 @@ import pytest
 from api_client import with_client
 from api_fakes import EOS, FakeEngine, FakeHealth, make_state, saying
 
-from server.api.fields import generation_defaults
+from server.api.sampling import generation_defaults
 from server.api.state import ApiState, GenerationDefaults
 from server.errors import ErrorCode, QuireError
 from server.metrics.stats import Outcome

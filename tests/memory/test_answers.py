@@ -70,7 +70,7 @@ def test_an_answer_takes_no_more_than_is_counted(
         delta = processor.feed(event)
         if delta is not None:
             collector.add(delta.choice, delta)
-    writer = form(tokenizer, SimpleNamespace(logprobs=top))
+    writer = form(tokenizer, SimpleNamespace(num_logprobs=top))
     to_json({"choices": [writer.whole(result) for result in collector.results()]})
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

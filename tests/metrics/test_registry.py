@@ -7,7 +7,7 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.api.fields import Route
+from server.api.schema.requests import Route
 from server.engine.events import StepStats
 from server.host_budget import HostBudget
 from server.memory.accountant import READING_NAMES
