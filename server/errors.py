@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import assert_never
+
+from server.engine.request import EngineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,33 @@ class ErrorCode(Enum):
     TEMPLATE_UNAVAILABLE = ErrorKind(503, "server_error", "chat_template_unavailable")
     TOO_MANY_CONNECTIONS = ErrorKind(503, "server_error", "too_many_connections")
     MEMORY_BUDGET = ErrorKind(503, "server_error", "memory_budget_exceeded")
+
+
+def client_error_code(error: EngineError) -> ErrorCode:
+    """What a client is told for the engine's reason. mypy holds that no reason is left out."""
+    match error:
+        case EngineError.INVALID_REQUEST:
+            return ErrorCode.INVALID_REQUEST
+        case EngineError.INVALID_VALUE:
+            return ErrorCode.INVALID_VALUE
+        case EngineError.CONTEXT_LENGTH:
+            return ErrorCode.CONTEXT_LENGTH
+        case EngineError.CAPACITY:
+            return ErrorCode.CAPACITY
+        case EngineError.QUEUE_FULL:
+            return ErrorCode.QUEUE_FULL
+        case EngineError.QUEUE_TIMEOUT:
+            return ErrorCode.QUEUE_TIMEOUT
+        case EngineError.SHUTTING_DOWN:
+            return ErrorCode.SHUTTING_DOWN
+        case EngineError.NON_FINITE:
+            return ErrorCode.NON_FINITE
+        case EngineError.OUT_OF_MEMORY:
+            return ErrorCode.OUT_OF_MEMORY
+        case EngineError.INTERNAL:
+            return ErrorCode.INTERNAL
+        case _:
+            assert_never(error)
 
 
 class QuireError(Exception):

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from server.engine.events import ChoiceOutput, EngineFrame, Event, PromptOutput, Refused
 from server.engine.request import EngineRequest
-from server.errors import ErrorCode, QuireError
+from server.errors import ErrorCode, QuireError, client_error_code
 from server.host_budget import Holding, HostBudget, Use
 
 # An event without its tokens and log-probabilities, and a token: objects, measured.
@@ -274,7 +274,7 @@ def _own(error: QuireError) -> QuireError:
 
 def refusal(refused: Refused) -> QuireError:
     """The client's error for the engine's refusal."""
-    code = ErrorCode.__members__.get(refused.code, ErrorCode.INTERNAL)
+    code = client_error_code(refused.code)
     return QuireError(code, refused.message, retry_after=refused.retry_after)
 
 

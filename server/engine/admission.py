@@ -15,12 +15,20 @@ from server.engine.answers import AnswerSize, answer_size
 from server.engine.events import Refused
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.queue import WaitingQueue
-from server.engine.request import AnswerLimits, EngineLimits, EngineRequest, SamplingParams
+from server.engine.request import (
+    AnswerLimits,
+    EngineError,
+    EngineLimits,
+    EngineRequest,
+    SamplingParams,
+)
 from server.engine.sampling_limits import LOGIT_BIAS, SAMPLING_RANGES
 from server.engine.sequence import LiveRequest
 
 _RETRY_AFTER_MAX = 600  # seconds
 _WINDOW = 64  # steps
+
+Problem = tuple[EngineError, str]  # and the message
 
 
 class Throughput:
@@ -61,27 +69,27 @@ class Admission:
         ids = tuple(request.request_id for request in requests)
         if not self.is_open:
             message = "The server is shutting down and takes no new requests."
-            return Refused(ids, "SHUTTING_DOWN", message)
+            return Refused(ids, EngineError.SHUTTING_DOWN, message)
         if len(set(ids)) < len(ids) or any(request_id in live for request_id in ids):
-            return Refused(ids, "INTERNAL", "A request id is in use already.")
+            return Refused(ids, EngineError.INTERNAL, "A request id is in use already.")
         for request in requests:
             problem = self._problem_with(request)
             if problem is not None:
                 return Refused(ids, *problem)
         return self._queue_refusal(ids, requests) or self._answer_refusal(ids, requests, live)
 
-    def _problem_with(self, request: EngineRequest) -> tuple[str, str] | None:
+    def _problem_with(self, request: EngineRequest) -> Problem | None:
         num_prompt = len(request.prompt_token_ids)
         max_tokens = request.sampling.max_tokens
         if num_prompt < 1:
-            return "INVALID_REQUEST", "The prompt has no tokens; it needs at least one."
+            return EngineError.INVALID_REQUEST, "The prompt has no tokens; it needs at least one."
         if not 1 <= request.n <= self._limits.max_num_seqs:
-            return "CAPACITY", (
+            return EngineError.CAPACITY, (
                 f"n is {request.n}; this server runs 1 to {self._limits.max_num_seqs} "
                 "sequences at a time."
             )
         if num_prompt + max_tokens > self._limits.max_model_len:
-            return "CONTEXT_LENGTH", (
+            return EngineError.CONTEXT_LENGTH, (
                 f"The prompt has {num_prompt} tokens and max_tokens is {max_tokens}; together "
                 f"they exceed the context of {self._limits.max_model_len} tokens. Shorten the "
                 "prompt or lower max_tokens."
@@ -92,21 +100,21 @@ class Admission:
             or self._capacity_problem(num_prompt, max_tokens)
         )
 
-    def _width_problem(self, request: EngineRequest) -> tuple[str, str] | None:
+    def _width_problem(self, request: EngineRequest) -> Problem | None:
         most = self._limits.max_logprobs
         for name in ("logprobs", "prompt_logprobs"):
             asked = getattr(request.sampling, name)
             if asked is not None and asked > most:
-                return "CAPACITY", (
+                return EngineError.CAPACITY, (
                     f"{name} is {asked}, {8 * (1 + asked)} bytes a token; this server's buffers "
                     f"hold {8 * (1 + most)}. Ask for at most {most}."
                 )
         return None
 
-    def _capacity_problem(self, num_prompt: int, max_tokens: int) -> tuple[str, str] | None:
+    def _capacity_problem(self, num_prompt: int, max_tokens: int) -> Problem | None:
         needed, there = self._kv.blocks_for(num_prompt + max_tokens), self._kv.pool.num_blocks
         if needed > there:
-            return "CAPACITY", (
+            return EngineError.CAPACITY, (
                 f"The prompt has {num_prompt} tokens and max_tokens is {max_tokens}; together "
                 f"they need {needed} KV-cache blocks, and the cache has {there} "
                 f"({self._kv.max_tokens_alone()} tokens): {needed * self._page_bytes} bytes of "
@@ -114,9 +122,9 @@ class Admission:
             )
         return self._queue_problem(num_prompt)
 
-    def _queue_problem(self, num_prompt: int) -> tuple[str, str] | None:
+    def _queue_problem(self, num_prompt: int) -> Problem | None:
         if num_prompt > self._limits.max_queued_tokens:
-            return "CAPACITY", (
+            return EngineError.CAPACITY, (
                 f"The prompt has {num_prompt} tokens; the queue holds at most "
                 f"{self._limits.max_queued_tokens}."
             )
@@ -134,13 +142,15 @@ class Admission:
             return None
         problem = self._list_problem(len(requests), new_tokens)
         if problem is not None:
-            return Refused(ids, "CAPACITY", problem)
+            return Refused(ids, EngineError.CAPACITY, problem)
         message = (
             f"The queue is full: {num_requests} requests with {num_tokens} tokens wait, and at "
             f"most {self._limits.max_queued_requests} requests with "
             f"{self._limits.max_queued_tokens} tokens may. Try again later."
         )
-        return Refused(ids, "QUEUE_FULL", message, self.throughput.seconds_for(num_tokens))
+        return Refused(
+            ids, EngineError.QUEUE_FULL, message, self.throughput.seconds_for(num_tokens)
+        )
 
     def _list_problem(self, num_requests: int, num_tokens: int) -> str | None:
         """Why the list does not fit an empty queue either: trying again would never help."""
@@ -169,7 +179,7 @@ class Admission:
         sizes = [answer_size(request) for request in requests]
         needed = sum(size.nbytes(limits) for size in sizes)
         if needed > limits.max_bytes:
-            return Refused(ids, "CAPACITY", _answer_problem(sizes, needed, limits))
+            return Refused(ids, EngineError.CAPACITY, _answer_problem(sizes, needed, limits))
         open_sizes = [answer_size(one.request) for one in live.values()]
         held = sum(size.nbytes(limits) for size in open_sizes)
         if held + needed <= limits.max_bytes:
@@ -180,18 +190,21 @@ class Admission:
             "fewer logprobs, a smaller n or fewer tokens."
         )
         tokens = sum(size.tokens for size in open_sizes)
-        return Refused(ids, "QUEUE_FULL", message, self.throughput.seconds_for(tokens))
+        return Refused(ids, EngineError.QUEUE_FULL, message, self.throughput.seconds_for(tokens))
 
 
-def _sampling_problem(sampling: SamplingParams) -> tuple[str, str] | None:
+def _sampling_problem(sampling: SamplingParams) -> Problem | None:
     """What would leave float32. The edge refuses it too; the engine has other clients as well."""
     for name, allowed in SAMPLING_RANGES.items():
         value = getattr(sampling, name)
         if value not in allowed:
-            return "INVALID_VALUE", f"{name} must be {allowed}, not {value!r}."
+            return EngineError.INVALID_VALUE, f"{name} must be {allowed}, not {value!r}."
     for token, bias in sampling.logit_bias:
         if bias not in LOGIT_BIAS:
-            return "INVALID_VALUE", f"logit_bias[{token}] must be {LOGIT_BIAS}, not {bias!r}."
+            return (
+                EngineError.INVALID_VALUE,
+                f"logit_bias[{token}] must be {LOGIT_BIAS}, not {bias!r}.",
+            )
     return None
 
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from server.engine.plan import LogprobArrays
-from server.engine.request import EngineRequest, FinishReason
+from server.engine.request import EngineError, EngineRequest, FinishReason
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """``code`` is a name in server.errors.ErrorCode. The whole submitted list is refused."""
+    """The whole submitted list is refused. ``retry_after`` is in seconds."""
 
     request_ids: tuple[str, ...]
-    code: str
+    code: EngineError
     message: str
     retry_after: int | None = None
 
@@ -77,7 +77,7 @@ class ChoiceOutput:
     logprobs: LogprobArrays | None = None
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
-    error_code: str | None = None
+    error_code: EngineError | None = None
     error_message: str | None = None
     memory: RequestMemory | None = None
 

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Iterable
 
 from server.engine.plan import StepOutOfMemory, StepPlan
-from server.engine.request import FinishReason
+from server.engine.request import EngineError, FinishReason
 from server.engine.roster import Roster
 from server.engine.sequence import LiveRequest
 from server.engine.step_draft import ScheduledRow
@@ -49,7 +49,7 @@ def retry_or_end(roster: Roster, rows: Iterable[ScheduledRow], message: str) -> 
     """Each request is tried alone, or ends where it was tried already."""
     for request in requests_of(rows):
         if request.id in roster.suspects:
-            roster.end_request(request, FinishReason.ERROR, "INTERNAL", message)
+            roster.end_request(request, FinishReason.ERROR, EngineError.INTERNAL, message)
         else:
             roster.suspects[request.id] = request
 
@@ -75,7 +75,9 @@ def end_for_memory(
             roster.suspects[request.id] = request
         return names, ()
     largest = max(requests, key=lambda request: (_share(asking, request), request.arrival))
-    roster.end_request(largest, FinishReason.ERROR, "OUT_OF_MEMORY", _message(asking, largest))
+    roster.end_request(
+        largest, FinishReason.ERROR, EngineError.OUT_OF_MEMORY, _message(asking, largest)
+    )
     return names, (largest.id,)
 
 

@@ -1,4 +1,4 @@
-"""What crosses from the API to the engine: one immutable request.
+"""What crosses from the API to the engine: one immutable request; and the words of its end.
 
 Plain standard-library dataclasses, encoded as they are by server.ipc. Everything in them was
 validated at the edge; the engine re-checks only what it alone can know (capacity, queue bounds).
@@ -64,6 +64,25 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
+
+
+class EngineError(StrEnum):
+    """Why a list is refused, or a choice ends in an error: all the reasons that the engine has.
+
+    server.errors.client_error_code gives each its HTTP status. The wire carries the value, and a
+    frame with another one is refused when it is decoded.
+    """
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    INVALID_VALUE = "INVALID_VALUE"
+    CONTEXT_LENGTH = "CONTEXT_LENGTH"
+    CAPACITY = "CAPACITY"  # it could never run here, however long it waited
+    QUEUE_FULL = "QUEUE_FULL"
+    QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    NON_FINITE = "NON_FINITE"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    INTERNAL = "INTERNAL"
 
 
 @dataclass(frozen=True, slots=True)

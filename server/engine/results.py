@@ -8,7 +8,7 @@ from server.engine.ending import ending_after
 from server.engine.events import ChoiceOutput, PromptOutput
 from server.engine.plan import RowResult, StepPlan, StepResult
 from server.engine.preemption import is_protected
-from server.engine.request import FinishReason
+from server.engine.request import EngineError, FinishReason
 from server.engine.roster import Roster
 from server.engine.step_draft import ScheduledRow
 
@@ -114,7 +114,7 @@ def _end_non_finite(roster: Roster, row: ScheduledRow) -> None:
             request_id=sequence.request.id,
             choice=sequence.choice,
             finish_reason=FinishReason.ERROR,
-            error_code="NON_FINITE",
+            error_code=EngineError.NON_FINITE,
             error_message="The model's output for this request was not a finite number.",
             memory=roster.reported_memory(sequence.request),
         )

@@ -13,7 +13,7 @@ from server.engine.events import ChoiceOutput, RequestMemory
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.outbox import Outbox
 from server.engine.queue import WaitingQueue
-from server.engine.request import EngineLimits, FinishReason
+from server.engine.request import EngineError, EngineLimits, FinishReason
 from server.engine.rows import RowTable
 from server.engine.sequence import LiveRequest, Sequence, SequenceState
 from server.engine.step_draft import ScheduledRow
@@ -129,7 +129,7 @@ class Roster:
         self,
         request: LiveRequest,
         reason: FinishReason,
-        code: str | None = None,
+        code: EngineError | None = None,
         message: str | None = None,
     ) -> None:
         """Ends every live choice, and says so."""

@@ -22,7 +22,7 @@ from server.engine.failed_steps import Names, end_for_memory, give_up, retry_or_
 from server.engine.kv_cache_manager import BlockIds, KVCacheManager, PrefixHit
 from server.engine.plan import StepPlan, StepResult
 from server.engine.preemption import choose_victim, is_protected
-from server.engine.request import EngineLimits, FinishReason
+from server.engine.request import EngineError, EngineLimits, FinishReason
 from server.engine.results import apply_result
 from server.engine.roster import Roster
 from server.engine.sequence import LiveRequest, Sequence, SequenceState
@@ -151,7 +151,7 @@ class Scheduler:
                 f"The request waited {waited:.1f} s and could not be started. "
                 "The server is busy; try again later."
             )
-            self.roster.end_request(request, FinishReason.ERROR, "QUEUE_TIMEOUT", message)
+            self.roster.end_request(request, FinishReason.ERROR, EngineError.QUEUE_TIMEOUT, message)
 
     def _schedule_running(self, draft: StepDraft, focus: LiveRequest | None) -> None:
         """Each sequence leaves a token and a row of logits to each of those after it, so that a

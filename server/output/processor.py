@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from server.engine.events import ChoiceOutput, Event, PromptOutput
 from server.engine.plan import LogprobArrays
-from server.engine.request import EngineRequest, FinishReason
-from server.errors import ErrorCode, QuireError
+from server.engine.request import EngineError, EngineRequest, FinishReason
+from server.errors import ErrorCode, QuireError, client_error_code
 from server.output.choice import ChoiceText, Delta
 from server.output.logprobs import Score, TokenLogprob, unpack
 from server.output.stops import StopStrings
@@ -179,12 +179,11 @@ def _rows(
 
 def _raise_failure(event: ChoiceOutput) -> None:
     if event.finish_reason is FinishReason.ERROR:
-        name = event.error_code or ""
-        code = ErrorCode[name] if name in ErrorCode.__members__ else ErrorCode.INTERNAL
+        reason = event.error_code or EngineError.INTERNAL
         raise QuireError(
-            code,
+            client_error_code(reason),
             event.error_message or "The engine could not finish the request.",
-            retry_after=RETRY_AFTER_SECONDS if code is ErrorCode.QUEUE_TIMEOUT else None,
+            retry_after=RETRY_AFTER_SECONDS if reason is EngineError.QUEUE_TIMEOUT else None,
         )
     if event.finish_reason is FinishReason.ABORT:
         raise QuireError(

@@ -8,6 +8,7 @@ import pytest
 from engine_story import Story, prompt, solo
 
 from server.engine.plan import ExecutorLost, RowResult, StepPlan, StepResult
+from server.engine.request import EngineError
 from server.engine.results import check_result
 
 pytestmark = pytest.mark.usefixtures("quiet_engine")
@@ -37,7 +38,7 @@ def test_a_request_whose_step_raises_twice_ends_with_an_error() -> None:
     story.executor.fail_always_for = 2
     story.steps(2)
     ending = story.ending("a")
-    assert (ending.finish_reason, ending.error_code) == ("error", "INTERNAL")
+    assert (ending.finish_reason, ending.error_code) == ("error", EngineError.INTERNAL)
     assert ending.error_message == (
         "The model failed twice on a step of this request. Try again later."
     )
@@ -109,7 +110,7 @@ def test_a_row_that_is_not_finite_ends_alone() -> None:
     story.ask("bad", prompt(6, 200), max_tokens=4)
     story.step()
     ending = story.ending("bad")
-    assert (ending.finish_reason, ending.error_code) == ("error", "NON_FINITE")
+    assert (ending.finish_reason, ending.error_code) == ("error", EngineError.NON_FINITE)
     assert (ending.token_ids, story.tokens("bad")) == ((), ())
     assert story.blocks() == (1, 0, 0, 15), "nothing that it computed is kept"
     story.run()
@@ -139,7 +140,7 @@ def test_a_scored_prompt_that_is_not_finite_ends_with_that_word_and_no_scores(
     broken = RowResult(row.row, non_finite=True, prompt_logprobs=scores)
     monkeypatch.setattr(step.pending, "result", lambda: replace(result, rows=(broken,)))
     story.end(step)
-    assert story.ending("bad").error_code == "NON_FINITE"
+    assert story.ending("bad").error_code == EngineError.NON_FINITE
     assert [output.logprobs for output in story.prompts] == [None]
     assert story.core.gauges().failed_steps == 0
     assert story.blocks() == (0, 0, 0, 16)

@@ -7,7 +7,7 @@ from engine_story import Story, prompt, solo
 
 from server.engine.answers import answer_size
 from server.engine.plan import StepOutOfMemory, StepPlan
-from server.engine.request import AnswerLimits
+from server.engine.request import AnswerLimits, EngineError
 
 COST = AnswerLimits(max_bytes=10_000, token_bytes=10, logprob_bytes=100)
 
@@ -48,7 +48,7 @@ def test_an_answer_that_the_host_can_never_hold_is_refused_with_the_figure() -> 
     story.ask("large", prompt(12), n=4, max_tokens=3, prompt_logprobs=1)
     frame = story.step()
     (told,) = frame.refused
-    assert told.code == "CAPACITY"
+    assert told.code == EngineError.CAPACITY
     # 4 x 15 tokens x 10 bytes, 4 x 12 x 2 numbers x 100 bytes
     for figure in ("60 tokens", "96 log-probabilities", "10200 bytes", "keeps 10000"):
         assert figure in told.message, told.message
@@ -77,7 +77,7 @@ def test_an_answer_that_others_leave_no_room_for_is_refused_until_they_end() -> 
     story.step()
     story.ask("second", prompt(6, 100), max_tokens=4, prompt_logprobs=9)
     (told,) = story.step().refused
-    assert told.code == "QUEUE_FULL"
+    assert told.code == EngineError.QUEUE_FULL
     assert told.retry_after is not None
     assert "6100 bytes" in told.message
     assert "keeps 10000" in told.message
@@ -92,7 +92,7 @@ def test_more_alternatives_than_the_buffers_hold_are_refused(name: str) -> None:
     story = Story(max_logprobs=5)
     story.ask("a", prompt(3), **{name: 6})
     (told,) = story.step().refused
-    assert told.code == "CAPACITY"
+    assert told.code == EngineError.CAPACITY
     for figure in (f"{name} is 6", "56 bytes", "hold 48", "at most 5"):
         assert figure in told.message
     story.ask("b", prompt(3), **{name: 5})
@@ -122,7 +122,7 @@ def test_the_request_whose_work_it_was_ends_at_once_and_the_others_go_on(overlap
         ("bad", 1, "error"),
         ("good", 0, "length"),
     ]
-    assert story.ending("bad").error_code == "OUT_OF_MEMORY"
+    assert story.ending("bad").error_code == EngineError.OUT_OF_MEMORY
     message = story.ending("bad").error_message or ""
     assert "6 tokens and 1 rows of logits" in message
     assert story.tokens("good") == solo(prompt(3, 100), 4)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from engine_story import Story, prompt
 
+from server.engine.request import EngineError
+
 
 def order(story: Story) -> list[str]:
     """Names in the order in which they were first scheduled."""
@@ -115,7 +117,7 @@ def test_what_waits_past_its_deadline_ends_with_a_word_about_it() -> None:
     story.now = 5.5
     story.step()
     ending = story.ending("waits")
-    assert (ending.finish_reason, ending.error_code) == ("error", "QUEUE_TIMEOUT")
+    assert (ending.finish_reason, ending.error_code) == ("error", EngineError.QUEUE_TIMEOUT)
     assert ending.error_message is not None
     assert "waited 5.5 s" in ending.error_message
     assert story.queue() == (1, 0, 0)

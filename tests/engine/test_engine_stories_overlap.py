@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from engine_story import Story, own_logprobs, prompt, prompt_scores, solo
 
+from server.engine.request import EngineError
+
 pytestmark = pytest.mark.usefixtures("quiet_engine")
 
 
@@ -166,7 +168,7 @@ def test_a_row_that_is_not_finite_ends_alone_and_wastes_its_step_in_flight() -> 
     story.ask("good", prompt(3, 100), max_tokens=4)
     story.ask("bad", prompt(6, 200), max_tokens=4)
     story.run()
-    assert story.ending("bad").error_code == "NON_FINITE"
+    assert story.ending("bad").error_code == EngineError.NON_FINITE
     assert story.tokens("bad") == ()
     assert story.tokens("good") == solo(prompt(3, 100), 4)
     assert story.core.gauges().failed_steps == 0

@@ -8,6 +8,7 @@ import pytest
 from engine_story import Story, prompt
 
 from server.engine.events import Refused
+from server.engine.request import EngineError
 
 
 def refusal(story: Story, tokens: tuple[int, ...], **wishes: Any) -> Refused:
@@ -23,24 +24,24 @@ def refusal(story: Story, tokens: tuple[int, ...], **wishes: Any) -> Refused:
 
 def test_more_choices_than_rows() -> None:
     told = refusal(Story(max_num_seqs=2), prompt(3), n=3)
-    assert (told.code, told.retry_after) == ("CAPACITY", None)
+    assert (told.code, told.retry_after) == (EngineError.CAPACITY, None)
     assert told.message == "n is 3; this server runs 1 to 2 sequences at a time."
 
 
 def test_no_tokens_at_all() -> None:
-    assert refusal(Story(), ()).code == "INVALID_REQUEST"
+    assert refusal(Story(), ()).code == EngineError.INVALID_REQUEST
 
 
 def test_more_tokens_than_the_context_has() -> None:
     told = refusal(Story(max_model_len=10), prompt(7), max_tokens=4)
-    assert (told.code, told.retry_after) == ("CONTEXT_LENGTH", None)
+    assert (told.code, told.retry_after) == (EngineError.CONTEXT_LENGTH, None)
     for number in ("7 tokens", "max_tokens is 4", "10 tokens"):
         assert number in told.message
 
 
 def test_more_blocks_than_the_whole_cache_has() -> None:
     told = refusal(Story(num_blocks=3), prompt(10), max_tokens=3)
-    assert told.code == "CAPACITY"
+    assert told.code == EngineError.CAPACITY
     for number in ("10 tokens", "max_tokens is 3", "4 KV-cache blocks", "has 3 (12 tokens)"):
         assert number in told.message
 
@@ -59,7 +60,7 @@ def test_two_groups_need_twice_the_blocks() -> None:
 
 def test_a_prompt_larger_than_the_queue_could_ever_hold() -> None:
     told = refusal(Story(max_queued_tokens=5), prompt(6))
-    assert (told.code, told.retry_after) == ("CAPACITY", None)
+    assert (told.code, told.retry_after) == (EngineError.CAPACITY, None)
     assert told.message == "The prompt has 6 tokens; the queue holds at most 5."
 
 
@@ -68,7 +69,7 @@ def test_a_queue_full_of_requests_says_when_to_come_again() -> None:
     for name in ("a", "b"):
         story.ask(name, prompt(3))
     told = refusal(story, prompt(3))
-    assert (told.code, told.retry_after) == ("QUEUE_FULL", 1)
+    assert (told.code, told.retry_after) == (EngineError.QUEUE_FULL, 1)
     assert told.message == (
         "The queue is full: 2 requests with 6 tokens wait, and at most 2 requests with "
         "512 tokens may. Try again later."
@@ -136,7 +137,7 @@ def test_a_list_is_refused_whole_for_one_that_could_never_run() -> None:
     )
     frame = story.step()
     assert [told.request_ids for told in frame.refused] == [("small", "large")]
-    assert frame.refused[0].code == "CONTEXT_LENGTH"
+    assert frame.refused[0].code == EngineError.CONTEXT_LENGTH
     assert (frame.accepted, story.queue()) == ((), (0, 0, 0))
 
 
@@ -146,14 +147,16 @@ def test_a_list_is_refused_whole_where_the_queue_has_room_for_a_part() -> None:
     story.core.submit([story.request(name, prompt(3)) for name in ("b", "c")])
     frame = story.step()
     assert [told.request_ids for told in frame.accepted] == [("a",)]
-    assert [(told.request_ids, told.code) for told in frame.refused] == [(("b", "c"), "QUEUE_FULL")]
+    assert [(told.request_ids, told.code) for told in frame.refused] == [
+        (("b", "c"), EngineError.QUEUE_FULL)
+    ]
 
 
 def test_a_list_longer_than_the_queue_is_told_never_to_come_again() -> None:
     story = Story(max_queued_requests=2)
     story.core.submit([story.request(name, prompt(3)) for name in "abc"])
     (told,) = story.step().refused
-    assert (told.code, told.retry_after) == ("CAPACITY", None)
+    assert (told.code, told.retry_after) == (EngineError.CAPACITY, None)
     assert told.message == "The list has 3 prompts; the queue holds at most 2 requests."
 
 
@@ -161,7 +164,7 @@ def test_a_list_with_more_tokens_than_the_queue_is_told_never_to_come_again() ->
     story = Story(max_queued_tokens=10)
     story.core.submit([story.request(name, prompt(4)) for name in "abc"])
     (told,) = story.step().refused
-    assert (told.code, told.retry_after) == ("CAPACITY", None)
+    assert (told.code, told.retry_after) == (EngineError.CAPACITY, None)
     assert told.message == "The list has 12 prompt tokens; the queue holds at most 10."
 
 
@@ -172,7 +175,7 @@ def test_an_id_in_use_is_refused_and_its_owner_notices_nothing() -> None:
     story.ask("a", prompt(9, 100))
     story.core.submit([story.request("b", prompt(3)), story.request("b", prompt(3))])
     frame = story.step()
-    assert [told.code for told in frame.refused] == ["INTERNAL", "INTERNAL"]
+    assert [told.code for told in frame.refused] == [EngineError.INTERNAL, EngineError.INTERNAL]
     story.run()
     assert story.endings() == [("a", 0, "length")]
 
@@ -183,7 +186,7 @@ def test_a_draining_engine_refuses_all_and_serves_what_it_has() -> None:
     story.core.drain()
     assert story.core.gauges().draining == 1
     told = refusal(story, prompt(3))
-    assert (told.code, told.retry_after) == ("SHUTTING_DOWN", None)
+    assert (told.code, told.retry_after) == (EngineError.SHUTTING_DOWN, None)
     story.run()
     assert story.endings() == [("a", 0, "length")]
 
@@ -222,7 +225,7 @@ def test_a_negative_number_of_preemptions_is_refused() -> None:
 )
 def test_a_number_that_would_leave_float32(name: str, value: Any) -> None:
     told = refusal(Story(), prompt(3), **{name: value})
-    assert told.code == "INVALID_VALUE"
+    assert told.code == EngineError.INVALID_VALUE
     assert told.message.startswith(name)
     assert "a finite number" in told.message
 

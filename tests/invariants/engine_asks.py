@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.engine.request import EngineRequest, SamplingParams
+from server.engine.request import EngineError, EngineRequest, SamplingParams
 
 
 class Asks:
@@ -58,11 +58,11 @@ def expected_refusal(config: dict[str, Any], requests: list[EngineRequest], num_
         total = len(request.prompt_token_ids) + request.sampling.max_tokens
         blocks = config["num_groups"] * -(-total // config["block_size"])
         if request.n > config["max_seqs"]:
-            return "CAPACITY"
+            return EngineError.CAPACITY
         if total > config["context"]:
-            return "CONTEXT_LENGTH"
+            return EngineError.CONTEXT_LENGTH
         if blocks > config["num_blocks"]:
-            return "CAPACITY"
+            return EngineError.CAPACITY
     if len(requests) > config["queue"]:
-        return "CAPACITY"
-    return "QUEUE_FULL" if num_queued + len(requests) > config["queue"] else ""
+        return EngineError.CAPACITY
+    return EngineError.QUEUE_FULL if num_queued + len(requests) > config["queue"] else ""

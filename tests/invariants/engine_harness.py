@@ -15,7 +15,7 @@ from fake_executor import FakeExecutor, kv_spec
 from server.engine.core import EngineCore
 from server.engine.events import EngineFrame
 from server.engine.prefix_cache import sha256_digest
-from server.engine.request import EngineLimits, EngineRequest
+from server.engine.request import EngineError, EngineLimits, EngineRequest
 from server.engine.step_in_flight import StepInFlight
 
 QUEUE_TIMEOUT = 30.0
@@ -112,7 +112,7 @@ class Harness:
 
     def _expected_refusal(self, requests: list[EngineRequest]) -> str:
         if self.is_drained:
-            return "SHUTTING_DOWN"
+            return EngineError.SHUTTING_DOWN
         queued = sum(not self.promises[i].was_scheduled for i in self.roster.requests)
         return expected_refusal(self.config, requests, queued)
 
@@ -122,7 +122,7 @@ class Harness:
 
     def submit_again(self, request_id: str) -> None:
         self.core.submit([self.promises[request_id].request])
-        code = "SHUTTING_DOWN" if self.is_drained else "INTERNAL"
+        code = EngineError.SHUTTING_DOWN if self.is_drained else EngineError.INTERNAL
         self.clients.expected_refusals.append(((request_id,), code))
         self.clients.note_submission(1, refused=1)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from server.engine.events import ChoiceOutput, PromptOutput
 from server.engine.plan import LogprobArrays
-from server.engine.request import EngineRequest, FinishReason, SamplingParams
+from server.engine.request import EngineError, EngineRequest, FinishReason, SamplingParams
 from server.errors import ErrorCode, QuireError
 from server.output.choice import Delta
 from server.output.logprobs import chat_logprobs, completion_logprobs
@@ -182,9 +182,15 @@ def test_choices_grow_apart() -> None:
 
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [("NON_FINITE", ErrorCode.NON_FINITE), ("nonsense", ErrorCode.INTERNAL)],
+    [
+        (EngineError.NON_FINITE, ErrorCode.NON_FINITE),
+        (EngineError.OUT_OF_MEMORY, ErrorCode.OUT_OF_MEMORY),
+        (None, ErrorCode.INTERNAL),
+    ],
 )
-def test_an_engine_error_is_raised_with_its_code(code: str, expected: ErrorCode) -> None:
+def test_an_engine_error_is_raised_with_its_code(
+    code: EngineError | None, expected: ErrorCode
+) -> None:
     failing = ChoiceOutput(
         "r", 0, (), None, FinishReason.ERROR, error_code=code, error_message="broken"
     )
@@ -194,7 +200,7 @@ def test_an_engine_error_is_raised_with_its_code(code: str, expected: ErrorCode)
 
 
 def test_a_request_that_waited_too_long_is_told_when_to_come_back() -> None:
-    late = ChoiceOutput("r", 0, (), None, FinishReason.ERROR, error_code="QUEUE_TIMEOUT")
+    late = ChoiceOutput("r", 0, (), None, FinishReason.ERROR, error_code=EngineError.QUEUE_TIMEOUT)
     with pytest.raises(QuireError) as raised:
         processor().feed(late)
     assert raised.value.retry_after == 1

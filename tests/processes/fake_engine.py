@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Refused, RequestMemory
-from server.engine.request import EngineRequest, FinishReason
+from server.engine.request import EngineError, EngineRequest, FinishReason
 from server.engine_facts import EngineFacts
 from server.ipc.engine_channel import EngineChannel
 from server.ipc.engine_loop import run_engine
@@ -50,9 +50,11 @@ class CountingCore:
     def submit(self, requests: Sequence[EngineRequest]) -> None:
         ids = tuple(request.request_id for request in requests)
         if self._drains:
-            self._refused.append(Refused(ids, "SHUTTING_DOWN", "draining"))
+            self._refused.append(Refused(ids, EngineError.SHUTTING_DOWN, "draining"))
         elif requests[0].prompt_token_ids == (666,):
-            self._refused.append(Refused(ids, "QUEUE_FULL", "the queue is full", retry_after=7))
+            self._refused.append(
+                Refused(ids, EngineError.QUEUE_FULL, "the queue is full", retry_after=7)
+            )
         elif requests[0].prompt_token_ids == (667,):
             os._exit(9)
         elif requests[0].prompt_token_ids == (668,):

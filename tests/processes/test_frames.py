@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from server.engine.events import Accepted, ChoiceOutput, EngineFrame, StepStats
+from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Refused, StepStats
 from server.engine.plan import LogprobArrays
-from server.engine.request import EngineRequest, FinishReason, SamplingParams
+from server.engine.request import EngineError, EngineRequest, FinishReason, SamplingParams
 from server.ipc.engine_channel import ChannelClosed, EngineChannel
 from server.ipc.frames import (
     LENGTH,
@@ -60,6 +60,24 @@ def test_a_frame_comes_out_as_it_went_in() -> None:
     assert found == Step(FRAME)
     assert isinstance(found, Step)
     assert found.frame.choices[0].finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("reason", list(EngineError))
+def test_every_engine_error_comes_out_as_it_went_in(reason: EngineError) -> None:
+    ended = ChoiceOutput("r1", 0, finish_reason=FinishReason.ERROR, error_code=reason)
+    frame = EngineFrame(refused=(Refused(("r2",), reason, "why"),), choices=(ended,))
+    found = Decoder().report(encode(Step(frame))[LENGTH.size :])
+    assert isinstance(found, Step)
+    assert found.frame.refused[0].code is reason
+    assert found.frame.choices[0].error_code is reason
+
+
+def test_an_engine_error_that_nobody_knows_is_refused() -> None:
+    whole = encode(Step(EngineFrame(refused=(Refused(("r2",), EngineError.CAPACITY, "why"),))))
+    misspelt = whole.replace(b"CAPACITY", b"CAPACITE")
+    assert misspelt != whole
+    with pytest.raises(FrameError, match="CAPACITE"):
+        Decoder().report(misspelt[LENGTH.size :])
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"\x80", encode(Abort(("a",)))[LENGTH.size : -2]])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Event, PromptOutput, Refused
-from server.engine.request import EngineRequest, FinishReason, SamplingParams
+from server.engine.request import EngineError, EngineRequest, FinishReason, SamplingParams
 from server.errors import ErrorCode, QuireError
 from server.host_budget import HostBudget, Use
 from server.streams import RequestStreams, event_bytes, unavailable
@@ -90,7 +90,7 @@ def test_the_overrun_of_a_stopped_choice_is_counted_once_and_that_of_an_abort_is
 def test_events_of_unknown_requests_are_ignored() -> None:
     async def story() -> None:
         streams = RequestStreams()
-        refused = Refused(("ghost",), "QUEUE_FULL", "full")
+        refused = Refused(("ghost",), EngineError.QUEUE_FULL, "full")
         outputs = (token("ghost", 0, 1, last=True),)
         streams.feed(EngineFrame((Accepted(("ghost",)),), (refused,), (), outputs))
         assert streams.num_open == 0
@@ -105,7 +105,7 @@ def test_a_list_is_answered_as_a_whole() -> None:
         streams = RequestStreams()
         yes = streams.open([request("a"), request("b")])
         no = streams.open([request("c"), request("d")])
-        refused = Refused(("c", "d"), "QUEUE_FULL", "full", retry_after=3)
+        refused = Refused(("c", "d"), EngineError.QUEUE_FULL, "full", retry_after=3)
         streams.feed(EngineFrame((Accepted(("a", "b")),), (refused,)))
         await yes
         with pytest.raises(QuireError) as raised:
