@@ -20,11 +20,12 @@ from server.execution.gpu_memory import open_gpu
 from server.execution.gpu_runner import GpuRunner
 from server.execution.library_warm_up import warm_libraries
 from server.ipc.gauges import GaugeBlock
-from server.memory.accountant import Books, HostUse, KVUse
+from server.memory.accountant import Books, KVUse
 from server.memory.cpu_memory import CpuMemory
 from server.memory.cuda_memory import CudaMemory, steady
 from server.memory.gpu_device import find_gpu
 from server.memory.layout import MemoryKind
+from server.memory.reading import HostUse
 from server.memory.snapshot import process_resident, take
 from weights.checkpoint import open_checkpoint
 from weights.families import resolve

@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from server.engine.gauges import EngineGauges
 from server.engine.request import EngineLimits
-from server.memory.accountant import READING_NAMES
 from server.memory.layout import RunnerConfig
+from server.memory.reading import NAMES, MemoryReading, flatten, unflatten
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +55,16 @@ _ENGINE, _MEMORY = "engine.", "memory."
 _ENGINE_NAMES = MappingProxyType(
     {field.name: _ENGINE + field.name for field in fields(EngineGauges)}
 )
-_MEMORY_NAMES = MappingProxyType({name: _MEMORY + name for name in READING_NAMES})
+_MEMORY_NAMES = MappingProxyType({name: _MEMORY + name for name in NAMES})
 
 # The layout of the gauge block that the two processes share.
 GAUGE_NAMES: tuple[str, ...] = (*_ENGINE_NAMES.values(), *_MEMORY_NAMES.values())
 
 
-def gauge_values(engine: EngineGauges, memory: Mapping[str, int]) -> dict[str, int]:
+def gauge_values(engine: EngineGauges, memory: MemoryReading) -> dict[str, int]:
     """What the engine process publishes."""
     values = {name: getattr(engine, field) for field, name in _ENGINE_NAMES.items()}
-    values.update({_MEMORY_NAMES[name]: value for name, value in memory.items()})
+    values.update({_MEMORY_NAMES[name]: value for name, value in flatten(memory).items()})
     return values
 
 
@@ -73,10 +73,10 @@ def engine_gauges(values: Mapping[str, int]) -> dict[str, int]:
     return _under(_ENGINE, values)
 
 
-def memory_reading(values: Mapping[str, int]) -> dict[str, int]:
-    """The accountant's reading out of a block's values; empty before the first one."""
-    reading = _under(_MEMORY, values)
-    return reading if reading.get("total") else {}
+def memory_reading(values: Mapping[str, int]) -> MemoryReading | None:
+    """The accountant's reading out of a block's values; None before the first one."""
+    reading = unflatten(_under(_MEMORY, values))
+    return reading if reading.total else None
 
 
 def _under(prefix: str, values: Mapping[str, int]) -> dict[str, int]:

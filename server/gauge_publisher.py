@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 from server.engine.gauges import EngineGauges
@@ -23,6 +23,7 @@ from server.engine_facts import gauge_values
 from server.ipc.gauges import GaugeBlock
 from server.memory.accountant import Accountant
 from server.memory.layout import MemoryKind
+from server.memory.reading import MemoryReading
 from server.option_values import format_size
 
 log = logging.getLogger("quire.memory")
@@ -83,7 +84,7 @@ class GaugePublisher:
         self._block = block
         self._clock = clock
         self._cost = cost
-        self._reading: dict[str, int] = {}
+        self._reading: MemoryReading | None = None
         self._alarm = UnaccountedAlarm()
         self._gauges_pace = Pace(0.02, 400)
         self._reading_pace = Pace(0.25, 200)
@@ -92,20 +93,26 @@ class GaugePublisher:
         now = self._clock()
         if self._core.has_work and not self._gauges_pace.is_due(now):
             return
-        if self._reading_pace.is_due(now):
-            began = self._cost()
-            self._reading = self._accountant.read()
-            self._alarm(self._reading)
-            self._reading_pace.note(now, self._cost() - began)
+        reading = self._reading
+        if reading is None or self._reading_pace.is_due(now):
+            reading = self._reading = self._read(now)
         began = self._cost()
-        self._write()
+        self._write(reading)
         self._gauges_pace.note(now, self._cost() - began)
 
-    def _write(self) -> None:
+    def _read(self, now: float) -> MemoryReading:
+        began = self._cost()
+        reading = self._accountant.read()
+        self._alarm(reading.kinds[MemoryKind.UNACCOUNTED].now, reading.resident)
+        self._reading_pace.note(now, self._cost() - began)
+        return reading
+
+    def _write(self, reading: MemoryReading) -> None:
         gauges = self._core.gauges()
-        kv_bytes = self._reading[MemoryKind.KV_CACHE]
+        kv_bytes = reading.kinds[MemoryKind.KV_CACHE].now
         split = self._accountant.split_kv(kv_use(gauges), kv_bytes)
-        self._block.write(gauge_values(gauges, {**self._reading, **split}))
+        latest = reading.with_parts(MemoryKind.KV_CACHE, split)
+        self._block.write(gauge_values(gauges, latest))
 
 
 class UnaccountedAlarm:
@@ -114,8 +121,8 @@ class UnaccountedAlarm:
     def __init__(self) -> None:
         self._is_raised = False
 
-    def __call__(self, reading: Mapping[str, int]) -> None:
-        unaccounted, resident = reading["unaccounted"], reading["resident"]
+    def __call__(self, unaccounted: int, resident: int) -> None:
+        """Bytes, of one reading."""
         bound = max(_UNACCOUNTED_BYTES, _UNACCOUNTED_SHARE * resident)
         if (abs(unaccounted) > bound) == self._is_raised:
             return

@@ -28,6 +28,7 @@ from server.ipc.process import EngineProcess
 from server.ipc.supervisor import EngineState, Supervisor
 from server.listener import address
 from server.memory.malloc import Trimmer, fix_mmap_threshold
+from server.memory.reading import MemoryReading
 from server.memory.report import MemoryReport, MemorySources
 from server.memory.snapshot import process_resident
 from server.metrics.gauges import ServedModel
@@ -178,7 +179,7 @@ class HttpServer:
         """The block of an engine that is there: what a dead one wrote last is true no more."""
         return self._gauges.read() if self.supervisor.state is EngineState.READY else {}
 
-    def _reading(self) -> Mapping[str, int]:
+    def _reading(self) -> MemoryReading | None:
         return memory_reading(self._live_gauges())
 
     def _requests_running(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from server.engine.step_in_flight import Shortage
 from server.engine_facts import EngineSettings
 from server.memory.layout import Layout, MemoryKind, build_layout
+from server.memory.reading import MemoryReading
 from server.memory.report import memory_table
 from server.option_values import format_size
 from weights.checkpoint import open_checkpoint
@@ -25,7 +26,7 @@ class ShortageLog:
 
     def __init__(self, layout: Layout) -> None:
         self._planned = planned_kinds(layout)
-        self.read: Callable[[], Mapping[str, int]] = dict
+        self.read: Callable[[], MemoryReading | None] = lambda: None
 
     def __call__(self, shortage: Shortage) -> None:
         log.error(
@@ -42,7 +43,7 @@ class ShortageLog:
         except (MemoryError, OSError) as error:
             log.error("the books of that moment cannot be read: %s", error)
             return
-        if reading:
+        if reading is not None:
             log.error("memory at that moment:\n%s", memory_table(reading, self._planned))
 
 

@@ -14,6 +14,7 @@ from server.descriptors import ConnectionLimits
 from server.engine_facts import EngineFacts
 from server.listener import reachable
 from server.memory.memory_plan import MemoryPlan
+from server.memory.reading import MemoryReading
 from server.memory.start_report import start_report
 from server.model_facts import ModelFacts
 from weights.generation import end_of_sequence_source
@@ -24,12 +25,13 @@ log = logging.getLogger("quire.server")
 
 @dataclass(frozen=True, slots=True)
 class ReportInput:
-    """All that the report tells. ``reading`` is the accountant's first after the start."""
+    """All that the report tells. ``reading`` is the accountant's first after the start,
+    None where that is not there yet."""
 
     config: ServerConfig
     model: ModelFacts
     engine: EngineFacts
-    reading: Mapping[str, int]
+    reading: MemoryReading | None
     defaults: Mapping[str, object]
     address: str  # http://host:port
     no_chat: str  # why there is no chat, or ""

@@ -12,8 +12,7 @@ is in use for the allocator and so is no slack, and came after the base, so it s
 it is freed. On a CPU Python's own growth under load (requests, block tables, hashes) is foreign in
 this sense: small, signed, in view.
 
-A reading is plain integers, so that it crosses to another process as it is. Torch-free: whoever
-holds tensors says how many bytes of each kind.
+Torch-free: whoever holds tensors says how many bytes of each kind.
 """
 
 from __future__ import annotations
@@ -21,22 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from server.memory.device_reading import PART_NAMES, DeviceMemory, DeviceReading
+from server.memory.device_reading import DeviceMemory, DeviceReading
 from server.memory.layout import MemoryKind
-
-KV_PARTS = ("active", "cached", "tail_waste", "free")
-UNACCOUNTED_PARTS = ("tensors", "outside")  # in no list of ours; behind the allocator's back
-HOST_PARTS = ("resident", "pinned", "shared")  # of the engine process
-
-READING_NAMES: tuple[str, ...] = (
-    "total",
-    *(str(kind) for kind in MemoryKind),
-    *(f"{kind}.peak" for kind in MemoryKind),
-    *(f"kv_cache.{part}" for part in KV_PARTS),
-    *(f"unaccounted.{part}" for part in UNACCOUNTED_PARTS),
-    *PART_NAMES,
-    *(f"host.{part}" for part in HOST_PARTS),
-)
+from server.memory.reading import PARTS, HostUse, KindReading, MemoryReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +37,6 @@ class KVUse:
     cached_blocks: int
     reserved_tokens: int
     filled_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class HostUse:
-    """What this process holds of the host's memory, in bytes.
-
-    ``pinned`` lies in ``resident``: pages that a GPU copies from and to. ``shared`` is mapped by
-    another process too.
-    """
-
-    resident: int = 0
-    pinned: int = 0
-    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +60,8 @@ class Accountant:
         self._books = books
         self._peak: dict[MemoryKind, int] = {}
 
-    def read(self) -> dict[str, int]:
-        """One reading: a value in bytes for each of READING_NAMES. Costs some milliseconds."""
+    def read(self) -> MemoryReading:
+        """Costs some milliseconds."""
         held = self._books.held_bytes()
         device = self._books.device.read()
         kinds = _kinds(held, device)
@@ -97,28 +70,50 @@ class Accountant:
         self._peak[MemoryKind.ACTIVATIONS] = max(
             self._peak[MemoryKind.ACTIVATIONS], self._books.peak_activation_bytes()
         )
-        host = self._books.host()
-        return {
-            **dict.fromkeys(READING_NAMES, 0),
-            "total": device.total,
-            **{str(kind): nbytes for kind, nbytes in kinds.items()},
-            **{f"{kind}.peak": nbytes for kind, nbytes in self._peak.items()},
-            **self.split_kv(self._books.kv_use(), kinds[MemoryKind.KV_CACHE]),
-            **_unaccounted_parts(kinds[MemoryKind.UNACCOUNTED], held, device),
+        parts = {
             **device.parts,
-            "host.resident": host.resident,
-            "host.pinned": host.pinned,
-            "host.shared": host.shared,
+            MemoryKind.KV_CACHE: self.split_kv(self._books.kv_use(), kinds[MemoryKind.KV_CACHE]),
+            MemoryKind.UNACCOUNTED: _unaccounted_parts(kinds[MemoryKind.UNACCOUNTED], held, device),
         }
+        return MemoryReading(
+            total=device.total,
+            resident=device.resident,
+            kinds={
+                kind: KindReading(
+                    now=nbytes,
+                    peak=self._peak[kind],
+                    parts=_named_parts(kind, parts.get(kind, {})),
+                    estimated=kind in device.estimated,
+                )
+                for kind, nbytes in kinds.items()
+            },
+            anonymous=device.anonymous,
+            available=device.available,
+            allocator=device.allocator,
+            host=self._books.host(),
+        )
 
     def split_kv(self, use: KVUse, kv_bytes: int) -> dict[str, int]:
-        """The KV part of a reading: what the pool's ``kv_bytes`` are in use for. Costs nothing."""
+        """The parts of the KV cache: what the pool's ``kv_bytes`` are in use for. Costs nothing."""
         books = self._books
         tail = (use.reserved_tokens - use.filled_tokens) * books.kv_token_bytes
         active = use.active_blocks * books.kv_page_bytes - tail
         cached = use.cached_blocks * books.kv_page_bytes
-        values = (active, cached, tail, kv_bytes - active - cached - tail)
-        return {f"kv_cache.{part}": value for part, value in zip(KV_PARTS, values, strict=True)}
+        free = kv_bytes - active - cached - tail
+        return {"active": active, "cached": cached, "tail_waste": tail, "free": free}
+
+
+def _named_parts(kind: MemoryKind, found: Mapping[str, int]) -> dict[str, int]:
+    """Every part that the kind has: one that this device does not know is 0.
+
+    Raises:
+        ValueError: the device tells of a part that no reader would look for.
+    """
+    names = PARTS.get(kind, ())
+    unknown = found.keys() - set(names)
+    if unknown:
+        raise ValueError(f"{kind} has no part {', '.join(sorted(unknown))}")
+    return {name: found.get(name, 0) for name in names}
 
 
 def _kinds(held: Mapping[MemoryKind, int], device: DeviceReading) -> dict[MemoryKind, int]:
@@ -132,5 +127,4 @@ def _unaccounted_parts(
 ) -> dict[str, int]:
     """What the allocator gave to tensors that are in no list, and what is outside of it."""
     unlisted = 0 if device.in_tensors is None else device.in_tensors - sum(held.values())
-    values = (unlisted, unaccounted - unlisted)
-    return {f"unaccounted.{part}": n for part, n in zip(UNACCOUNTED_PARTS, values, strict=True)}
+    return {"tensors": unlisted, "outside": unaccounted - unlisted}

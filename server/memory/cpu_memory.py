@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from server.memory.device_reading import DeviceReading
 from server.memory.layout import MemoryKind
+from server.memory.reading import AllocatorReading
 from server.memory.snapshot import Snapshot, take
 
 
@@ -41,13 +42,10 @@ class CpuMemory:
                 MemoryKind.FREE: now.total - now.resident - others,
             },
             parts={
-                "resident": now.resident,
-                "resident.anonymous": now.anonymous,
-                "available": now.free,
-                "allocator.reserved": now.heap_resident,
-                "allocator.in_use": now.heap_in_use,
-                "allocator_slack.free": now.heap_slack,
-                "runtime.code": now.code,
-                "runtime.base": self._base_bytes,
+                MemoryKind.ALLOCATOR_SLACK: {"free": now.heap_slack},
+                MemoryKind.RUNTIME: {"code": now.code, "base": self._base_bytes},
             },
+            anonymous=now.anonymous,
+            available=now.free,
+            allocator=AllocatorReading(reserved=now.heap_resident, in_use=now.heap_in_use),
         )

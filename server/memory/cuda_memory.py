@@ -29,6 +29,7 @@ from server.memory.cuda_allocator import AllocatorState
 from server.memory.device_reading import DeviceReading
 from server.memory.layout import MemoryKind
 from server.memory.nvml import DeviceUse
+from server.memory.reading import AllocatorReading
 
 _MOST_READINGS = 20  # until two in a row are equal
 T = TypeVar("T")
@@ -117,22 +118,27 @@ class CudaMemory:
                 MemoryKind.FREE: use.free,
             },
             parts={
-                "resident": own,
-                "workspace.libraries": self._libraries,
-                "allocator.reserved": state.reserved,
-                "allocator.in_use": state.in_use,
-                "allocator.largest_free": state.largest_free,
-                "allocator_slack.free": state.free,
-                "allocator_slack.pending": state.pending,
-                "allocator_slack.rounding": state.rounding,
-                "runtime.code": self._loaded,
-                "runtime.base": self._base,
-                "other_processes.driver": use.driver,
-                "estimated.runtime": int(self._pid is None),
-                "estimated.other_processes": int(listed is None),
+                MemoryKind.WORKSPACE: {"libraries": self._libraries},
+                MemoryKind.ALLOCATOR_SLACK: {
+                    "free": state.free,
+                    "pending": state.pending,
+                    "rounding": state.rounding,
+                },
+                MemoryKind.RUNTIME: {"code": self._loaded, "base": self._base},
+                MemoryKind.OTHER_PROCESSES: {"driver": use.driver},
             },
+            estimated=self._estimated(listed),
+            allocator=AllocatorReading(state.reserved, state.in_use, state.largest_free),
             in_tensors=state.in_use - self._libraries,
         )
+
+    def _estimated(self, listed: int | None) -> frozenset[MemoryKind]:
+        """``listed`` is what the driver lists for this process now."""
+        marks = {
+            MemoryKind.RUNTIME: self._pid is None,
+            MemoryKind.OTHER_PROCESSES: listed is None,
+        }
+        return frozenset(kind for kind, is_estimate in marks.items() if is_estimate)
 
     def _first_runtime(
         self, before: DeviceUse | None, after: DeviceUse, state: AllocatorState

@@ -5,11 +5,12 @@ The kinds that are planned have their formulas beside the plan (server.memory.pl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from server.memory.layout import MemoryKind
+from server.memory.reading import NOTHING, MemoryReading
 
-Reading = Mapping[str, int]
+Reading = MemoryReading | None
 
 
 def measured_formulas(on_gpu: bool, reading: Reading) -> dict[str, str]:
@@ -18,43 +19,46 @@ def measured_formulas(on_gpu: bool, reading: Reading) -> dict[str, str]:
 
 
 def _on_cpu(reading: Reading) -> dict[str, str]:
-    def n(name: str) -> str:
-        return _number(name, reading)
-
+    now, n = _numbers(reading)
+    runtime = now.kinds[MemoryKind.RUNTIME].parts
+    others = now.kinds[MemoryKind.OTHER_PROCESSES].now
+    listed = now.resident - now.kinds[MemoryKind.UNACCOUNTED].now
     return {
-        MemoryKind.ALLOCATOR_SLACK: f"resident pages of malloc's arena{n('allocator.reserved')} - "
-        f"bytes in use in it{n('allocator.in_use')} (mallinfo2)",
-        MemoryKind.RUNTIME: f"resident pages of loaded code, now{n('runtime.code')} + what the "
-        f"process had written before it loaded the model{n('runtime.base')}",
-        MemoryKind.OTHER_PROCESSES: f"total{n('total')} - MemAvailable, or what the cgroup's limit "
-        f"leaves{n('available')} - what the engine process has written{n('resident.anonymous')}",
-        MemoryKind.UNACCOUNTED: f"resident set{n('resident')} - all other kinds that lie in it"
-        + _listed(reading),
-        MemoryKind.FREE: f"total{n('total')} - resident set of the engine process{n('resident')} "
-        f"- other_processes{n('other_processes')}",
+        MemoryKind.ALLOCATOR_SLACK: "resident pages of malloc's arena"
+        f"{n(now.allocator.reserved)} - bytes in use in it{n(now.allocator.in_use)} (mallinfo2)",
+        MemoryKind.RUNTIME: f"resident pages of loaded code, now{n(runtime['code'])} + what the "
+        f"process had written before it loaded the model{n(runtime['base'])}",
+        MemoryKind.OTHER_PROCESSES: f"total{n(now.total)} - MemAvailable, or what the cgroup's "
+        f"limit leaves{n(now.available)} - what the engine process has written{n(now.anonymous)}",
+        MemoryKind.UNACCOUNTED: f"resident set{n(now.resident)} - all other kinds that lie in it"
+        f"{n(listed)}",
+        MemoryKind.FREE: f"total{n(now.total)} - resident set of the engine process"
+        f"{n(now.resident)} - other_processes{n(others)}",
     }
 
 
 def _on_gpu(reading: Reading) -> dict[str, str]:
-    def n(name: str) -> str:
-        return _number(name, reading)
-
+    now, n = _numbers(reading)
+    slack = now.kinds[MemoryKind.ALLOCATOR_SLACK].parts
+    unaccounted = now.kinds[MemoryKind.UNACCOUNTED].parts
     return {
         MemoryKind.ALLOCATOR_SLACK: "torch's allocator, outside the pools of graphs: free"
-        f"{n('allocator_slack.free')} (in one piece at most{n('allocator.largest_free')}) + freed "
-        f"and waiting for a stream{n('allocator_slack.pending')} + sizes rounded up"
-        f"{n('allocator_slack.rounding')}",
+        f"{n(slack['free'])} (in one piece at most{n(now.allocator.largest_free)}) + freed "
+        f"and waiting for a stream{n(slack['pending'])} + sizes rounded up{n(slack['rounding'])}",
         MemoryKind.RUNTIME: _runtime(reading),
         MemoryKind.OTHER_PROCESSES: _others(reading),
-        MemoryKind.UNACCOUNTED: f"total{n('total')} - all other kinds: tensors in no list"
-        f"{n('unaccounted.tensors')} + taken behind the allocator's back{n('unaccounted.outside')}",
+        MemoryKind.UNACCOUNTED: f"total{n(now.total)} - all other kinds: tensors in no list"
+        f"{n(unaccounted['tensors'])} + taken behind the allocator's back"
+        f"{n(unaccounted['outside'])}",
         MemoryKind.FREE: "what the driver calls free (NVML)",
     }
 
 
 def _runtime(reading: Reading) -> str:
-    base = _number("runtime.base", reading)
-    if reading.get("estimated.runtime"):
+    now, n = _numbers(reading)
+    runtime = now.kinds[MemoryKind.RUNTIME]
+    base = n(runtime.parts["base"])
+    if runtime.estimated:
         return (
             f"estimated: free memory before the context was made - after - what the allocator had "
             f"reserved by then{base}, each reading repeated until it was steady"
@@ -62,30 +66,25 @@ def _runtime(reading: Reading) -> str:
     return (
         "NVML's figure for this process - what the allocator reserves: with the context and the "
         f"libraries' handles{base} + kernels and graphs loaded until the engine was ready"
-        f"{_number('runtime.code', reading)}"
+        f"{n(runtime.parts['code'])}"
     )
 
 
 def _others(reading: Reading) -> str:
-    def n(name: str) -> str:
-        return _number(name, reading)
-
-    if reading.get("estimated.other_processes"):
+    now, n = _numbers(reading)
+    others = now.kinds[MemoryKind.OTHER_PROCESSES]
+    if others.estimated:
+        free, runtime = now.kinds[MemoryKind.FREE].now, now.kinds[MemoryKind.RUNTIME].now
         return (
-            f"estimated: total{n('total')} - free{n('free')} - reserved by the allocator"
-            f"{n('allocator.reserved')} - runtime{n('runtime')}, because the driver does not list "
+            f"estimated: total{n(now.total)} - free{n(free)} - reserved by the allocator"
+            f"{n(now.allocator.reserved)} - runtime{n(runtime)}, because the driver does not list "
             "this process; what it takes behind the allocator's back would be in here"
         )
-    return (
-        f"NVML's figures for other processes + what the driver keeps{n('other_processes.driver')}"
-    )
+    return f"NVML's figures for other processes + what the driver keeps{n(others.parts['driver'])}"
 
 
-def _listed(reading: Reading) -> str:
-    if not reading:
-        return ""
-    return f" {reading.get('resident', 0) - reading.get('unaccounted', 0)}"
-
-
-def _number(name: str, reading: Reading) -> str:
-    return f" {reading[name]}" if name in reading else ""
+def _numbers(reading: Reading) -> tuple[MemoryReading, Callable[[int], str]]:
+    """The reading, and how a sentence takes a number of it: after a blank, or not at all."""
+    if reading is None:
+        return NOTHING, lambda number: ""
+    return reading, lambda number: f" {number}"

@@ -32,7 +32,7 @@ def formulas(plan: MemoryPlan) -> dict[str, str]:
         ),
         "graphs": _graphs_formula(plan),
         "workspace": _workspace_formula(model, config),
-        **measured_formulas(config.on_gpu, {}),
+        **measured_formulas(config.on_gpu, None),
     }
 
 

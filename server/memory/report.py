@@ -11,45 +11,36 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.host_budget import Use
-from server.memory.accountant import KV_PARTS, UNACCOUNTED_PARTS
 from server.memory.formulas import measured_formulas
 from server.memory.layout import MemoryKind
 from server.memory.memory_plan import MemoryPlan
 from server.memory.plan_formulas import formulas
+from server.memory.reading import NOTHING, AllocatorReading, MemoryReading
 from server.option_values import format_size
 from weights.inventory import held_format
 
 Parts = list[dict[str, Any]]
 
 _HEADER = ("kind", "now", "peak", "planned")
-_LOGGED_PARTS = {MemoryKind.KV_CACHE: KV_PARTS}
-_ALLOCATOR = ("reserved", "in_use", "largest_free")
-# Parts of a kind by what they are called here, and their names in a reading.
-_PARTS = {
-    MemoryKind.KV_CACHE: {part: f"kv_cache.{part}" for part in KV_PARTS},
-    MemoryKind.ALLOCATOR_SLACK: {
-        part: f"allocator_slack.{part}" for part in ("free", "pending", "rounding")
-    },
-    MemoryKind.RUNTIME: {"loaded_code": "runtime.code", "base": "runtime.base"},
-    MemoryKind.OTHER_PROCESSES: {"driver": "other_processes.driver"},
-    MemoryKind.UNACCOUNTED: {part: f"unaccounted.{part}" for part in UNACCOUNTED_PARTS},
-}
+_SHOWN_AS = {(MemoryKind.RUNTIME, "code"): "loaded_code"}  # parts with another name here
 _GPU_ONLY = frozenset(
     {
-        *(f"allocator_slack.{part}" for part in ("pending", "rounding")),
-        *(f"unaccounted.{part}" for part in UNACCOUNTED_PARTS),
-        "other_processes.driver",
+        (MemoryKind.ALLOCATOR_SLACK, "pending"),
+        (MemoryKind.ALLOCATOR_SLACK, "rounding"),
+        (MemoryKind.UNACCOUNTED, "tensors"),
+        (MemoryKind.UNACCOUNTED, "outside"),
+        (MemoryKind.OTHER_PROCESSES, "driver"),
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySources:
-    """Each returns at once. ``reading`` is empty before the engine's first one; ``weights`` are
+    """Each returns at once. ``reading`` is None before the engine's first one; ``weights`` are
     measured bytes by component; ``host_bytes`` is the API process's resident set and ``api_budget``
     the reading of its HostBudget."""
 
-    reading: Callable[[], Mapping[str, int]]
+    reading: Callable[[], MemoryReading | None]
     weights: Callable[[], Mapping[str, int]]
     requests_running: Callable[[], int]
     host_bytes: Callable[[], int]
@@ -68,24 +59,25 @@ class MemoryReport:
     def tree(self) -> dict[str, Any]:
         """``{"devices": [{"device", "total_bytes", "kinds"}], "host", "notes"}``; bytes are
         integers."""
-        reading = self._sources.reading()
-        filled = {**self._formulas, **measured_formulas(self._on_gpu, reading)}
+        found = self._sources.reading()
+        filled = {**self._formulas, **measured_formulas(self._on_gpu, found)}
+        is_ready, reading = found is not None, found or NOTHING
         return {
             "devices": [
                 {
                     "device": "cuda" if self._on_gpu else "cpu",
-                    "ready": bool(reading),
-                    "total_bytes": reading.get("total", 0),
-                    "resident_bytes": reading.get("resident", 0),
+                    "ready": is_ready,
+                    "total_bytes": reading.total,
+                    "resident_bytes": reading.resident,
                     "kinds": {
-                        str(kind): self._kind(kind, filled[kind], reading) for kind in MemoryKind
+                        str(kind): {
+                            **self._kind(kind, filled[kind], reading),
+                            "parts": self._parts(kind, reading) if is_ready else [],
+                        }
+                        for kind in MemoryKind
                     },
                     "kv": self._kv(reading),
-                    "allocator": {
-                        f"{name}_bytes": reading.get(f"allocator.{name}", 0)
-                        for name in _ALLOCATOR
-                        if self._on_gpu or name != "largest_free"
-                    },
+                    "allocator": self._allocator(reading.allocator),
                 }
             ],
             "host": {
@@ -93,11 +85,11 @@ class MemoryReport:
                     "resident_bytes": self._sources.host_bytes(),
                     **{f"{n}_bytes": size for n, size in self._sources.api_budget().items()},
                 },
-                "engine_process": {"resident_bytes": reading.get("host.resident", 0)},
-                "pinned_bytes": reading.get("host.pinned", 0),
-                "shared_bytes": reading.get("host.shared", 0),
+                "engine_process": {"resident_bytes": reading.host.resident},
+                "pinned_bytes": reading.host.pinned,
+                "shared_bytes": reading.host.shared,
             },
-            "notes": list(_notes(self._on_gpu, reading)),
+            "notes": list(_notes(self._on_gpu, found)),
         }
 
     def text(self) -> str:
@@ -121,31 +113,36 @@ class MemoryReport:
         )
         return f"device {device['device']}\n{_table(_rows(device))}\n" + "\n".join(lines) + "\n"
 
-    def _kind(self, kind: MemoryKind, formula: str, reading: Mapping[str, int]) -> dict[str, Any]:
+    def _kind(self, kind: MemoryKind, formula: str, reading: MemoryReading) -> dict[str, Any]:
+        held = reading.kinds[kind]
         return {
-            "bytes": reading.get(kind, 0),
-            "peak_bytes": reading.get(f"{kind}.peak", 0),
+            "bytes": held.now,
+            "peak_bytes": held.peak,
             "planned_bytes": self._plan.kinds.get(kind),
             "formula": formula,
-            "estimated": bool(reading.get(f"estimated.{kind}", 0)),
-            "parts": self._parts(kind, reading) if reading else [],
+            "estimated": held.estimated,
         }
 
-    def _parts(self, kind: MemoryKind, reading: Mapping[str, int]) -> Parts:
+    def _allocator(self, allocator: AllocatorReading) -> dict[str, int]:
+        states = {"reserved_bytes": allocator.reserved, "in_use_bytes": allocator.in_use}
+        if self._on_gpu:
+            states["largest_free_bytes"] = allocator.largest_free
+        return states
+
+    def _parts(self, kind: MemoryKind, reading: MemoryReading) -> Parts:
         if kind is MemoryKind.WEIGHTS:
             return self._weights()
         if kind in (MemoryKind.IO, MemoryKind.WORKSPACE):
             buffers = self._plan.layout.buffers
             parts = {b.name: b.nbytes for b in buffers if b.kind is kind}
             if self._on_gpu and kind is MemoryKind.WORKSPACE:
-                parts["libraries"] = reading.get("workspace.libraries", 0)
+                parts |= reading.kinds[kind].parts
             return _named(parts)
-        names = _PARTS.get(kind, {})
         return _named(
             {
-                part: reading.get(name, 0)
-                for part, name in names.items()
-                if self._on_gpu or name not in _GPU_ONLY
+                _SHOWN_AS.get((kind, part), part): nbytes
+                for part, nbytes in reading.kinds[kind].parts.items()
+                if self._on_gpu or (kind, part) not in _GPU_ONLY
             }
         )
 
@@ -161,10 +158,11 @@ class MemoryReport:
             for component, nbytes in sorted(self._sources.weights().items(), key=lambda i: -i[1])
         ]
 
-    def _kv(self, reading: Mapping[str, int]) -> dict[str, Any]:
+    def _kv(self, reading: MemoryReading) -> dict[str, Any]:
         """The pool in the units that a request takes it in."""
         running = self._sources.requests_running()
-        live = reading.get("kv_cache.active", 0) + reading.get("kv_cache.tail_waste", 0)
+        parts = reading.kinds[MemoryKind.KV_CACHE].parts
+        live = parts["active"] + parts["tail_waste"]
         return {
             "block_size_tokens": self._plan.runner.block_size,
             "bytes_per_block": self._plan.kv.page_bytes,
@@ -175,9 +173,9 @@ class MemoryReport:
         }
 
 
-def _notes(on_gpu: bool, reading: Mapping[str, int]) -> Iterator[str]:
+def _notes(on_gpu: bool, reading: MemoryReading | None) -> Iterator[str]:
     """What a reader who compares with other tools should know."""
-    if not reading:
+    if reading is None:
         yield (
             "The engine gives no reading: it loads, or is being started again. Only what is "
             "planned is known."
@@ -188,40 +186,39 @@ def _notes(on_gpu: bool, reading: Mapping[str, int]) -> Iterator[str]:
         return
     yield "top and ps show the resident set: the whole KV pool is in it, in use or not."
     yield "What the API process has written lies in other_processes."
-    code = format_size(reading.get("runtime.code", 0))
+    code = format_size(reading.kinds[MemoryKind.RUNTIME].parts["code"])
     yield (
         f"free reads low, by {code} at most: so much of the resident set is loaded code, whose "
         "pages the kernel can take back, or charges to another container that read them first."
     )
 
 
-def _gpu_notes(reading: Mapping[str, int]) -> Iterator[str]:
+def _gpu_notes(reading: MemoryReading) -> Iterator[str]:
     yield (
         "nvidia-smi shows pools, not use: its figure for this process holds the whole KV pool and "
         "what the allocator keeps, and does not fall when a request ends."
     )
-    if reading.get("estimated.other_processes", 0):
+    if reading.kinds[MemoryKind.OTHER_PROCESSES].estimated:
         yield (
             "The driver does not list this process (as in a container with process ids of its "
             "own), so runtime is estimated and other_processes is a remainder."
         )
 
 
-def memory_table(reading: Mapping[str, int], planned: Mapping[str, int]) -> str:
+def memory_table(reading: MemoryReading | None, planned: Mapping[str, int]) -> str:
     """One moment's books as a table: kinds with what they hold now, at most and by the plan.
 
     ``reading`` is the accountant's, ``planned`` bytes by kind. Of a reading that is not there yet
     the table says so. For a log: no formula, no component, a line break at its end.
     """
-    if not reading:
+    if reading is None:
         return "memory: not read yet\n"
     rows = [_HEADER]
-    for kind in MemoryKind:
-        plan = planned.get(kind)
-        rows.append(_row(kind, reading.get(kind, 0), reading.get(f"{kind}.peak", 0), plan))
-        parts = {part: reading.get(f"{kind}.{part}", 0) for part in _LOGGED_PARTS.get(kind, ())}
-        rows += [_row(f"  {part}", nbytes) for part, nbytes in parts.items()]
-    return _table([*rows, _row("total", reading.get("total", 0))])
+    for kind, held in reading.kinds.items():
+        rows.append(_row(kind, held.now, held.peak, planned.get(kind)))
+        if kind is MemoryKind.KV_CACHE:
+            rows += [_row(f"  {part}", nbytes) for part, nbytes in held.parts.items()]
+    return _table([*rows, _row("total", reading.total)])
 
 
 def _row(

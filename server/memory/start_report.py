@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Mapping
 
 from server.memory.layout import MemoryKind
+from server.memory.reading import NOTHING, MemoryReading
 from server.option_values import format_size
 
 _WIDTH = 96
@@ -27,25 +28,27 @@ def start_report(
     planned: Mapping[str, int],
     planned_weights: Mapping[str, int],
     weights: Mapping[str, int],
-    reading: Mapping[str, int],
+    reading: MemoryReading | None,
 ) -> list[str]:
     """Lines. ``planned`` are bytes by kind; the weights' are by component. Of activations it is
-    the peak that was planned."""
+    the peak that was planned. Without a reading everything measured is 0."""
+    now = reading or NOTHING
     lines = [_line(f"memory ({device})", "planned", "measured", "error")]
     for kind in _SHOWN:
         plan = planned.get(kind)
         if kind is MemoryKind.GRAPHS and not plan:
             continue
         is_peak = kind is MemoryKind.ACTIVATIONS
-        measured = reading.get(f"{kind}.peak" if is_peak else kind, 0)
+        held = now.kinds[kind]
+        measured = held.peak if is_peak else held.now
         note = " (peak)" if is_peak else ""
-        note += " (estimated)" if reading.get(f"estimated.{kind}") else ""
+        note += " (estimated)" if held.estimated else ""
         shown = "" if plan is None else format_size(plan)
         lines.append(_line(kind, shown, format_size(measured), error(plan, measured)) + note)
         if kind is MemoryKind.WEIGHTS:
             lines += _components(planned_weights, weights)
-    lines.append(_line("resident set", "", format_size(reading.get("resident", 0)), ""))
-    return [*lines, _left(reading.get("total", 0), reading.get("free", 0))]
+    lines.append(_line("resident set", "", format_size(now.resident), ""))
+    return [*lines, _left(now.total, now.kinds[MemoryKind.FREE].now)]
 
 
 def _left(total: int, free: int) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from server.host_budget import Use
+from server.memory.layout import MemoryKind
+from server.memory.reading import MAY_BE_ESTIMATED, KindReading, MemoryReading
 from server.metrics import registry
 from server.metrics.spec import MetricSpec
 
+LabelValue = TypeVar("LabelValue", bound=str)
 Samples = list[tuple[tuple[str, ...], float]]  # label values in the metric's order, value
 
 
@@ -29,7 +33,7 @@ class ServedModel:
 class GaugeSources:
     """Where gauges come from at a scrape. Each returns at once.
 
-    ``engine`` names are EngineGauges' fields; ``memory`` gives a reading of the accountant (empty
+    ``engine`` names are EngineGauges' fields; ``memory`` gives a reading of the accountant (None
     before the first one), ``planned`` its planned bytes by kind and ``weights`` the measured
     (component, format, bytes). ``host_bytes`` is the API process's own resident set and
     ``api_budget`` the reading of its HostBudget. ``clock`` is the engine's: seconds, monotonic, one
@@ -38,7 +42,7 @@ class GaugeSources:
 
     engine: Callable[[], Mapping[str, int]]
     engine_up: Callable[[], bool]
-    memory: Callable[[], Mapping[str, int]]
+    memory: Callable[[], MemoryReading | None]
     planned: Callable[[], Mapping[str, int]]
     weights: Callable[[], Iterable[tuple[str, str, int]]]
     host_bytes: Callable[[], int]
@@ -72,13 +76,6 @@ _TOKENS = {
     "reserved": "kv_tokens_reserved",
     "filled": "kv_tokens_filled",
 }
-# Names of a reading, by what they are called here.
-_HOST = {
-    "engine_process_resident": "host.resident",
-    "pinned": "host.pinned",
-    "shared": "host.shared",
-}
-_ALLOCATOR = {state: f"allocator.{state}" for state in ("reserved", "in_use", "largest_free")}
 
 
 def _engine(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
@@ -107,43 +104,44 @@ def _queue_age(engine: Mapping[str, int], now: float) -> float:
 
 
 def _memory(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
+    """Without a reading there is no engine: its device is not empty, nobody has looked."""
     device, reading = sources.device, sources.memory()
-    kinds = [name.removesuffix(".peak") for name in reading if name.endswith(".peak")]
-    parts = {
-        name.removeprefix("kv_cache."): nbytes
-        for name, nbytes in reading.items()
-        if name.startswith("kv_cache.") and not name.endswith(".peak")
-    }
-    held = {kind: reading[kind] for kind in kinds}
-    peak = {kind: reading[f"{kind}.peak"] for kind in kinds}
-    yield registry.MEMORY, _by(held, device)
-    yield registry.MEMORY_PEAK, _by(peak, device)
+    kinds = {} if reading is None else reading.kinds
+    yield registry.MEMORY, _by({kind: held.now for kind, held in kinds.items()}, device)
+    yield registry.MEMORY_PEAK, _by({kind: held.peak for kind, held in kinds.items()}, device)
     yield registry.MEMORY_PLANNED, _by(sources.planned(), device)
-    parts_of_kinds = registry.PARTS_OF_KINDS.items()
-    yield (
-        registry.MEMORY_PARTS,
-        [((device, *part), reading[name]) for name, part in parts_of_kinds if name in reading],
-    )
-    estimated = {kind: name for name, kind in registry.ESTIMATED_KINDS.items()}
-    yield registry.MEMORY_ESTIMATED, _by(_named(estimated, reading), device)
-    yield registry.KV_BYTES, _by(parts)
-    # Without a reading there is no engine: its device is not empty, nobody has looked.
-    yield registry.MEMORY_TOTAL, [((device,), reading["total"])] if reading else []
-    weights = sources.weights() if reading else ()
+    yield registry.MEMORY_PARTS, _parts(kinds, device)
+    estimated = {kind: int(kinds[kind].estimated) for kind in MAY_BE_ESTIMATED if kind in kinds}
+    yield registry.MEMORY_ESTIMATED, _by(estimated, device)
+    yield registry.KV_BYTES, _by(kinds[MemoryKind.KV_CACHE].parts if kinds else {})
+    yield registry.MEMORY_TOTAL, [] if reading is None else [((device,), reading.total)]
+    weights = () if reading is None else sources.weights()
     yield registry.WEIGHTS, [((device, part, dtype), size) for part, dtype, size in weights]
-    host = {"api_process_resident": sources.host_bytes()}
-    yield registry.HOST_MEMORY, _by({**host, **_named(_HOST, reading)})
+    yield registry.HOST_MEMORY, _by(_host(sources.host_bytes(), reading))
     budget = sources.api_budget()
     yield registry.API_MEMORY, _by({str(use): budget[use] for use in Use})
     yield registry.API_MEMORY_BUDGET, [((), budget["budget"])]
     yield registry.API_MEMORY_PEAK, [((), budget["peak"])]
-    yield registry.ALLOCATOR, _by(_named(_ALLOCATOR, reading), device)
+    yield registry.ALLOCATOR, _by({} if reading is None else asdict(reading.allocator), device)
 
 
-def _by(values: Mapping[str, float], *before: str) -> Samples:
+def _parts(kinds: Mapping[MemoryKind, KindReading], device: str) -> Samples:
+    return [
+        ((device, kind, part), nbytes)
+        for kind in registry.KINDS_WITH_PARTS
+        if kind in kinds
+        for part, nbytes in kinds[kind].parts.items()
+    ]
+
+
+def _host(api_process: int, reading: MemoryReading | None) -> dict[str, int]:
+    held = {"api_process_resident": api_process}
+    if reading is not None:
+        engine = reading.host
+        held |= {"engine_process_resident": engine.resident, "pinned": engine.pinned}
+        held["shared"] = engine.shared
+    return held
+
+
+def _by(values: Mapping[LabelValue, float], *before: str) -> Samples:
     return [((*before, label), value) for label, value in values.items()]
-
-
-def _named(names: Mapping[str, str], reading: Mapping[str, int]) -> dict[str, int]:
-    """Those of ``names`` that the reading has."""
-    return {label: reading[name] for label, name in names.items() if name in reading}

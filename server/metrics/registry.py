@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from server.host_budget import Use
-from server.memory.accountant import KV_PARTS, READING_NAMES
 from server.memory.layout import MemoryKind
+from server.memory.reading import KV_PARTS, PARTS
 from server.metrics.spec import Label, MetricSpec, MetricType, Unit
 from server.metrics.stats import Outcome
 from weights.formats import FORMATS, QUANTISED
@@ -30,23 +30,8 @@ _LENGTHS = tuple(2**power for power in range(0, 18))
 _DEVICE = Label("device")
 _KIND = Label("kind", tuple(MemoryKind))
 
-# Names of a reading, by the kind and the part or by the kind that they tell of. The parts of the KV
-# cache have a metric of their own.
-PARTS_OF_KINDS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        name: (kind, part)
-        for name in READING_NAMES
-        for kind, dot, part in (name.partition("."),)
-        if dot and part != "peak" and kind in tuple(MemoryKind) and kind != MemoryKind.KV_CACHE
-    }
-)
-ESTIMATED_KINDS: Mapping[str, str] = MappingProxyType(
-    {
-        name: name.removeprefix("estimated.")
-        for name in READING_NAMES
-        if name.startswith("estimated.")
-    }
-)
+# Those that quire_memory_part_bytes has. The parts of the KV cache have a metric of their own.
+KINDS_WITH_PARTS = tuple(kind for kind in PARTS if kind is not MemoryKind.KV_CACHE)
 
 
 def _counter(name: str, help: str, unit: Unit, *labels: Label) -> MetricSpec:
@@ -191,7 +176,7 @@ MEMORY_PARTS = _gauge(
     Unit.BYTES,
     _DEVICE,
     _KIND,
-    Label("part", tuple(sorted({part for _, part in PARTS_OF_KINDS.values()}))),
+    Label("part", tuple(sorted({part for kind in KINDS_WITH_PARTS for part in PARTS[kind]}))),
 )
 MEMORY_ESTIMATED = _gauge(
     "quire_memory_estimated",

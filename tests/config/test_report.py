@@ -43,7 +43,7 @@ def report(
             config=config,
             model=read_model(config),
             engine=engine,
-            reading={},
+            reading=None,
             defaults={},
             address="http://127.0.0.1:8000",
             no_chat=no_chat,

@@ -17,6 +17,7 @@ from typing import Any
 from server.config import resolve
 from server.engine.request import EngineRequest, SamplingParams
 from server.memory.gpu_device import find_gpu
+from server.memory.reading import flatten
 from server.memory.snapshot import limit_malloc_arenas
 from server.model_facts import engine_settings, read_model
 
@@ -62,7 +63,7 @@ def main(model_dir: str, device: str = "cuda") -> None:
 
 
 def reading(engine: Any) -> dict[str, Any]:
-    return {"books": engine.accountant.read(), "nvml": nvml()}
+    return {"books": flatten(engine.accountant.read()), "nvml": nvml()}
 
 
 def nvml() -> dict[str, int | None]:

@@ -24,6 +24,7 @@ from server.engine.request import EngineRequest, SamplingParams
 from server.engine_build import BuiltEngine, build_engine
 from server.errors import QuireError
 from server.execution.live_bytes import LiveBytes, PeakMeter
+from server.memory.reading import flatten
 from server.memory.snapshot import limit_malloc_arenas
 from server.model_facts import engine_settings, read_model
 from server.offline import OfflineEngineClient
@@ -199,7 +200,7 @@ def main() -> None:
         "errors": found.errors,
         "plan": model.plan.kinds,
         "blocks": model.plan.kv.num_blocks,
-        "reading": engine.accountant.read(),
+        "reading": flatten(engine.accountant.read()),
         "resident_peak": peak,
         "failed_steps": gauges.failed_steps,
         "preemptions": gauges.preemptions,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from server.config import resolve
 from server.engine.request import EngineRequest, SamplingParams
+from server.memory.reading import flatten
 from server.memory.snapshot import limit_malloc_arenas
 from server.model_facts import engine_settings, read_model
 
@@ -28,7 +29,10 @@ def main() -> None:
     from server.engine_build import build_engine
 
     engine = build_engine(engine_settings(config, model), lambda text: None)
-    read = engine.accountant.read
+
+    def read() -> dict[str, int]:
+        return flatten(engine.accountant.read())
+
     found = {"plan": model.plan.kinds, "idle": read()}
     prompt = tuple(range(1, int(sys.argv[2]) + 1))
     for i in range(int(sys.argv[4])):

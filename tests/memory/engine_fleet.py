@@ -25,6 +25,7 @@ from server.engine_build import BuiltEngine, build_engine
 from server.execution.build import build_runner
 from server.execution.model_runner import ModelRunner
 from server.execution.warm_up import largest_plan
+from server.memory.reading import flatten
 from server.memory.snapshot import limit_malloc_arenas
 from server.model_facts import ModelFacts, engine_settings, read_model
 from tests.memory.resident_peak import exact_malloc, resident_peak
@@ -64,7 +65,7 @@ def measure(options: Mapping[str, Any]) -> dict[str, Any]:
     config = resolve({"threads": "1", **options}, {})
     model = read_model(config)
     engine = build_engine(engine_settings(config, model), lambda text: None)
-    idle = engine.accountant.read()
+    idle = flatten(engine.accountant.read())
     load = _under_load(engine, model)
     return {
         "plan": model.plan.kinds,
@@ -72,7 +73,7 @@ def measure(options: Mapping[str, Any]) -> dict[str, Any]:
         "weights": engine.facts.weights,
         "idle": idle,
         "load": load,
-        "after": engine.accountant.read(),
+        "after": flatten(engine.accountant.read()),
     }
 
 
@@ -124,7 +125,7 @@ def _under_load(engine: BuiltEngine, model: ModelFacts) -> dict[str, int]:
     while engine.core.has_work:
         engine.core.step()
         if engine.core.has_work:
-            readings.append(engine.accountant.read())
+            readings.append(flatten(engine.accountant.read()))
     return max(readings, key=lambda reading: abs(reading["unaccounted"]))
 
 

@@ -17,6 +17,7 @@ import pytest
 from server.memory.accountant import Accountant, Books, KVUse
 from server.memory.cpu_memory import CpuMemory
 from server.memory.layout import MemoryKind
+from server.memory.reading import flatten
 from server.memory.snapshot import Snapshot
 from server.option_table import DEMO_MODEL_DIR
 from weights.synthetic import write_checkpoint
@@ -122,7 +123,7 @@ def accountant(base: Snapshot, now: Snapshot, held: int) -> Accountant:
 def test_unaccounted_is_what_nothing_else_explains() -> None:
     base = snapshot(resident=100, code=60, heap=20, in_use=15)  # 35 written, 5 slack
     now = snapshot(resident=270, code=65, heap=50, in_use=30)  # 20 slack
-    reading = accountant(base, now, held=80).read()
+    reading = flatten(accountant(base, now, held=80).read())
     assert reading["runtime"] == 65 + 35
     assert reading["allocator_slack"] == 20
     assert reading["unaccounted"] == 270 - (80 + 40 + 100 + 20)
@@ -146,9 +147,9 @@ def test_a_peak_stays_when_less_is_held_again() -> None:
             peak_activation_bytes=lambda: activations[0],
         )
     )
-    high = books.read()
+    high = flatten(books.read())
     now[0], held[0], activations[0] = snapshot(150, 60, 20, 20), 30, 2
-    low = books.read()
+    low = flatten(books.read())
     assert (low["weights"], low["activations"]) == (30, 0)
     for kind in (*MemoryKind,):
         assert low[f"{kind}.peak"] == max(high[f"{kind}.peak"], low[kind]), kind
@@ -160,12 +161,12 @@ def test_a_peak_stays_when_less_is_held_again() -> None:
 def test_unaccounted_keeps_its_sign() -> None:
     base = snapshot(resident=100, code=60, heap=20, in_use=20)
     now = snapshot(resident=190, code=60, heap=20, in_use=20)
-    assert accountant(base, now, held=80).read()["unaccounted"] == -30
+    assert flatten(accountant(base, now, held=80).read())["unaccounted"] == -30
 
 
 def test_free_never_promises_more_than_there_is() -> None:
     now = snapshot(resident=700, code=60, heap=20, in_use=20, free=900)
-    reading = accountant(snapshot(100, 60, 20, 20), now, held=80).read()
+    reading = flatten(accountant(snapshot(100, 60, 20, 20), now, held=80).read())
     assert (reading["free"], reading["other_processes"]) == (300, 0)
     assert sum(reading[kind] for kind in MemoryKind) == 1000
 

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from simulated_gpu import COMMON, GRAPHS, MIB, OWN_PID, Sight, SimulatedGpu, Tensor
 
 from server.memory import cuda_memory
-from server.memory.accountant import READING_NAMES, Accountant, Books, KVUse
+from server.memory.accountant import Accountant, Books, KVUse
 from server.memory.cuda_allocator import AllocatorState
 from server.memory.cuda_memory import CudaMemory, steady
 from server.memory.device_reading import DeviceReading
 from server.memory.layout import MemoryKind
 from server.memory.nvml import DeviceUse
+from server.memory.reading import NAMES, flatten
 
 CONTEXT, LIBRARIES, LOADED = 480 * MIB, 32 * MIB, 90 * MIB
 LISTS = (MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.IO, MemoryKind.WORKSPACE)
@@ -57,10 +58,14 @@ def accountant(gpu: SimulatedGpu, memory: CudaMemory) -> Accountant:
     return Accountant(books)
 
 
+def reading_of(gpu: SimulatedGpu, memory: CudaMemory) -> dict[str, int]:
+    return flatten(accountant(gpu, memory).read())
+
+
 def assert_true(gpu: SimulatedGpu, reading: Mapping[str, int]) -> None:
     assert {kind: reading[kind] for kind in MemoryKind} == gpu.truth()
     assert sum(reading[kind] for kind in MemoryKind) == reading["total"] == gpu.total
-    assert set(reading) == set(READING_NAMES)
+    assert set(reading) == set(NAMES)
     state = gpu.allocator()
     slack = sum(reading[f"allocator_slack.{part}"] for part in ("free", "pending", "rounding"))
     assert slack == reading["allocator_slack"]
@@ -94,7 +99,11 @@ def test_every_kind_is_true_whatever_happens(sight: Sight) -> None:
     gpu = SimulatedGpu(sight=sight, neighbours={5: 2000 * MIB})
     memory = opened(gpu)
     built(gpu, memory)
-    read = accountant(gpu, memory).read
+    books = accountant(gpu, memory)
+
+    def read() -> dict[str, int]:
+        return flatten(books.read())
+
     assert_true(gpu, read())
     everything(gpu)
     assert_true(gpu, read())
@@ -153,7 +162,11 @@ def test_the_books_are_true_after_any_history(
     gpu = SimulatedGpu(sight=sight, total=8 * 1024 * MIB)
     memory = opened(gpu)
     built(gpu, memory)
-    read = accountant(gpu, memory).read
+    books = accountant(gpu, memory)
+
+    def read() -> dict[str, int]:
+        return flatten(books.read())
+
     tensors: list[Tensor] = []
     for step in history:
         happen(gpu, tensors, step)
@@ -164,7 +177,11 @@ def test_64_mib_behind_the_back_are_unaccounted_until_they_are_given_back() -> N
     gpu = SimulatedGpu()
     memory = opened(gpu)
     built(gpu, memory)
-    read = accountant(gpu, memory).read
+    books = accountant(gpu, memory)
+
+    def read() -> dict[str, int]:
+        return flatten(books.read())
+
     gpu.take_behind_the_back(64 * MIB)
     held = read()
     assert held["unaccounted"] == held["unaccounted.outside"] == 64 * MIB
@@ -184,7 +201,7 @@ def test_a_graph_captured_later_belongs_to_the_runtime(sight: Sight) -> None:
         gpu.load_module(5 * MIB)
     gpu.settled_modules = gpu.modules
     gpu.take_behind_the_back(2 * MIB)
-    assert_true(gpu, accountant(gpu, memory).read())
+    assert_true(gpu, reading_of(gpu, memory))
 
 
 def test_where_the_driver_hides_us_the_remainder_is_called_an_estimate() -> None:
@@ -192,7 +209,7 @@ def test_where_the_driver_hides_us_the_remainder_is_called_an_estimate() -> None
     memory = opened(gpu)
     built(gpu, memory)
     gpu.take_behind_the_back(64 * MIB)
-    reading = accountant(gpu, memory).read()
+    reading = reading_of(gpu, memory)
     assert reading["estimated.runtime"] == reading["estimated.other_processes"] == 1
     assert reading["other_processes"] == gpu.driver + LOADED + 64 * MIB
     assert reading["unaccounted"] == 0
@@ -201,7 +218,7 @@ def test_where_the_driver_hides_us_the_remainder_is_called_an_estimate() -> None
 def test_without_any_reading_before_the_context_what_was_in_use_counts_as_runtime() -> None:
     gpu = SimulatedGpu(sight=Sight.HIDDEN, neighbours={5: 100 * MIB})
     memory = opened(gpu, knows_before=False)
-    reading = accountant(gpu, memory).read()
+    reading = reading_of(gpu, memory)
     assert reading["runtime"] == CONTEXT + 100 * MIB
     assert reading["estimated.runtime"] == 1
     assert reading["unaccounted"] == 0
@@ -211,7 +228,7 @@ def test_a_stranger_with_our_number_is_not_us() -> None:
     """Numbers of the host: ours may be somebody else's there."""
     gpu = SimulatedGpu(sight=Sight.HOST_NUMBERS, neighbours={OWN_PID: 500 * MIB})
     memory = opened(gpu)
-    assert accountant(gpu, memory).read()["runtime"] == CONTEXT
+    assert reading_of(gpu, memory)["runtime"] == CONTEXT
 
 
 def test_two_that_appear_together_cannot_be_told_apart() -> None:
@@ -220,7 +237,7 @@ def test_two_that_appear_together_cannot_be_told_apart() -> None:
     gpu.make_context(CONTEXT)
     gpu.neighbour_uses(5, 100 * MIB)
     memory = CudaMemory(gpu.use, gpu.allocator, before=before, pid=OWN_PID)
-    assert memory.read().parts["estimated.runtime"] == 1
+    assert MemoryKind.RUNTIME in memory.read().estimated
 
 
 def test_a_reading_is_repeated_until_two_are_equal() -> None:
@@ -299,12 +316,15 @@ PLANTED: dict[str, Plant] = {
     ),
     "the driver's share forgotten": kinds(
         other_processes=lambda reading: (
-            reading.kinds[MemoryKind.OTHER_PROCESSES] - reading.parts["other_processes.driver"]
+            reading.kinds[MemoryKind.OTHER_PROCESSES]
+            - reading.parts[MemoryKind.OTHER_PROCESSES]["driver"]
         )
     ),
     "the libraries' workspace in no kind": kinds(workspace=lambda reading: 0),
     "the cache of freed blocks called free": kinds(
-        free=lambda reading: reading.kinds[MemoryKind.FREE] + reading.parts["allocator_slack.free"]
+        free=lambda reading: (
+            reading.kinds[MemoryKind.FREE] + reading.parts[MemoryKind.ALLOCATOR_SLACK]["free"]
+        )
     ),
     "what waits for a stream forgotten": on_state(lambda state: replace(state, pending=0)),
     "rounding called use": on_state(
@@ -323,7 +343,7 @@ def test_a_planted_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
     memory = opened(gpu)
     built(gpu, memory)
     everything(gpu)
-    reading = accountant(gpu, memory).read()
+    reading = reading_of(gpu, memory)
     assert sum(reading[kind] for kind in MemoryKind) == reading["total"]  # this shows nothing
     with pytest.raises(AssertionError):
         assert_true(gpu, reading)

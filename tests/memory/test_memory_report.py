@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 
 from server.host_budget import HostBudget
-from server.memory.accountant import READING_NAMES
 from server.memory.layout import MemoryKind
 from server.memory.planner import PlanRequest, plan_memory
+from server.memory.reading import NAMES, unflatten
 from server.memory.report import MemoryReport, MemorySources
 from server.option_values import format_size
 from weights.tiny_specs import tiny_llama
@@ -19,15 +19,15 @@ PRIME = 1_000_003
 
 def reading(**changes: int) -> dict[str, int]:
     """A figure of its own for every name, but no estimate."""
-    found = {name: PRIME * (index + 1) for index, name in enumerate(READING_NAMES)}
-    found |= {name: 0 for name in READING_NAMES if name.startswith("estimated.")}
+    found = {name: PRIME * (index + 1) for index, name in enumerate(NAMES)}
+    found |= {name: 0 for name in NAMES if name.startswith("estimated.")}
     return found | changes
 
 
 def report(read: Mapping[str, int], *, on_gpu: bool = False) -> MemoryReport:
     request = PlanRequest("bf16", 64, 8, 512, on_gpu=on_gpu)
     sources = MemorySources(
-        reading=lambda: read,
+        reading=lambda: unflatten(read) if read else None,
         weights=lambda: {"query": 5, "norm": 7},
         requests_running=lambda: 2,
         host_bytes=lambda: 11 * MIB,

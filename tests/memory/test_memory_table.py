@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from server.memory.accountant import KV_PARTS
 from server.memory.layout import MemoryKind
+from server.memory.reading import KV_PARTS, unflatten
 from server.memory.report import memory_table
 
 MIB = 2**20
@@ -18,7 +18,7 @@ def test_every_kind_has_a_line_with_now_peak_and_plan() -> None:
         "kv_cache.active": 5 * MIB,
         "unaccounted": -3 * MIB,
     }
-    lines = memory_table(reading, {"weights": 39 * MIB}).splitlines()
+    lines = memory_table(unflatten(reading), {"weights": 39 * MIB}).splitlines()
     names = [line.split()[0] for line in lines]
     assert set(MemoryKind) <= set(names)
     assert lines[1].split() == ["weights", "40.00", "MiB", "41.00", "MiB", "39.00", "MiB"]
@@ -29,4 +29,4 @@ def test_every_kind_has_a_line_with_now_peak_and_plan() -> None:
 
 
 def test_before_the_first_reading_it_says_so() -> None:
-    assert memory_table({}, {"weights": 1}) == "memory: not read yet\n"
+    assert memory_table(None, {"weights": 1}) == "memory: not read yet\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from server.memory.reading import unflatten
 from server.memory.start_report import error, start_report
 
 MIB = 2**20
@@ -21,7 +22,7 @@ def told(**changes: int) -> list[str]:
     planned = {"weights": 39 * MIB, "kv_cache": 8 * MIB, "activations": 4 * MIB}
     parts = {"embedding": 30 * MIB, "query": 9 * MIB, "norm": 0}
     measured = {"embedding": 30 * MIB, "query": 10 * MIB}
-    return start_report("cpu", planned, parts, measured, reading | changes)
+    return start_report("cpu", planned, parts, measured, unflatten(reading | changes))
 
 
 def line(lines: list[str], name: str) -> list[str]:
@@ -57,7 +58,7 @@ def test_an_estimate_is_called_one() -> None:
 
 def test_many_components_take_few_short_lines_and_no_figure_is_torn() -> None:
     many = {f"component_{index}": (index + 1) * MIB for index in range(12)}
-    lines = start_report("cpu", {"weights": 1}, many, many, {"weights": 1})
+    lines = start_report("cpu", {"weights": 1}, many, many, unflatten({"weights": 1}))
     parts = [one for one in lines if one.startswith("  component")]
     assert 2 <= len(parts) <= 6
     assert max(len(one) for one in parts) <= 96

@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine.events import StepStats
 from server.host_budget import HostBudget
-from server.memory.accountant import READING_NAMES
 from server.memory.layout import MemoryKind
+from server.memory.reading import NAMES, unflatten
 from server.metrics.prometheus import GaugeSources, PrometheusMetrics
 from server.metrics.stats import Outcome, RequestRecord
 
@@ -36,13 +36,13 @@ class World:
 
     def __init__(self) -> None:
         self.engine = dict(GAUGES)
-        self.reading = {name: i for i, name in enumerate(READING_NAMES, start=1)}
+        self.reading = {name: i for i, name in enumerate(NAMES, start=1)}
         self.up = True
         self.metrics = PrometheusMetrics(
             GaugeSources(
                 engine=lambda: self.engine,
                 engine_up=lambda: self.up,
-                memory=lambda: self.reading,
+                memory=lambda: unflatten(self.reading) if self.reading else None,
                 planned=lambda: {"weights": 11},
                 weights=lambda: [("norm", "bf16", 5), ("up", "bf16", 6)],
                 host_bytes=lambda: 77,

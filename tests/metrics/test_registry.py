@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.api.schema.requests import Route
 from server.engine.events import StepStats
 from server.host_budget import HostBudget
-from server.memory.accountant import READING_NAMES
+from server.memory.reading import NAMES, unflatten
 from server.metrics.gauges import GaugeSources, ServedModel
 from server.metrics.prometheus import PrometheusMetrics
 from server.metrics.registry import GENERATING_ROUTES, METRICS
@@ -23,7 +23,7 @@ SUFFIXES = {Unit.BYTES: "bytes", Unit.SECONDS: "seconds", Unit.RATIO: "ratio"}
 
 
 def exporter(**engine: int) -> PrometheusMetrics:
-    reading = {name: i for i, name in enumerate(READING_NAMES, start=1)}
+    reading = unflatten({name: i for i, name in enumerate(NAMES, start=1)})
     return PrometheusMetrics(
         GaugeSources(
             engine=lambda: {"blocks_total": 4, **engine},

@@ -14,8 +14,8 @@ from server.api.app import create_app
 from server.api.http import serve
 from server.api.state import HttpLimits
 from server.listener import bind
-from server.memory.accountant import KV_PARTS
 from server.memory.layout import MemoryKind
+from server.memory.reading import KV_PARTS
 
 MIB = 1024 * 1024
 TTFT = "quire_time_to_first_token_seconds"

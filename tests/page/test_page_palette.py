@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from server.memory.accountant import KV_PARTS
 from server.memory.layout import MemoryKind
+from server.memory.reading import KV_PARTS
 
 PAGE = Path(__file__).parents[2] / "server" / "api" / "page"
 TEXT_ON_PAPER = ("ink", "quiet", "accent", "alarm", "wait")

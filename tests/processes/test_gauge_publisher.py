@@ -49,8 +49,7 @@ class FakeEngine:
         self.spent += self.reading_s
         total, held = 1000 * MIB, NUM_BLOCKS * PAGE_BYTES
         kinds = {MemoryKind.FREE: total - held - self.foreign}
-        parts = {"resident": 100 * MIB}
-        return DeviceReading(total=total, resident=100 * MIB, kinds=kinds, parts=parts)
+        return DeviceReading(total=total, resident=100 * MIB, kinds=kinds)
 
     @property
     def accountant(self) -> Accountant:
@@ -145,12 +144,14 @@ def test_the_split_of_the_kv_pool_follows_the_blocks_between_two_readings(
     )
     publish()
     reading = memory_reading(block.read())
+    assert reading is not None
     assert engine.readings == 1
-    assert reading["kv_cache.active"] == 3 * PAGE_BYTES - 2 * TOKEN_BYTES
-    assert reading["kv_cache.cached"] == 4 * PAGE_BYTES
-    assert reading["kv_cache.tail_waste"] == 2 * TOKEN_BYTES
-    assert reading["kv_cache.free"] == 3 * PAGE_BYTES
-    assert reading["kv_cache"] == NUM_BLOCKS * PAGE_BYTES
+    pool = reading.kinds[MemoryKind.KV_CACHE]
+    assert pool.parts["active"] == 3 * PAGE_BYTES - 2 * TOKEN_BYTES
+    assert pool.parts["cached"] == 4 * PAGE_BYTES
+    assert pool.parts["tail_waste"] == 2 * TOKEN_BYTES
+    assert pool.parts["free"] == 3 * PAGE_BYTES
+    assert pool.now == NUM_BLOCKS * PAGE_BYTES
 
 
 def test_unaccounted_memory_warns_once_and_once_when_it_is_back(
