@@ -205,17 +205,6 @@ class KVCacheManager:
                 self.cache.insert(namespace, parent, token_ids, table[index])
             sequence.num_cached_blocks[group] = num_full
 
-    def truncate(self, sequence: Sequence, num_tokens: int) -> None:
-        """Releases the blocks after the first ``num_tokens`` tokens. No step may be in flight."""
-        for group, size in enumerate(self.block_sizes):
-            table = sequence.block_tables[group]
-            keep = -(-num_tokens // size)
-            self._let_go(sequence, table[keep:])
-            self.pool.release(table[keep:][::-1])
-            del table[keep:]
-            cached = sequence.num_cached_blocks[group]
-            sequence.num_cached_blocks[group] = min(cached, num_tokens // size)
-
     def release(self, sequence: Sequence, step_in_flight: int | None) -> None:
         """Empties the tables, last tokens first, so that a prefix outlives what follows it.
 

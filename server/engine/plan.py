@@ -30,7 +30,6 @@ class AdmittedRow:
     num_computed_tokens: int
     sampling: SamplingParams
     choice: int
-    adapter_slot: int
     block_tables: tuple[tuple[int, ...], ...]
 
 

@@ -97,7 +97,6 @@ class ScheduledRow:
             num_computed_tokens=self.chunk.start,
             sampling=sequence.sampling,
             choice=sequence.choice,
-            adapter_slot=0,
             block_tables=tuple(tuple(table) for table in sequence.block_tables),
         )
 

@@ -151,8 +151,6 @@ class GpuRows:
 
     def _admit(self, admitted: AdmittedRow, packet: PacketDraft) -> list[int]:
         """Two segments: the record's head with the block table, and the known tokens."""
-        if admitted.adapter_slot:
-            raise ValueError(f"adapter slot {admitted.adapter_slot}: no adapter is loaded")
         row, blocks = admitted.row, admitted.block_tables[0]
         if len(blocks) > self.layout.max_blocks or len(admitted.token_ids) > self.layout.max_tokens:
             raise ValueError(

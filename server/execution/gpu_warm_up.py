@@ -110,7 +110,6 @@ def _plan(
                 num_computed_tokens=0,
                 sampling=sampling,
                 choice=0,
-                adapter_slot=0,
                 block_tables=(tuple(range(block, block + blocks)),),
             )
         )

@@ -133,8 +133,6 @@ class InputBatch:
 
     def _admit(self, admitted: AdmittedRow) -> None:
         """Rebuilds everything about a row from what the plan knows of its sequence."""
-        if admitted.adapter_slot:
-            raise ValueError(f"adapter slot {admitted.adapter_slot}: no adapter is loaded")
         row, tokens = admitted.row, np.array(admitted.token_ids, dtype=np.int32)
         self.token_ids[row, : len(tokens)] = tokens
         self.num_tokens[row] = len(tokens)

@@ -26,7 +26,6 @@ def largest_plan(config: RunnerConfig) -> StepPlan:
             num_computed_tokens=0,
             sampling=_everything(config.max_logprobs),
             choice=0,
-            adapter_slot=0,
             block_tables=(tuple(range(row * num_blocks, (row + 1) * num_blocks)),),
         )
         for row in range(rows)

@@ -56,7 +56,6 @@ def admitted(
         num_computed_tokens=0,
         sampling=sampling,
         choice=0,
-        adapter_slot=0,
         block_tables=(blocks,),
     )
 

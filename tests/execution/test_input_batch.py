@@ -50,7 +50,6 @@ def admit(
         num_computed_tokens=computed,
         sampling=sampling or SamplingParams(seed=1),
         choice=0,
-        adapter_slot=0,
         block_tables=(blocks,),
     )
     return StepPlan(1, admitted=(admitted,))
