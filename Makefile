@@ -36,8 +36,8 @@ define pytest
 	half() { "$$@" || test $$? -eq 5; }; \
 	half env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(1)" $(ALONE:%=--ignore=tests/%) $(ARGS) \
 	  || failed="$$failed, the first (tests that share the machine)"; \
-	half $(BIN)/python -m pytest -m "$(1)" $(TOGETHER:%=--ignore=tests/%) $(ARGS) \
-	  || failed="$$failed, the second (tests that have it to themselves)"; \
+	half env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "$(1)" $(TOGETHER:%=--ignore=tests/%) $(ARGS) \
+	  || failed="$$failed, the second (tests that start servers)"; \
 	test -z "$$failed" || { echo "Failed of two halves$$failed; see above." >&2; exit 1; }
 endef
 
@@ -84,8 +84,7 @@ format: $(SETUP_TEST)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What computes in its own process runs on every core at once, a thread each; what starts servers or
-# compares sums of several threads has the machine to itself.
+# Every core has a process, of a thread each. What starts servers goes by module and comes second.
 # pytest's exit code 5 means that there is no such test: ARGS may have chosen among the others.
 test: $(SETUP_TEST)
 	$(call pytest,not slow and not sweep)

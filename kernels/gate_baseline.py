@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-Rows = dict[str, dict[str, int]]  # a job -> its figures
+Row = dict[str, int | str]  # figures, and "source": a digest of what was compiled
+Rows = dict[str, Row]  # by job
 
 
 class Difference(NamedTuple):

@@ -1,17 +1,20 @@
-"""Which kernels the compile gate compiles: the cases of every module of kernels.gpu."""
+"""Which kernels the compile gate compiles, and what from: the cases of every module of kernels.gpu,
+and the sources of each."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
-from triton.runtime.jit import JITFunction
+import triton
+from triton.runtime.jit import JITCallable, JITFunction
 
 import kernels.gpu
 from kernels.gpu.compile_case import CompileCase
@@ -90,3 +93,48 @@ def representative(cases: dict[str, CompileCase]) -> dict[str, CompileCase]:
     for name, case in cases.items():
         seen.setdefault(case.fn.fn, name)
     return {name: cases[name] for name in seen.values()}
+
+
+def sources_of(kernel: Any) -> list[tuple[str, str]]:
+    """Names with texts: of ``kernel``, of the device functions that it calls however deep, and the
+    values of the globals that they read. Triton's own stand for the version of Triton; its own key
+    (``cache_key``) would depend on line numbers and on which kernel was looked at first."""
+    found: dict[str, str] = {}
+    waiting = [kernel]
+    while waiting:
+        function = waiting.pop()
+        name = f"{function.__module__}.{function.__name__}"
+        if name in found:
+            continue
+        found[name] = inspect.getsource(function.fn)
+        for read, value in _globals_of(function):
+            if isinstance(value, JITCallable):
+                waiting.append(value)
+            else:
+                found[f"{name}: {read}"] = repr(value)
+    return sorted(found.items())
+
+
+def _globals_of(function: Any) -> Iterator[tuple[str, object]]:
+    """The project's own names that the function reads, of its module or through another's."""
+    names = _names(function.fn.__code__)
+    outside = inspect.getclosurevars(function.fn).nonlocals
+    scopes = [function.fn.__globals__ | outside]
+    scopes += [vars(value) for name in names if _is_own(value := scopes[0].get(name))]
+    for scope in scopes:
+        for name in names:
+            value = scope.get(name)
+            if isinstance(value, JITCallable):
+                if not value.__module__.startswith(f"{triton.__name__}."):
+                    yield name, value
+            elif isinstance(value, int | float | str | tuple | triton.language.constexpr):
+                yield name, value
+
+
+def _is_own(value: object) -> bool:
+    return isinstance(value, ModuleType) and not value.__name__.startswith(triton.__name__)
+
+
+def _names(code: Any) -> list[str]:
+    inner = [constant for constant in code.co_consts if inspect.iscode(constant)]
+    return sorted({*code.co_names, *code.co_freevars, *(n for c in inner for n in _names(c))})

@@ -4,8 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+# With --dist loadfile a module's tests are one process's, since its fixtures are dear; these rooms
+# share fixtures of a session too.
+_ONE_PROCESS = ("tests/image/",)
+# What takes longest begins first, so that no core is idle at the end.
+_FIRST = ("image", "soak", "equivalence", "memory")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rooms = {item: item.path.parent.name for item in items}
+    items.sort(key=lambda item: _FIRST.index(rooms[item]) if rooms[item] in _FIRST else len(_FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)  # tests run without xdist too
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByModuleOrRoom(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            rooms = [room for room in _ONE_PROCESS if nodeid.startswith(room)]
+            return rooms[0] if rooms else super()._split_scope(nodeid)
+
+    return ByModuleOrRoom(config, log)
 
 
 @pytest.fixture

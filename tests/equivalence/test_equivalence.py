@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import checks
 import oracle
 import pytest
+import torch
 import workloads
 from checks import Setting
 
@@ -28,6 +30,21 @@ def settings(folder: Path) -> dict[int, Setting]:
 @pytest.mark.parametrize("name", checks.CHECKS)
 def test_answers_are_equal(name: str, block_size: int, settings: dict[int, Setting]) -> None:
     checks.CHECKS[name](settings[block_size])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("name", checks.CHECKS)
+def test_answers_are_equal_on_several_threads(name: str, folder: Path) -> None:
+    """Tests compute on one thread each, so that several can run; a server computes on many."""
+    checks.CHECKS[name](Setting(folder, 16, known={}))
 
 
 @pytest.mark.parametrize("budget", [1, 64])
@@ -63,13 +80,28 @@ def test_the_checkpoints_are_sharp(family: str, seed: int, tmp_path: Path) -> No
     assert len(set(output)) >= 16
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [
-        pytest.param(seed, marks=pytest.mark.slow if seed < 2 else pytest.mark.sweep)
-        for seed in SEEDS
-    ],
-)
+def answers_are_equal(setting: Setting) -> None:
+    """By every check, in chunks of every kind of size, and preempted at every kind of distance."""
+    for check in checks.CHECKS.values():
+        check(setting)
+    for budget in (1, 2, 3, 7, 16, 17, 64, 100):
+        checks.chunked_equals_whole(setting, budget)
+    for every in (1, 2, 3, 5):
+        checks.preempted_equals_not(setting, every, prefix_caching=every % 2 == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", checks.SPECS)
+def test_answers_are_equal_on_another_checkpoint(family: str, tmp_path: Path) -> None:
+    """Another one, and other blocks, than those of `make test`."""
+    folder = checks.write(family, tmp_path, seed=1)
+    checks.no_choice_is_within_rounding(Setting(folder, known={}))
+    answers_are_equal(Setting(folder, 32, known={}))
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("family", checks.SPECS)
 def test_answers_are_equal_on_many_checkpoints(family: str, seed: int, tmp_path: Path) -> None:
     folder = checks.write(family, tmp_path, seed=seed)
@@ -77,10 +109,4 @@ def test_answers_are_equal_on_many_checkpoints(family: str, seed: int, tmp_path:
     checks.near_the_exact_answer(plain)
     checks.no_choice_is_within_rounding(plain)
     for block_size in (16, 32, 64):
-        setting = Setting(folder, block_size, known={})
-        for check in checks.CHECKS.values():
-            check(setting)
-        for budget in (1, 2, 3, 7, 16, 17, 64, 100):
-            checks.chunked_equals_whole(setting, budget)
-        for every in (1, 2, 3, 5):
-            checks.preempted_equals_not(setting, every, prefix_caching=every % 2 == 1)
+        answers_are_equal(Setting(folder, block_size, known={}))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,9 +25,24 @@ from server.memory.layout import RunnerConfig
 WORDS = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: injected"
 
 
+Place = tuple[str, ...]  # an operation, and the lines that led to it, innermost first
+_OWN = (f"{os.sep}server{os.sep}", f"{os.sep}kernels{os.sep}")
+
+
+def _place(operation: str) -> Place:
+    lines = [operation]
+    frame = sys._getframe(2)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        name = frame.f_code.co_filename
+        if any(folder in name for folder in _OWN):
+            lines.append(f"{name}:{frame.f_lineno}")
+    return tuple(lines)
+
+
 class FailingOnce(TorchDispatchMode):
     """The ``fail_at``-th operation that makes memory of its own raises as torch's allocator does;
-    0 never. ``count`` is how many there were."""
+    0 never. ``places`` says of each in turn where in the program it was called, and what."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -34,13 +51,17 @@ class FailingOnce(TorchDispatchMode):
     def __init__(self, fail_at: int) -> None:
         super().__init__()
         self.fail_at = fail_at
-        self.count = 0
+        self.places: list[Place] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.places)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given = _storages((args, kwargs))
         if _storages(out) - given:
-            self.count += 1
+            self.places.append(_place(str(func)))
             if self.count == self.fail_at:
                 raise RuntimeError(WORDS)
         return out

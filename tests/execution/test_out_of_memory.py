@@ -3,7 +3,7 @@ changes by a bit more than rounding: at every place of a step where memory is ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import harness
 import pytest
 import torch
 import workloads
-from failing_memory import WORDS, Bounded, FailingOnce, ShortRun, run_short, without
+from failing_memory import WORDS, Bounded, FailingOnce, Place, ShortRun, run_short, without
 
 from server.engine.plan import StepOutOfMemory
 from server.engine.request import EngineRequest
@@ -67,20 +67,36 @@ def on_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     return run
 
 
+Choose = Callable[[list[Place]], Sequence[int]]  # of all allocations, the indices that fail
+
+
+def spread(most: int) -> Choose:
+    """So many over the whole run."""
+    return lambda places: range(0, len(places), max(1, len(places) // most))
+
+
+def at_each_place(places: list[Place]) -> list[int]:
+    """The first allocation of each line, by each way that the program came to it."""
+    return sorted({place: number for number, place in reversed(list(enumerate(places)))}.values())
+
+
+def every_one(places: list[Place]) -> range:
+    return range(len(places))
+
+
 def fail_everywhere(
-    run: Runner, requests: tuple[EngineRequest, ...], most: int = 10_000
+    run: Runner, requests: tuple[EngineRequest, ...], choose: Choose
 ) -> list[ShortRun]:
-    """Fails one allocation after the other, each in a run of its own, and checks what is left. Of
-    ``most`` of them where there are more, spread over the whole run."""
+    """Fails one allocation after the other, each in a run of its own, and checks what is left."""
     calm = FailingOnce(0)
     reference = run(requests, calm)
     assert not reference.shortages
     found = []
     assert calm.count > 50
-    for place in range(1, calm.count + 1, max(1, calm.count // most)):
-        memory = FailingOnce(place)
+    for number in choose(calm.places):
+        memory = FailingOnce(number + 1)
         short = run(requests, memory)
-        assert memory.count >= place
+        assert memory.count > number
         (shortage,) = short.shortages
         assert shortage.asked, "at least one request is named"
         assert shortage.ended == (shortage.asked if len(shortage.asked) == 1 else ())
@@ -103,7 +119,7 @@ def assert_attributed(found: list[ShortRun]) -> None:
 def test_wherever_memory_fails_the_others_go_on(
     name: str, requests: tuple[EngineRequest, ...], on_cpu: Runner
 ) -> None:
-    found = fail_everywhere(on_cpu, requests, 30 if name == "mixed" else 8)
+    found = fail_everywhere(on_cpu, requests, spread(30 if name == "mixed" else 8))
     if name == "mixed":
         assert_attributed(found)
     else:
@@ -114,24 +130,33 @@ def test_wherever_memory_fails_the_others_go_on(
 def test_wherever_memory_fails_on_a_device_the_others_go_on(
     name: str, requests: tuple[EngineRequest, ...], on_gpu: Runner
 ) -> None:
-    found = fail_everywhere(on_gpu, requests, 16 if name == "mixed" else 4)
+    found = fail_everywhere(on_gpu, requests, spread(16 if name == "mixed" else 4))
     if name != "mixed":
         assert all(short.ended == [name] for short in found)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("name", "requests"), EACH)
+def test_an_allocation_may_fail_at_every_place(
+    name: str, requests: tuple[EngineRequest, ...], on_cpu: Runner
+) -> None:
+    fail_everywhere(on_cpu, requests, at_each_place)
+
+
+@pytest.mark.sweep
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "requests"), EACH)
 def test_every_single_allocation_may_fail(
     name: str, requests: tuple[EngineRequest, ...], on_cpu: Runner
 ) -> None:
-    fail_everywhere(on_cpu, requests)
+    fail_everywhere(on_cpu, requests, every_one)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_every_allocation_on_a_device_may_fail(on_gpu: Runner) -> None:
-    assert_attributed(fail_everywhere(on_gpu, MIXED))
+def test_an_allocation_on_a_device_may_fail_at_every_place(on_gpu: Runner) -> None:
+    assert_attributed(fail_everywhere(on_gpu, MIXED, at_each_place))
 
 
 HOG = workloads.request(

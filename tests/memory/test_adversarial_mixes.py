@@ -81,7 +81,7 @@ def test_adversarial_mixes_stay_within_the_plan(budget: str, folder: Path) -> No
 @pytest.mark.parametrize(
     "count",
     [
-        pytest.param(250, marks=pytest.mark.slow),
+        pytest.param(60, marks=pytest.mark.slow),
         pytest.param(500, marks=pytest.mark.sweep),
     ],
 )

@@ -50,8 +50,10 @@ class TestBatchInvariance:
         features: AttentionFeatures,
         block_n: int,
     ) -> None:
+        """In the interpreter, those on either side of a tile or half of one."""
         use(monkeypatch, BLOCK_N=block_n)
-        self.compare(device, features, 41, tuple(range(1, 41)))
+        some = (2, 3, 7, 8, 15, 31, 32, 33, 40)
+        self.compare(device, features, 41, some if device.type == "cpu" else tuple(range(1, 41)))
 
     @pytest.mark.parametrize("features", FEATURES[:2], ids=["plain", "window"])
     def test_tiles_that_depend_on_the_chunk_are_seen(

@@ -131,7 +131,7 @@ def chi_square(observed: torch.Tensor, probabilities: torch.Tensor) -> float:
     ],
 )
 def test_draws_follow_the_softmax_of_what_is_kept(options, kept, limit, device):
-    count = 150 if device.type == "cpu" else 20_000
+    count = 60 if device.type == "cpu" else 20_000  # interpreted draws are slow
     logits = torch.tensor([2.0, 1.5, 1.0, 0.9, 0.5, 0.2, 0.0, -0.5, -1.0])
     params = drawing(count, **{name: value.expand(count) for name, value in options.items()})
     out = sampled(logits.expand(count, -1), params, device, tile=16, group=4, capacity=16)
