@@ -11,60 +11,52 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.api.endpoints import GenerationEndpoint
+from server.api.described import generation_routes, status_routes
 from server.api.errors import error_body, shown
 from server.api.middleware import BodyLimits, RequestBoundary, trace_of
+from server.api.open_request import Surroundings
+from server.api.openapi import Document
 from server.api.page.route import PageRoutes
 from server.api.preparation import Preparation
-from server.api.schema.requests import ChatRequest, CompletionRequest, Route
+from server.api.routes import StatusRoute
+from server.api.schema.requests import Route
 from server.api.state import ApiState
 from server.api.status import StatusRoutes
 from server.errors import ErrorCode, QuireError
 
 
 def create_app(state: ApiState) -> FastAPI:
-    """The HTTP application over ``state``. Nothing of it is shared between two of them.
-
-    No OpenAPI document is served: FastAPI would make one of its own, and it would not be true of
-    the field table, which is the one description of a request.
-    """
-    status, page, preparation = StatusRoutes(state), PageRoutes(), Preparation(state)
-    routes = {
-        "/v1/models": status.models,
-        "/health": status.health,
-        "/ready": status.ready,
-        "/version": status.version,
-        "/metrics": status.metrics,
-        "/memory": status.memory,
-    }
+    """The HTTP application over ``state``. Nothing of it is shared between two of them."""
+    preparation, page = Preparation(state), PageRoutes()
+    document = Document(state.model, state.version.get("version", ""))
+    described = [
+        *generation_routes(state, preparation),
+        *status_routes(StatusRoutes(state)),
+        StatusRoute("/openapi.json", document.answer, include_in_schema=False),
+    ]
     generating = frozenset(route.value for route in Route)
-    templates = {path: path for path in (*routes, *generating)} | page.templates
+    templates = {route.path: route.path for route in described} | page.templates
     app = FastAPI(
         title="Quire",
         docs_url=None,
         redoc_url=None,
-        openapi_url=None,
+        openapi_url=None,  # FastAPI's own would know neither the model's bounds nor our refusals
         redirect_slashes=False,
         lifespan=_lifespan(state, preparation),
         exception_handlers={HTTPException: _refuse},
         middleware=[
             Middleware(
                 RequestBoundary,
-                metrics=state.metrics,
+                surroundings=Surroundings(state.engine, state.tokenizer, state.metrics, state.live),
                 templates=templates,
                 generating=generating,
             ),
             Middleware(BodyLimits, limits=state.limits),
         ],
     )
-    for path, handler in routes.items():
-        app.add_route(path, handler, methods=["GET"])
+    app.router.routes.extend(described)
     for path in page.templates:
         app.add_route(path, page.file, methods=["GET"])
-    app.add_route("/v1/models/{model:path}", status.model, methods=["GET"])
-    for kind in (CompletionRequest, ChatRequest):
-        endpoint = GenerationEndpoint(state, kind, preparation)
-        app.router.add_route(kind.route.value, endpoint, methods=["POST"])  # type: ignore[arg-type]
     return app
 
 

@@ -1,6 +1,6 @@
 """POST /v1/completions and /v1/chat/completions: one way for both, from body to last byte.
 
-    body -> preparation -> engine -> OutputProcessor -> JSON or SSE
+    body -> preparation -> endpoint: how to answer -> engine -> OutputProcessor -> JSON or SSE
 
 The status is decided by the engine's acceptance; only then do headers go out. From the moment that
 the body is there, the client's leaving cancels whatever is under way.
@@ -9,23 +9,27 @@ the body is there, the client's leaving cancels whatever is under way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from fastapi import Depends
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from server.api.answers import DONE, Answer, AnswerForm, ChatForm, CompletionForm, to_json
+from server.api.availability import check_takes_requests
 from server.api.body import Body
-from server.api.errors import shown, still_loading
-from server.api.generation import Generation
-from server.api.middleware import EVENT_STREAM, header, trace_of
+from server.api.errors import shown
+from server.api.middleware import EVENT_STREAM, header, open_request
+from server.api.open_request import OpenRequest
 from server.api.preparation import Preparation
+from server.api.routes import DescribedRoute
 from server.api.schema.requests import ChatRequest, CompletionRequest, GenerationRequest
 from server.api.sizes import TOKEN_BYTES, held_bytes
 from server.api.state import ApiState
 from server.api.stream import StreamWriter
-from server.api.trace import ClientDisconnected, RequestTrace
+from server.api.trace import ClientDisconnected
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
 from server.host_budget import Holding, Use
@@ -35,93 +39,36 @@ from server.output.stops import StopStrings
 T = TypeVar("T")
 
 
-class GenerationEndpoint:
-    """One of the two routes, as an ASGI application."""
+def opened(request: Request) -> OpenRequest:
+    return open_request(request.scope)
 
-    def __init__(
-        self, state: ApiState, kind: type[GenerationRequest], preparation: Preparation
-    ) -> None:
+
+Opened = Annotated[OpenRequest, Depends(opened)]
+
+
+class GenerationEndpoints:
+    """How each of the two routes writes its answers."""
+
+    def __init__(self, state: ApiState) -> None:
         self._state = state
-        self._kind = kind
-        self._preparation = preparation
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        _check_content_type(scope)
-        body = Body()
-        with self._state.budget.hold(Use.BODIES) as holding:
-            await body.read(scope, receive, holding)
-            leaving: list[Callable[[], None]] = []
-            work = self._answer(body, holding, trace_of(scope), send, leaving)
-            await unless_disconnected(receive, work, leaving)
+    def create_completion(self, request: CompletionRequest, one: Opened) -> Answer:
+        """Continues a text, texts, or token ids."""
+        form = CompletionForm(self._state.tokenizer, request)
+        return self._answer(form, "text_completion", request, one)
 
-    async def _answer(
-        self,
-        body: Body,
-        holding: Holding,
-        trace: RequestTrace,
-        send: Send,
-        leaving: list[Callable[[], None]],
-    ) -> None:
-        request, requests = await self._prepared(body, holding, trace)
-        options = OutputOptions(
-            stops=StopStrings(request.stop),
-            echo=request.echo,
-            continuation=self._kind is CompletionRequest,
-        )
-        generation = Generation(self._state, requests, options, trace)
-        leaving.append(generation.abort)
-        answer = self._form(request, trace.request_id)
-        with self._state.live.listed(trace, tuple(requests)):
-            try:
-                await generation.submit()
-                if request.stream:
-                    silence = self._state.limits.stream_keep_alive_s
-                    await stream_answer(generation, answer, send, silence)
-                else:
-                    await whole_answer(generation, answer, send)
-            finally:
-                generation.close()
+    def create_chat_completion(self, request: ChatRequest, one: Opened) -> Answer:
+        """Answers a conversation, which the model's own template makes a text of."""
+        form = ChatForm(self._state.tokenizer, request)
+        return self._answer(form, "chat.completion", request, one)
 
-    async def _prepared(
-        self, body: Body, holding: Holding, trace: RequestTrace
-    ) -> tuple[GenerationRequest, list[EngineRequest]]:
-        """What the engine is asked, and the rest of the request: its texts are let go."""
-        parsed = await self._preparation.read(body, self._kind, holding)
-        trace.stream = parsed.request.stream
-        self._check_health()
-        requests = await self._preparation.engine_requests(parsed, trace.request_id, holding)
-        parsed.request.forget_text()
-        ids = sum(len(one.prompt_token_ids) for one in requests)
-        holding.hold(held_bytes(vars(parsed.request)) + TOKEN_BYTES * ids)
-        return parsed.request, requests
-
-    def _check_health(self) -> None:
-        health = self._state.health
-        if health.draining:
-            raise QuireError(
-                ErrorCode.SHUTTING_DOWN,
-                "The server is stopping and takes no new requests.",
-                retry_after=5,
-            )
-        if health.loading:
-            raise still_loading()
-        if not health.alive:
-            raise QuireError(
-                ErrorCode.ENGINE_UNAVAILABLE,
-                "The engine is not running. Try again in a few seconds.",
-                retry_after=5,
-            )
-
-    def _form(self, request: GenerationRequest, request_id: str) -> Answer:
-        form: AnswerForm
-        if isinstance(request, ChatRequest):
-            form, kind = ChatForm(self._state.tokenizer, request), "chat.completion"
-        else:
-            form, kind = CompletionForm(self._state.tokenizer, request), "text_completion"
+    def _answer(
+        self, form: AnswerForm, kind: str, request: GenerationRequest, one: OpenRequest
+    ) -> Answer:
         return Answer(
             form,
             kind,
-            request_id,
+            one.request_id,
             self._state.model,
             usage_chunk=request.include_usage,
             usage_details=request.usage_details,
@@ -129,12 +76,68 @@ class GenerationEndpoint:
         )
 
 
-async def whole_answer(generation: Generation, answer: Answer, send: Send) -> None:
-    collector = Collector(generation.num_choices)
-    async with aclosing(generation.deltas()) as deltas:
+class GenerationRoute(DescribedRoute):
+    """The route of one kind of request. ``endpoint`` says how a valid one is answered."""
+
+    def __init__(
+        self,
+        kind: type[GenerationRequest],
+        endpoint: Callable[[Any, OpenRequest], Answer],
+        state: ApiState,
+        preparation: Preparation,
+        **described: Any,
+    ) -> None:
+        super().__init__(kind.route.value, endpoint, self._serve, methods=["POST"], **described)
+        self._kind = kind
+        self._answer_to = endpoint
+        self._state = state
+        self._preparation = preparation
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _check_content_type(scope)
+        one = open_request(scope)
+        body = Body()
+        with self._state.budget.hold(Use.BODIES) as holding:
+            await body.read(scope, receive, holding)
+            work = self._generate(body, holding, one, send)
+            await unless_disconnected(receive, work, leaving=one.abort)
+
+    async def _generate(self, body: Body, holding: Holding, one: OpenRequest, send: Send) -> None:
+        request, requests = await self._prepared(body, holding, one)
+        answer = self._answer_to(request, one)
+        options = OutputOptions(
+            stops=StopStrings(request.stop),
+            echo=request.echo,
+            continuation=self._kind is CompletionRequest,
+        )
+        with one.asking(requests, options):
+            check_takes_requests(self._state.health)
+            await one.submit()
+            if request.stream:
+                await stream_answer(one, answer, send, self._state.limits.stream_keep_alive_s)
+            else:
+                await whole_answer(one, answer, send)
+
+    async def _prepared(
+        self, body: Body, holding: Holding, one: OpenRequest
+    ) -> tuple[GenerationRequest, list[EngineRequest]]:
+        """What the engine is asked, and the rest of the request: its texts are let go."""
+        parsed = await self._preparation.read(body, self._kind, holding)
+        one.stream = parsed.request.stream
+        check_takes_requests(self._state.health)
+        requests = await self._preparation.engine_requests(parsed, one.request_id, holding)
+        parsed.request.forget_text()
+        ids = sum(len(request.prompt_token_ids) for request in requests)
+        holding.hold(held_bytes(vars(parsed.request)) + TOKEN_BYTES * ids)
+        return parsed.request, requests
+
+
+async def whole_answer(one: OpenRequest, answer: Answer, send: Send) -> None:
+    collector = Collector(one.num_choices)
+    async with aclosing(one.deltas()) as deltas:
         async for index, delta in deltas:
             collector.add(index, delta)
-    usage = generation.usage(details=answer.usage_details)
+    usage = one.usage(details=answer.usage_details)
     body = to_json(answer.whole(collector.results(), usage))
     headers = [
         (b"content-type", b"application/json"),
@@ -144,9 +147,7 @@ async def whole_answer(generation: Generation, answer: Answer, send: Send) -> No
     await send({"type": "http.response.body", "body": body})
 
 
-async def stream_answer(
-    generation: Generation, answer: Answer, send: Send, keep_alive_s: float
-) -> None:
+async def stream_answer(one: OpenRequest, answer: Answer, send: Send, keep_alive_s: float) -> None:
     """Writes the stream. What it raises after the headers becomes an event in RequestBoundary."""
     headers = [
         (b"content-type", EVENT_STREAM),
@@ -156,17 +157,17 @@ async def stream_answer(
     await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     def chunks(choices: Iterable[dict[str, Any]]) -> bytes:
-        usage = generation.usage() if answer.continuous_usage else None
+        usage = one.usage() if answer.continuous_usage else None
         return b"".join(answer.chunk(choice, usage) for choice in choices)
 
     def usage() -> bytes:
-        return answer.last_chunk(generation.usage(details=answer.usage_details))
+        return answer.last_chunk(one.usage(details=answer.usage_details))
 
     async with StreamWriter(send, keep_alive_s) as stream:
-        opening = (answer.form.opening(index) for index in range(generation.num_choices))
+        opening = (answer.form.opening(index) for index in range(one.num_choices))
         await stream.write(b"".join(chunks(choices) for choices in opening))
         try:
-            async with aclosing(generation.deltas()) as deltas:
+            async with aclosing(one.deltas()) as deltas:
                 async for index, delta in deltas:
                     await stream.write(chunks(answer.form.changes(index, delta)))
         except QuireError:
@@ -177,7 +178,7 @@ async def stream_answer(
 
 
 async def unless_disconnected(
-    receive: Receive, work: Coroutine[Any, Any, T], leaving: Sequence[Callable[[], None]] = ()
+    receive: Receive, work: Coroutine[Any, Any, T], leaving: Callable[[], None]
 ) -> T:
     """Runs ``work`` to its end, or cancels it when the client goes away; ``leaving`` is called
     just before.
@@ -194,8 +195,7 @@ async def unless_disconnected(
         raise ClientDisconnected
     finally:
         if not task.done():
-            for call in leaving:
-                call()
+            leaving()
         task.cancel()
         watcher.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)

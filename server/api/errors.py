@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from server.errors import ErrorCode, QuireError
+from server.errors import QuireError
 
 MESSAGE_CHARACTERS = 1000
 SHOWN_CHARACTERS = 60
@@ -77,19 +77,3 @@ def _shown_entry(value: object) -> str:
 
 def joined(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
-
-
-def still_loading() -> QuireError:
-    """Of a server that will take requests once its engine has loaded the model."""
-    message = "The model is still loading. Try again in a few seconds; /ready says when."
-    return QuireError(ErrorCode.ENGINE_UNAVAILABLE, message, retry_after=5)
-
-
-def wrong_type(param: str, value: object, wanted: str) -> QuireError:
-    message = f"{param} must be {wanted}, not {shown(value)}."
-    return QuireError(ErrorCode.INVALID_TYPE, message, param=param)
-
-
-def wrong_value(param: str, value: object, wanted: str) -> QuireError:
-    message = f"{param} must be {wanted}, not {shown(value)}."
-    return QuireError(ErrorCode.INVALID_VALUE, message, param=param)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import error_event, error_headers, error_json
+from server.api.open_request import OpenRequest, Surroundings
 from server.api.state import HttpLimits
 from server.api.trace import ClientDisconnected, RequestTrace, safe_label
 from server.errors import ErrorCode, QuireError
-from server.metrics.stats import RequestMetrics
 
 EVENT_STREAM = b"text/event-stream; charset=utf-8"  # the content type of a stream
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
@@ -23,6 +23,14 @@ def trace_of(scope: Scope) -> RequestTrace:
     """The request's trace, put there by RequestBoundary."""
     trace: RequestTrace = scope["state"]["trace"]
     return trace
+
+
+def open_request(scope: Scope) -> OpenRequest:
+    """The trace of a request to a generating route, which is all of it."""
+    one = trace_of(scope)
+    if not isinstance(one, OpenRequest):
+        raise TypeError(f"{one.route} is not in RequestBoundary's generating routes")
+    return one
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
@@ -37,19 +45,19 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 class RequestBoundary:
     """The outermost layer: every request gets an id, one answer, and one record.
 
-    ``generating`` are the routes whose requests are counted by outcome. ``templates`` maps a raw
-    path to its route's template.
+    ``generating`` are the routes whose requests are counted by outcome: a POST to one of them is an
+    OpenRequest. ``templates`` maps a raw path to its route's template.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        metrics: RequestMetrics,
+        surroundings: Surroundings,
         templates: Mapping[str, str],
         generating: frozenset[str],
     ) -> None:
         self._app = app
-        self._metrics = metrics
+        self._surroundings = surroundings
         self._templates = templates
         self._generating = generating
 
@@ -74,16 +82,17 @@ class RequestBoundary:
             message = f"The server failed. Report request {trace.request_id}."
             await answer.fail(QuireError(ErrorCode.INTERNAL, message))
         finally:
-            trace.report(self._metrics)
+            trace.report(self._surroundings.metrics)
 
     def _trace(self, scope: Scope) -> RequestTrace:
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
         route = self._templates.get(scope["path"], "unmatched")
         if route == "unmatched" and scope["path"].startswith("/v1/models/"):
             route = "/v1/models/{model}"
-        generates = route in self._generating and method == "POST"
         label = safe_label(header(scope, b"x-request-id"))
-        return RequestTrace(method, route, generates, label)
+        if route in self._generating and method == "POST":
+            return OpenRequest(method, route, True, label, surroundings=self._surroundings)
+        return RequestTrace(method, route, False, label)
 
 
 class _Answer:

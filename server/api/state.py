@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from server.api.live_requests import LiveRequests
+from server.api.open_request import OpenRequest
 from server.descriptors import PROBE_CONNECTIONS
 from server.engine.events import EngineClient
 from server.host_budget import HostBudget
@@ -53,6 +54,10 @@ class ModelCard:
     max_prompts: int = 64  # prompts in one completion request
     max_choices: int = 256  # prompts x n
     system_fingerprint: str = "quire"
+
+    @property
+    def last_token_id(self) -> int:
+        return self.vocab_size - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +121,4 @@ class ApiState:
     render_metrics: Callable[[], bytes]
     health: HealthView
     version: Mapping[str, str] = field(default_factory=dict)
-    live: LiveRequests = field(default_factory=LiveRequests)
+    live: LiveRequests[OpenRequest] = field(default_factory=LiveRequests)

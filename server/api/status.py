@@ -7,8 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.api.errors import shown, still_loading
-from server.api.live_requests import OpenRequest
+from server.api.availability import check_takes_requests
+from server.api.errors import shown
+from server.api.open_request import OpenRequest
 from server.api.schema.requests import check_model
 from server.api.state import ApiState
 from server.api.usage import live_memory, timings
@@ -59,12 +60,8 @@ class StatusRoutes:
 
     async def ready(self, request: Request) -> Response:
         """200 while new requests are taken."""
-        health = self._state.health
-        if health.draining:
-            raise QuireError(ErrorCode.SHUTTING_DOWN, "The server is stopping.")
-        if health.loading:
-            raise still_loading()
-        if not (health.alive and health.ready):
+        check_takes_requests(self._state.health)
+        if not self._state.health.ready:
             raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine is not ready.")
         return JSONResponse({"status": "ready"}, headers=NOW)
 
@@ -102,17 +99,16 @@ class StatusRoutes:
         return found
 
     async def _live_request(self, live: OpenRequest) -> dict[str, Any]:
-        trace = live.trace
         held = await self._state.engine.memory_of(live.engine_ids)
         return {
-            "request_id": trace.request_id,
-            "client_request_id": trace.label,
-            "route": trace.route,
-            "stream": trace.stream,
-            "choices": trace.num_choices,
-            "prompt_tokens": trace.prompt_tokens,
+            "request_id": live.request_id,
+            "client_request_id": live.label,
+            "route": live.route,
+            "stream": live.stream,
+            "choices": live.num_choices,
+            "prompt_tokens": live.prompt_tokens,
             "memory": live_memory(held),
-            "timings": timings(trace),
+            "timings": timings(live),
         }
 
 

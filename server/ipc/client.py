@@ -29,7 +29,6 @@ class IpcEngineClient:
         self._streams = RequestStreams(budget)
         self._metrics = metrics
         self._send: Send | None = None
-        self._draining = False
         self._questions: dict[int, asyncio.Future[tuple[RequestMemory, ...]]] = {}
         self._num_questions = 0
 
@@ -39,8 +38,6 @@ class IpcEngineClient:
         return self._streams.num_open
 
     async def submit(self, requests: Sequence[EngineRequest]) -> None:
-        if self._draining:
-            raise shutting_down()
         send = self._send
         if send is None:
             raise unavailable("The engine is not ready. Try again shortly.")
@@ -73,8 +70,8 @@ class IpcEngineClient:
             del self._questions[number]
 
     def drain(self) -> None:
-        """From now on submissions are refused; what is open goes on."""
-        self._draining = True
+        """The engine takes nothing more; what is open goes on. Whoever submits asks first whether
+        the server drains (server.api.availability)."""
         if self._send is not None:
             self._send(Drain())
 

@@ -126,9 +126,9 @@ def _http(facts: ServerFacts) -> Iterator[BadRequest]:
             yield BadRequest(
                 f"{method} {path}", b"", 405, "method_not_allowed", path=path, method=method
             )
-    for path in ("/", "/v1/models", "/health", "/metrics"):
+    for path in ("/", "/v1/models", "/health", "/metrics", "/docs", "/openapi.json"):
         yield BadRequest(f"POST {path}", good, 405, "method_not_allowed", path=path)
-    for path in ("/v1", "/v1/completions/", "/v1/embeddings", "/docs", "/openapi.json"):
+    for path in ("/v1", "/v1/completions/", "/v1/embeddings", "/redoc", "/docs/oauth2-redirect"):
         yield BadRequest(f"nothing at {path}", good, 404, "not_found", path=path)
     yield BadRequest("unknown model card", b"", 404, "model_not_found", None, "/v1/models/x", "GET")
     for query in ("format=x", "format=", "form=text", "format=text&format=json", "id=a"):

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
+from asks_for_nothing import CHAT, COMPLETIONS
+from pydantic import BaseModel
 from recorded_bodies import FILE, Recorded, answers
 
+from server.api.schema.answers import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    ErrorAnswer,
+)
+
+MODELS: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
+    COMPLETIONS: (Completion, CompletionChunk),
+    CHAT: (ChatCompletion, ChatCompletionChunk),
+}
 RECORDED = [Recorded.of_line(line) for line in FILE.read_text().splitlines()]
 
 
@@ -34,3 +49,19 @@ def test_status_code_and_field_are_those_of_the_record() -> None:
         if now != recorded
     ]
     assert not differ, f"{len(differ)} differ:\n" + "\n".join(differ[:20])
+    for now, response in found:
+        hold_to_its_model(now, response)
+
+
+def hold_to_its_model(recorded: Recorded, response: httpx.Response) -> None:
+    """An answer is what the OpenAPI document says of it."""
+    whole, chunk = MODELS[recorded.path]
+    if recorded.code is not None:
+        ErrorAnswer.model_validate_json(response.content)
+    elif response.headers["content-type"] == "application/json":
+        whole.model_validate_json(response.content)
+    else:
+        *events, done, end = response.text.split("\n\n")
+        assert (done, end) == ("data: [DONE]", "")
+        for event in events:
+            chunk.model_validate_json(event.removeprefix("data: "))

@@ -13,8 +13,7 @@ from api_fakes import FakeEngine, RecordingMetrics, make_state, saying
 
 from loadtest.page_charts import server_rate
 from loadtest.scrape import Reading, read_metrics
-from server.api.generation import Generation
-from server.api.trace import RequestTrace
+from server.api.open_request import OpenRequest, Surroundings
 from server.engine.events import Event
 from server.engine.request import EngineRequest, SamplingParams
 from server.errors import ErrorCode, QuireError
@@ -103,18 +102,20 @@ def test_an_aborted_request_has_counted_what_it_was_given() -> None:
         request = EngineRequest(
             "r-0", (97, 98), SamplingParams(seed=0, max_tokens=6, temperature=0)
         )
-        trace = RequestTrace("POST", "/v1/completions", generates=True)
         state = make_state(FakeEngine(), metrics=metrics)
-        generation = Generation(state, [request], OutputOptions(), trace)
-        await generation.submit()
-        deltas = generation.deltas()
-        for _ in range(3):
-            await anext(deltas)
-        trace.disconnected = True
-        generation.abort()
-        await deltas.aclose()
-        generation.close()
-        trace.report(metrics)
+        around = Surroundings(state.engine, state.tokenizer, metrics, state.live)
+        one = OpenRequest("POST", "/v1/completions", True, surroundings=around)
+        with one.asking([request], OutputOptions()):
+            assert state.live.find(one.request_id) == [one]
+            await one.submit()
+            deltas = one.deltas()
+            for _ in range(3):
+                await anext(deltas)
+            one.disconnected = True
+            one.abort()
+            await deltas.aclose()
+        assert not state.live.find(one.request_id)
+        one.report(metrics)
         (record,) = metrics.records
         assert metrics.completion_tokens == record.completion_tokens == 3
 

@@ -19,7 +19,8 @@ from server.api.state import ApiState, HttpLimits
 PAGE = Path(route.__file__).parent
 FILES = {path.name for path in PAGE.iterdir() if path.suffix in (".html", ".css", ".js")}
 TYPES = {".css": "text/css", ".js": "text/javascript", ".html": "text/html"}
-PATHS = {"/" if name == "index.html" else f"/page/{name}": name for name in FILES}
+DOCUMENTS = {"index.html": "/", "docs.html": "/docs"}
+PATHS = {DOCUMENTS.get(name, f"/page/{name}"): name for name in FILES}
 POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -132,10 +133,11 @@ def test_the_model_card_says_whether_the_model_chats() -> None:
     assert chats(make_state(chat_template=None)) is False
 
 
-def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
-    text = (PAGE / "index.html").read_text()
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_nothing_is_inline_and_nothing_comes_from_elsewhere(document: str) -> None:
+    text = (PAGE / document).read_text()
     elements = read(text).elements
-    assert {"script", "link", "button"} <= {element.name for element in elements}
+    assert {"script", "link"} <= {element.name for element in elements}
     for element in elements:
         assert element.name != "style"
         handlers = {key for key in element.attributes if key.startswith("on")}
@@ -147,7 +149,7 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
             target = element.attributes.get(key, "")
             assert "//" not in target or target.startswith("data:image/svg+xml,"), element
             assert not target.startswith("/"), f"{target} breaks behind a proxy's prefix"
-    for name in FILES - {"index.html"}:
+    for name in FILES - DOCUMENTS.keys():
         source = (PAGE / name).read_text().replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?:|@import|url\(\s*[^\"#]|\beval\(|new Function", source), name
 
@@ -160,7 +162,7 @@ def test_what_the_model_writes_can_become_no_markup() -> None:
 
 
 def test_every_file_is_reached_from_the_page() -> None:
-    reached, ahead = set[str](), ["index.html"]
+    reached, ahead = set[str](), list(DOCUMENTS)
     while ahead:
         name = ahead.pop()
         reached.add(name)

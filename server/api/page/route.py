@@ -1,7 +1,8 @@
 """The page at ``/``: files that come with the package, read once, served with strict headers.
 
     GET /             index.html
-    GET /page/NAME    page.css and the modules
+    GET /docs         docs.html: the API, from /openapi.json
+    GET /page/NAME    styles and modules
 
 The page talks to the other routes only, from the visitor's browser; nothing here knows the engine.
 Every file is revalidated by its ETag, so that a page never runs with another version's modules.
@@ -18,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 HOME = "/"
+DOCUMENTS = {"index.html": HOME, "docs.html": "/docs"}
 FOLDER = "/page/"
 _TYPES = {
     "html": "text/html; charset=utf-8",
@@ -69,7 +71,7 @@ def read_page() -> dict[str, PageFile]:
     for item in resources.files(__package__).iterdir():
         media_type = _TYPES.get(item.name.rpartition(".")[2])
         if media_type is not None:
-            path = HOME if item.name == "index.html" else FOLDER + item.name
+            path = DOCUMENTS.get(item.name, FOLDER + item.name)
             found[path] = PageFile(item.read_bytes(), media_type)
     if HOME not in found:
         raise FileNotFoundError("The package server.api.page has no index.html. Install it again.")
@@ -85,7 +87,9 @@ class PageRoutes:
     @property
     def templates(self) -> dict[str, str]:
         """The name that the HTTP metrics give each path."""
-        return {path: HOME if path == HOME else FOLDER + "{file}" for path in self._files}
+        return {
+            path: FOLDER + "{file}" if path.startswith(FOLDER) else path for path in self._files
+        }
 
     async def file(self, request: Request) -> Response:
         """The file at the request's path, or 304 where the browser has it."""

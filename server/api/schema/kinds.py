@@ -3,7 +3,7 @@
 pydantic checks the type, strictly; the kind checks the bound, has the words for both, and describes
 itself in the OpenAPI document. A bound is a number, or the name of a ModelCard attribute that holds
 it: such a bound is read when a value is validated, from the card in the validation's context, and
-stands in the document as ``x-maximum`` until server.api.openapi resolves it.
+stands in a description as ``x-maximum`` until server.api.openapi resolves it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def resolve(bound: Bound, model: ModelCard) -> int:
 
 
 def bounds(**given: Bound) -> dict[str, Any]:
-    """Keywords of JSON Schema, those to be resolved with a mark."""
-    return {f"x-{key}" if isinstance(value, str) else key: value for key, value in given.items()}
+    """Keywords of JSON Schema, marked to be resolved. FastAPI makes floats of plain ones, which
+    2^63 - 1 does not survive."""
+    return {f"x-{key}": value for key, value in given.items()}
 
 
 class Kind(ABC):
@@ -94,7 +95,7 @@ class Whole(Kind):
         return int(value)
 
     def describe(self) -> dict[str, Any]:
-        served = {"type": "integer", "minimum": self.low, **bounds(maximum=self.high)}
+        served = {"type": "integer", **bounds(minimum=self.low, maximum=self.high)}
         if not self.also:
             return served
         return {"anyOf": [served, {"enum": list(self.also)}]}

@@ -80,7 +80,7 @@ class TokenIds(_Several):
         return tuple(value)
 
     def describe(self) -> dict[str, Any]:
-        id = {"type": "integer", "minimum": 0, **bounds(maximum="last_token_id")}
+        id = {"type": "integer", **bounds(minimum=0, maximum="last_token_id")}
         return {
             "type": "array",
             "items": id,

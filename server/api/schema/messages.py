@@ -121,9 +121,8 @@ class Content:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        part = handler(schema["choices"][_PARTS]["schema"]["items_schema"]["schema"])
-        parts = {"type": "array", "items": part, "minItems": 1}
-        return {"anyOf": [{"type": "string"}, parts]}
+        text, parts = handler(schema)["oneOf"]
+        return {"anyOf": [text, {**parts, "minItems": 1}]}
 
 
 def _form(value: object) -> str | None:
@@ -191,8 +190,7 @@ class Messages:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        message = handler(schema["schema"]["items_schema"]["schema"])
-        return {"type": "array", "items": message, "minItems": 1, "maxItems": MAX_MESSAGES}
+        return {**handler(schema), "minItems": 1, "maxItems": MAX_MESSAGES}
 
 
 def _counted(value: Any) -> Any:

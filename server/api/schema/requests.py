@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
+    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     ValidationError,
@@ -43,6 +44,12 @@ class Route(Enum):
 
 MAX_STOPS = 16  # evaluation harnesses send 5 and more; OpenAI's own bound is 4
 SOME_TEXT = Text(1, 1 << 24)
+RULES = (  # of several fields, for which JSON Schema has no words
+    "The prompt and max_tokens together fit the model's context, and min_tokens does not exceed "
+    "max_tokens. max_tokens and max_completion_tokens are equal where both are given. "
+    "stream_options needs stream, and top_logprobs logprobs. Prompts times n make at most 256 "
+    "choices. Integers are written without a fraction."
+)
 
 MaxTokens = Annotated[int | None, Whole(0, "max_model_len")]
 Label = Annotated[
@@ -221,6 +228,16 @@ class CommonFields(SamplingFields):
 
 
 class CompletionRequest(CommonFields):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "description": RULES,
+            "examples": [
+                {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0},
+                {"prompt": [1, 2, 3], "max_tokens": 5, "logprobs": 3, "stop": ["\n"]},
+            ],
+        }
+    )
+
     route = Route.COMPLETIONS
     text_field = "prompt"
     refused: ClassVar[Mapping[str, Key]] = {**NOT_SERVED_BY_BOTH, **NOT_SERVED_BY_COMPLETIONS}
@@ -244,6 +261,24 @@ class CompletionRequest(CommonFields):
 
 
 class ChatRequest(CommonFields):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "description": RULES + " Only an assistant's message may be without content.",
+            "examples": [
+                {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32},
+                {
+                    "messages": [
+                        {"role": "system", "content": "Answer in one word."},
+                        {"role": "user", "content": [{"type": "text", "text": "Which planet?"}]},
+                    ],
+                    "stream": True,
+                    "stream_options": {"include_usage": True},
+                    "max_completion_tokens": 8,
+                },
+            ],
+        }
+    )
+
     route = Route.CHAT
     text_field = "messages"
     refused: ClassVar[Mapping[str, Key]] = {**NOT_SERVED_BY_BOTH, **NOT_SERVED_BY_CHATS}

@@ -1,65 +1,87 @@
-"""One HTTP request's work in the engine: submitted whole, read as deltas, ended for certain."""
+"""OpenRequest: one HTTP request that generates, from its head to its last byte.
+
+    arrives -> prepared: what the engine is asked -> submitted whole -> read as deltas -> ended
+
+It is its own trace; while it asks something of the engine, /memory?request_id= finds it; and it
+ends what it has asked, however it goes.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 
-from server.api.state import ApiState
+from server.api.live_requests import LiveRequests
 from server.api.trace import RequestTrace
 from server.api.usage import memory_usage, timings, token_usage
 from server.engine.events import ChoiceOutput, EngineClient, Event, RequestMemory
 from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
+from server.metrics.stats import RequestMetrics
 from server.output.choice import Delta
 from server.output.processor import OutputOptions, OutputProcessor
+from server.text.tokenizer import Tokenizer
 
 
-class Generation:
-    """The engine requests of one HTTP request, one a prompt.
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an open request works with, the same for all of them."""
+
+    engine: EngineClient
+    tokenizer: Tokenizer
+    metrics: RequestMetrics
+    live: LiveRequests[OpenRequest]
+
+
+@dataclass(slots=True)
+class OpenRequest(RequestTrace):
+    """The engine requests of one HTTP request, one a prompt, and what has become of them.
 
     A choice's index over all prompts is prompt index x n + choice.
     """
 
-    def __init__(
-        self,
-        state: ApiState,
-        requests: Sequence[EngineRequest],
-        options: OutputOptions,
-        trace: RequestTrace,
-    ) -> None:
-        self._engine = state.engine
-        self._metrics = state.metrics
-        self._requests = requests
-        self._trace = trace
-        self._processors = [
-            OutputProcessor(state.tokenizer, request, options) for request in requests
-        ]
-        self._memory: dict[int, RequestMemory] = {}
-        self._submitted = False
-        trace.num_choices = self.num_choices
+    surroundings: Surroundings = field(kw_only=True)
+    requests: Sequence[EngineRequest] = ()
+    _processors: list[OutputProcessor] = field(default_factory=list)
+    _memory: dict[int, RequestMemory] = field(default_factory=dict)
+    _submitted: bool = False
 
     @property
-    def num_choices(self) -> int:
-        return sum(request.n for request in self._requests)
+    def engine_ids(self) -> list[str]:
+        return [request.request_id for request in self.requests]
+
+    @contextmanager
+    def asking(self, requests: Sequence[EngineRequest], options: OutputOptions) -> Iterator[None]:
+        """While entered, the request can be found. What has not ended then is ended."""
+        around = self.surroundings
+        self.requests = requests
+        self._processors = [
+            OutputProcessor(around.tokenizer, request, options) for request in requests
+        ]
+        self.num_choices = sum(request.n for request in requests)
+        with around.live.listed(self):
+            try:
+                yield
+            finally:
+                self._end()
 
     async def submit(self) -> None:
         """Returns once all are accepted. Raises QuireError."""
         self._submitted = True
-        prompt = sum(len(request.prompt_token_ids) for request in self._requests)
-        self._trace.prompted(prompt, self._metrics)
-        await self._engine.submit(self._requests)
+        prompt = sum(len(request.prompt_token_ids) for request in self.requests)
+        self.prompted(prompt, self.surroundings.metrics)
+        await self.surroundings.engine.submit(self.requests)
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """(choice index, delta) until every choice has ended. Raises QuireError."""
-        ids = [request.request_id for request in self._requests]
-        unfinished = len(ids)
-        async with aclosing(merged_events(self._engine, ids)) as events:
+        unfinished = len(self.requests)
+        async with aclosing(merged_events(self.surroundings.engine, self.engine_ids)) as events:
             async for index, event in events:
                 delta = self._feed(index, event)
                 if delta is not None:
-                    yield index * self._requests[index].n + delta.choice, delta
+                    yield index * self.requests[index].n + delta.choice, delta
                     if delta.finish_reason and self._processors[index].finished:
                         unfinished -= 1
                 if not unfinished:
@@ -67,7 +89,8 @@ class Generation:
         raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine ended before the request did.")
 
     def _feed(self, index: int, event: Event | QuireError) -> Delta | None:
-        request, processor = self._requests[index], self._processors[index]
+        request, processor = self.requests[index], self._processors[index]
+        metrics = self.surroundings.metrics
         discarded, kept = processor.num_discarded, processor.num_completion_tokens
         if isinstance(event, ChoiceOutput) and event.memory is not None:
             self._memory[index] = event.memory
@@ -79,16 +102,16 @@ class Generation:
             self.abort()
             raise
         for choice in processor.take_stopped():
-            self._engine.finish(request.request_id, choice)
+            self.surroundings.engine.finish(request.request_id, choice)
         if processor.num_discarded > discarded:
-            self._metrics.observe_discarded(processor.num_discarded - discarded)
+            metrics.observe_discarded(processor.num_discarded - discarded)
         if not isinstance(event, ChoiceOutput):
             if event.queue_seconds is not None:
-                self._trace.scheduled(event.queue_seconds)
+                self.scheduled(event.queue_seconds)
         elif event.token_ids:
             choice = index * request.n + event.choice
-            self._trace.tokens(choice, len(event.token_ids), self._metrics)
-            self._trace.completed(processor.num_completion_tokens - kept, self._metrics)
+            self.tokens(choice, len(event.token_ids), metrics)
+            self.completed(processor.num_completion_tokens - kept, metrics)
         return delta
 
     def abort(self) -> None:
@@ -96,31 +119,30 @@ class Generation:
         forget a request whose events nobody reads."""
         open_ids = [
             request.request_id
-            for request, processor in zip(self._requests, self._processors, strict=True)
+            for request, processor in zip(self.requests, self._processors, strict=True)
             if not processor.finished
         ]
         if self._submitted and open_ids:
             self._submitted = False
-            self._engine.abort(open_ids)
+            self.surroundings.engine.abort(open_ids)
 
-    def close(self) -> None:
-        """Ends what has not ended, and completes the trace. To be called however it went."""
+    def _end(self) -> None:
         self.abort()
-        self._trace.cached_tokens = sum(one.num_cached_tokens for one in self._processors)
-        self._trace.finish_reasons = tuple(
+        self.cached_tokens = sum(one.num_cached_tokens for one in self._processors)
+        self.finish_reasons = tuple(
             reason for one in self._processors for reason in one.finish_reasons if reason
         )
 
     def usage(self, *, details: bool = False) -> dict[str, object]:
         """OpenAI's usage object, over all prompts and choices; with ``details`` ours in it."""
         usage = token_usage(
-            prompt=sum(len(request.prompt_token_ids) for request in self._requests),
+            prompt=self.prompt_tokens,
             completion=sum(one.num_completion_tokens for one in self._processors),
             cached=sum(one.num_cached_tokens for one in self._processors),
         )
         if details:
             usage["memory"] = memory_usage(list(self._memory.values()))
-            usage["timings"] = timings(self._trace)
+            usage["timings"] = timings(self)
         return usage
 
 
