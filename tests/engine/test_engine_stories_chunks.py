@@ -20,7 +20,7 @@ def test_a_prompt_longer_than_the_budget_is_computed_in_chunks_and_the_last_one_
     request = story.request("a", prompt(10), max_tokens=2)
     story.steps(4)
     first, second, third, fourth = story.executor.plans
-    assert first.admitted == (AdmittedRow(0, prompt(10), 10, 0, request.sampling, 0, 0, ((0,),)),)
+    assert first.admitted == (AdmittedRow(0, prompt(10), 10, 0, request.sampling, 0, ((0,),)),)
     assert first.rows == (PlannedRow(0, 4),)
     assert second.rows == (PlannedRow(0, 4, ((1,),)),)
     assert third.rows == (PlannedRow(0, 2, ((2,),), samples=True),)

@@ -77,7 +77,7 @@ def test_a_row_that_ended_wastes_one_step_and_its_blocks_come_back_after_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row 1 ends at step 2, which the host learns when step 3 is on its way already."""
-    newcomer = AdmittedRow(1, tuple(IDS[4:19]), 15, 0, PENALISED, 0, 0, ((4, 3),))  # row 1's blocks
+    newcomer = AdmittedRow(1, tuple(IDS[4:19]), 15, 0, PENALISED, 0, ((4, 3),))  # row 1's blocks
     take_over = decode(4, [0], released=(1,), admitted=(newcomer,))
     take_over = replace(take_over, rows=(*take_over.rows, PlannedRow(1, 15, samples=True)))
     plans = [
@@ -131,7 +131,7 @@ def test_a_resumed_row_counts_what_it_had_generated_and_draws_on(
     known = [*IDS[:16]]
     for result in on_cpu(folder, first):
         known += result.rows[1].token_ids
-    resumed = AdmittedRow(1, tuple(known), 16, 0, PENALISED, 0, 0, ((9, 7, 8),))
+    resumed = AdmittedRow(1, tuple(known), 16, 0, PENALISED, 0, ((9, 7, 8),))
     plans = [
         *first,
         decode(8, [0], released=(1,)),
@@ -149,7 +149,7 @@ def test_a_fork_copies_its_partial_block_before_anything_is_written(
 ) -> None:
     """Row 1 goes on from row 0's prompt: block 2 is shared, block 1 copied to 5."""
     whole = stepping.admitted(IDS, PENALISED, (2, 1))
-    fork = AdmittedRow(1, tuple(IDS), len(IDS), len(IDS) - 1, PENALISED, 1, 0, ((2, 5),))
+    fork = AdmittedRow(1, tuple(IDS), len(IDS), len(IDS) - 1, PENALISED, 1, ((2, 5),))
     plans = [
         StepPlan(1, rows=(PlannedRow(0, len(IDS), samples=True),), admitted=(whole,)),
         decode(2, [0, 1], admitted=(fork,), block_copies=((1, 5),)),

@@ -41,7 +41,7 @@ def plans() -> list[StepPlan]:
     drawn = replace(workloads.SEEDED, logprobs=1)
     first = stepping.admitted(IDS[:18], drawn, (2, 1))
     second = stepping.admitted(IDS[3:9], scored, (3,), row=2)
-    fork = AdmittedRow(1, tuple(IDS[:18]), 18, 17, drawn, 1, 0, ((2, 5),))
+    fork = AdmittedRow(1, tuple(IDS[:18]), 18, 17, drawn, 1, ((2, 5),))
     return [
         StepPlan(1, rows=(PlannedRow(0, 18, samples=True),), admitted=(first,)),
         replace(
