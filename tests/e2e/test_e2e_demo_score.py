@@ -9,10 +9,27 @@ from pathlib import Path
 
 import pytest
 
+from weights.demo.corpus import read_heldout
+from weights.demo.own_server import own_server
+from weights.demo.score import CHECKPOINT, document_windows, first_model, offline, served
+from weights.demo.tokenizer import load_tokenizer
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
+def test_a_server_scores_windows_as_the_trainers_model_does() -> None:
+    """One window in ten of the held-out files, from all of them."""
+    texts = [document.text for document in read_heldout()]
+    work = document_windows(load_tokenizer(CHECKPOINT), texts, 1024, 512)[::10]
+    with own_server(CHECKPOINT) as url:
+        answered = list(map(served(url, first_model(url, 60.0), 60.0), work))
+    expected = list(map(offline(CHECKPOINT), work))
+    assert len(expected) > 10
+    assert answered == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.sweep
 @pytest.mark.timeout(600)
 def test_the_served_figure_is_the_cards_and_below_xz() -> None:
     done = subprocess.run(
