@@ -1,9 +1,9 @@
-"""Numerics: one public function for every operation, whatever the device.
+"""Numerics: one public function for every operation, whatever the backend.
 
 A public function checks its arguments (ValueError names the argument, what was given and what is
-allowed) and hands over to the backend of the tensors' device. Modules are loaded when a name is
-first used, so that what needs no torch (derive_key, AttentionShape, attention_workspace_bytes) can
-be had without it.
+allowed) and hands over to the backend in use on the tensors' device. Modules are loaded when a name
+is first used, so that what needs no torch (derive_key, AttentionShape, attention_workspace_bytes)
+can be had without it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         varlen_attention,
     )
     from kernels.attention_types import AttentionFeatures, AttentionMetadata
+    from kernels.backends import KernelBackend, attention_workspace_bytes
     from kernels.embeddings import embedding
     from kernels.kv_store import copy_blocks, gather_blocks, rotary_store_kv, scatter_blocks
     from kernels.linears import LinearWeight, linear, pack_linear
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
     from kernels.sampling_types import SampleOutput, SamplingTensors, SparseBias, SparseIds
     from kernels.step_inputs import commit_tokens, count_tokens, gather_step, write_rows
     from kernels.step_types import StepBuffers
-    from kernels.workspace import AttentionShape, attention_workspace_bytes
+    from kernels.workspace import AttentionShape
 
 __all__ = [
     "AttentionFeatures",
     "AttentionMetadata",
     "AttentionShape",
     "AttentionWorkspace",
+    "KernelBackend",
     "LinearWeight",
     "SampleOutput",
     "SamplingTensors",
@@ -73,6 +75,7 @@ _HOMES = {
     "activations": ("activation", "gated_activation"),
     "attention": ("AttentionWorkspace", "paged_attention", "prepare_attention", "varlen_attention"),
     "attention_types": ("AttentionFeatures", "AttentionMetadata"),
+    "backends": ("KernelBackend", "attention_workspace_bytes"),
     "embeddings": ("embedding",),
     "kv_store": ("copy_blocks", "gather_blocks", "rotary_store_kv", "scatter_blocks"),
     "linears": ("LinearWeight", "linear", "pack_linear"),
@@ -83,7 +86,7 @@ _HOMES = {
     "sampling_types": ("SampleOutput", "SamplingTensors", "SparseBias", "SparseIds"),
     "step_inputs": ("commit_tokens", "count_tokens", "gather_step", "write_rows"),
     "step_types": ("StepBuffers",),
-    "workspace": ("AttentionShape", "attention_workspace_bytes"),
+    "workspace": ("AttentionShape",),
 }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from kernels.checks import FLOATS, check_dtype, check_shape
-from kernels.cpu import elementwise
 from kernels.dispatch import select
 
 KINDS = ("silu", "gelu_tanh", "gelu_erf", "relu")
@@ -21,9 +22,8 @@ def _check(x: Tensor, kind: str) -> None:
 def activation(x: Tensor, kind: str) -> Tensor:
     """The activation of every element of x [T, I], in float32, rounded once to x's dtype."""
     _check(x, kind)
-    return select("activation", x.device, cpu=elementwise.activation, gpu="elementwise:activation")(
-        x, kind
-    )
+    run: Callable[..., Tensor] = select("activation", x.device)
+    return run(x, kind)
 
 
 def gated_activation(x: Tensor, kind: str) -> Tensor:
@@ -34,9 +34,5 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     _check(x, kind)
     if x.shape[1] % 2:
         raise ValueError(f"x has {x.shape[1]} columns; it must have an even number")
-    return select(
-        "gated_activation",
-        x.device,
-        cpu=elementwise.gated_activation,
-        gpu="elementwise:gated_activation",
-    )(x, kind)
+    run: Callable[..., Tensor] = select("gated_activation", x.device)
+    return run(x, kind)

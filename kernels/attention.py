@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
-from kernels.checks import FLOATS, check_dtype, check_range, check_same_device, check_shape
-from kernels.cpu import attention as cpu_attention
-from kernels.dispatch import resolve, select
+from kernels.backends import attention_workspace_bytes
+from kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
+from kernels.dispatch import backend_for, select
 from kernels.kv_store import check_cache_layer
-from kernels.workspace import AttentionShape, attention_workspace_bytes
-
-Prepare = Callable[[AttentionMetadata, AttentionShape, Tensor], object]
+from kernels.workspace import AttentionShape
 
 
 class AttentionWorkspace:
     """The scratch of paged_attention, allocated once for the largest step of a shape.
 
     One workspace serves one call at a time; it may be shared by all layers. ``nbytes`` is exactly
-    ``attention_workspace_bytes(shape)``, with ``shape.on_gpu`` as the device has it.
+    ``attention_workspace_bytes`` of the shape and of the backend in use on the device.
     """
 
     def __init__(self, shape: AttentionShape, device: torch.device | str = "cpu") -> None:
-        self.shape = replace(shape, on_gpu=torch.device(device).type == "cuda")
-        self.nbytes = attention_workspace_bytes(self.shape)
+        self.shape = shape
+        self.nbytes = attention_workspace_bytes(shape, backend_for(torch.device(device)))
         self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
 
 
@@ -68,19 +63,8 @@ def prepare_attention(
         work=None,
     )
     _check_step(metadata)
-    if block_tables.device.type == "cuda":
-        _known("max_query_len", max_query_len)
-        _known("max_seq_len", max_seq_len)
-        return _prepared_on_device(metadata, shape, workspace)
-    starts, contexts = query_start_loc.tolist(), seq_lens.tolist()
-    lengths = [after - before for before, after in itertools.pairwise(starts)]
-    _check_rows(starts, lengths, contexts, slot_mapping.shape[0], block_tables.shape[1], shape)
-    return replace(
-        metadata,
-        max_query_len=max(lengths, default=0),
-        max_seq_len=max(contexts, default=0),
-        work=cpu_attention.prepare(starts, contexts, block_tables, shape),
-    )
+    run: Callable[..., AttentionMetadata] = select("prepare_attention", block_tables.device)
+    return run(metadata, shape, None if workspace is None else workspace.buffer)
 
 
 def _check_step(step: AttentionMetadata) -> None:
@@ -100,54 +84,6 @@ def _check_step(step: AttentionMetadata) -> None:
         for name, tensor in tensors.items():
             check_dtype(name, tensor, (dtype,))
     check_same_device(**narrow, **wide)
-
-
-def _known(name: str, value: int | None) -> int:
-    if value is None:
-        raise ValueError(f"{name} is missing; on a GPU it must be given, for nothing is read back")
-    return value
-
-
-def _prepared_on_device(
-    metadata: AttentionMetadata, shape: AttentionShape, workspace: AttentionWorkspace | None
-) -> AttentionMetadata:
-    if workspace is None:
-        raise ValueError("workspace is missing; on a GPU the work list is built in it")
-    rows, tokens = metadata.seq_lens.shape[0], metadata.slot_mapping.shape[0]
-    check_range("rows of seq_lens", rows, 1, shape.max_num_seqs)
-    check_range("tokens of slot_mapping", tokens, 1, shape.max_num_batched_tokens)
-    prepare = cast(Prepare, resolve("attention:prepare"))
-    return replace(metadata, work=prepare(metadata, shape, workspace.buffer))
-
-
-def _check_rows(
-    starts: list[int],
-    lengths: list[int],
-    contexts: list[int],
-    tokens: int,
-    max_blocks: int,
-    shape: AttentionShape,
-) -> None:
-    if starts[0] != 0 or starts[-1] != tokens:
-        raise ValueError(
-            f"query_start_loc runs from {starts[0]} to {starts[-1]}; it must run from 0 to"
-            f" {tokens}, the length of slot_mapping"
-        )
-    if len(contexts) > shape.max_num_seqs:
-        raise ValueError(f"seq_lens has {len(contexts)} rows; at most {shape.max_num_seqs} fit")
-    if tokens > shape.max_num_batched_tokens:
-        raise ValueError(
-            f"slot_mapping has {tokens} tokens; at most {shape.max_num_batched_tokens} fit"
-        )
-    room = min(shape.max_model_len, max_blocks * shape.block_size)
-    for row, (length, context) in enumerate(zip(lengths, contexts, strict=True)):
-        if length < 1:
-            raise ValueError(f"query_start_loc gives row {row} {length} tokens; it must have some")
-        if not length <= context <= room:
-            raise ValueError(
-                f"seq_lens[{row}] is {context}; it must be in {length} .. {room}: its tokens of"
-                " this step at least, and no more than max_model_len or its block table holds"
-            )
 
 
 def paged_attention(
@@ -183,9 +119,7 @@ def paged_attention(
         alibi_slopes=features.alibi_slopes,
         sinks=features.sinks,
     )
-    run = select(
-        "paged_attention", cache_layer.device, cpu=cpu_attention.paged, gpu="attention:paged"
-    )
+    run: Callable[..., Tensor] = select("paged_attention", cache_layer.device)
     buffer = None if workspace is None else workspace.buffer
     return run(q, cache_layer, metadata, scale, buffer, features, kv_scales)
 
@@ -234,12 +168,5 @@ def varlen_attention(
     check_dtype("cu_seqlens", cu_seqlens, (torch.int32,))
     check_features(features, q.shape[1])
     check_same_device(q=q, k=k, v=v, cu_seqlens=cu_seqlens)
-    if q.device.type == "cuda":
-        longest = _known("max_query_len", max_query_len)
-        on_device = cast(Callable[..., Tensor], resolve("varlen_attention:varlen"))
-        return on_device(q, k, v, cu_seqlens, longest, causal, scale, features)
-    bounds = cu_seqlens.tolist()
-    rising = all(low <= high for low, high in itertools.pairwise(bounds))
-    if not bounds or bounds[0] != 0 or bounds[-1] != q.shape[0] or not rising:
-        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[0]}, the tokens of q")
-    return cpu_attention.varlen(q, k, v, bounds, causal, scale, features)
+    run: Callable[..., Tensor] = select("varlen_attention", q.device)
+    return run(q, k, v, cu_seqlens, max_query_len, causal, scale, features)

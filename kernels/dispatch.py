@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
-from typing import ParamSpec, TypeVar, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 
-P = ParamSpec("P")
-R = TypeVar("R")
+from kernels.backends import TORCH_CPU, TRITON_CUDA, KernelBackend
+
+_OF_DEVICE = {backend.device_type: backend for backend in (TORCH_CPU, TRITON_CUDA)}
+# Several backends can have their tensors on one device: who runs another than the device's first
+# says so around its work, so that no operation has to be told.
+_CHOSEN: ContextVar[KernelBackend | None] = ContextVar("kernel backend", default=None)
 
 
-def select(
-    operation: str, device: torch.device, *, cpu: Callable[P, R], gpu: str
-) -> Callable[P, R]:
-    """The implementation of ``operation`` for ``device``.
+@contextmanager
+def using(backend: KernelBackend) -> Iterator[None]:
+    """Inside, ``backend`` runs the operations on tensors of its device."""
+    token = _CHOSEN.set(backend)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
 
-    ``gpu`` is "module:function" within kernels.gpu, imported on first use, so that a machine
-    without a GPU never needs Triton. Raises NotImplementedError, naming the operation, for a device
-    that has no implementation.
+
+def backend_for(device: torch.device) -> KernelBackend:
+    """Whose operations run on tensors of ``device``. Raises NotImplementedError for a device that
+    no backend is for."""
+    chosen = _CHOSEN.get()
+    if chosen is not None and chosen.device_type == device.type:
+        return chosen
+    backend = _OF_DEVICE.get(device.type)
+    if backend is None:
+        raise NotImplementedError(f"no backend has kernels for {device.type} devices")
+    return backend
+
+
+def select(operation: str, device: torch.device) -> Callable[..., Any]:
+    """The implementation of ``operation`` for tensors of ``device``.
+
+    Raises NotImplementedError, naming the operation, where the backend has none.
     """
-    if device.type == "cpu":
-        return cpu
-    if device.type == "cuda":
-        return cast(Callable[P, R], resolve(gpu))
-    raise NotImplementedError(f"{operation} has no kernel for {device.type} devices")
+    implementation = backend_for(device).implementation(operation)
+    if not callable(implementation):
+        raise TypeError(f"{operation} is a {type(implementation).__name__}, not a function")
+    return implementation
 
 
-def resolve(name: str) -> object:
-    """The function "module:function" of kernels.gpu."""
-    module, _, function = name.partition(":")
-    return getattr(import_module(f"kernels.gpu.{module}"), function)
+def gpu_index(device: torch.device) -> int | None:
+    """Which NVIDIA GPU a tensor of ``device`` is on; None for memory of the host, where Triton
+    interprets kernels."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index

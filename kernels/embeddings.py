@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from kernels.checks import (
@@ -13,7 +15,6 @@ from kernels.checks import (
     check_same_device,
     check_shape,
 )
-from kernels.cpu import elementwise
 from kernels.dispatch import select
 
 
@@ -44,5 +45,5 @@ def embedding(
         check_dtype("positions", positions, INTEGERS)
         check_shape("position_table", position_table, (None, table.shape[1]))
         check_dtype("position_table", position_table, (table.dtype,))
-    run = select("embedding", table.device, cpu=elementwise.embedding, gpu="elementwise:embedding")
+    run: Callable[..., Tensor] = select("embedding", table.device)
     return run(token_ids, table, positions, position_table)

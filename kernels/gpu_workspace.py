@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.workspace import AttentionShape
+
 MAX_PROGRAMS = 640  # four for each multiprocessor of the largest GPUs there are
 START_WORDS = 4  # of a program: rank of its row, KV head, tile, tiles to do
 RECORD_WORDS = 4  # of a row: its place in the batch, its token, its context, its first tile
@@ -52,6 +54,22 @@ def decode_regions(*, group: int, head_dim: int, max_num_seqs: int, windows: int
         maxima=_aligned(4 * slots),
         sums=_aligned(4 * slots),
     )
+
+
+def gpu_attention_regions(shape: AttentionShape) -> dict[str, int]:
+    """What an AttentionWorkspace holds on a GPU, in bytes.
+
+    Nothing in batch-invariant mode: no row is cut there, so that nothing is left to join.
+    """
+    if shape.batch_invariant:
+        return {}
+    regions = decode_regions(
+        group=shape.group,
+        head_dim=shape.head_dim,
+        max_num_seqs=shape.max_num_seqs,
+        windows=len(shape.windows),
+    )
+    return dict(zip(regions.__slots__, regions.sizes, strict=True))
 
 
 def _aligned(size: int) -> int:

@@ -14,7 +14,6 @@ from kernels.checks import (
     check_same_device,
     check_shape,
 )
-from kernels.cpu import kv_store as cpu_kv_store
 from kernels.dispatch import select
 
 QUANTISED = (torch.float8_e4m3fn, torch.int8)
@@ -135,12 +134,7 @@ def rotary_store_kv(
         k_norm=k_norm,
         kv_scales=kv_scales,
     )
-    run = select(
-        "rotary_store_kv",
-        cache_layer.device,
-        cpu=cpu_kv_store.rotary_store_kv,
-        gpu="kv_store:rotary_store_kv",
-    )
+    run = select("rotary_store_kv", cache_layer.device)
     norms = None if q_norm is None or k_norm is None else (q_norm, k_norm, norm_epsilon)
     run(q, k, v, cache_layer, slot_mapping, positions, cos_sin, interleaved, norms, kv_scales)
 
@@ -159,9 +153,7 @@ def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
         check_shape(name, ids, (sources.shape[0],))
         check_dtype(name, ids, INTEGERS)
     check_same_device(cache=cache, sources=sources, destinations=destinations)
-    run = select(
-        "copy_blocks", cache.device, cpu=cpu_kv_store.copy_blocks, gpu="block_copy:copy_blocks"
-    )
+    run = select("copy_blocks", cache.device)
     run(cache, sources, destinations)
 
 
@@ -184,12 +176,7 @@ def gather_blocks(cache: Tensor, sources: Tensor, out: Tensor) -> None:
     transfer moves to pinned memory. Raises ValueError for a wrong argument.
     """
     _check_staged(cache, "sources", sources, "out", out)
-    run = select(
-        "gather_blocks",
-        cache.device,
-        cpu=cpu_kv_store.gather_blocks,
-        gpu="block_copy:gather_blocks",
-    )
+    run = select("gather_blocks", cache.device)
     run(cache, sources, out)
 
 
@@ -199,10 +186,5 @@ def scatter_blocks(cache: Tensor, destinations: Tensor, blocks: Tensor) -> None:
     Destinations are distinct. Raises ValueError for a wrong argument.
     """
     _check_staged(cache, "destinations", destinations, "blocks", blocks)
-    run = select(
-        "scatter_blocks",
-        cache.device,
-        cpu=cpu_kv_store.scatter_blocks,
-        gpu="block_copy:scatter_blocks",
-    )
+    run = select("scatter_blocks", cache.device)
     run(cache, destinations, blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,6 @@ from torch import Tensor
 
 from kernels.activations import KINDS
 from kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
-from kernels.cpu import elementwise
-from kernels.cpu import linear as cpu_linear
 from kernels.dispatch import select
 from kernels.quantised import INT4_GROUP, QUANTISED, quantise
 
@@ -21,9 +20,10 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 class LinearWeight:
     """A weight as its backend wants it; make it with pack_linear and hand it to linear only.
 
-    ``format`` is a canonical format name. ``weight`` is [out, in] in a plain format; a quantised
-    one's numbers and ``scales`` lie as kernels.quantised says. ``bias`` is [out]. ``shape`` is
-    (out, in), ``dtype`` that of the rows that it multiplies.
+    ``format`` is a canonical format name, or one that its backend alone knows. ``weight`` is
+    [out, in] in a plain format; a quantised one's numbers and ``scales`` lie as kernels.quantised
+    says, and in a backend's own format both are that backend's matter. ``bias`` is [out].
+    ``shape`` is (out, in), ``dtype`` that of the rows that it multiplies.
     """
 
     format: str
@@ -60,7 +60,7 @@ class LinearWeight:
 def pack_linear(
     weight: Tensor, format: str, bias: Tensor | None = None, *, batch_invariant: bool = False
 ) -> LinearWeight:
-    """Packs weight [out, in] and bias [out] in ``format``.
+    """Packs weight [out, in] and bias [out] in ``format``, as the backend in use wants them.
 
     Plain formats, "f32", "bf16" and "f16", keep the given tensors, without a copy, where their
     dtype is the format's. Quantised ones, "int8", "int4" and "fp8", are for a GPU: bias and rows
@@ -69,12 +69,8 @@ def pack_linear(
 
     Raises ValueError for a wrong argument, and for a quantised format on a CPU.
     """
-    if format in QUANTISED and weight.device.type == "cpu":
-        raise ValueError(
-            f"format is {format!r}; it must be one of {', '.join(DTYPES)} on a CPU: quantised"
-            " weights are multiplied on a GPU only"
-        )
-    return pack_on_any_device(weight, format, bias, batch_invariant=batch_invariant)
+    run: Callable[..., LinearWeight] = select("pack_linear", weight.device)
+    return run(weight, format, bias, batch_invariant=batch_invariant)
 
 
 def pack_on_any_device(
@@ -129,16 +125,5 @@ def linear(
         check_dtype("residual", residual, (x.dtype,))
     if activation is not None and activation not in KINDS:
         raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(KINDS)}")
-    run = select("linear", x.device, cpu=_on_cpu, gpu="linear:linear")
+    run: Callable[..., Tensor] = select("linear", x.device)
     return run(x, weight, activation, residual)
-
-
-def _on_cpu(
-    x: Tensor, weight: LinearWeight, activation: str | None, residual: Tensor | None
-) -> Tensor:
-    if weight.scales is not None:
-        raise ValueError(f"weight is in {weight.format!r}, which is multiplied on a GPU only")
-    if activation is None:
-        return cpu_linear.linear(x, weight.weight, weight.bias, residual)
-    out = elementwise.activation(cpu_linear.linear(x, weight.weight, weight.bias, None), activation)
-    return out if residual is None else out.add_(residual)

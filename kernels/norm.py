@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
-from kernels.cpu import norm as cpu_norm
 from kernels.dispatch import select
 
 
@@ -34,9 +35,8 @@ def add_rms_norm(
     Neither input is changed. Raises ValueError for a wrong argument.
     """
     _check(x, residual, weight, None)
-    return select("add_rms_norm", x.device, cpu=cpu_norm.add_rms_norm, gpu="norm:add_rms_norm")(
-        x, residual, weight, epsilon
-    )
+    run: Callable[..., tuple[Tensor, Tensor]] = select("add_rms_norm", x.device)
+    return run(x, residual, weight, epsilon)
 
 
 def add_layer_norm(
@@ -44,5 +44,5 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm (Ba et al. 2016, arXiv 1607.06450) of ``x + residual``; as add_rms_norm."""
     _check(x, residual, weight, bias)
-    run = select("add_layer_norm", x.device, cpu=cpu_norm.add_layer_norm, gpu="norm:add_layer_norm")
+    run: Callable[..., tuple[Tensor, Tensor]] = select("add_layer_norm", x.device)
     return run(x, residual, weight, bias, epsilon)

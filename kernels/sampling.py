@@ -8,11 +8,12 @@ the lower token id ranks first, so that top_k keeps exactly k tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from kernels.checks import INTEGERS, check_dtype, check_range, check_same_device, check_shape
-from kernels.cpu import sampling as cpu_sampling
 from kernels.dispatch import select
 from kernels.sampling_types import SampleOutput, SamplingTensors
 
@@ -80,9 +81,8 @@ def sample(logits: Tensor, params: SamplingTensors) -> SampleOutput:
     if logits.shape[1] < 1:
         raise ValueError("logits has no columns; it must have at least one")
     _check_params(logits, params)
-    return select("sample", logits.device, cpu=cpu_sampling.sample, gpu="sampling:sample")(
-        logits, params
-    )
+    run: Callable[..., SampleOutput] = select("sample", logits.device)
+    return run(logits, params)
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
@@ -98,10 +98,5 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Ten
     check_dtype("token_ids", token_ids, INTEGERS)
     check_range("num_top", num_top, 0, logits.shape[1])
     check_same_device(logits=logits, token_ids=token_ids)
-    run = select(
-        "token_logprobs",
-        logits.device,
-        cpu=cpu_sampling.token_logprobs,
-        gpu="sampling:token_logprobs",
-    )
+    run: Callable[..., tuple[Tensor, Tensor]] = select("token_logprobs", logits.device)
     return run(logits, token_ids, num_top)

@@ -17,7 +17,6 @@ from kernels.checks import (
     check_same_device,
     check_shape,
 )
-from kernels.cpu import step_inputs as cpu
 from kernels.dispatch import select
 from kernels.row_state import COUNTED_WORDS, NUM_FLOATS, SEGMENT_WORDS, RowLayout, StepTable
 from kernels.step_types import StepBuffers
@@ -35,7 +34,7 @@ def write_rows(rows: Tensor, packet: Tensor, *, segments_at: int, num_segments: 
     """
     _check_packet(rows, packet, segments_at, SEGMENT_WORDS * num_segments)
     if num_segments:
-        run = select("write_rows", rows.device, cpu=cpu.write_rows, gpu="step_inputs:write_rows")
+        run = select("write_rows", rows.device)
         run(rows, packet, segments_at, num_segments)
 
 
@@ -60,7 +59,7 @@ def gather_step(
     _check_packet(rows, packet, 0, table.words)
     check_range("num_rows", num_rows, 1, table.max_num_seqs)
     _check_buffers(rows, buffers, layout, num_rows)
-    run = select("gather_step", rows.device, cpu=cpu.gather_step, gpu="step_inputs:gather_step")
+    run = select("gather_step", rows.device)
     run(rows, packet, buffers, layout, table, num_rows, block_size)
 
 
@@ -84,9 +83,7 @@ def count_tokens(
     _check_packet(rows, packet, counted_at, COUNTED_WORDS * num_counted)
     _check_tables(rows, output_counts, prompt_mask)
     if num_counted:
-        run = select(
-            "count_tokens", rows.device, cpu=cpu.count_tokens, gpu="step_inputs:count_tokens"
-        )
+        run = select("count_tokens", rows.device)
         run(rows, packet, output_counts, prompt_mask, layout, counted_at, num_counted)
 
 
@@ -128,9 +125,7 @@ def commit_tokens(
     ):
         check_contiguous(name, tensor)
         check_same_device(**{"rows": rows, name: tensor})
-    run = select(
-        "commit_tokens", rows.device, cpu=cpu.commit_tokens, gpu="step_inputs:commit_tokens"
-    )
+    run = select("commit_tokens", rows.device)
     run(rows, packet, token_ids, non_finite, output_counts, results, layout, table, num_rows)
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from kernels.dispatch import gpu_index
+
 TABLE = Path(__file__).with_name("tuning_table.json")
 INTERPRETED_ARCH = 90  # what a CPU interprets is what the best known GPU would run
 
@@ -56,10 +58,11 @@ def _holds(want: Any, value: Fact | None) -> bool:
 
 def architecture(device: torch.device) -> int:
     """Compute capability times ten: 90 for an H200."""
-    if device.type != "cuda":
+    index = gpu_index(device)
+    if index is None:
         trial = _TRIAL.get()
         return INTERPRETED_ARCH if trial is None else trial.arch
-    return _capability(torch.cuda.current_device() if device.index is None else device.index)
+    return _capability(index)
 
 
 @cache

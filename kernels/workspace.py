@@ -1,15 +1,14 @@
-"""Shape and scratch of paged attention, in integers: what a memory plan books. No torch.
+"""Shape of paged attention, and its scratch on a CPU, in integers: what a memory plan books.
 
-The CPU backend cuts a step into *items*: a row and up to ``query_tile`` of its query tokens. Items
-of one query tile size are worked on in *waves* of so many that their keys, values and queries fit
-the budgets below, so that scratch is bounded whatever the batch, and stays near the caches.
+No torch. The CPU backend cuts a step into *items*: a row and up to ``query_tile`` of its query
+tokens. Items of one query tile size are worked on in *waves* of so many that their keys, values and
+queries fit the budgets below, so that scratch is bounded whatever the batch, and stays near the
+caches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from kernels.gpu_workspace import DecodeRegions, decode_regions
 
 KEY_TILE = 512  # tokens of context a step of the key loop reads; a fixed grid from position 0
 QUERY_TILES = (1, 8, 32, 128)  # queries an item may hold; a chunk is cut into these
@@ -33,8 +32,8 @@ class AttentionShape:
     """The facts that attention's work list and scratch are made from.
 
     ``element_bytes`` is the size of an element of the KV cache (and of the queries): 4 or 2.
-    ``on_gpu`` says whose scratch is meant. ``batch_invariant``, which the GPU's kernels heed, asks
-    for answers that are the same bits in any batch: one order of additions for every row.
+    ``batch_invariant``, which a GPU's kernels heed, asks for answers that are the same bits in any
+    batch: one order of additions for every row.
     ``windows`` are the different windows of the model's layers, 0 for none: on a GPU, a step's work
     is shared out for each.
     Raises ValueError when a number is out of range.
@@ -48,7 +47,6 @@ class AttentionShape:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
-    on_gpu: bool = False
     batch_invariant: bool = False
     windows: tuple[int, ...] = (0,)
 
@@ -164,29 +162,10 @@ def scratch_regions(shape: AttentionShape, query_tile: int) -> ScratchRegions:
     return ScratchRegions(*(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
 
 
-def attention_workspace_bytes(shape: AttentionShape) -> int:
-    """Exact bytes of an AttentionWorkspace of this shape."""
-    return sum(attention_workspace_regions(shape).values())
-
-
-def attention_workspace_regions(shape: AttentionShape) -> dict[str, int]:
-    """What an AttentionWorkspace holds, in bytes: on a CPU for the query tile that needs most.
-
-    Nothing on a GPU in batch-invariant mode: no row is cut there, so that nothing is left to join.
-    """
-    regions: ScratchRegions | DecodeRegions
-    if not shape.on_gpu:
-        waves = [scratch_regions(shape, tile) for tile in QUERY_TILES]
-        regions = max(waves, key=lambda wave: wave.total)
-    elif shape.batch_invariant:
-        return {}
-    else:
-        regions = decode_regions(
-            group=shape.group,
-            head_dim=shape.head_dim,
-            max_num_seqs=shape.max_num_seqs,
-            windows=len(shape.windows),
-        )
+def cpu_attention_regions(shape: AttentionShape) -> dict[str, int]:
+    """What an AttentionWorkspace holds on a CPU, in bytes: for the query tile that needs most."""
+    waves = [scratch_regions(shape, tile) for tile in QUERY_TILES]
+    regions = max(waves, key=lambda wave: wave.total)
     return dict(zip(regions.__slots__, regions.sizes, strict=True))
 
 

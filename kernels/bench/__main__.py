@@ -20,6 +20,7 @@ from kernels.bench.report import RESULTS, costs, document, environment, save, ta
 from kernels.bench.row import Row
 from kernels.bench.suite import NO_KERNEL, Machine, all_rows, run_rows
 from kernels.bench.timing import GraphTimer, HostTimer, Timer
+from kernels.dispatch import gpu_index
 from kernels.gpu.interpreter import interpreted
 
 SECONDS = 240.0
@@ -64,8 +65,7 @@ def bench(
     """Runs, prints and keeps. Every row that was asked for is told of."""
     torch.manual_seed(0)
     facts = environment(device)
-    on_gpu = device.type == "cuda"
-    limits = measure_limits(device, timer, **({} if on_gpu else TINY_LIMIT))
+    limits = measure_limits(device, timer, **({} if gpu_index(device) is not None else TINY_LIMIT))
     print(
         f"{facts['device']}, torch {facts['torch']}, triton {facts['triton']}: copies"
         f" {limits.copy / 1e9:.0f} GB/s, multiplies {limits.product / 1e12:.1f} TFLOP/s"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
+from kernels.backends import TRITON_CUDA
 from kernels.bench.row import Call, Contender, Goal, Limit, Row
-from kernels.dispatch import resolve
 
 DTYPE = torch.bfloat16
 EPSILON = 1e-6
@@ -52,7 +52,7 @@ def _norm_inputs(rows: int, width: int, device: torch.device) -> tuple[Tensor, T
 
 
 def own_norm(rows: int, width: int, device: torch.device, sets: int) -> list[Call]:
-    norm = cast(Callable[..., object], resolve("norm:add_rms_norm"))
+    norm = cast(Callable[..., object], TRITON_CUDA.implementation("add_rms_norm"))
     return [partial(norm, *_norm_inputs(rows, width, device), EPSILON) for _ in range(sets)]
 
 
@@ -98,7 +98,7 @@ def _store_inputs(
 def own_store(
     tokens: int, heads: int, kv_heads: int, head_dim: int, device: torch.device, sets: int
 ) -> list[Call]:
-    store = cast(Callable[..., object], resolve("kv_store:rotary_store_kv"))
+    store = cast(Callable[..., object], TRITON_CUDA.implementation("rotary_store_kv"))
     weight = torch.ones(head_dim, dtype=DTYPE, device=device)
     positions = torch.arange(tokens, dtype=torch.int64, device=device)
     calls: list[Call] = []

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
+from kernels.backends import TRITON_CUDA
 from kernels.bench.row import Call, Contender, Goal, Limit, Row
-from kernels.dispatch import resolve
 from kernels.linears import pack_on_any_device
 
 DTYPE = torch.bfloat16
@@ -74,7 +74,7 @@ def own(
     device: torch.device,
     sets: int,
 ) -> list[Call]:
-    linear = cast(Callable[..., Tensor], resolve("linear:linear"))
+    linear = cast(Callable[..., Tensor], TRITON_CUDA.implementation("linear"))
     calls: list[Call] = []
     for _ in range(sets):
         weight = pack_on_any_device(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any, cast
@@ -16,9 +16,9 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.attention_types import PLAIN, AttentionMetadata
+from kernels.backends import TRITON_CUDA, attention_workspace_bytes
 from kernels.bench.row import Call
-from kernels.dispatch import resolve
-from kernels.workspace import AttentionShape, attention_workspace_bytes
+from kernels.workspace import AttentionShape
 
 DTYPE = torch.bfloat16
 SEED = 20
@@ -116,10 +116,10 @@ def _own(step: Step, batch_invariant: bool, device: torch.device) -> Call:
         max_num_seqs=rows,
         max_num_batched_tokens=tokens,
         max_model_len=max(step.contexts),
-        on_gpu=True,
         batch_invariant=batch_invariant,
     )
-    buffer = torch.empty(attention_workspace_bytes(shape), dtype=torch.uint8, device=device)
+    size = attention_workspace_bytes(shape, TRITON_CUDA)
+    buffer = torch.empty(size, dtype=torch.uint8, device=device)
     metadata = AttentionMetadata(
         query_start_loc=given.starts,
         seq_lens=given.contexts,
@@ -130,9 +130,11 @@ def _own(step: Step, batch_invariant: bool, device: torch.device) -> Call:
         max_seq_len=max(step.contexts),
         work=None,
     )
-    prepare = cast(Callable[..., object], resolve("attention:prepare"))
-    paged = cast(Callable[..., Tensor], resolve("attention:paged"))
-    metadata = replace(metadata, work=prepare(metadata, shape, buffer))
+    prepare = cast(
+        Callable[..., AttentionMetadata], TRITON_CUDA.implementation("prepare_attention")
+    )
+    paged = cast(Callable[..., Tensor], TRITON_CUDA.implementation("paged_attention"))
+    metadata = prepare(metadata, shape, buffer)
     return partial(
         paged, given.q, given.cache, metadata, step.head_dim**-0.5, buffer, PLAIN, given.scales
     )

@@ -14,6 +14,7 @@ import triton
 
 from kernels.bench.row import Limits, Outcome
 from kernels.bench.suite import Skipped
+from kernels.dispatch import gpu_index
 
 RESULTS = Path(__file__).with_name("results")
 HEADER = ("row", "what", "who", "us", "10..90 %", "GB/s", "TFLOP/s", "limit", "goal", "reached")
@@ -28,8 +29,9 @@ def environment(device: torch.device) -> dict[str, str | int]:
         "triton": triton.__version__,
         "python": platform.python_version(),
     }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
+    index = gpu_index(device)
+    if index is not None:
+        properties = torch.cuda.get_device_properties(index)
         facts |= {
             "device": properties.name,
             "multiprocessors": properties.multi_processor_count,

@@ -9,9 +9,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from kernels.backends import TRITON_CUDA
 from kernels.bench.paged import flashinfer_package
 from kernels.bench.row import Call, Contender, Goal, Limit, Row
-from kernels.dispatch import resolve
 from kernels.sampling_types import SamplingTensors
 
 TEMPERATURE = 0.8
@@ -70,7 +70,7 @@ def _params(way: str, rows: int, device: torch.device) -> SamplingTensors:
 
 
 def own(way: str, rows: int, vocabulary: int, device: torch.device, sets: int) -> list[Call]:
-    sample = cast(Callable[..., object], resolve("sampling:sample"))
+    sample = cast(Callable[..., object], TRITON_CUDA.implementation("sample"))
     params = _params(way, rows, device)
     return [partial(sample, _logits(rows, vocabulary, device), params) for _ in range(sets)]
 

@@ -86,7 +86,7 @@ def run_row(row: Row, machine: Machine, seconds: float) -> tuple[list[Outcome], 
             skipped.append(Skipped(row.name, contender.name, why, failed=contender.own))
     samples = machine.timer.measure(runs, seconds)
     runs.clear()
-    _forget(machine.device)
+    _forget()
     outcomes = [
         outcome_of(row, name, found, machine.limits, cold) for name, found in samples.items()
     ]
@@ -97,8 +97,7 @@ def _ready(contender: Contender, machine: Machine, sets: int) -> Run:
     return machine.timer.ready(contender.make(machine.device, sets), contender.captured)
 
 
-def _forget(device: torch.device) -> None:
+def _forget() -> None:
     """Gives a row's tensors and graphs back before the next row allocates."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # nothing where no GPU is in use

@@ -15,7 +15,7 @@ mask can undo (0 * NaN is NaN): they are zeroed after the gather, or never gathe
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,55 @@ from kernels.workspace import AttentionShape
 HIDDEN = -1e30
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+
+def prepare_step(
+    metadata: AttentionMetadata, shape: AttentionShape, buffer: Tensor | None
+) -> AttentionMetadata:
+    """As kernels.prepare_attention: bounds and work list from the step's own values, now.
+
+    Raises ValueError where these do not fit together.
+    """
+    starts, contexts = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
+    lengths = [after - before for before, after in itertools.pairwise(starts)]
+    blocks = metadata.block_tables.shape[1]
+    _check_rows(starts, lengths, contexts, metadata.slot_mapping.shape[0], blocks, shape)
+    return replace(
+        metadata,
+        max_query_len=max(lengths, default=0),
+        max_seq_len=max(contexts, default=0),
+        work=prepare(starts, contexts, metadata.block_tables, shape),
+    )
+
+
+def _check_rows(
+    starts: list[int],
+    lengths: list[int],
+    contexts: list[int],
+    tokens: int,
+    max_blocks: int,
+    shape: AttentionShape,
+) -> None:
+    if starts[0] != 0 or starts[-1] != tokens:
+        raise ValueError(
+            f"query_start_loc runs from {starts[0]} to {starts[-1]}; it must run from 0 to"
+            f" {tokens}, the length of slot_mapping"
+        )
+    if len(contexts) > shape.max_num_seqs:
+        raise ValueError(f"seq_lens has {len(contexts)} rows; at most {shape.max_num_seqs} fit")
+    if tokens > shape.max_num_batched_tokens:
+        raise ValueError(
+            f"slot_mapping has {tokens} tokens; at most {shape.max_num_batched_tokens} fit"
+        )
+    room = min(shape.max_model_len, max_blocks * shape.block_size)
+    for row, (length, context) in enumerate(zip(lengths, contexts, strict=True)):
+        if length < 1:
+            raise ValueError(f"query_start_loc gives row {row} {length} tokens; it must have some")
+        if not length <= context <= room:
+            raise ValueError(
+                f"seq_lens[{row}] is {context}; it must be in {length} .. {room}: its tokens of"
+                " this step at least, and no more than max_model_len or its block table holds"
+            )
 
 
 def prepare(
@@ -66,6 +115,24 @@ def paged(
         )
     source = cache_layer.view(-1, shape.block_size * shape.head_dim)
     return _run(q, (source,), work, scale, buffer)
+
+
+def varlen_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_query_len: int | None,
+    causal: bool,
+    scale: float,
+    features: AttentionFeatures = PLAIN,
+) -> Tensor:
+    """As kernels.varlen_attention. Raises ValueError for bounds that do not rise through q."""
+    bounds = cu_seqlens.tolist()
+    rising = all(low <= high for low, high in itertools.pairwise(bounds))
+    if not bounds or bounds[0] != 0 or bounds[-1] != q.shape[0] or not rising:
+        raise ValueError(f"cu_seqlens must rise from 0 to {q.shape[0]}, the tokens of q")
+    return varlen(q, k, v, bounds, causal, scale, features)
 
 
 def varlen(

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.cpu.elementwise import activation as activated
+from kernels.linears import DTYPES, LinearWeight, pack_on_any_device
 from kernels.product_forms import MANY_ROWS, is_transposed, padded_rows, panel_rows
 
 
@@ -39,6 +41,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
         out = F.linear(F.pad(x, (0, 0, 0, padded_rows(rows) - rows)), weight, bias)[:rows]
     else:
         return _widened(x, weight, bias, residual)
+    return out if residual is None else out.add_(residual)
+
+
+def pack_linear(
+    weight: Tensor, format: str, bias: Tensor | None = None, *, batch_invariant: bool = False
+) -> LinearWeight:
+    """As kernels.pack_linear. Raises ValueError for a format that is not plain."""
+    if format not in DTYPES:
+        raise ValueError(
+            f"format is {format!r}; it must be one of {', '.join(DTYPES)} on a CPU: quantised"
+            " weights are multiplied on a GPU only"
+        )
+    return pack_on_any_device(weight, format, bias, batch_invariant=batch_invariant)
+
+
+def packed_linear(
+    x: Tensor, weight: LinearWeight, activation: str | None, residual: Tensor | None
+) -> Tensor:
+    """As kernels.linear."""
+    if weight.scales is not None:
+        raise ValueError(f"weight is in {weight.format!r}, which is multiplied on a GPU only")
+    if activation is None:
+        return linear(x, weight.weight, weight.bias, residual)
+    out = activated(linear(x, weight.weight, weight.bias, None), activation)
     return out if residual is None else out.add_(residual)
 
 

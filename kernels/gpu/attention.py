@@ -7,13 +7,14 @@ prefill, whose order of additions depends on nothing but the row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
+from kernels.checks import check_range
 from kernels.gpu.decode_work import AttentionWork, plan
 from kernels.gpu.paged_decode import decode
 from kernels.workspace import AttentionShape
@@ -24,6 +25,23 @@ class InvariantWork:
     """A step of which prefill runs every row: there is nothing to share out."""
 
     shape: AttentionShape
+
+
+def prepare_step(
+    metadata: AttentionMetadata, shape: AttentionShape, buffer: Tensor | None
+) -> AttentionMetadata:
+    """As kernels.prepare_attention. Raises ValueError where something is missing or too large."""
+    for name in ("max_query_len", "max_seq_len"):
+        if not getattr(metadata, name):
+            raise ValueError(
+                f"{name} is missing; on a GPU it must be given, for nothing is read back"
+            )
+    if buffer is None:
+        raise ValueError("workspace is missing; on a GPU the work list is built in it")
+    rows, tokens = metadata.seq_lens.shape[0], metadata.slot_mapping.shape[0]
+    check_range("rows of seq_lens", rows, 1, shape.max_num_seqs)
+    check_range("tokens of slot_mapping", tokens, 1, shape.max_num_batched_tokens)
+    return replace(metadata, work=prepare(metadata, shape, buffer))
 
 
 def prepare(metadata: AttentionMetadata, shape: AttentionShape, buffer: Tensor) -> object:

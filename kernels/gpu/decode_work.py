@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import tuning
 from kernels.attention_types import AttentionMetadata
+from kernels.dispatch import gpu_index
 from kernels.gpu.compile_case import CompileCase
 from kernels.gpu_workspace import (
     HEADER_WORDS,
@@ -150,9 +151,10 @@ def work_blocks(arch: int, head_dim: int, group: int, element_bytes: int) -> Map
 
 
 def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
+    index = gpu_index(device)
+    if index is None:
         return INTERPRETED_PROGRAMS
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 def compile_cases(arch: int) -> Iterator[CompileCase]:

@@ -16,6 +16,24 @@ from kernels.gpu.prefill_attention import tile_of
 from kernels.jit import varlen_attention as jit
 
 
+def varlen_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_query_len: int | None,
+    causal: bool,
+    scale: float,
+    features: AttentionFeatures = PLAIN,
+) -> Tensor:
+    """As kernels.varlen_attention. Raises ValueError without ``max_query_len``."""
+    if max_query_len is None:
+        raise ValueError(
+            "max_query_len is missing; on a GPU it must be given, for nothing is read back"
+        )
+    return varlen(q, k, v, cu_seqlens, max_query_len, causal, scale, features)
+
+
 def varlen(
     q: Tensor,
     k: Tensor,

@@ -13,7 +13,8 @@ import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from kernels.workspace import AttentionShape, attention_workspace_bytes
+from kernels.backends import TORCH_CPU, TRITON_CUDA, KernelBackend, attention_workspace_bytes
+from kernels.workspace import AttentionShape
 from server.engine.kv_spec import KVCacheSpec
 from server.memory.expert_intermediates import expert_phases, without_experts
 from server.memory.gpu_intermediates import gpu_phases
@@ -139,10 +140,14 @@ def attention_shape(model: ModelSpec, config: RunnerConfig) -> AttentionShape:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=config.max_model_len,
-        on_gpu=config.on_gpu,
         batch_invariant=config.batch_invariant,
         windows=windows_of(model),
     )
+
+
+def kernel_backend(config: RunnerConfig) -> KernelBackend:
+    """Whose operations the runner is made of."""
+    return TRITON_CUDA if config.on_gpu else TORCH_CPU
 
 
 def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
@@ -293,5 +298,5 @@ def _positions(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
 
 
 def _attention_workspace(model: ModelSpec, config: RunnerConfig) -> Buffer:
-    nbytes = attention_workspace_bytes(attention_shape(model, config))
+    nbytes = attention_workspace_bytes(attention_shape(model, config), kernel_backend(config))
     return Buffer("attention_workspace", (nbytes,), "u8", MemoryKind.WORKSPACE)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from kernels.workspace import attention_workspace_regions
 from server.memory.formulas import measured_formulas
 from server.memory.intermediates import Phase
-from server.memory.layout import MemoryKind, RunnerConfig, attention_shape, decode_graph_sizes
+from server.memory.layout import (
+    MemoryKind,
+    RunnerConfig,
+    attention_shape,
+    decode_graph_sizes,
+    kernel_backend,
+)
 from server.memory.memory_plan import MemoryPlan
 from weights.formats import FORMATS, get_format
 from weights.inventory import QUANTISABLE, tally
@@ -56,7 +61,8 @@ def _graphs_formula(plan: MemoryPlan) -> str:
 
 
 def _workspace_formula(model: ModelSpec, config: RunnerConfig) -> str:
-    regions = attention_workspace_regions(attention_shape(rank_spec(model, config.ranks), config))
+    shape = attention_shape(rank_spec(model, config.ranks), config)
+    regions = kernel_backend(config).attention_regions(shape)
     if not regions:
         return "none: in batch-invariant mode no row is cut"
     return f"attention's scratch: {_sum(regions.items())} B"

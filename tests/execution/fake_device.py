@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -275,7 +275,7 @@ def _paged_attention(q: Any, cache: Any, metadata: Any, **kwargs: Any) -> torch.
         block_tables=metadata.block_tables[live],
         slot_mapping=metadata.slot_mapping[tokens],
         positions=metadata.positions[tokens],
-        shape=replace(metadata.work, on_gpu=False),
+        shape=metadata.work,
     )
     kwargs.pop("workspace")
     out[tokens] = _REAL["paged_attention"](q[tokens], cache, compact, **kwargs)

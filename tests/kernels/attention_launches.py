@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
+from kernels.backends import TRITON_CUDA, attention_workspace_bytes
 from kernels.gpu import attention, prefill_attention, specialized_prefill, varlen_attention
-from kernels.workspace import AttentionShape, attention_workspace_bytes
+from kernels.workspace import AttentionShape
 from tests.kernels.meta_tensors import BF16, F16, F32, FLOAT8, I32, I64, Launch, empty
 
 
@@ -109,7 +110,6 @@ def attend(
         max_num_seqs=17,
         max_num_batched_tokens=8192,
         max_model_len=8192,
-        on_gpu=True,
         batch_invariant=invariant,
         windows=(window,),
     )
@@ -122,7 +122,7 @@ def attend(
     layer = empty(9, 2, heads[1], block_size, head_dim, dtype=cache or dtype)
     scales = empty(9, 2, heads[1], block_size, dtype=F32) if cache else None
     if queries == 1:
-        buffer = empty(attention_workspace_bytes(shape), dtype=torch.uint8)
+        buffer = empty(attention_workspace_bytes(shape, TRITON_CUDA), dtype=torch.uint8)
         metadata = replace(metadata, work=attention.prepare(metadata, shape, buffer))
         attention.paged(q, layer, metadata, 0.1, None, features, scales)
     else:

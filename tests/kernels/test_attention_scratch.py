@@ -10,6 +10,7 @@ from attention_cases import make_step, run
 
 import kernels
 from kernels import AttentionShape, AttentionWorkspace
+from kernels.backends import TORCH_CPU
 from kernels.workspace import attention_temporary_bytes
 
 LLAMA_1B = AttentionShape(
@@ -26,26 +27,29 @@ LLAMA_1B = AttentionShape(
 
 def test_a_workspace_has_the_bytes_that_were_announced():
     workspace = AttentionWorkspace(LLAMA_1B)
-    assert workspace.nbytes == kernels.attention_workspace_bytes(LLAMA_1B)
+    assert workspace.nbytes == kernels.attention_workspace_bytes(LLAMA_1B, TORCH_CPU)
     assert workspace.buffer.untyped_storage().nbytes() == workspace.nbytes
 
 
 def test_scratch_does_not_grow_with_the_batch_nor_the_context():
-    small = kernels.attention_workspace_bytes(LLAMA_1B)
+    small = kernels.attention_workspace_bytes(LLAMA_1B, TORCH_CPU)
     for change in ({"max_num_seqs": 4096}, {"max_model_len": 131072}):
-        assert kernels.attention_workspace_bytes(dataclasses.replace(LLAMA_1B, **change)) == small
+        changed = dataclasses.replace(LLAMA_1B, **change)
+        assert kernels.attention_workspace_bytes(changed, TORCH_CPU) == small
     assert small < 64 << 20
 
 
 def test_scratch_of_a_tiny_model_is_tiny():
     tiny = AttentionShape(4, 2, 16, 16, 4, 4, 64, 256)
-    assert kernels.attention_workspace_bytes(tiny) < 2 << 20
+    assert kernels.attention_workspace_bytes(tiny, TORCH_CPU) < 2 << 20
 
 
 def test_a_step_stays_within_what_its_shape_announced():
     """The work list of any step needs no more than the shape's largest wave."""
     step = make_step([(1, 900), (200, 700), (9, 9), (40, 41)], heads=(16, 4), head_dim=64)
-    assert step.metadata.work.scratch_bytes <= kernels.attention_workspace_bytes(step.shape)
+    assert step.metadata.work.scratch_bytes <= kernels.attention_workspace_bytes(
+        step.shape, TORCH_CPU
+    )
 
 
 def test_torch_allocates_little_beyond_the_workspace():

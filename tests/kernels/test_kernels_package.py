@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import kernels
+from kernels.backends import TORCH_CPU, TRITON_CUDA, KernelBackend
+from kernels.dispatch import using
 
 
 def fresh(code: str) -> str:
@@ -55,8 +57,36 @@ def test_the_reference_has_every_operation():
 
 def test_a_device_without_kernels_is_an_error_that_names_the_operation():
     x = torch.zeros(1, 4, device="meta")
-    with pytest.raises(NotImplementedError, match="activation has no kernel for meta devices"):
+    with pytest.raises(NotImplementedError, match="no backend has kernels for meta devices"):
         kernels.activation(x, "silu")
+
+
+def test_a_backend_runs_in_its_context_and_names_the_operation_that_it_declines():
+    """In place of the device's first backend, on its own device, and there alone."""
+    own = {"activation": f"{__name__}:doubled"}
+    backend = KernelBackend("doubling", "cpu", own, lambda shape: {"scratch": shape.block_size})
+    x = torch.ones(1, 4)
+    with using(backend):
+        assert kernels.activation(x, "silu").tolist() == [[2.0] * 4]
+        with pytest.raises(NotImplementedError, match="doubling has no gated_activation"):
+            kernels.gated_activation(x, "silu")
+        with pytest.raises(NotImplementedError, match="meta devices"):
+            kernels.activation(x.to("meta"), "silu")
+    assert backend.declined(("linear", "activation", "sample")) == ("linear", "sample")
+    assert kernels.activation(x, "relu").tolist() == x.tolist()
+
+
+def doubled(x: torch.Tensor, kind: str) -> torch.Tensor:
+    return 2 * x
+
+
+@pytest.mark.parametrize("backend", [TORCH_CPU, TRITON_CUDA], ids=lambda backend: backend.name)
+def test_every_operation_of_a_backend_is_there(backend: KernelBackend):
+    names = {name for name in kernels.__all__ if name[0].islower()}
+    others = {"as_int64", "attention_workspace_bytes", "derive_key", "rotary_table"}
+    assert set(backend.operations) == names - others
+    for name in backend.operations:
+        assert callable(backend.implementation(name))
 
 
 def test_transformers_imports_beside_us():

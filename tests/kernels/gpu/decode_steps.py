@@ -10,17 +10,17 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
+from kernels.backends import TRITON_CUDA, attention_workspace_bytes
 from kernels.gpu import decode_work
 from kernels.gpu.decode_work import AttentionWork
 from kernels.gpu.paged_decode import decode
-from kernels.workspace import attention_workspace_bytes
 
 # The reference works in float32 on the same stored values, so these bound the kernel's own error.
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
 def poisoned_buffer(step: Step, device: torch.device) -> Tensor:
-    size = attention_workspace_bytes(replace(step.shape, on_gpu=True))
+    size = attention_workspace_bytes(step.shape, TRITON_CUDA)
     return torch.full((size,), 0xFF, dtype=torch.uint8, device=device)
 
 

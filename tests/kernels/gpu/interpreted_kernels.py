@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import pytest
-import torch
 from fake_device import OPERATIONS, FakeDevice
 
 import kernels
-from kernels import (
-    activations,
-    attention,
-    embeddings,
-    kv_store,
-    linears,
-    norm,
-    sampling,
-    step_inputs,
-    workspace,
-)
-from kernels.dispatch import resolve
+from kernels.backends import TRITON_CUDA
+from kernels.dispatch import using
 
-MODULES = (activations, attention, embeddings, kv_store, linears, norm, sampling, step_inputs)
-_REAL = {name: getattr(kernels, name) for name in OPERATIONS}
+INTERPRETED = replace(TRITON_CUDA, device_type="cpu")
+_REAL = {name: getattr(kernels, name) for name in (*OPERATIONS, "AttentionWorkspace")}
 
 
-def _on_gpu(operation: str, device: torch.device, *, cpu: Any, gpu: str) -> Any:
-    return resolve(gpu)
+def _interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with using(INTERPRETED):
+            return function(*args, **kwargs)
 
-
-def _prepare(*, shape: Any, workspace: Any, **tensors: Any) -> kernels.AttentionMetadata:
-    metadata = kernels.AttentionMetadata(**tensors, work=None)
-    return attention._prepared_on_device(metadata, shape, workspace)
-
-
-class Workspace(kernels.AttentionWorkspace):
-    """Scratch in a GPU's layout."""
-
-    def __init__(self, shape: Any, device: Any) -> None:
-        self.shape = replace(shape, on_gpu=True)
-        self.nbytes = workspace.attention_workspace_bytes(self.shape)
-        self.buffer = torch.empty(self.nbytes, dtype=torch.uint8)
+    return run
 
 
 def install(device: FakeDevice, patch: pytest.MonkeyPatch) -> None:
     """Routes every public kernel through the device to kernels.gpu."""
-    for module in MODULES:
-        patch.setattr(module, "select", _on_gpu)
-    patch.setattr(kernels, "AttentionWorkspace", Workspace)
+    patch.setattr(kernels, "AttentionWorkspace", _interpreted(_REAL["AttentionWorkspace"]))
     for name in OPERATIONS:
-        function = _prepare if name == "prepare_attention" else _REAL[name]
-        patch.setattr(kernels, name, device.kernel(function))
+        patch.setattr(kernels, name, device.kernel(_interpreted(_REAL[name])))

@@ -12,9 +12,10 @@ from decode_steps import decode_step, metadata_on, poisoned_buffer
 
 import kernels
 from kernels.attention_types import AttentionFeatures, AttentionMetadata
+from kernels.backends import TORCH_CPU, TRITON_CUDA, attention_workspace_bytes
 from kernels.gpu import attention, decode_work
 from kernels.gpu_workspace import MAX_PROGRAMS
-from kernels.workspace import AttentionShape, attention_workspace_bytes
+from kernels.workspace import AttentionShape
 
 # Triton 3.6's interpreter turns arrays of one element into numbers, of which NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
@@ -29,7 +30,6 @@ LLAMA_8B = AttentionShape(
     max_num_seqs=256,
     max_num_batched_tokens=8192,
     max_model_len=131072,
-    on_gpu=True,
 )
 
 
@@ -82,7 +82,7 @@ def test_programs_share_the_line_of_tiles_evenly(device, seed):
     programs, least = draw.choice([1, 5, 17, 40]), draw.choice([1, 2, 4])
     shape = replace(LLAMA_8B, num_query_heads=4 * heads, num_kv_heads=heads, max_num_seqs=300)
     shape = replace(shape, windows=(7, window))
-    size = attention_workspace_bytes(shape)
+    size = attention_workspace_bytes(shape, TRITON_CUDA)
     buffer = torch.full((size,), 0xFF, dtype=torch.uint8, device=device)
     work = replace(decode_work.plan(shape, buffer), programs=programs, least_tiles=least)
     work.build(metadata_of(rows, device))
@@ -108,7 +108,7 @@ def test_a_workspace_has_the_bytes_that_were_announced(device):
     shape = replace(LLAMA_8B, windows=(0, 4096))
     lists = 2 * 4 * (4 + 4 * MAX_PROGRAMS + 4 * 256)
     expected = lists + 4 * MAX_PROGRAMS + slots * (128 + 2) * 4
-    announced = kernels.attention_workspace_bytes(shape)
+    announced = kernels.attention_workspace_bytes(shape, TRITON_CUDA)
     assert expected <= announced <= expected + 8 * 128
     work = decode_work.plan(shape, torch.empty(announced, dtype=torch.uint8, device=device))
     scratch = work.scratch
@@ -117,23 +117,23 @@ def test_a_workspace_has_the_bytes_that_were_announced(device):
 
 
 def test_scratch_does_not_grow_with_the_context_and_hardly_with_the_rows():
-    size = kernels.attention_workspace_bytes(LLAMA_8B)
+    size = kernels.attention_workspace_bytes(LLAMA_8B, TRITON_CUDA)
     longer = replace(LLAMA_8B, max_model_len=1 << 20, max_num_batched_tokens=1 << 17)
-    assert kernels.attention_workspace_bytes(longer) == size
+    assert kernels.attention_workspace_bytes(longer, TRITON_CUDA) == size
     wider = replace(LLAMA_8B, max_num_seqs=1024)
-    assert kernels.attention_workspace_bytes(wider) - size == 4 * 4 * (1024 - 256)
+    assert kernels.attention_workspace_bytes(wider, TRITON_CUDA) - size == 4 * 4 * (1024 - 256)
 
 
 def test_a_workspace_on_the_cpu_is_the_cpus():
     workspace = kernels.AttentionWorkspace(LLAMA_8B)
-    assert workspace.nbytes == attention_workspace_bytes(replace(LLAMA_8B, on_gpu=False))
+    assert workspace.nbytes == attention_workspace_bytes(LLAMA_8B, TORCH_CPU)
 
 
 def test_a_batch_invariant_step_goes_through_prefill_alone(device, monkeypatch):
     """Every row, one token or many; no list is built and no scratch is needed."""
     step = make_step([(1, 90), (3, 70)], block_size=64)
     shape = replace(step.shape, batch_invariant=True)
-    assert attention_workspace_bytes(replace(shape, on_gpu=True)) == 0
+    assert attention_workspace_bytes(shape, TRITON_CUDA) == 0
     metadata = metadata_on(step, device)
     work = attention.prepare(metadata, shape, torch.empty(0, dtype=torch.uint8, device=device))
     metadata = replace(metadata, work=work)
