@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -33,8 +32,11 @@ from server.bench_peers import PeerOutcome, transformers_outcome
 from server.bench_record import EngineRow, Load, Outcome, Record
 from server.bench_serving import Served, decode_step_bytes, serve_batch
 from server.bench_shapes import gpu_shapes
-from server.execution.build import BuiltRunner, build_runner
+from server.execution.build import BuiltRunner, build_runner, open_device
 from server.execution.cuda_graphs import GraphMode
+from server.execution.device import Device
+from server.memory.backend import Backend
+from server.memory.gpu_backend import CUDA
 from server.memory.layout import RunnerConfig
 from weights.inventory import num_parameters
 from weights.spec import ModelSpec
@@ -43,6 +45,7 @@ from weights.synthetic import write_checkpoint
 RESULTS = Path(__file__).resolve().parents[1] / "kernels" / "bench" / "results"
 BLOCK_SIZE = 64
 COPY_BYTES = 1 << 30
+HOST_COPY_BYTES = 1 << 26  # where the memory is everybody's
 COPY_ROUNDS = 9
 COPIES = 10  # of a round, so that its ends weigh little
 MAX_BATCHED_TOKENS = 8192
@@ -76,74 +79,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no row has {options.only!r} in its name: {[row.name for row in ROWS]}")
     if not torch.cuda.is_available():
         parser.error("there is no GPU that torch can use")
-    return bench(rows, gpu_shapes(), on_gpu=True, peers=not options.no_peers, out=options.results)
+    return bench(rows, gpu_shapes(), CUDA, peers=not options.no_peers, out=options.results)
 
 
 def bench(
     rows: Sequence[EngineRow],
     shapes: dict[str, ModelSpec],
+    backend: Backend,
     *,
-    on_gpu: bool,
     peers: bool,
     out: Path | None,
 ) -> int:
     """Measures ``rows`` shape by shape; on a CPU only to show that it runs (tests)."""
-    device = torch.device("cuda" if on_gpu else "cpu")
-    record = Record(out, device, copy_bandwidth(device))
+    device = open_device(backend)
+    record = Record(out, device.description, copy_bandwidth(device, backend))
     record.start()
     for shape in dict.fromkeys(row.shape for row in rows):
         own = [row for row in rows if row.shape == shape]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            _write(shapes[shape], folder, on_gpu)
-            for invariant, chosen in passes(own, on_gpu=on_gpu):
-                _measure_shape(folder, shape, chosen, record, batch_invariant=invariant)
-                _free(device)
+            write_checkpoint(shapes[shape], folder, seed=0, format=_format(backend), sharp=False)
+            for invariant, chosen in passes(own, backend):
+                config = runner_config(chosen, backend, batch_invariant=invariant)
+                _measure_shape(folder, shape, chosen, record, config)
+                _free()
             for row in own if peers else ():
-                record.add_peer(_peer(folder, row, device, shapes[shape]))
-                _free(device)
+                record.add_peer(_peer(folder, row, device.torch_device, shapes[shape]))
+                _free()
     record.end()
     return 0
 
 
 def passes(
-    rows: Sequence[EngineRow], *, on_gpu: bool
+    rows: Sequence[EngineRow], backend: Backend
 ) -> Iterator[tuple[bool, Sequence[EngineRow]]]:
     """Which of a shape's rows one runner measures, and whether in batch-invariant mode."""
     yield False, rows
     repeated = [row for row in rows if row.batch <= INVARIANT_BATCHES]
-    if on_gpu and repeated:
+    if backend.batch_invariant and repeated:
         yield True, repeated
 
 
-def copy_bandwidth(device: torch.device, num_bytes: int | None = None) -> float:
+def copy_bandwidth(device: Device, backend: Backend) -> float:
     """Bytes a second, read and written, of a copy within the device: the median of several."""
-    num_bytes = COPY_BYTES if num_bytes is None else num_bytes
-    if device.type != "cuda":
-        num_bytes = min(num_bytes, 1 << 26)
-    source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
+    num_bytes = COPY_BYTES if backend.own_memory else HOST_COPY_BYTES
+    source = torch.ones(num_bytes, dtype=torch.uint8, device=device.torch_device)
     target = torch.empty_like(source)
-    target.copy_(source)
-    seconds = [_copy_seconds(source, target) for _ in range(COPY_ROUNDS)]
+    device.synchronize()
+    seconds = [_copy_seconds(device, source, target) for _ in range(COPY_ROUNDS)]
     return 2 * num_bytes / statistics.median(seconds)
 
 
-def _copy_seconds(source: torch.Tensor, target: torch.Tensor) -> float:
-    """Of one copy among several: by the device's own clock where it has one."""
-    if source.device.type != "cuda":
-        started = time.perf_counter()
-        for _ in range(COPIES):
-            target.copy_(source)
-        return (time.perf_counter() - started) / COPIES
-    before = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    after = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    target.copy_(source)  # hides what starting the others costs the host
-    before.record()
-    for _ in range(COPIES):
+def _copy_seconds(device: Device, source: torch.Tensor, target: torch.Tensor) -> float:
+    """Of one copy among several, by the device's own clock."""
+
+    def copy() -> None:
         target.copy_(source)
-    after.record()
-    after.synchronize()
-    return cast(float, before.elapsed_time(after)) / 1e3 / COPIES
+
+    device.run(copy)  # hides what starting the others costs the host
+    before = device.record()
+    for _ in range(COPIES):
+        device.run(copy)
+    after = device.record()
+    after.wait()
+    return after.seconds_since(before) / COPIES
 
 
 def run_row(built: BuiltRunner, row: EngineRow, bandwidth: float) -> Outcome:
@@ -173,10 +172,8 @@ def _outcome(built: BuiltRunner, row: EngineRow, bandwidth: float, served: Serve
 
 
 def _measure_shape(
-    folder: Path, shape: str, rows: Sequence[EngineRow], record: Record, *, batch_invariant: bool
+    folder: Path, shape: str, rows: Sequence[EngineRow], record: Record, config: RunnerConfig
 ) -> None:
-    on_gpu = record.device.type == "cuda"
-    config = runner_config(rows, on_gpu=on_gpu, batch_invariant=batch_invariant)
     started = time.perf_counter()
     built = build_runner(folder, config, graphs=GraphMode.START)
     record.add_load(
@@ -186,7 +183,7 @@ def _measure_shape(
             load_seconds=built.report.seconds,
             load_bytes_per_second=built.report.bytes_read / built.report.seconds,
             build_seconds=time.perf_counter() - started,
-            batch_invariant=batch_invariant,
+            batch_invariant=config.batch_invariant,
         )
     )
     for row in rows:
@@ -194,7 +191,7 @@ def _measure_shape(
 
 
 def runner_config(
-    rows: Sequence[EngineRow], *, on_gpu: bool, batch_invariant: bool
+    rows: Sequence[EngineRow], backend: Backend, *, batch_invariant: bool
 ) -> RunnerConfig:
     """Just what ``rows`` need. Raises ValueError for none."""
     most = max(row.batch for row in rows)
@@ -202,15 +199,15 @@ def runner_config(
         row.batch * -(-(row.prompt_tokens + row.output_tokens) // BLOCK_SIZE) for row in rows
     )
     return RunnerConfig(
-        format="bf16" if on_gpu else "f32",
+        format=_format(backend),
         block_size=BLOCK_SIZE,
         num_blocks=blocks,
         max_num_seqs=most,
-        max_num_batched_tokens=max(MAX_BATCHED_TOKENS if on_gpu else 64, most),
+        max_num_batched_tokens=max(MAX_BATCHED_TOKENS if backend.own_memory else 64, most),
         max_model_len=max(row.prompt_tokens + row.output_tokens for row in rows),
         max_logit_rows=most,
         max_logprobs=0,
-        on_gpu=on_gpu,
+        backend=backend.name,
         batch_invariant=batch_invariant,
     )
 
@@ -220,12 +217,12 @@ def _peer(folder: Path, row: EngineRow, device: torch.device, model: ModelSpec) 
     return transformers_outcome(row.name, folder, prompts, row.output_tokens, device)
 
 
-def _write(model: ModelSpec, folder: Path, on_gpu: bool) -> None:
-    write_checkpoint(model, folder, seed=0, format="bf16" if on_gpu else "f32", sharp=False)
+def _format(backend: Backend) -> str:
+    """What --dtype auto would take for weights of 16 bits."""
+    return "f32" if backend.weighs_dtype else "bf16"
 
 
-def _free(device: torch.device) -> None:
+def _free() -> None:
     """Gives back what the runner before held, so that the next one finds the device empty."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # nothing where no GPU is in use

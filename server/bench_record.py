@@ -79,7 +79,7 @@ class Record:
     """
 
     folder: Path | None
-    device: torch.device
+    device: str
     bandwidth: float
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     loads: list[Load] = field(default_factory=list)
@@ -129,7 +129,6 @@ class Record:
         _tell(json.dumps(self._report()))
 
     def _report(self) -> dict[str, object]:
-        device = self.device
         return {
             "date": self.started.isoformat(timespec="seconds"),
             "versions": {
@@ -137,7 +136,7 @@ class Record:
                 "torch": str(torch.__version__),
                 "cuda": torch.version.cuda,
             },
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": self.device,
             "copy_bytes_per_second": self.bandwidth,
             "loads": [asdict(load) for load in self.loads],
             "rows": [

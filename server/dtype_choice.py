@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from server.config import ServerConfig
+from server.memory.backends import backend_named
 from server.memory.plan_request import PlanRequest
 from server.memory.planner import DoesNotFit, size_memory
 from weights.formats import FORMATS, tensor_bytes
@@ -75,7 +76,8 @@ def weigh_dtype(
     is chosen where it is faster and as long a sequence fits.
     """
     narrow = tensor_bytes((1,), request.format) == 2
-    if config.dtype != "auto" or request.on_gpu or not narrow:
+    weighs = backend_named(request.backend).weighs_dtype
+    if config.dtype != "auto" or not weighs or not narrow:
         return request
     wide = replace(request, format="f32")
     try:

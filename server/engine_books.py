@@ -6,65 +6,38 @@ the engine holds afterwards.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from server.engine.core import EngineCore
 from server.engine.gauges import EngineGauges
 from server.engine_facts import GAUGE_NAMES, EngineSettings
-from server.execution.build import BuiltRunner, device_of
-from server.execution.device import CudaDevice
-from server.execution.gpu_memory import open_gpu
-from server.execution.gpu_runner import GpuRunner
-from server.execution.library_warm_up import warm_libraries
+from server.execution.build import BuiltRunner
+from server.execution.device import OpenedDevice
 from server.ipc.gauges import GaugeBlock
 from server.memory.accountant import Books, KVUse
-from server.memory.cpu_memory import CpuMemory
-from server.memory.cuda_memory import CudaMemory, steady
-from server.memory.gpu_device import find_gpu
+from server.memory.backends import backend_named
 from server.memory.layout import MemoryKind
 from server.memory.reading import HostUse
-from server.memory.snapshot import process_resident, take
-from weights.checkpoint import open_checkpoint
-from weights.families import resolve
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedDevice:
-    """``gpu`` is None on the CPU."""
-
-    memory: CpuMemory | CudaMemory
-    gpu: CudaDevice | None = None
+from server.memory.snapshot import process_resident
 
 
 def open_device(settings: EngineSettings) -> OpenedDevice:
     """Makes the libraries set themselves up, then takes the base reading.
 
     Raises:
-        StartupError: there is no GPU that torch can use, where the settings want one.
+        StartupError: the device that the settings want is not there.
         CheckpointError: the folder is refused.
     """
-    if not settings.runner.on_gpu:
-        config = open_checkpoint(Path(settings.model_dir)).config
-        warm_libraries(settings.runner, resolve(config).spec(config))
-        gc.collect()
-        return OpenedDevice(CpuMemory(take()))
-    found = find_gpu()
-    nvml = None if found is None else found.nvml
-    before = None if nvml is None else steady(nvml.read)  # torch makes a context below
-    index = device_of(settings.runner).index or 0
-    gpu, memory = open_gpu(nvml, before, index, settings.runner.format)
-    return OpenedDevice(memory, gpu)
+    backend = backend_named(settings.runner.backend)
+    opened: OpenedDevice = backend.load(backend.books)(settings.runner, Path(settings.model_dir))
+    return opened
 
 
 def join_books(opened: OpenedDevice, built: BuiltRunner, core: EngineCore) -> Books:
     """What the accountant looks at from now on. The engine is built: its runtime is settled."""
-    if isinstance(opened.memory, CudaMemory):
-        opened.memory.settle()
-        if isinstance(built.runner, GpuRunner):
-            built.runner.graphs.around_capture = opened.memory.loading
+    opened.memory.settle()
+    built.runner.around_capture(opened.memory.loading)
 
     def held_bytes() -> Mapping[MemoryKind, int]:
         return built.held.by_kind()
@@ -72,7 +45,7 @@ def join_books(opened: OpenedDevice, built: BuiltRunner, core: EngineCore) -> Bo
     def host() -> HostUse:
         return HostUse(
             resident=process_resident(),
-            pinned=built.runner.slots.nbytes if isinstance(built.runner, GpuRunner) else 0,
+            pinned=built.runner.pinned_bytes,
             shared=GaugeBlock.size_bytes(len(GAUGE_NAMES)),
         )
 
@@ -82,7 +55,7 @@ def join_books(opened: OpenedDevice, built: BuiltRunner, core: EngineCore) -> Bo
         kv_use=lambda: kv_use(core.gauges()),
         kv_page_bytes=built.kv.page_bytes,
         kv_token_bytes=built.kv.groups[0].bytes_per_token,
-        peak_activation_bytes=lambda: built.peak.peak_bytes,
+        peak_activation_bytes=lambda: built.runner.peak.peak_bytes,
         host=host,
     )
 

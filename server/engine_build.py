@@ -17,11 +17,10 @@ from server.engine.core import EngineCore
 from server.engine_books import join_books, open_device
 from server.engine_facts import EngineFacts, EngineSettings
 from server.errors import StartupError
-from server.execution.build import build_runner, device_of
+from server.execution.build import build_runner
 from server.execution.cuda_graphs import GraphMode
 from server.execution.out_of_memory import is_out_of_memory, reason_of
 from server.memory.accountant import Accountant
-from server.memory.layout import RunnerConfig
 from server.out_of_memory import ShortageLog, loading_message
 from weights.errors import CheckpointError
 from weights.progress import ProgressBar, RecentRate, whole_text
@@ -55,7 +54,7 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
             progress=display(),
             filling=lambda: display("making the cache resident"),
             graphs=GraphMode(settings.cuda_graphs),
-            device=opened.gpu,
+            device=opened.device,
         )
         shortages = ShortageLog(built.layout)
         core = EngineCore(
@@ -82,9 +81,9 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
         ready_seconds=time.monotonic() - started,
         torch_version=str(torch.__version__),
         num_threads=torch.get_num_threads(),
-        cpu_capability=_device_name(settings.runner),
+        cpu_capability=opened.device.description,
         skipped=tuple(f"{item.name}: {item.reason}" for item in built.report.skipped),
-        kernel_cache=built.kernel_cache,
+        kernel_cache=opened.device.kernel_cache,
         largest_step_seconds=built.runner.largest_step_seconds,
     )
     return BuiltEngine(core, accountant, facts)
@@ -118,9 +117,3 @@ class _Loading:
         last = done >= total
         text = whole_text(total, now - self._started) if last else self._rate.text(now, done, total)
         self._progress(f"{self._label}: {text.strip()}")
-
-
-def _device_name(config: RunnerConfig) -> str:
-    if config.on_gpu:
-        return torch.cuda.get_device_name(device_of(config))
-    return torch.backends.cpu.get_cpu_capability()

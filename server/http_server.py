@@ -201,7 +201,7 @@ class HttpServer:
             ],
             host_bytes=process_resident,
             api_budget=self._budget.reading,
-            device="cuda" if runner.on_gpu else "cpu",  # as /memory calls it
+            device=runner.backend,  # as /memory calls it
             model=self._served_model(),
         )
 

@@ -17,7 +17,7 @@ from server.errors import StartupError
 from server.memory.answers import answer_limits
 from server.memory.planner import MemoryPlan, PlanRequest, plan_memory, resolve_format
 from server.memory.snapshot import machine_memory
-from server.placement import Placement, place, refuse_on_gpu
+from server.placement import Placement, place, refuse_model
 from server.served_features import unserved_features
 from weights.checkpoint import Checkpoint, open_checkpoint, refuse_dangling
 from weights.errors import CheckpointError
@@ -88,8 +88,7 @@ def read_model(config: ServerConfig) -> ModelFacts:
             f"{folder}: the model needs what is not computed yet: {', '.join(missing)}; "
             "quire plan tells what memory it would take"
         )
-    if placement.on_gpu:
-        refuse_on_gpu(spec)
+    refuse_model(spec, placement.backend)
     _refuse_tensors(checkpoint, family, spec)
     stored = checkpoint.parameter_format or spec.parameter_dtype
     request = plan_request(config, placement, spec, stored)
@@ -125,14 +124,14 @@ def plan_request(
 ) -> PlanRequest:
     """What is asked of the memory plan; ``stored`` is the checkpoint's format."""
     request = PlanRequest(
-        format=resolve_format(config.dtype, stored, spec, on_gpu=placement.on_gpu),
+        format=resolve_format(config.dtype, stored, spec, placement.backend),
         block_size=placement.block_size,
         max_num_seqs=placement.max_num_seqs,
         max_num_batched_tokens=placement.max_num_batched_tokens,
         max_model_len=config.max_model_len,
         kv_cache_bytes=config.kv_cache_memory,
         quantization=config.quantization,
-        on_gpu=placement.on_gpu,
+        backend=placement.backend.name,
         batch_invariant=config.batch_invariant,
     )
     return weigh_dtype(config, spec, request, placement.available)
@@ -165,7 +164,8 @@ def engine_settings(config: ServerConfig, model: ModelFacts) -> EngineSettings:
 
 
 def _host_bytes_left(model: ModelFacts) -> int:
-    """What the plan leaves of the host's memory. On a GPU the plan takes next to none of it."""
-    if model.placement.on_gpu:
+    """What the plan leaves of the host's memory. Beside a device's own the plan takes next to none
+    of it."""
+    if model.placement.backend.own_memory:
         return max(0, machine_memory()[1] - model.placement.api_memory)
     return model.plan.available_bytes - sum(model.plan.kinds.values())

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from server.config import ServerConfig
 from server.errors import StartupError
 from server.memory.api_memory import api_memory
+from server.memory.backend import Backend
+from server.memory.backends import backend_named
+from server.memory.cpu_backend import CPU
+from server.memory.gpu_backend import CUDA
 from server.memory.gpu_device import GpuDevice, find_gpu, torch_has_cuda
 from server.memory.snapshot import machine_memory
+from server.served_features import unserved_by
 from weights.spec import ModelSpec
 
 # Of a GPU's free memory, kept for what no list knows: the context, loaded kernels, cuBLAS's
@@ -22,26 +27,19 @@ GPU_SLACK_SHARE = 0.02
 # model is loaded, and what malloc rounds up: some 270 MiB measured.
 CPU_RUNTIME_BYTES = 320 << 20
 
-GPU_FAMILIES = ("llama", "gpt2")  # those whose every operation has a kernel
-GPU_MAX_HEAD_DIM = 256
-GPU_MAX_WIDTH = 16384  # of a row that is normalised
-
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``gpu`` is None on the CPU. ``available`` are bytes for weights, cache and buffers,
-    ``api_memory`` those of the host that clients of the API may make it hold."""
+    """``gpu`` is None where the backend needs none. ``available`` are bytes for weights, cache and
+    buffers, ``api_memory`` those of the host that clients of the API may make it hold."""
 
+    backend: Backend
     gpu: GpuDevice | None
     available: int
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
     api_memory: int
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.gpu is not None
 
 
 def place(
@@ -55,25 +53,26 @@ def place(
     Raises:
         StartupError: the device is not there or not served, or an option is not for it.
     """
-    gpu = None if config.device == "cpu" else _usable(config.device, find, has_cuda)
+    backend, gpu = _chosen(config.device, find, has_cuda)
+    _refuse_options(config, backend)
     _, free = machine_memory()
     api = api_memory(config.api_memory, free, config.max_body_size)
     if gpu is None:
-        _refuse_gpu_options(config)
         available = max(0, free - CPU_RUNTIME_BYTES - api)
     else:
         available = int(gpu.free * (1 - GPU_SLACK_SHARE)) - GPU_RUNTIME_BYTES
-    seqs = config.max_num_seqs or (256 if gpu else 32)
-    tokens = config.max_num_batched_tokens or max(seqs, 8192 if gpu else 512)
+    seqs = config.max_num_seqs or backend.defaults.max_num_seqs
+    tokens = config.max_num_batched_tokens or max(seqs, backend.defaults.max_num_batched_tokens)
     if tokens < seqs:
         raise StartupError(
             f"--max-num-batched-tokens {tokens} is below --max-num-seqs {seqs}: every running "
             "sequence needs one token a step"
         )
     return Placement(
+        backend=backend,
         gpu=gpu,
         available=available,
-        block_size=config.block_size or (64 if gpu else 16),
+        block_size=config.block_size or backend.defaults.block_size,
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
         api_memory=api,
@@ -85,20 +84,27 @@ def gpu_memory_for(available: int) -> int:
     return math.ceil((available + 1 + GPU_RUNTIME_BYTES) / (1 - GPU_SLACK_SHARE))
 
 
-def refuse_on_gpu(model: ModelSpec) -> None:
+def refuse_model(model: ModelSpec, backend: Backend) -> None:
     """
     Raises:
-        StartupError: a kernel that the model needs is missing on a GPU; names it.
+        StartupError: the backend lacks an operation that the model needs, or has it for smaller
+            models only; names it.
     """
-    problem = None
-    if model.family not in GPU_FAMILIES:
-        problem = f"the family {model.family} has no kernels there"
-    elif model.attention.head_dim > GPU_MAX_HEAD_DIM:
-        problem = f"heads of {model.attention.head_dim} are wider than {GPU_MAX_HEAD_DIM}"
-    elif model.hidden_size > GPU_MAX_WIDTH:
-        problem = f"rows of {model.hidden_size} are wider than {GPU_MAX_WIDTH}"
+    problem = unserved_by(backend, model)
     if problem is not None:
-        raise StartupError(f"this model cannot run on a GPU: {problem}; --device cpu serves it")
+        raise StartupError(
+            f"this model cannot run on {backend.place}: {problem}; --device {CPU.name} serves it"
+        )
+
+
+def _chosen(
+    device: str, find: Callable[[], GpuDevice | None], has_cuda: Callable[[], bool]
+) -> tuple[Backend, GpuDevice | None]:
+    """The backend that --device names; for auto a GPU's where there is one that can be used."""
+    if device not in ("auto", CUDA.name):
+        return backend_named(device), None
+    gpu = _usable(device, find, has_cuda)
+    return (CPU, None) if gpu is None else (CUDA, gpu)
 
 
 def _usable(
@@ -116,18 +122,18 @@ def _usable(
         problem = f"the {gpu.name} has compute capability {major}.{minor}; 8.0 is the least served"
     if problem is None:
         return gpu
-    if device == "cuda":
+    if device != "auto":
         raise StartupError(f"--device cuda: {problem}; --device cpu serves without a GPU")
     return None
 
 
-def _refuse_gpu_options(config: ServerConfig) -> None:
-    if config.quantization is not None:
+def _refuse_options(config: ServerConfig, backend: Backend) -> None:
+    if config.quantization is not None and config.quantization not in backend.quantisations:
         raise StartupError(
             f"--quantization {config.quantization} needs a GPU, and this server computes on the "
             "CPU: leave it out, or take --dtype bfloat16 for half of float32's bytes"
         )
-    if config.batch_invariant:
+    if config.batch_invariant and not backend.batch_invariant:
         raise StartupError(
             "--batch-invariant needs a GPU, and this server computes on the CPU: leave it out; "
             "with --dtype float32 equal requests get equal tokens there"

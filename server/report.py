@@ -13,6 +13,8 @@ from server.config import ServerConfig
 from server.descriptors import ConnectionLimits
 from server.engine_facts import EngineFacts
 from server.listener import reachable
+from server.memory.backend import Backend
+from server.memory.backends import backend_named
 from server.memory.memory_plan import MemoryPlan
 from server.memory.reading import MemoryReading
 from server.memory.start_report import start_report
@@ -49,7 +51,7 @@ def print_report(report: str) -> None:
             sys.stdout.close()  # what it still holds would fail again at the exit
 
 
-def promise(format: str, *, on_gpu: bool = False, batch_invariant: bool = False) -> str:
+def promise(format: str, backend: Backend, *, batch_invariant: bool = False) -> str:
     """What equal requests may expect of each other, whatever shares their batch."""
     if batch_invariant:
         return "equal requests get equal tokens and log-probabilities, bit for bit, in any batch"
@@ -58,14 +60,9 @@ def promise(format: str, *, on_gpu: bool = False, batch_invariant: bool = False)
             "equal requests get equal tokens but for ties within float32 rounding, "
             "log-probabilities up to it"
         )
-    remedy = (
-        "--batch-invariant promises equal bits"
-        if on_gpu
-        else ("--dtype float32 promises equal tokens")
-    )
     return (
         "equal requests get equal tokens but for near ties: sums round to 16 bits, and how they "
-        f"are grouped depends on the batch ({remedy})"
+        f"are grouped depends on the batch ({backend.equal_bits})"
     )
 
 
@@ -73,14 +70,14 @@ def served_promise(plan: MemoryPlan) -> str:
     """The promise of the server that runs this plan."""
     return promise(
         plan.runner.format,
-        on_gpu=plan.runner.on_gpu,
+        backend_named(plan.runner.backend),
         batch_invariant=plan.runner.batch_invariant,
     )
 
 
 def device_name(plan: MemoryPlan) -> str:
     """As --device says it."""
-    return "cuda" if plan.runner.on_gpu else "cpu"
+    return plan.runner.backend
 
 
 def version_report(config: ServerConfig, model: ModelFacts) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a ModelSpec may describe and the engine does not compute yet. No torch.
+"""What a ModelSpec may describe and the engine, or a backend, does not compute yet. No torch.
 
 A spec grows with what is published, the decoder with what is served: between the two stands this
 one list. What is on it is planned, and refused at start; it is never computed as if it were not
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from server.memory.backend import Backend
 from weights.spec import ModelSpec, NormKind, NormPlacement, ParallelBlock, QkNorm
 
 
@@ -41,3 +42,26 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield "an offset of learned positions"
     if spec.unembedding_bias:
         yield "a bias of the logits"
+
+
+def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
+    """What a model that the engine computes lacks on this backend; None where it can run."""
+    declined = backend.kernels.declined(operations_of(spec))
+    if declined:
+        return f"it has no {', '.join(declined)} there"
+    head_dim, width = spec.attention.head_dim, spec.hidden_size
+    if backend.max_head_dim is not None and head_dim > backend.max_head_dim:
+        return f"heads of {head_dim} are wider than {backend.max_head_dim}"
+    if backend.max_width is not None and width > backend.max_width:
+        return f"rows of {width} are wider than {backend.max_width}"
+    return None
+
+
+def operations_of(spec: ModelSpec) -> tuple[str, ...]:
+    """The operations that serving a model runs, as kernels names them."""
+    return (
+        *("pack_linear", "linear", "embedding", "rotary_store_kv", "copy_blocks"),
+        *("prepare_attention", "paged_attention", "sample", "token_logprobs"),
+        "add_rms_norm" if spec.norm.kind is NormKind.RMS else "add_layer_norm",
+        "gated_activation" if spec.mlp.gated else "activation",
+    )

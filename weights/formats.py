@@ -57,13 +57,22 @@ class QuantisedFormat:
         return out_features * (held * self.bits // 8 + scales * self.scale_bytes)
 
 
-QUANTISED: Mapping[str, QuantisedFormat] = MappingProxyType(
-    {
-        "int8": QuantisedFormat("int8", 8, None, 4),
-        "int4": QuantisedFormat("int4", 4, 64, 2),
-        "fp8": QuantisedFormat("fp8", 8, None, 4),
-    }
-)
+_QUANTISED = {
+    "int8": QuantisedFormat("int8", 8, None, 4),
+    "int4": QuantisedFormat("int4", 4, 64, 2),
+    "fp8": QuantisedFormat("fp8", 8, None, 4),
+}
+QUANTISED: Mapping[str, QuantisedFormat] = MappingProxyType(_QUANTISED)
+
+
+def add_quantised(format: QuantisedFormat) -> None:
+    """Makes known a format that a backend brings along; QUANTISED shows it from now on.
+
+    Raises ValueError for a name that means another format already.
+    """
+    if format.name in FORMATS or _QUANTISED.setdefault(format.name, format) != format:
+        raise ValueError(f"there is another format named {format.name!r}")
+
 
 # Bytes per element of every dtype that a safetensors header may name. Those that are no Format
 # above are legal in a file (masks, position ids) but are never parameters.

@@ -16,21 +16,21 @@ from pathlib import Path
 import torch
 
 import kernels
+from kernels import KernelBackend, LinearWeight
+from kernels.dispatch import using
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
 from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
-from server.execution.device import CudaDevice, compiled_kernels_folder
-from server.execution.gpu_runner import GpuRunner
-from server.execution.gpu_warm_up import warm_up as warm_up_gpu
+from server.execution.device import Device
 from server.execution.held import HeldBytes
-from server.execution.live_bytes import PeakMeter
 from server.execution.model import Decoder, rotary_table
-from server.execution.model_runner import ModelRunner
+from server.execution.runner import Runner
+from server.memory.backend import Backend
+from server.memory.backends import backend_named
 from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec, max_context
-from server.served_features import unserved_features
+from server.served_features import unserved_by, unserved_features
 from weights.checkpoint import open_checkpoint
-from weights.cuda_copies import CudaCopies
 from weights.families import resolve
 from weights.generation import end_of_sequence_ids
 from weights.loader import LoadReport, load
@@ -44,10 +44,10 @@ class BuiltRunner:
     """A runner, and what the engine, the accountant and the start-up report want to know of it.
 
     ``held`` answers with measured bytes at any time; ``warm_up_bytes`` is the measured peak of
-    intermediates of the largest step. ``kernel_cache`` is the folder of compiled GPU kernels.
+    intermediates of the largest step.
     """
 
-    runner: ModelRunner | GpuRunner
+    runner: Runner
     model: ModelSpec
     layout: Layout
     kv: KVCacheSpec
@@ -55,12 +55,6 @@ class BuiltRunner:
     report: LoadReport
     held: HeldBytes
     warm_up_bytes: int
-    kernel_cache: str | None = None
-
-    @property
-    def peak(self) -> PeakMeter:
-        """The most bytes of intermediates that were alive at once."""
-        return self.runner.step.peak if isinstance(self.runner, GpuRunner) else self.runner.peak
 
 
 def build_runner(
@@ -73,51 +67,48 @@ def build_runner(
     poison: bool = False,
     warm_up: bool = True,
     graphs: GraphMode = GraphMode.LAZY,
-    device: CudaDevice | None = None,
+    device: Device | None = None,
 ) -> BuiltRunner:
     """Loads ``model_dir`` and makes everything that ``config`` says, where it says.
 
     ``num_threads`` sets torch's threads for the whole process; None leaves them. ``progress`` is
     told the bytes read and all bytes to read; what ``filling`` makes, once that is done, the bytes
     of buffers that are resident and all of them. ``poison`` fills new cache blocks with NaN
-    (tests). ``graphs`` says when a GPU's decode steps are captured; ``device`` is the GPU to run
-    on, where the caller has opened it already.
+    (tests). ``graphs`` says when decode steps are captured, where the device captures any;
+    ``device`` is the one to run on, where the caller has opened it already.
 
     Raises:
         CheckpointError: the folder is refused; the message names file and tensor.
-        StartupError: the configuration does not fit the model, or asks for a GPU that is not there,
-            or for one whose compiled kernels cannot be kept.
+        StartupError: the configuration does not fit the model, the backend cannot run it, or the
+            device is not there.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     checkpoint = open_checkpoint(model_dir)
     model = resolve(checkpoint.config).spec(checkpoint.config)
-    _check(model, config)
+    backend = backend_named(config.backend)
+    _check(model, config, backend)
     layout = build_layout(model, config)
-    torch_device = device_of(config)
-    kernel_cache = compiled_kernels_folder() if config.on_gpu else None
+    if device is None:
+        device = open_device(backend)
     loaded = load(
         checkpoint,
         model,
         format=config.format,
         quantization=config.quantization,
-        device=torch_device,
-        pack=partial(kernels.pack_linear, batch_invariant=config.batch_invariant),
+        device=device.torch_device,
+        pack=partial(_pack, backend.kernels, batch_invariant=config.batch_invariant),
         progress=progress,
-        copies=CudaCopies(torch_device) if config.on_gpu else None,
+        copies=device.copies(),
     )
-    buffers = allocate(layout, torch_device, None if filling is None else filling())
+    buffers = allocate(layout, device.torch_device, None if filling is None else filling())
     table = _rotary_buffer(model, config, buffers)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
     decoder = Decoder(model, loaded.linears, loaded.tensors, table)
-    runner: ModelRunner | GpuRunner
-    if config.on_gpu:
-        device = device or CudaDevice(torch_device.index or 0)
-        runner = GpuRunner(
+    with using(backend.kernels):
+        runner: Runner = backend.load(backend.runner)(
             decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=poison
         )
-    else:
-        runner = ModelRunner(decoder, layout, buffers, eos_token_ids, poison=poison)
     return BuiltRunner(
         runner=runner,
         model=model,
@@ -125,29 +116,27 @@ def build_runner(
         kv=kv_cache_spec(model, config.format, config.block_size, config.num_blocks),
         eos_token_ids=eos_token_ids,
         report=loaded.report,
-        held=HeldBytes(model, layout, loaded, buffers, _workspace(runner)),
-        warm_up_bytes=_warm_up(runner) if warm_up else 0,
-        kernel_cache=kernel_cache,
+        held=HeldBytes(model, layout, loaded, buffers, runner.workspace),
+        warm_up_bytes=runner.warm_up() if warm_up else 0,
     )
 
 
-def device_of(config: RunnerConfig) -> torch.device:
-    """Where tensors are made. Raises StartupError for a GPU that is not there."""
-    if not config.on_gpu:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise StartupError(
-            f"torch {torch.__version__} finds no GPU that it can use; --device cpu serves without"
-        )
-    return torch.device("cuda", torch.cuda.current_device())
+def open_device(backend: Backend) -> Device:
+    """Raises StartupError where it is not there."""
+    device: Device = backend.load(backend.device)()
+    return device
 
 
-def _workspace(runner: ModelRunner | GpuRunner) -> kernels.AttentionWorkspace:
-    return runner.step.workspace if isinstance(runner, GpuRunner) else runner.workspace
-
-
-def _warm_up(runner: ModelRunner | GpuRunner) -> int:
-    return warm_up_gpu(runner) if isinstance(runner, GpuRunner) else runner.warm_up()
+def _pack(
+    backend: KernelBackend,
+    weight: torch.Tensor,
+    format: str,
+    bias: torch.Tensor | None = None,
+    *,
+    batch_invariant: bool,
+) -> LinearWeight:
+    with using(backend):
+        return kernels.pack_linear(weight, format, bias, batch_invariant=batch_invariant)
 
 
 def _rotary_buffer(
@@ -158,10 +147,15 @@ def _rotary_buffer(
     return None if table is None else buffers["rotary_table"].copy_(table)
 
 
-def _check(model: ModelSpec, config: RunnerConfig) -> None:
+def _check(model: ModelSpec, config: RunnerConfig, backend: Backend) -> None:
     missing = unserved_features(model)
     if missing:
         raise StartupError(f"the decoder does not compute {', '.join(missing)}")
+    problem = unserved_by(backend, model)
+    if problem is not None:
+        raise StartupError(f"this model cannot run on {backend.place}: {problem}")
+    if config.quantization is not None and config.quantization not in backend.quantisations:
+        raise StartupError(f"{backend.place} multiplies no weights in {config.quantization}")
     if config.max_model_len > max_context(model):
         raise StartupError(
             f"max_model_len is {config.max_model_len}; the model has positions for"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,10 @@ import torch
 
 from server.engine.plan import ExecutorLost
 from server.errors import StartupError
+from server.execution.live_bytes import AllocatorPeak, Meter
+from server.memory.device_reading import DeviceMemory
+from weights.cuda_copies import CudaCopies
+from weights.pinned_reader import CopyStream
 
 Work = Callable[[], None]
 
@@ -49,6 +54,24 @@ class Device(Protocol):
         """Where tensors are made."""
         ...
 
+    @property
+    def description(self) -> str:
+        """What it is, for people."""
+        ...
+
+    @property
+    def kernel_cache(self) -> str | None:
+        """The folder of kernels compiled for it, where they are."""
+        ...
+
+    def copies(self) -> CopyStream | None:
+        """How tensors are brought there while a checkpoint is read; None for memory of the host."""
+        ...
+
+    def peak_meter(self) -> Meter:
+        """Measures the most bytes of tensors alive at once while it is entered."""
+        ...
+
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Zeroed host memory that the device copies from and to without the host waiting."""
         ...
@@ -77,6 +100,14 @@ class Device(Protocol):
         """The host waits for everything handed over so far, and for what was started on this
         device in any other way, such as loading weights."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedDevice:
+    """A device, and its memory's base reading taken."""
+
+    device: Device
+    memory: DeviceMemory
 
 
 @contextmanager
@@ -117,15 +148,26 @@ class CudaEvent:
 class CudaDevice:
     """One NVIDIA GPU, with a stream and a pool for graphs of its own."""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, kernel_cache: str | None = None) -> None:
         self.torch_device = torch.device("cuda", index)
         # Partial sums of a product stay in float32, as linear promises; the library's default lets
         # it round them to 16 bits where it splits a product over its inner dimension.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         self._stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+        self.kernel_cache = kernel_cache
         with torch.cuda.device(self.torch_device):
             self.graph_pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def description(self) -> str:
+        return torch.cuda.get_device_name(self.torch_device)
+
+    def copies(self) -> CudaCopies:
+        return CudaCopies(self.torch_device)
+
+    def peak_meter(self) -> AllocatorPeak:
+        return AllocatorPeak(self.torch_device)
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
@@ -173,6 +215,23 @@ class CudaDevice:
     def synchronize(self) -> None:
         with lost_with_the_context():
             torch.cuda.synchronize(self.torch_device)
+
+
+def open_cuda() -> CudaDevice:
+    """
+    Raises:
+        StartupError: there is no GPU that torch can use, or its compiled kernels cannot be kept.
+    """
+    return CudaDevice(cuda_index(), compiled_kernels_folder())
+
+
+def cuda_index() -> int:
+    """Raises StartupError where torch finds no GPU that it can use."""
+    if not torch.cuda.is_available():
+        raise StartupError(
+            f"torch {torch.__version__} finds no GPU that it can use; --device cpu serves without"
+        )
+    return torch.cuda.current_device()
 
 
 def compiled_kernels_folder() -> str:

@@ -8,28 +8,34 @@ the books know them before there is a model.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from server.execution.buffers import dtype_of
-from server.execution.device import CudaDevice
+from server.execution.device import CudaDevice, OpenedDevice, compiled_kernels_folder, cuda_index
 from server.memory.cuda_allocator import AllocatorState, Pool, allocator_state
-from server.memory.cuda_memory import CudaMemory
-from server.memory.nvml import DeviceUse, Nvml
+from server.memory.cuda_memory import CudaMemory, steady
+from server.memory.gpu_device import find_gpu
+from server.memory.nvml import DeviceUse
+from server.memory.runner_config import RunnerConfig
 
 _WARM_SIZE = 1024  # rows and columns of products that make the libraries set themselves up
 
 
-def open_gpu(
-    nvml: Nvml | None, before: DeviceUse | None, index: int, format: str
-) -> tuple[CudaDevice, CudaMemory]:
-    """The device that everything is to be run on, and its books.
+def open_with_books(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
+    """The device that everything is to be run on, and its books; the folder says nothing of them.
 
-    ``before`` is what NVML said when no context of this process was there.
+    Raises:
+        StartupError: there is no GPU that torch can use, or its compiled kernels cannot be kept.
     """
-    device = CudaDevice(index)
-    set_up_libraries(device, dtype_of(format))
+    found = find_gpu()
+    nvml = None if found is None else found.nvml
+    before = None if nvml is None else steady(nvml.read)  # torch makes a context below
+    index = cuda_index()
+    device = CudaDevice(index, compiled_kernels_folder())
+    set_up_libraries(device, dtype_of(config.format))
 
     def use() -> DeviceUse:
         return (None if nvml is None else nvml.read()) or _asked_of_torch(index)
@@ -37,7 +43,7 @@ def open_gpu(
     def allocator() -> AllocatorState:
         return read_allocator(index, device.graph_pool)
 
-    return device, CudaMemory(use, allocator, before=before, pid=os.getpid())
+    return OpenedDevice(device, CudaMemory(use, allocator, before=before, pid=os.getpid()))
 
 
 def set_up_libraries(device: CudaDevice, dtype: torch.dtype) -> None:

@@ -14,10 +14,12 @@ event behind the step and reads what was copied into the step's own pinned memor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
+import kernels
 from server.engine.plan import ForwardHandle, PendingResult, StepPlan, StepResult
 from server.engine.request import SamplingParams
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
@@ -25,10 +27,13 @@ from server.execution.device import Device, Event
 from server.execution.gpu_rows import GpuRows, StepRows
 from server.execution.gpu_sampling import SampleWork, SamplingLimits, plan_sampling
 from server.execution.gpu_step import BlockChanges, GpuStep, OnDevice
+from server.execution.gpu_warm_up import copy_plans, kernel_plans
+from server.execution.live_bytes import PeakMeter
 from server.execution.model import Decoder
 from server.execution.out_of_memory import asked_by
 from server.execution.packet import EMPTY, PacketDraft
 from server.execution.step_slots import GpuPending, Slots, StepEvents, StepSlot
+from server.execution.warm_up import largest_plan, step_seconds
 from server.memory.gpu_intermediates import table_rows
 from server.memory.gpu_layout import MOST_ROW_WORDS, row_layout
 from server.memory.layout import Layout, decode_graph_sizes
@@ -65,7 +70,7 @@ class GpuRunner:
     """Holds a decoder, its rows and its cache, all in the buffers of one layout.
 
     Args:
-        layout: of a configuration that is ``on_gpu``.
+        layout: of a configuration whose backend has this runner.
         buffers: the layout's, on the device, zeroed.
         eos_token_ids: what min_tokens forbids beside a request's own stop ids.
         graphs: when decode steps are captured.
@@ -102,7 +107,7 @@ class GpuRunner:
         self.limits = SamplingLimits(
             config.logit_rows, table_rows(decoder.spec.vocab_size), config.max_logprobs
         )
-        self.step = GpuStep(decoder, layout, buffers, device.torch_device, self.limits)
+        self.step = GpuStep(decoder, layout, buffers, device, self.limits)
         self.graphs = DecodeGraphs(
             device, decode_graph_sizes(config), self.step.decode, self.step.forget, mode=graphs
         )
@@ -120,6 +125,42 @@ class GpuRunner:
     def overlaps(self) -> bool:
         """The next step may be handed over before the last result was asked for."""
         return True
+
+    @property
+    def peak(self) -> PeakMeter:
+        return self.step.peak
+
+    @property
+    def workspace(self) -> kernels.AttentionWorkspace:
+        return self.step.workspace
+
+    @property
+    def pinned_bytes(self) -> int:
+        return self.slots.nbytes
+
+    def around_capture(self, watch: Callable[[], AbstractContextManager[None]]) -> None:
+        self.graphs.around_capture = watch
+
+    def warm_up(self) -> int:
+        """Runs the largest step, then smaller ones; leaves no row behind.
+
+        Captures all decode sizes where the mode says so, before anything else: a capture gives back
+        what the allocator keeps for later, which is to be the largest step's. Returns the bytes of
+        intermediates that the largest step had alive at once; ``largest_step_seconds`` is what that
+        step takes.
+        """
+        if self.graphs.mode is GraphMode.START:
+            self.graphs.capture_all()
+        config = self.layout.config
+        for plan in (largest_plan(config), *kernel_plans(config, self.limits)):
+            result = self.sample(self.forward_layers(plan, 1), None).result()
+            seconds = step_seconds(result, self.decoder.spec.num_layers)
+            self.largest_step_seconds = max(self.largest_step_seconds, seconds)
+            self.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
+        for plan in copy_plans(config):
+            self.forward(plan)
+        self.device.synchronize()
+        return self.peak.peak_bytes
 
     def forward(self, plan: StepPlan) -> Forwarded | RowsChanged:
         """Applies the plan to rows and cache, and hands over the model's work on its tokens.

@@ -13,6 +13,7 @@ import torch
 
 import kernels
 from kernels.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
+from server.execution.device import Device
 from server.execution.device_sampler import DeviceSampler
 from server.execution.gpu_rows import RowChanges, StepRows
 from server.execution.gpu_sampling import SampleWork, SamplingLimits
@@ -51,15 +52,15 @@ class GpuStep:
         decoder: Decoder,
         layout: Layout,
         buffers: Mapping[str, torch.Tensor],
-        torch_device: torch.device,
+        device: Device,
         limits: SamplingLimits,
     ) -> None:
         config = layout.config
         self.decoder = decoder
         self.table = StepTable(config.max_num_seqs)
-        self.peak = PeakMeter(torch_device)
+        self.peak = PeakMeter(device.peak_meter)
         self.workspace = kernels.AttentionWorkspace(
-            attention_shape(decoder.spec, config), torch_device
+            attention_shape(decoder.spec, config), device.torch_device
         )
         self._config = config
         self._layout = row_layout(config)

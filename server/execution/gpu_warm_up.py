@@ -1,4 +1,5 @@
-"""Before the first request: every kernel that serving can need is compiled and has run once.
+"""Plans for the time before the first request: with them every kernel that serving can need is
+compiled and has run once.
 
 A kernel is compiled when a configuration of it first runs, which takes up to seconds; a request
 must not pay for that. Configurations differ by sizes that the tuning table tells apart, so steps of
@@ -13,10 +14,7 @@ from dataclasses import replace
 
 from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
 from server.engine.request import SamplingParams
-from server.execution.cuda_graphs import GraphMode
-from server.execution.gpu_runner import GpuRunner
 from server.execution.gpu_sampling import SamplingLimits
-from server.execution.warm_up import largest_plan, step_seconds
 from server.memory.graph_sizes import SIZES
 from server.memory.layout import RunnerConfig
 
@@ -25,29 +23,7 @@ DRAWN = SamplingParams(seed=0)
 TRUNCATED = replace(DRAWN, top_p=0.9)
 
 
-def warm_up(runner: GpuRunner) -> int:
-    """Runs the largest step, then smaller ones; leaves no row behind.
-
-    Captures all decode sizes where the runner's mode says so, before anything else: a capture gives
-    back what the allocator keeps for later, which is to be the largest step's. Returns the bytes of
-    intermediates that the largest step had alive at once; ``largest_step_seconds`` of the runner
-    is what that step takes.
-    """
-    config = runner.layout.config
-    if runner.graphs.mode is GraphMode.START:
-        runner.graphs.capture_all()
-    for plan in (largest_plan(config), *_plans(config, runner.limits)):
-        result = runner.sample(runner.forward_layers(plan, 1), None).result()
-        seconds = step_seconds(result, runner.decoder.spec.num_layers)
-        runner.largest_step_seconds = max(runner.largest_step_seconds, seconds)
-        runner.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
-    for plan in _copies(config):
-        runner.forward(plan)
-    runner.device.synchronize()
-    return runner.step.peak.peak_bytes
-
-
-def _plans(config: RunnerConfig, limits: SamplingLimits) -> Iterator[StepPlan]:
+def kernel_plans(config: RunnerConfig, limits: SamplingLimits) -> Iterator[StepPlan]:
     """One prompt of every size, as many rows of one token, and a row for everything to ask for."""
     longest = min(
         config.max_num_batched_tokens,
@@ -63,7 +39,7 @@ def _plans(config: RunnerConfig, limits: SamplingLimits) -> Iterator[StepPlan]:
             yield _plan([1], sampling, config, min_tokens_pending=pending)
 
 
-def _copies(config: RunnerConfig) -> Iterator[StepPlan]:
+def copy_plans(config: RunnerConfig) -> Iterator[StepPlan]:
     """Copies of 1, 2, 4, ... blocks, as many as all rows can fork: they hold nothing yet."""
     count = 1
     while count <= min(config.max_num_seqs, config.num_blocks // 2):

@@ -10,7 +10,7 @@ part of a step that is watched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -101,16 +101,27 @@ class AllocatorPeak:
         self.peak_bytes = self._statistics.max_memory_allocated(self._device) - self._base
 
 
+class Meter(Protocol):
+    """``peak_bytes`` is the most that was alive at once while it was entered."""
+
+    @property
+    def peak_bytes(self) -> int: ...
+
+    def __enter__(self) -> Meter: ...
+
+    def __exit__(self, *_: Any) -> Any: ...
+
+
 class PeakMeter:
     """The most bytes of intermediates that any step so far has had alive at once.
 
     A step is (tokens, rows of logits); one that is no larger in both than a step already measured
-    is not watched again.
+    is not watched again. ``meter`` is the device's.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, meter: Callable[[], Meter] = LiveBytes) -> None:
         self.peak_bytes = 0
-        self._device = device
+        self._meter = meter
         self._measured: list[tuple[int, int]] = []
 
     @contextmanager
@@ -124,11 +135,6 @@ class PeakMeter:
             yield
         self._measured.append((tokens, logit_rows))
         self.peak_bytes = max(self.peak_bytes, carried + meter.peak_bytes)
-
-    def _meter(self) -> LiveBytes | AllocatorPeak:
-        if self._device is not None and self._device.type == "cuda":
-            return AllocatorPeak(self._device)
-        return LiveBytes()
 
 
 def storage_bytes(tensor: torch.Tensor | None) -> int:

@@ -11,7 +11,8 @@ stays, so that a device that runs by itself fits the same engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 import kernels
+from kernels.dispatch import using
 from server.engine.plan import (
     ForwardHandle,
     PendingResult,
@@ -28,6 +30,8 @@ from server.engine.plan import (
     StepResult,
 )
 from server.engine.request import SamplingParams
+from server.execution.cuda_graphs import GraphMode
+from server.execution.device import Device
 from server.execution.input_batch import InputBatch, StepInputs
 from server.execution.kv_cache import KVCache
 from server.execution.live_bytes import PeakMeter, storage_bytes
@@ -36,6 +40,7 @@ from server.execution.out_of_memory import asked_by
 from server.execution.row_results import row_result
 from server.execution.sampler import Sampled, Sampler, SampleWork, Scored
 from server.execution.warm_up import largest_plan, step_seconds
+from server.memory.backends import backend_named
 from server.memory.intermediates import sample_rows
 from server.memory.layout import Layout, attention_shape
 
@@ -93,7 +98,9 @@ class ModelRunner:
         layout: Layout,
         buffers: Mapping[str, torch.Tensor],
         eos_token_ids: tuple[int, ...],
+        device: Device,
         *,
+        graphs: GraphMode = GraphMode.OFF,
         poison: bool = False,
     ) -> None:
         self.layout = layout
@@ -102,11 +109,12 @@ class ModelRunner:
         self.batch = InputBatch(
             buffers, block_size=layout.config.block_size, vocab_size=decoder.spec.vocab_size
         )
-        self.peak = PeakMeter()
+        self.peak = PeakMeter(device.peak_meter)
         self.largest_step_seconds = 0.0  # before the warm-up
         self.workspace = kernels.AttentionWorkspace(attention_shape(decoder.spec, layout.config))
         self.workspace.buffer.zero_()  # resident from the start
         self._eos_token_ids = eos_token_ids
+        self._kernels = backend_named(layout.config.backend).kernels
         self._sampler = Sampler(
             decoder.logits,
             self.batch.sampling,
@@ -119,6 +127,14 @@ class ModelRunner:
         """On a CPU a step is done when ``forward`` and ``sample`` return."""
         return False
 
+    @property
+    def pinned_bytes(self) -> int:
+        """Nothing is copied from or to a device."""
+        return 0
+
+    def around_capture(self, watch: Callable[[], AbstractContextManager[None]]) -> None:
+        """Nothing is captured."""
+
     def warm_up(self) -> int:
         """Measures the intermediates of the largest step, before the first request: bytes.
 
@@ -126,7 +142,8 @@ class ModelRunner:
         layers take follows from it: ``largest_step_seconds``.
         """
         plan = largest_plan(self.layout.config)
-        handle = self._forward(plan, num_layers=1)
+        with using(self._kernels):
+            handle = self.forward_layers(plan, 1)
         result = self.sample(handle, None).result()
         self.largest_step_seconds = step_seconds(result, self.decoder.spec.num_layers)
         self.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
@@ -140,11 +157,12 @@ class ModelRunner:
                 feature that this runner does not serve.
             StepOutOfMemory: an allocation failed.
         """
-        with asked_by(row.row for row in plan.rows):
-            return self._forward(plan, num_layers=None)
+        with using(self._kernels), asked_by(row.row for row in plan.rows):
+            return self.forward_layers(plan, None)
 
     @torch.inference_mode()
-    def _forward(self, plan: StepPlan, num_layers: int | None) -> Forwarded:
+    def forward_layers(self, plan: StepPlan, num_layers: int | None) -> Forwarded:
+        """As ``forward``, through the first ``num_layers`` layers only (to measure by)."""
         started = perf_counter()
         self._apply(plan)
         if not plan.rows:
@@ -173,7 +191,7 @@ class ModelRunner:
         started = perf_counter()
         picks, plan = handle.picks, handle.plan
         logit_rows = min(len(picks.rows), self.layout.config.logit_rows)
-        with asked_by(row.row for row in plan.rows):
+        with using(self._kernels), asked_by(row.row for row in plan.rows):
             with self.peak.watch(0, logit_rows, storage_bytes(handle.hidden)):
                 scored = self._score(handle)
                 sampled = self._choose(handle)

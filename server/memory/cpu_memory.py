@@ -14,6 +14,7 @@ it charges them to whoever read them first. So it is no part of what others are 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from server.memory.device_reading import DeviceReading
 from server.memory.layout import MemoryKind
@@ -27,6 +28,13 @@ class CpuMemory:
     def __init__(self, base: Snapshot, snapshot: Callable[[], Snapshot] = take) -> None:
         self._base_bytes = base.own
         self._snapshot = snapshot
+
+    def settle(self) -> None:
+        """Loaded code is read live, so there is nothing to settle."""
+
+    def loading(self) -> AbstractContextManager[None]:
+        """Likewise."""
+        return nullcontext()
 
     def read(self) -> DeviceReading:
         now = self._snapshot()

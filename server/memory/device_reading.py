@@ -7,6 +7,7 @@ accountant adds what tensors hold, and what is then left of the total is ``unacc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,3 +41,11 @@ class DeviceMemory(Protocol):
     """A device that can be read at any time. Costs some milliseconds and waits for nothing."""
 
     def read(self) -> DeviceReading: ...
+
+    def settle(self) -> None:
+        """The engine is built: what was loaded for it since the base belongs to the runtime."""
+        ...
+
+    def loading(self) -> AbstractContextManager[None]:
+        """Around what makes a driver take memory for us later on, such as capturing a graph."""
+        ...

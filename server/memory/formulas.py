@@ -1,24 +1,22 @@
-"""How the kinds that no plan can know come about, by device, with a reading's numbers put in.
+"""How the kinds that no plan can know come about, by device, with a reading's numbers put in; and
+what a reader who compares them with other tools should know.
 
 The kinds that are planned have their formulas beside the plan (server.memory.plan_formulas).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from server.memory.layout import MemoryKind
+from server.memory.kinds import MemoryKind
 from server.memory.reading import NOTHING, MemoryReading
+from server.option_values import format_size
 
 Reading = MemoryReading | None
 
 
-def measured_formulas(on_gpu: bool, reading: Reading) -> dict[str, str]:
+def cpu_formulas(reading: Reading) -> dict[str, str]:
     """By kind. Without a reading the sentences stand without numbers."""
-    return _on_gpu(reading) if on_gpu else _on_cpu(reading)
-
-
-def _on_cpu(reading: Reading) -> dict[str, str]:
     now, n = _numbers(reading)
     runtime = now.kinds[MemoryKind.RUNTIME].parts
     others = now.kinds[MemoryKind.OTHER_PROCESSES].now
@@ -37,7 +35,8 @@ def _on_cpu(reading: Reading) -> dict[str, str]:
     }
 
 
-def _on_gpu(reading: Reading) -> dict[str, str]:
+def gpu_formulas(reading: Reading) -> dict[str, str]:
+    """As cpu_formulas."""
     now, n = _numbers(reading)
     slack = now.kinds[MemoryKind.ALLOCATOR_SLACK].parts
     unaccounted = now.kinds[MemoryKind.UNACCOUNTED].parts
@@ -52,6 +51,28 @@ def _on_gpu(reading: Reading) -> dict[str, str]:
         f"{n(unaccounted['outside'])}",
         MemoryKind.FREE: "what the driver calls free (NVML)",
     }
+
+
+def cpu_notes(reading: MemoryReading) -> Iterator[str]:
+    yield "top and ps show the resident set: the whole KV pool is in it, in use or not."
+    yield "What the API process has written lies in other_processes."
+    code = format_size(reading.kinds[MemoryKind.RUNTIME].parts["code"])
+    yield (
+        f"free reads low, by {code} at most: so much of the resident set is loaded code, whose "
+        "pages the kernel can take back, or charges to another container that read them first."
+    )
+
+
+def gpu_notes(reading: MemoryReading) -> Iterator[str]:
+    yield (
+        "nvidia-smi shows pools, not use: its figure for this process holds the whole KV pool and "
+        "what the allocator keeps, and does not fall when a request ends."
+    )
+    if reading.kinds[MemoryKind.OTHER_PROCESSES].estimated:
+        yield (
+            "The driver does not list this process (as in a container with process ids of its "
+            "own), so runtime is estimated and other_processes is a remainder."
+        )
 
 
 def _runtime(reading: Reading) -> str:

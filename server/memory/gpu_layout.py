@@ -8,12 +8,12 @@ are two of each pinned buffer, because a step is put together while the one befo
 from __future__ import annotations
 
 from kernels.row_state import FLOATS_AT, NUM_FLOATS, TABLE_AT, RowLayout, StepTable
+from server.memory.kinds import Shapes
 from server.memory.runner_config import RunnerConfig
+from weights.spec import ModelSpec
 
 NUM_SLOTS = 2  # steps in flight
 MOST_ROW_WORDS = 2**31 - 1  # of all records: places in them are int32
-
-Shapes = tuple[tuple[str, tuple[int, ...], str], ...]  # name, shape, format
 
 
 def row_layout(config: RunnerConfig) -> RowLayout:
@@ -37,9 +37,9 @@ def packet_words(config: RunnerConfig) -> int:
     return -(-words // 16) * 16
 
 
-def device_shapes(config: RunnerConfig, vocab_size: int) -> Shapes:
+def device_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
     """Everything on the device but the KV cache, the rotary table and the workspace."""
-    tokens, rows = config.max_num_batched_tokens, config.max_num_seqs
+    tokens, rows, vocab_size = config.max_num_batched_tokens, config.max_num_seqs, model.vocab_size
     aligned = -(-rows // 16) * 16  # each row of floats starts on a cache line
     return (
         ("row_state", (rows, row_layout(config).words), "i32"),

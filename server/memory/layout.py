@@ -1,4 +1,6 @@
-"""The one list of what the runner allocates: names, shapes, formats and memory kinds.
+"""The one list of what a runner allocates: names, shapes, formats and memory kinds.
+
+What every backend has is listed here, and what it alone has by its record (server.memory.backend).
 
 The runner makes its persistent buffers from this list by name and the planner adds the same list
 up, so neither can know of bytes that the other does not. Intermediates are listed by phase of a
@@ -9,62 +11,28 @@ Nothing here imports torch: the same arithmetic serves a plan made before any we
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
-from kernels.backends import TORCH_CPU, TRITON_CUDA, KernelBackend, attention_workspace_bytes
-from kernels.workspace import AttentionShape
+from kernels.backends import attention_workspace_bytes
 from server.engine.kv_spec import KVCacheSpec
-from server.memory.expert_intermediates import expert_phases, without_experts
-from server.memory.gpu_intermediates import gpu_phases
-from server.memory.gpu_layout import NUM_SLOTS, Shapes, device_shapes, pinned_shapes
+from server.memory.backend import Backend
+from server.memory.backends import backend_named
+from server.memory.expert_intermediates import expert_phases
+from server.memory.gpu_layout import NUM_SLOTS
 from server.memory.graph_sizes import graph_sizes
-from server.memory.intermediates import Phase, phases
+from server.memory.intermediates import Phase
+from server.memory.kinds import ELEMENT_BYTES, io_buffers
+from server.memory.kinds import Buffer as Buffer
+from server.memory.kinds import MemoryKind as MemoryKind
 from server.memory.kv_groups import kv_cache_spec as kv_cache_spec
-from server.memory.kv_groups import windows_of
 from server.memory.runner_config import RunnerConfig as RunnerConfig
-from weights.formats import FORMATS, QUANTISED
+from server.memory.runner_config import attention_shape as attention_shape
+from weights.formats import QUANTISED
 from weights.inventory import tally
 from weights.ranks import rank_shape, rank_spec
 from weights.spec import ModelSpec, PositionKind, RopeScaling
 
-ELEMENT_BYTES = {
-    **{name: fmt.bytes_per_element for name, fmt in FORMATS.items()},
-    **{"i64": 8, "i32": 4, "bool": 1, "u8": 1, "int8": 1, "fp8": 1},
-}
-
 _STRETCHING = (RopeScaling.LINEAR, RopeScaling.DYNAMIC, RopeScaling.YARN)
-
-
-class MemoryKind(StrEnum):
-    """What memory is for. On every device the bytes of all kinds add up to its total."""
-
-    WEIGHTS = "weights"
-    KV_CACHE = "kv_cache"
-    ACTIVATIONS = "activations"
-    IO = "io"
-    GRAPHS = "graphs"
-    WORKSPACE = "workspace"
-    ALLOCATOR_SLACK = "allocator_slack"
-    RUNTIME = "runtime"
-    OTHER_PROCESSES = "other_processes"
-    UNACCOUNTED = "unaccounted"
-    FREE = "free"
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """A tensor that lives as long as the runner. ``format`` is a key of ELEMENT_BYTES."""
-
-    name: str
-    shape: tuple[int, ...]
-    format: str
-    kind: MemoryKind
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * ELEMENT_BYTES[self.format]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,102 +97,44 @@ def max_context(model: ModelSpec) -> int:
     return model.max_positions
 
 
-def attention_shape(model: ModelSpec, config: RunnerConfig) -> AttentionShape:
-    """The largest step as attention sees it."""
-    return AttentionShape(
-        num_query_heads=model.attention.num_query_heads,
-        num_kv_heads=model.attention.num_kv_heads,
-        head_dim=model.attention.head_dim,
-        block_size=config.block_size,
-        element_bytes=ELEMENT_BYTES[config.format],
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=config.max_model_len,
-        batch_invariant=config.batch_invariant,
-        windows=windows_of(model),
-    )
-
-
-def kernel_backend(config: RunnerConfig) -> KernelBackend:
-    """Whose operations the runner is made of."""
-    return TRITON_CUDA if config.on_gpu else TORCH_CPU
-
-
 def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
     """Lists every buffer, the largest step's intermediates and the weights of a runner: of one of
     them, where several ranks share each layer."""
-    part = rank_spec(model, config.ranks)
-    if config.on_gpu:
-        return _gpu_layout(model, part, config)
+    part, backend = rank_spec(model, config.ranks), backend_named(config.backend)
+    graph_phase = None
+    if backend.captures_graphs:
+        decode_rows = decode_graph_sizes(config)[-1]
+        graph_phase = _peak(_phases(backend, part, config, decode_rows, decode_rows))
     return Layout(
         model=model,
         config=config,
         buffers=(
             *_kv_cache(part, config),
-            *_row_state(part, config),
-            *_step_inputs(config),
+            *io_buffers(backend.buffers(part, config)),
             *_positions(part, config),
-            _attention_workspace(part, config),
+            _attention_workspace(backend, part, config),
         ),
-        phases=(
-            *phases(
-                without_experts(part),
-                attention_shape(part, config),
-                logit_rows=config.logit_rows,
-                num_top=config.max_logprobs,
-            ),
-            *_expert_phases(part, config, config.max_num_batched_tokens),
-        ),
+        phases=_phases(backend, part, config, config.max_num_batched_tokens, config.logit_rows),
         weights=_weights(model, config),
+        pinned=io_buffers(backend.pinned(config)),
+        graph_phase=graph_phase,
     )
 
 
-def _gpu_layout(model: ModelSpec, part: ModelSpec, config: RunnerConfig) -> Layout:
-    decode_rows = decode_graph_sizes(config)[-1]
-    return Layout(
-        model=model,
-        config=config,
-        buffers=(
-            *_kv_cache(part, config),
-            *_io(device_shapes(config, part.vocab_size)),
-            *_positions(part, config),
-            _attention_workspace(part, config),
-        ),
-        phases=_gpu_phases(part, config, config.max_num_batched_tokens, config.logit_rows),
-        weights=_weights(model, config),
-        pinned=_io(pinned_shapes(config)),
-        graph_phase=_peak(_gpu_phases(part, config, decode_rows, decode_rows)),
+def _phases(
+    backend: Backend, part: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
+) -> tuple[Phase, ...]:
+    element_bytes = ELEMENT_BYTES[config.format]
+    return (
+        *backend.phases(part, config, tokens, logit_rows),
+        *expert_phases(part, tokens=tokens, element_bytes=element_bytes),
     )
-
-
-def _expert_phases(part: ModelSpec, config: RunnerConfig, tokens: int) -> tuple[Phase, ...]:
-    return expert_phases(part, tokens=tokens, element_bytes=ELEMENT_BYTES[config.format])
 
 
 def decode_graph_sizes(config: RunnerConfig) -> tuple[int, ...]:
-    """The batch sizes that a runner on a GPU captures decode steps for, rising."""
+    """The batch sizes that a runner captures decode steps for, where it captures any; rising."""
     rows = min(config.max_num_seqs, config.logit_rows, config.max_num_batched_tokens)
     return graph_sizes(rows)
-
-
-def _gpu_phases(
-    part: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
-) -> tuple[Phase, ...]:
-    plain = gpu_phases(
-        without_experts(part),
-        tokens=tokens,
-        rows=config.max_num_seqs,
-        element_bytes=ELEMENT_BYTES[config.format],
-        logit_rows=logit_rows,
-        num_top=config.max_logprobs,
-        quantization=config.quantization,
-        batch_invariant=config.batch_invariant,
-    )
-    return (*plain, *_expert_phases(part, config, tokens))
-
-
-def _io(shapes: Shapes) -> tuple[Buffer, ...]:
-    return tuple(Buffer(name, shape, fmt, MemoryKind.IO) for name, shape, fmt in shapes)
 
 
 def _weights(model: ModelSpec, config: RunnerConfig) -> dict[str, int]:
@@ -258,36 +168,6 @@ def _more_block_tables(kv: KVCacheSpec, config: RunnerConfig) -> tuple[Buffer, .
     return (Buffer("more_block_tables", shape, "i32", MemoryKind.IO),)
 
 
-def _row_state(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
-    """What a row keeps between steps."""
-    rows, vocab = config.max_num_seqs, model.vocab_size
-    shapes: tuple[tuple[str, tuple[int, ...], str], ...] = (
-        ("token_ids", (rows, config.max_model_len), "i32"),
-        ("block_tables", (rows, config.max_blocks_per_row), "i32"),
-        ("output_counts", (rows, vocab), "i32"),
-        ("prompt_mask", (rows, vocab), "bool"),
-        ("row_lengths", (4, rows), "i64"),  # tokens, computed, prompt, blocks
-        ("row_sampling", (6, rows), "f32"),
-        ("row_top_k", (rows,), "i64"),
-        ("row_keys", (rows,), "i64"),
-    )
-    return tuple(Buffer(name, shape, fmt, MemoryKind.IO) for name, shape, fmt in shapes)
-
-
-def _step_inputs(config: RunnerConfig) -> tuple[Buffer, ...]:
-    """What a step is told: rebuilt from the plan each time, in place."""
-    tokens, rows = config.max_num_batched_tokens, config.max_num_seqs
-    shapes: tuple[tuple[str, tuple[int, ...], str], ...] = (
-        ("step_token_ids", (tokens,), "i64"),
-        ("positions", (tokens,), "i64"),
-        ("slot_mapping", (tokens,), "i64"),
-        ("query_start_loc", (rows + 1,), "i32"),
-        ("seq_lens", (rows,), "i32"),
-        ("step_block_tables", (rows, config.max_blocks_per_row), "i32"),
-    )
-    return tuple(Buffer(name, shape, fmt, MemoryKind.IO) for name, shape, fmt in shapes)
-
-
 def _positions(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
     """Tables of cosines and sines. A learned table of positions is a weight instead."""
     if model.position is not PositionKind.ROTARY:
@@ -297,6 +177,6 @@ def _positions(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
     return tuple(Buffer(name, shape, "f32", MemoryKind.IO) for name in names)
 
 
-def _attention_workspace(model: ModelSpec, config: RunnerConfig) -> Buffer:
-    nbytes = attention_workspace_bytes(attention_shape(model, config), kernel_backend(config))
+def _attention_workspace(backend: Backend, model: ModelSpec, config: RunnerConfig) -> Buffer:
+    nbytes = attention_workspace_bytes(attention_shape(model, config), backend.kernels)
     return Buffer("attention_workspace", (nbytes,), "u8", MemoryKind.WORKSPACE)

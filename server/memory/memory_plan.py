@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
+from server.memory.backends import backend_named
 from server.memory.layout import Layout, MemoryKind, RunnerConfig
 from server.memory.plan_request import PlanRequest
 
@@ -86,4 +87,5 @@ class MemoryPlan:
 
 def planned_kinds(request: PlanRequest) -> tuple[MemoryKind, ...]:
     """The kinds that a plan for that device can know."""
-    return (*_PLANNED, MemoryKind.GRAPHS) if request.on_gpu else _PLANNED
+    captures = backend_named(request.backend).captures_graphs
+    return (*_PLANNED, MemoryKind.GRAPHS) if captures else _PLANNED

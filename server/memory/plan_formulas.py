@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from server.memory.formulas import measured_formulas
+from server.memory.backends import backend_named
 from server.memory.intermediates import Phase
-from server.memory.layout import (
-    MemoryKind,
-    RunnerConfig,
-    attention_shape,
-    decode_graph_sizes,
-    kernel_backend,
-)
+from server.memory.layout import MemoryKind, RunnerConfig, attention_shape, decode_graph_sizes
 from server.memory.memory_plan import MemoryPlan
 from weights.formats import FORMATS, get_format
 from weights.inventory import QUANTISABLE, tally
@@ -37,7 +31,7 @@ def formulas(plan: MemoryPlan) -> dict[str, str]:
         ),
         "graphs": _graphs_formula(plan),
         "workspace": _workspace_formula(model, config),
-        **measured_formulas(config.on_gpu, None),
+        **backend_named(config.backend).accounting.formulas(None),
     }
 
 
@@ -62,7 +56,7 @@ def _graphs_formula(plan: MemoryPlan) -> str:
 
 def _workspace_formula(model: ModelSpec, config: RunnerConfig) -> str:
     shape = attention_shape(rank_spec(model, config.ranks), config)
-    regions = kernel_backend(config).attention_regions(shape)
+    regions = backend_named(config.backend).kernels.attention_regions(shape)
     if not regions:
         return "none: in batch-invariant mode no row is cut"
     return f"attention's scratch: {_sum(regions.items())} B"

@@ -15,7 +15,7 @@ class PlanRequest:
     ``format_reason`` says why ``format`` was taken, for people, where that was weighed.
     ``kv_format`` is the KV cache's where it is another than ``format``; ``ranks`` is the number of
     devices that share each layer, of which one is planned. Both are for plans only: no server
-    offers them yet.
+    offers them yet. ``backend`` is the name of what the model runs on.
     """
 
     format: str
@@ -25,7 +25,7 @@ class PlanRequest:
     max_model_len: int | None = None
     kv_cache_bytes: int | None = None
     quantization: str | None = None
-    on_gpu: bool = False
+    backend: str = "cpu"
     batch_invariant: bool = False
     kv_format: str | None = None
     ranks: int = 1

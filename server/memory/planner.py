@@ -16,7 +16,9 @@ from dataclasses import replace
 
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
-from server.memory.gpu_layout import MOST_ROW_WORDS, row_words
+from server.memory.backend import Backend
+from server.memory.backends import backend_named
+from server.memory.gpu_layout import row_words
 from server.memory.layout import (
     MemoryKind,
     RunnerConfig,
@@ -37,8 +39,7 @@ from server.memory.suggestions import (
 )
 from server.option_table import MAX_MODEL_LEN
 from server.option_values import format_size
-from weights.formats import FORMATS, tensor_bytes
-from weights.inventory import num_parameters
+from weights.formats import FORMATS
 from weights.ranks import rank_spec
 from weights.spec import ModelSpec
 
@@ -46,7 +47,6 @@ PREFIX_SHARE = 1.25  # room for cached prefixes beside the live sequences
 LOGIT_ELEMENTS = 2**21  # rows x vocabulary of logits to hold at once, but a row a sequence
 MAX_LOGIT_ROWS = 256  # likewise
 MAX_LOGPROBS = 20
-SMALL_MODEL_BYTES = 2**30  # in float32; --dtype auto widens what takes no more
 
 
 def plan_memory(model: ModelSpec, request: PlanRequest, available_bytes: int) -> MemoryPlan:
@@ -167,21 +167,11 @@ def kv_of(model: ModelSpec, request: PlanRequest, num_blocks: int) -> KVCacheSpe
     return kv_cache_spec(part, format, request.block_size, num_blocks)
 
 
-def resolve_format(
-    dtype: str, checkpoint_format: str, model: ModelSpec, *, on_gpu: bool = False
-) -> str:
-    """The canonical format for --dtype.
-
-    On a GPU auto is the checkpoint's own where that has 16 bits, else bf16. On a CPU auto is
-    float32 for a small model, since only in float32 is an answer independent of what shares its
-    batch; for a larger one the checkpoint's own, which server.dtype_choice weighs against float32.
-    """
+def resolve_format(dtype: str, checkpoint_format: str, model: ModelSpec, backend: Backend) -> str:
+    """The canonical format for --dtype; auto is the backend's choice."""
     if dtype != "auto":
         return next(fmt.name for fmt in FORMATS.values() if fmt.torch_name == dtype)
-    if on_gpu:
-        return checkpoint_format if tensor_bytes((1,), checkpoint_format) == 2 else "bf16"
-    in_float32 = num_parameters(model) * tensor_bytes((1,), "f32")
-    return "f32" if in_float32 <= SMALL_MODEL_BYTES else checkpoint_format
+    return backend.auto_format(model, checkpoint_format)
 
 
 def _runner_config(
@@ -201,7 +191,7 @@ def _runner_config(
         max_logit_rows=min(logit_rows, request.max_num_batched_tokens),
         max_logprobs=min(MAX_LOGPROBS, model.vocab_size - 1),
         quantization=request.quantization,
-        on_gpu=request.on_gpu,
+        backend=request.backend,
         batch_invariant=request.batch_invariant,
         kv_cache_format=request.kv_format,
         ranks=request.ranks,
@@ -231,7 +221,7 @@ def _pool_bytes(
             raise _pool_too_large(asked, asked - left, available_bytes, max_model_len)
         return asked, "--kv-cache-memory"
     bounds = {"what the weights and buffers leave": left}
-    if not request.on_gpu:
+    if not backend_named(request.backend).own_memory:  # what the cache takes others lack
         bounds = {
             "max-num-seqs x max-model-len x 1.25": useful,
             "half of the available memory": available_bytes // 2,
@@ -242,15 +232,16 @@ def _pool_bytes(
 
 
 def _refuse_rows(config: RunnerConfig) -> None:
-    """A GPU's rows are numbered word by word, however much memory there is."""
-    words = row_words(config) if config.on_gpu else 0
-    if words > MOST_ROW_WORDS:
+    """Rows may be numbered word by word, however much memory there is."""
+    backend, words = backend_named(config.backend), row_words(config)
+    most = backend.max_row_words
+    if most is not None and words > most:
         raise DoesNotFit(
             f"{config.max_num_seqs} sequences of {config.max_model_len} tokens take {words} words "
-            f"of rows on a GPU, which numbers at most {MOST_ROW_WORDS}",
+            f"of rows on {backend.place}, which numbers at most {most}",
             kind=MemoryKind.IO,
             nbytes=4 * words,
-            over=4 * (words - MOST_ROW_WORDS),
+            over=4 * (words - most),
             max_model_len=config.max_model_len,
         )
 

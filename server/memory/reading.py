@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 
-from server.memory.layout import MemoryKind
+from server.memory.kinds import MemoryKind
 
 KV_PARTS = ("active", "cached", "tail_waste", "free")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.host_budget import Use
-from server.memory.formulas import measured_formulas
+from server.memory.backends import backend_named
 from server.memory.layout import MemoryKind
 from server.memory.memory_plan import MemoryPlan
 from server.memory.plan_formulas import formulas
@@ -23,15 +23,6 @@ Parts = list[dict[str, Any]]
 
 _HEADER = ("kind", "now", "peak", "planned")
 _SHOWN_AS = {(MemoryKind.RUNTIME, "code"): "loaded_code"}  # parts with another name here
-_GPU_ONLY = frozenset(
-    {
-        (MemoryKind.ALLOCATOR_SLACK, "pending"),
-        (MemoryKind.ALLOCATOR_SLACK, "rounding"),
-        (MemoryKind.UNACCOUNTED, "tensors"),
-        (MemoryKind.UNACCOUNTED, "outside"),
-        (MemoryKind.OTHER_PROCESSES, "driver"),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +44,19 @@ class MemoryReport:
     def __init__(self, plan: MemoryPlan, sources: MemorySources) -> None:
         self._plan = plan
         self._sources = sources
-        self._on_gpu = plan.runner.on_gpu
+        self._backend = backend_named(plan.runner.backend)
         self._formulas = formulas(plan)
 
     def tree(self) -> dict[str, Any]:
         """``{"devices": [{"device", "total_bytes", "kinds"}], "host", "notes"}``; bytes are
         integers."""
         found = self._sources.reading()
-        filled = {**self._formulas, **measured_formulas(self._on_gpu, found)}
+        filled = {**self._formulas, **self._backend.accounting.formulas(found)}
         is_ready, reading = found is not None, found or NOTHING
         return {
             "devices": [
                 {
-                    "device": "cuda" if self._on_gpu else "cpu",
+                    "device": self._backend.name,
                     "ready": is_ready,
                     "total_bytes": reading.total,
                     "resident_bytes": reading.resident,
@@ -89,7 +80,7 @@ class MemoryReport:
                 "pinned_bytes": reading.host.pinned,
                 "shared_bytes": reading.host.shared,
             },
-            "notes": list(_notes(self._on_gpu, found)),
+            "notes": list(self._notes(found)),
         }
 
     def text(self) -> str:
@@ -113,6 +104,16 @@ class MemoryReport:
         )
         return f"device {device['device']}\n{_table(_rows(device))}\n" + "\n".join(lines) + "\n"
 
+    def _notes(self, reading: MemoryReading | None) -> Iterator[str]:
+        """What a reader who compares with other tools should know."""
+        if reading is not None:
+            yield from self._backend.accounting.notes(reading)
+            return
+        yield (
+            "The engine gives no reading: it loads, or is being started again. Only what is "
+            "planned is known."
+        )
+
     def _kind(self, kind: MemoryKind, formula: str, reading: MemoryReading) -> dict[str, Any]:
         held = reading.kinds[kind]
         return {
@@ -125,7 +126,7 @@ class MemoryReport:
 
     def _allocator(self, allocator: AllocatorReading) -> dict[str, int]:
         states = {"reserved_bytes": allocator.reserved, "in_use_bytes": allocator.in_use}
-        if self._on_gpu:
+        if self._backend.accounting.own_allocator:
             states["largest_free_bytes"] = allocator.largest_free
         return states
 
@@ -135,14 +136,14 @@ class MemoryReport:
         if kind in (MemoryKind.IO, MemoryKind.WORKSPACE):
             buffers = self._plan.layout.buffers
             parts = {b.name: b.nbytes for b in buffers if b.kind is kind}
-            if self._on_gpu and kind is MemoryKind.WORKSPACE:
+            if self._backend.accounting.own_allocator and kind is MemoryKind.WORKSPACE:
                 parts |= reading.kinds[kind].parts
             return _named(parts)
         return _named(
             {
                 _SHOWN_AS.get((kind, part), part): nbytes
                 for part, nbytes in reading.kinds[kind].parts.items()
-                if self._on_gpu or (kind, part) not in _GPU_ONLY
+                if (kind, part) not in self._backend.accounting.hidden_parts
             }
         )
 
@@ -171,38 +172,6 @@ class MemoryReport:
             "requests_running": running,
             "mean_bytes_per_running_request": live // running if running else 0,
         }
-
-
-def _notes(on_gpu: bool, reading: MemoryReading | None) -> Iterator[str]:
-    """What a reader who compares with other tools should know."""
-    if reading is None:
-        yield (
-            "The engine gives no reading: it loads, or is being started again. Only what is "
-            "planned is known."
-        )
-        return
-    if on_gpu:
-        yield from _gpu_notes(reading)
-        return
-    yield "top and ps show the resident set: the whole KV pool is in it, in use or not."
-    yield "What the API process has written lies in other_processes."
-    code = format_size(reading.kinds[MemoryKind.RUNTIME].parts["code"])
-    yield (
-        f"free reads low, by {code} at most: so much of the resident set is loaded code, whose "
-        "pages the kernel can take back, or charges to another container that read them first."
-    )
-
-
-def _gpu_notes(reading: MemoryReading) -> Iterator[str]:
-    yield (
-        "nvidia-smi shows pools, not use: its figure for this process holds the whole KV pool and "
-        "what the allocator keeps, and does not fall when a request ends."
-    )
-    if reading.kinds[MemoryKind.OTHER_PROCESSES].estimated:
-        yield (
-            "The driver does not list this process (as in a container with process ids of its "
-            "own), so runtime is estimated and other_processes is a remainder."
-        )
 
 
 def memory_table(reading: MemoryReading | None, planned: Mapping[str, int]) -> str:

@@ -1,9 +1,14 @@
-"""RunnerConfig: the sizes that a runner is made with. No torch."""
+"""RunnerConfig: the sizes that a runner is made with, and attention's of them. No torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+from kernels.workspace import AttentionShape
+from server.memory.kinds import ELEMENT_BYTES
+from server.memory.kv_groups import windows_of
+from weights.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,8 +18,8 @@ class RunnerConfig:
     ``format`` is that of weights, activations and KV cache; ``quantization`` that of the matrices
     that a layer multiplies by, where it is another. ``max_logit_rows`` bounds the rows x
     vocabulary of logits that exist at once; ``max_logprobs`` the alternatives reported per token.
-    ``on_gpu`` says whose buffers, intermediates and scratch are meant; ``batch_invariant``, which a
-    GPU heeds, asks for answers that are the same bits in any batch. Plans alone may name another
+    ``backend`` is the name of what the model runs on; ``batch_invariant``, which a GPU heeds, asks
+    for answers that are the same bits in any batch. Plans alone may name another
     ``kv_cache_format`` than ``format``, and several ``ranks`` that share each layer, of which these
     are one's sizes.
     """
@@ -28,7 +33,7 @@ class RunnerConfig:
     max_logit_rows: int
     max_logprobs: int
     quantization: str | None = None
-    on_gpu: bool = False
+    backend: str = "cpu"
     batch_invariant: bool = False
     kv_cache_format: str | None = None
     ranks: int = 1
@@ -46,3 +51,19 @@ class RunnerConfig:
     def logit_rows(self) -> int:
         """The most rows of logits that a step can meet at once."""
         return min(self.max_logit_rows, self.max_num_batched_tokens)
+
+
+def attention_shape(model: ModelSpec, config: RunnerConfig) -> AttentionShape:
+    """The largest step as attention sees it."""
+    return AttentionShape(
+        num_query_heads=model.attention.num_query_heads,
+        num_kv_heads=model.attention.num_kv_heads,
+        head_dim=model.attention.head_dim,
+        block_size=config.block_size,
+        element_bytes=ELEMENT_BYTES[config.format],
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+        batch_invariant=config.batch_invariant,
+        windows=windows_of(model),
+    )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import islice, takewhile
 
+from server.memory.backends import backend_named
 from server.memory.plan_request import PlanRequest
 from server.option_values import exact_size
 from weights.formats import FORMATS, get_format, get_quantised
@@ -22,7 +23,6 @@ Larger = Callable[[int, int], str]  # (available bytes, needed ones) -> what giv
 
 MOST_CHANGES = 2
 _NARROW = "bf16"
-_QUANTISATIONS = ("int8", "int4")
 _MEMORY_STEP = 1 << 20  # more memory is asked for in whole MiB
 _MOST_MEMORY = 1 << 50
 
@@ -216,9 +216,10 @@ def _narrower_formats(request: PlanRequest, available: int) -> Iterator[list[Cha
     if request.quantization is None and get_format(request.format).bytes_per_element > 2:
         changed = replace(request, format=_NARROW)
         yield [Change(f"--dtype {FORMATS[_NARROW].torch_name}", changed, available, 2.0)]
-    if request.on_gpu:
+    offered = backend_named(request.backend).suggested_quantisations
+    if offered:
         bits = _matrix_bits(request)
-        narrower = {name: get_quantised(name).bits for name in _QUANTISATIONS}
+        narrower = {name: get_quantised(name).bits for name in offered}
         yield [
             Change(
                 f"--quantization {name}",

@@ -40,7 +40,7 @@ def _formats(plan: Plan) -> list[tuple[str, str]]:
     """(of the weights, of the cache): the plan's own first."""
     request, plain = plan.request, plan.request.format
     own = (request.quantization or plain, request.kv_format or plain)
-    if not plan.target.placement.on_gpu:
+    if not plan.target.placement.backend.quantisations:
         return list(dict.fromkeys((own, ("f32", "f32"), ("bf16", "bf16"))))
     narrow = plain if get_format(plain).bytes_per_element == 2 else "bf16"
     plains = dict.fromkeys((plain, narrow))

@@ -99,7 +99,7 @@ def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None
 
 
 def _notes(spec: ModelSpec, request: PlanRequest, target: Target) -> Iterator[str]:
-    yield from not_served(spec, on_gpu=target.placement.on_gpu)
+    yield from not_served(spec, target.placement.backend)
     if request.format_reason:
         yield request.format_reason
     if request.ranks > 1:

@@ -11,8 +11,9 @@ from typing import Any
 
 from server.config import DEMO_MODEL_NAME
 from server.errors import StartupError
+from server.memory.backend import Backend
 from server.option_table import DEMO_MODEL_DIR
-from server.placement import refuse_on_gpu
+from server.placement import refuse_model
 from server.served_features import unserved_features
 from weights import families
 from weights.checkpoint import CONFIG_FILE, open_checkpoint, read_config, refuse_adapter
@@ -80,7 +81,7 @@ def _kind_of(path: Path) -> int:
         raise
 
 
-def not_served(spec: ModelSpec, *, on_gpu: bool) -> tuple[str, ...]:
+def not_served(spec: ModelSpec, backend: Backend) -> tuple[str, ...]:
     """Why ``quire serve`` could not serve this model there; () where it could."""
     features = unserved_features(spec)
     if features:
@@ -91,11 +92,10 @@ def not_served(spec: ModelSpec, *, on_gpu: bool) -> tuple[str, ...]:
     if spec.family not in {family.name for family in families.FAMILIES}:
         served = ", ".join(family.name for family in families.FAMILIES)
         return (f"a plan alone: of families quire serve reads {served}, and this is {spec.family}",)
-    if on_gpu:
-        try:
-            refuse_on_gpu(spec)
-        except StartupError as error:
-            return (f"not served there yet, a plan alone: {error}",)
+    try:
+        refuse_model(spec, backend)
+    except StartupError as error:
+        return (f"not served there yet, a plan alone: {error}",)
     return ()
 
 

@@ -28,18 +28,12 @@ def memory_split(plan: Plan) -> dict[str, int]:
 
 def split_formulas(plan: Plan) -> dict[str, str]:
     """How each kind comes about, with the numbers put in."""
-    target, on_gpu = plan.target, plan.target.placement.on_gpu
+    target, accounting = plan.target, plan.target.placement.backend.accounting
     free = target.total_bytes - target.other_bytes
     return {
         **formulas(plan.memory),
-        "allocator_slack": (
-            f"2 % of {free} B, kept for what the allocator rounds up (estimated)"
-            if on_gpu
-            else "on a CPU it is in the runtime's estimate"
-        ),
-        "runtime": f"{target.runtime_bytes} B, kept for "
-        + ("the driver's context and loaded kernels" if on_gpu else "torch and loaded code")
-        + " (estimated)",
+        "allocator_slack": (accounting.slack.format(free=free)),
+        "runtime": f"{target.runtime_bytes} B, kept for {accounting.runtime} (estimated)",
         "other_processes": (
             "none: the device is planned empty"
             if not target.other_bytes

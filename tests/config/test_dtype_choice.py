@@ -68,7 +68,7 @@ def test_nothing_is_timed_where_there_is_nothing_to_choose() -> None:
     for request, options in (
         (REQUEST, {"dtype": "bfloat16"}),
         (replace(REQUEST, format="f32"), {}),
-        (replace(REQUEST, on_gpu=True), {}),
+        (replace(REQUEST, backend="cuda"), {}),
     ):
         assert weighed(unasked, request, **options) == request
     assert weighed(unasked, available=GIB) == REQUEST  # fits in neither

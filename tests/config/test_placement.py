@@ -9,6 +9,8 @@ import pytest
 
 from server.config import resolve
 from server.errors import StartupError
+from server.memory.cpu_backend import CPU
+from server.memory.gpu_backend import CUDA
 from server.memory.gpu_device import GpuDevice, find_gpu
 from server.memory.nvml import DeviceUse
 from server.memory.planner import PlanRequest, plan_memory, resolve_format
@@ -17,7 +19,7 @@ from server.placement import (
     GPU_RUNTIME_BYTES,
     Placement,
     place,
-    refuse_on_gpu,
+    refuse_model,
 )
 from server.report import promise
 from weights.tiny_specs import tiny_llama
@@ -72,7 +74,7 @@ def test_the_device_decides_the_sizes_left_to_auto() -> None:
 @pytest.mark.parametrize("option", ["batch_invariant", "quantization"])
 def test_what_a_cpu_does_not_serve_is_refused_there(option: str) -> None:
     flags = {option: "on" if option == "batch_invariant" else "int4"}
-    assert placed(**flags).on_gpu
+    assert placed(**flags).backend is CUDA
     with pytest.raises(StartupError, match=f"--{option.replace('_', '-')}.*needs a GPU") as raised:
         placed(device="cpu", **flags)
     assert "\n" not in str(raised.value)
@@ -81,12 +83,12 @@ def test_what_a_cpu_does_not_serve_is_refused_there(option: str) -> None:
 def test_dtype_auto_on_a_gpu_is_a_16_bit_format() -> None:
     model = tiny_llama()
     for stored, expected in (("bf16", "bf16"), ("f16", "f16"), ("f32", "bf16")):
-        assert resolve_format("auto", stored, model, on_gpu=True) == expected
-    assert resolve_format("float32", "bf16", model, on_gpu=True) == "f32"
+        assert resolve_format("auto", stored, model, CUDA) == expected
+    assert resolve_format("float32", "bf16", model, CUDA) == "f32"
 
 
 def request(**changes: Any) -> PlanRequest:
-    base = PlanRequest("bf16", 64, 64, 2048, on_gpu=True)
+    base = PlanRequest("bf16", 64, 64, 2048, backend="cuda")
     return replace(base, **changes)
 
 
@@ -95,7 +97,7 @@ def test_the_cache_of_a_gpu_takes_all_that_is_left() -> None:
     left = 4 * GIB - sum(plan.kinds.values())
     assert 0 <= left < plan.kv.page_bytes
     assert plan.kinds["graphs"] > 0
-    assert plan.runner.on_gpu
+    assert plan.runner.backend == "cuda"
     half = plan_memory(tiny_llama(), request(kv_cache_bytes=2 * GIB), 4 * GIB)
     assert half.pool_limit == "--kv-cache-memory"
     assert half.kinds["kv_cache"] <= 2 * GIB
@@ -115,21 +117,25 @@ def test_a_small_container_keeps_room_for_what_runs_before_a_model(
     assert CPU_RUNTIME_BYTES == 320 << 20
 
 
-def test_a_family_without_kernels_is_refused_by_name() -> None:
+def test_a_model_that_a_backend_lacks_something_for_is_refused_by_name() -> None:
     model = tiny_llama()
-    refuse_on_gpu(model)
-    with pytest.raises(StartupError, match="the family mamba has no kernels there"):
-        refuse_on_gpu(replace(model, family="mamba"))
+    refuse_model(model, CUDA)
+    own = replace(CUDA.kernels, operations={"linear": "kernels.gpu.linear:linear"})
+    with pytest.raises(StartupError, match=r"it has no pack_linear, .*gated_activation there"):
+        refuse_model(model, replace(CUDA, kernels=own))
     wide = replace(model, attention=replace(model.attention, head_dim=512))
-    with pytest.raises(StartupError, match=r"heads of 512.*--device cpu"):
-        refuse_on_gpu(wide)
+    with pytest.raises(StartupError, match=r"on a GPU: heads of 512.*--device cpu"):
+        refuse_model(wide, CUDA)
+    with pytest.raises(StartupError, match="rows of 32768 are wider than 16384"):
+        refuse_model(replace(model, hidden_size=32768), CUDA)
+    refuse_model(wide, CPU)
 
 
 def test_the_promise_is_to_the_bit_in_batch_invariant_mode_only() -> None:
-    assert "bit for bit" in promise("bf16", on_gpu=True, batch_invariant=True)
-    assert "--batch-invariant" in promise("bf16", on_gpu=True)
-    assert "--dtype float32" in promise("bf16")
-    assert "bit for bit" not in promise("bf16", on_gpu=True)
+    assert "bit for bit" in promise("bf16", CUDA, batch_invariant=True)
+    assert "--batch-invariant" in promise("bf16", CUDA)
+    assert "--dtype float32" in promise("bf16", CPU)
+    assert "bit for bit" not in promise("bf16", CUDA)
 
 
 # -- the driver's libraries -----------------------------------------------------------------------

@@ -98,10 +98,10 @@ def test_the_version_tells_the_device_and_its_promise() -> None:
     assert (told["device"], told["dtype"]) == ("cpu", "bf16")
     assert "--dtype float32 promises" in told["determinism"]
 
-    runner = replace(model.plan.runner, on_gpu=True, batch_invariant=True)
+    runner = replace(model.plan.runner, backend="cuda", batch_invariant=True)
     layout = replace(model.plan.layout, config=runner)
-    on_gpu = replace(model, plan=replace(model.plan, layout=layout))
-    told = version_report(config, on_gpu)
+    there = replace(model, plan=replace(model.plan, layout=layout))
+    told = version_report(config, there)
     assert told["device"] == "cuda"
     assert "bit for bit" in told["determinism"]
 

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 import kernels
 from server.execution.device import Work
+from server.execution.live_bytes import LiveBytes
 
 NAN = float("nan")
 # What reads a value back on a GPU, or copies from memory that is not pinned: operations, and
@@ -136,6 +137,9 @@ class _Methods(TorchFunctionMode):
 class FakeDevice:
     """Implements server.execution.device.Device."""
 
+    description = "a device that runs late"
+    kernel_cache = None
+
     def __init__(self) -> None:
         self.torch_device = torch.device("cpu")
         self.queue: list[Work] = []
@@ -147,6 +151,12 @@ class FakeDevice:
         self.running = False
         self.in_kernel = False
         self.recording: list[Operation] | None = None
+
+    def copies(self) -> None:
+        return None
+
+    def peak_meter(self) -> LiveBytes:
+        return LiveBytes()
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)

@@ -62,7 +62,7 @@ def build_from(
     another device that is given."""
     checkpoint = open_checkpoint(folder)
     model = resolve(checkpoint.config).spec(checkpoint.config)
-    layout = build_layout(model, replace(config, on_gpu=True))
+    layout = build_layout(model, replace(config, backend="cuda"))
     device = FakeDevice() if device is None else device
     there = device.torch_device
     pack = partial(kernels.pack_linear, batch_invariant=config.batch_invariant)

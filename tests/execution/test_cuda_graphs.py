@@ -15,7 +15,6 @@ from server.engine.plan import PlannedRow, StepPlan
 from server.engine.request import SamplingParams
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
 from server.execution.device import Work
-from server.execution.gpu_warm_up import warm_up
 from server.memory.graph_sizes import graph_sizes, next_size
 
 GREEDY = SamplingParams(seed=0, temperature=0.0, max_tokens=64)
@@ -155,7 +154,7 @@ def test_a_start_captures_every_size_and_leaves_no_row(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = gpu_runners.build(folder, monkeypatch, graphs=GraphMode.START, max_model_len=256)
-    assert warm_up(built.runner) > 0
+    assert built.runner.warm_up() > 0
     assert built.runner.graphs.captured == (1, 2, 4, 8)
     assert not built.runner.rows.num_tokens.any()
     captures, ids = built.device.captures, [5, 9, 33, 60, 12]

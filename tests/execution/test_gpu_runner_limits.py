@@ -18,7 +18,6 @@ from gpu_plans import GREEDY, IDS, PENALISED, assert_same, build, decode, on_cpu
 import kernels
 from server.engine.plan import PlannedRow, StepPlan
 from server.execution import gpu_runner
-from server.execution.gpu_warm_up import warm_up
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
 from server.memory.layout import MemoryKind
@@ -126,7 +125,7 @@ def test_the_largest_step_stays_within_the_plan(
     built = gpu_runners.build(
         tmp_path, monkeypatch, format=format, max_logit_rows=64, max_model_len=256, **sizes
     )
-    measured = warm_up(built.runner)
+    measured = built.runner.warm_up()
     planned = built.layout.bytes(MemoryKind.ACTIVATIONS)
     assert measured <= planned
     assert planned - measured <= 0.1 * planned
@@ -175,7 +174,7 @@ def test_serving_asks_the_sampler_for_nothing_that_the_warm_up_did_not(
 
     monkeypatch.setattr(kernels, "sample", sampled)
     monkeypatch.setattr(kernels, "token_logprobs", reported)
-    warm_up(built.runner)
+    built.runner.warm_up()
     warmed = set(asked)
     assert len(warmed) == 18 + 3
     for requests in (workloads.mixed(), workloads.growing(), workloads.several_choices()):
@@ -195,7 +194,7 @@ def test_the_warm_up_meets_every_size_that_decode_steps_have(
         return real(plan, num_layers)
 
     monkeypatch.setattr(built.runner, "forward_layers", forward)
-    warm_up(built.runner)
+    built.runner.warm_up()
     assert {*built.runner.graphs.sizes, 40} <= rows
 
 

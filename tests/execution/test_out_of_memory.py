@@ -57,7 +57,7 @@ def on_cpu(built: BuiltRunner) -> Runner:
 
 
 @pytest.fixture
-def on_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+def on_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """On a device that runs late, two steps in flight."""
     fake = gpu_runners.build(folder, monkeypatch, graphs=GraphMode.OFF, max_model_len=256)
 
@@ -128,9 +128,9 @@ def test_wherever_memory_fails_the_others_go_on(
 
 @pytest.mark.parametrize(("name", "requests"), EACH)
 def test_wherever_memory_fails_on_a_device_the_others_go_on(
-    name: str, requests: tuple[EngineRequest, ...], on_gpu: Runner
+    name: str, requests: tuple[EngineRequest, ...], on_device: Runner
 ) -> None:
-    found = fail_everywhere(on_gpu, requests, spread(16 if name == "mixed" else 4))
+    found = fail_everywhere(on_device, requests, spread(16 if name == "mixed" else 4))
     if name != "mixed":
         assert all(short.ended == [name] for short in found)
 
@@ -155,8 +155,8 @@ def test_every_single_allocation_may_fail(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_an_allocation_on_a_device_may_fail_at_every_place(on_gpu: Runner) -> None:
-    assert_attributed(fail_everywhere(on_gpu, MIXED, at_each_place))
+def test_an_allocation_on_a_device_may_fail_at_every_place(on_device: Runner) -> None:
+    assert_attributed(fail_everywhere(on_device, MIXED, at_each_place))
 
 
 HOG = workloads.request(
@@ -172,7 +172,7 @@ SMALL = tuple(
 def test_a_request_that_never_fits_ends_and_takes_no_other_with_it(
     where: str, request: pytest.FixtureRequest
 ) -> None:
-    run: Runner = request.getfixturevalue(f"on_{'cpu' if where == 'cpu' else 'gpu'}")
+    run: Runner = request.getfixturevalue(f"on_{where}")
     small, alone = LiveBytes(), LiveBytes()
     reference = run(SMALL, small)
     run((HOG,), alone)

@@ -86,7 +86,7 @@ def measured(built: BuiltRunner, patch: pytest.MonkeyPatch) -> dict[str, int]:
     for operation, phase in OPERATIONS.items():
         phases.watch(patch, kernels, operation, lambda _, phase=phase: phase)
     with phases:
-        handle = built.runner._forward(largest_plan(built.layout.config), num_layers=LAYERS)
+        handle = built.runner.forward_layers(largest_plan(built.layout.config), LAYERS)
     patch.setattr(kernels, "linear", linear)  # the unembedding's is a part of its phase
     phases.watch(patch, built.runner._sampler, "_logits", lambda _: "logits")
     with phases:

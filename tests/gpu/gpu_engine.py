@@ -15,7 +15,7 @@ from server.memory.layout import RunnerConfig
 from weights.spec import ModelSpec
 from weights.tiny_specs import tiny_llama
 
-ON_GPU = True  # the tests of the tests turn it off
+BACKEND = "cuda"  # the tests of the tests take another
 
 CONFIG = RunnerConfig(
     format="bf16",
@@ -56,7 +56,7 @@ class Model:
     vocab_size: int
 
     def build(self, *, graphs: GraphMode = GraphMode.LAZY, **changes: object) -> BuiltRunner:
-        config = replace(CONFIG, **({"on_gpu": ON_GPU} | changes))  # type: ignore[arg-type]
+        config = replace(CONFIG, **({"backend": BACKEND} | changes))  # type: ignore[arg-type]
         return build_runner(
             self.folder, config, graphs=graphs, poison=True, warm_up=graphs is GraphMode.START
         )

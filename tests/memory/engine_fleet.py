@@ -23,7 +23,6 @@ from server.engine.plan import StepPlan
 from server.engine.request import EngineRequest, SamplingParams
 from server.engine_build import BuiltEngine, build_engine
 from server.execution.build import build_runner
-from server.execution.model_runner import ModelRunner
 from server.execution.warm_up import largest_plan
 from server.memory.reading import flatten
 from server.memory.snapshot import limit_malloc_arenas
@@ -84,14 +83,12 @@ def largest_step(options: Mapping[str, Any]) -> dict[str, Any]:
     model = read_model(resolve({"threads": "1", **options}, {}))
     torch.set_num_threads(1)
     runner = build_runner(model.folder, model.plan.runner, warm_up=False).runner
-    if not isinstance(runner, ModelRunner):
-        raise TypeError("the largest step is measured on a CPU")
     runner.peak.watch = no_watch  # type: ignore[method-assign]
     plan = largest_plan(model.plan.runner)
     release = StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows))
 
     def work() -> None:
-        handle = runner._forward(plan, num_layers=1)
+        handle = runner.forward_layers(plan, 1)
         runner.sample(handle, None)
         runner.forward(release)
 

@@ -24,8 +24,8 @@ def reading(**changes: int) -> dict[str, int]:
     return found | changes
 
 
-def report(read: Mapping[str, int], *, on_gpu: bool = False) -> MemoryReport:
-    request = PlanRequest("bf16", 64, 8, 512, on_gpu=on_gpu)
+def report(read: Mapping[str, int], *, backend: str = "cpu") -> MemoryReport:
+    request = PlanRequest("bf16", 64, 8, 512, backend=backend)
     sources = MemorySources(
         reading=lambda: unflatten(read) if read else None,
         weights=lambda: {"query": 5, "norm": 7},
@@ -69,23 +69,26 @@ def test_host_lines_are_of_both_processes_with_pinned_and_shared() -> None:
 
 def test_formulas_are_the_devices_own_with_the_numbers_put_in() -> None:
     read = reading()
-    kinds = {on_gpu: report(read, on_gpu=on_gpu).tree()["devices"][0]["kinds"] for on_gpu in (0, 1)}
+    kinds = {
+        backend: report(read, backend=backend).tree()["devices"][0]["kinds"]
+        for backend in ("cpu", "cuda")
+    }
     for kind in ("allocator_slack", "runtime", "other_processes", "unaccounted", "free"):
-        assert kinds[0][kind]["formula"] != kinds[1][kind]["formula"], kind
-    assert "malloc" in kinds[0]["allocator_slack"]["formula"]
-    cuda = {kind: line["formula"] for kind, line in kinds[1].items()}
+        assert kinds["cpu"][kind]["formula"] != kinds["cuda"][kind]["formula"], kind
+    assert "malloc" in kinds["cpu"]["allocator_slack"]["formula"]
+    cuda = {kind: line["formula"] for kind, line in kinds["cuda"].items()}
     assert not any("malloc" in text or "resident pages" in text for text in cuda.values())
     assert f"free {read['allocator_slack.free']}" in cuda["allocator_slack"]
     assert f"at most {read['allocator.largest_free']}" in cuda["allocator_slack"]
     assert f"keeps {read['other_processes.driver']}" in cuda["other_processes"]
     assert f"back {read['unaccounted.outside']}" in cuda["unaccounted"]
     assert "NVML" in cuda["runtime"] and str(read["runtime.code"]) in cuda["runtime"]
-    assert str(read["allocator.in_use"]) in kinds[0]["allocator_slack"]["formula"]
+    assert str(read["allocator.in_use"]) in kinds["cpu"]["allocator_slack"]["formula"]
 
 
 def test_an_estimate_is_marked_and_explained() -> None:
     read = reading(**{"estimated.runtime": 1, "estimated.other_processes": 1})
-    tree = report(read, on_gpu=True).tree()
+    tree = report(read, backend="cuda").tree()
     kinds = tree["devices"][0]["kinds"]
     marked = [kind for kind, line in kinds.items() if line["estimated"]]
     assert marked == ["runtime", "other_processes"]
@@ -95,7 +98,7 @@ def test_an_estimate_is_marked_and_explained() -> None:
 
 def test_a_gpus_parts_show_what_its_allocator_keeps() -> None:
     read = reading()
-    (device,) = report(read, on_gpu=True).tree()["devices"]
+    (device,) = report(read, backend="cuda").tree()["devices"]
     parts = {
         kind: {part["part"]: part["bytes"] for part in line["parts"]}
         for kind, line in device["kinds"].items()
@@ -113,7 +116,7 @@ def test_a_gpus_parts_show_what_its_allocator_keeps() -> None:
 
 
 def test_the_table_says_what_other_tools_show() -> None:
-    table = report(reading(), on_gpu=True).text()
+    table = report(reading(), backend="cuda").text()
     assert table.startswith("device cuda\n")
     assert "nvidia-smi shows pools, not use" in table
     assert all(f"\n{kind} " in table for kind in MemoryKind)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from server.errors import StartupError
+from server.memory.cpu_backend import CPU
 from server.memory.layout import MemoryKind
 from server.memory.plan_formulas import formulas
 from server.memory.planner import (
@@ -49,15 +50,15 @@ REQUEST = PlanRequest(format="f32", block_size=16, max_num_seqs=8, max_num_batch
 TOKEN = 4 * 2 * 2 * 8 * 4
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
 @pytest.mark.parametrize("kv_format", [None, "bf16", "int8", "fp8"])
 @pytest.mark.parametrize("windows", [(), (0, 32, 32, 32)], ids=["full", "windows"])
 def test_a_larger_pool_takes_its_pages_and_nothing_else(
-    on_gpu: bool, kv_format: str | None, windows: tuple[int, ...]
+    backend: str, kv_format: str | None, windows: tuple[int, ...]
 ) -> None:
     """So what weights and buffers leave is known before the pool is: not a byte more is planned."""
     model = replace(MODEL, windows=windows)
-    asked = replace(REQUEST, on_gpu=on_gpu, kv_format=kv_format, max_model_len=512)
+    asked = replace(REQUEST, backend=backend, kv_format=kv_format, max_model_len=512)
     small, large = (
         size_memory(model, replace(asked, kv_cache_bytes=nbytes), 8 * GIB)
         for nbytes in (64 * MIB, GIB)
@@ -68,7 +69,7 @@ def test_a_larger_pool_takes_its_pages_and_nothing_else(
     assert others.items() <= large.kinds.items() and small.kv.num_blocks < large.kv.num_blocks
     bounded = size_memory(model, asked, 24 * MIB)
     spare = 24 * MIB - sum(bounded.kinds.values())
-    assert spare >= 0 and (not on_gpu or spare < bounded.kv.page_bytes)
+    assert spare >= 0 and (backend == "cpu" or spare < bounded.kv.page_bytes)
 
 
 def test_by_default_the_pool_holds_max_num_seqs_and_a_quarter_for_prefixes() -> None:
@@ -92,12 +93,12 @@ def test_a_larger_budget_is_taken_as_it_is() -> None:
     assert plan.pool_limit == "--kv-cache-memory"
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
 @pytest.mark.parametrize("length", [None, 1024])
 def test_a_budget_above_what_there_is_is_refused_with_the_figures(
-    on_gpu: bool, length: int | None
+    backend: str, length: int | None
 ) -> None:
-    asked = replace(REQUEST, kv_cache_bytes=9 * GIB, on_gpu=on_gpu, max_model_len=length)
+    asked = replace(REQUEST, kv_cache_bytes=9 * GIB, backend=backend, max_model_len=length)
     with pytest.raises(DoesNotFit) as refused:
         size_memory(MODEL, asked, 8 * GIB)
     over = refused.value.over
@@ -151,7 +152,7 @@ def test_the_length_is_cut_to_the_pool_only_when_it_was_left_to_us() -> None:
 def test_a_length_that_was_left_to_us_is_the_longest_that_fits() -> None:
     """Rows and block tables grow with the length: shorter ones leave more for the pool."""
     model = replace(MODEL, max_positions=1 << 17)
-    request = replace(REQUEST, on_gpu=True, max_num_seqs=128)
+    request = replace(REQUEST, backend="cuda", max_num_seqs=128)
     plan = plan_memory(model, request, 96 * MIB)
     longest = plan.max_model_len
     assert 0 < longest < model.max_positions and longest % 16 == 0
@@ -162,7 +163,7 @@ def test_a_length_that_was_left_to_us_is_the_longest_that_fits() -> None:
 
 def test_a_length_that_was_left_to_us_is_cut_where_the_longest_ones_rows_do_not_fit() -> None:
     model = replace(MODEL, max_positions=1 << 20)
-    request = replace(REQUEST, on_gpu=True, max_num_seqs=128)
+    request = replace(REQUEST, backend="cuda", max_num_seqs=128)
     with pytest.raises(StartupError, match="io take"):
         plan_memory(model, replace(request, max_model_len=1 << 20), 96 * MIB)
     assert plan_memory(model, request, 96 * MIB).max_model_len > 0
@@ -212,17 +213,22 @@ def test_every_kind_has_a_formula_with_the_numbers_put_in() -> None:
 
 def test_auto_widens_small_models_and_leaves_large_ones_as_they_are() -> None:
     large = replace(MODEL, vocab_size=2**26)  # 16 GiB of embedding in float32
-    assert resolve_format("auto", "bf16", MODEL) == "f32"
-    assert resolve_format("auto", "bf16", large) == "bf16"
-    assert resolve_format("float16", "bf16", MODEL) == "f16"
-    assert resolve_format("float32", "bf16", large) == "f32"
+    assert resolve_format("auto", "bf16", MODEL, CPU) == "f32"
+    assert resolve_format("auto", "bf16", large, CPU) == "bf16"
+    assert resolve_format("float16", "bf16", MODEL, CPU) == "f16"
+    assert resolve_format("float32", "bf16", large, CPU) == "f32"
 
 
 def test_rows_that_a_gpu_cannot_number_are_refused_before_anything_is_loaded() -> None:
     """There is memory for them: what lacks are 32-bit places."""
     model = replace(MODEL, max_positions=2**20)
     request = replace(
-        REQUEST, format="bf16", on_gpu=True, block_size=64, max_num_seqs=4096, max_model_len=2**20
+        REQUEST,
+        format="bf16",
+        backend="cuda",
+        block_size=64,
+        max_num_seqs=4096,
+        max_model_len=2**20,
     )
     with pytest.raises(StartupError) as raised:
         plan_memory(model, request, 10_000 * GIB)

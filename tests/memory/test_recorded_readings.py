@@ -37,7 +37,7 @@ METRICS = ("quire_memory", "quire_kv_bytes", "quire_host", "quire_allocator")
 
 def memory(device: str, reading: MemoryReading | None) -> dict[str, Any]:
     """GET /memory, but for what the plan alone decides."""
-    request = PlanRequest("bf16", 64, 8, 512, on_gpu=device == "gpu")
+    request = PlanRequest("bf16", 64, 8, 512, backend={"cpu": "cpu", "gpu": "cuda"}[device])
     sources = MemorySources(
         reading=lambda: reading,
         weights=lambda: WEIGHTS,

@@ -22,7 +22,7 @@ from weights.presets import find_preset, read_presets
 from weights.tiny_specs import tiny_llama
 
 MIB, GIB = 2**20, 2**30
-GPU = PlanRequest("bf16", 64, 64, 2048, on_gpu=True)
+GPU = PlanRequest("bf16", 64, 64, 2048, backend="cuda")
 CPU = PlanRequest("f32", 16, 8, 128)
 LLAMA_8B = find_preset("llama-3.1-8b").spec
 
