@@ -64,9 +64,9 @@ class OfflineEngineClient:
         if known:
             self._commands.put(lambda: self._core.abort(known))
 
-    def finish(self, request_id: str, choice: int) -> None:
+    def finish(self, request_id: str, choice: int, num_tokens: int) -> None:
         if self._streams.end_choice(request_id, choice):
-            self._commands.put(lambda: self._core.finish(request_id, choice))
+            self._commands.put(lambda: self._core.finish(request_id, choice, num_tokens))
 
     async def memory_of(self, request_ids: Sequence[str]) -> tuple[RequestMemory, ...]:
         if self._failed is not None:
@@ -112,7 +112,6 @@ class OfflineEngineClient:
         if frame.stats is not None:
             self._metrics.observe_step(frame.stats)
         self._streams.feed(frame)
-        self._metrics.observe_discarded(self._streams.take_discarded())
 
     def _to_loop(self, function: Callable[..., None], *arguments: object) -> None:
         if self._loop is not None and not self._loop.is_closed():

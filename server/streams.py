@@ -11,13 +11,13 @@ here are ignored: the request was aborted, or its engine is gone.
                Refused            abort, fail_all
 
 A choice that its client ended (a stop string) goes on in the engine until the engine hears of it.
-The tokens of that overrun are counted and dropped here.
+The tokens of that overrun are dropped here; the engine counts them, once it has heard.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from server.engine.events import ChoiceOutput, EngineFrame, Event, PromptOutput, Refused
@@ -29,7 +29,6 @@ from server.host_budget import Holding, HostBudget, Use
 EVENT_BYTES = 600
 TOKEN_BYTES = 40
 _NO_BOUND = 1 << 62  # bytes: of a client in the engine's own process
-_STOPPED_KEPT = 4096  # choices whose overrun, of a step or two, is still told from what was aborted
 
 
 class _Stream:
@@ -44,10 +43,6 @@ class _Stream:
         self.wake = asyncio.Event()
         self.closed = False
         self.error: QuireError | None = None
-
-    @property
-    def num_unread_tokens(self) -> int:
-        return sum(len(event.token_ids) for event in self.events if isinstance(event, ChoiceOutput))
 
     def put(self, event: Event) -> None:
         """Raises QuireError where the budget has no room for it."""
@@ -83,8 +78,6 @@ class RequestStreams:
         self._given_up: list[str] = []
         self._streams: dict[str, _Stream] = {}
         self._answers: dict[str, asyncio.Future[None]] = {}
-        self._stopped: OrderedDict[tuple[str, int], None] = OrderedDict()
-        self._num_discarded = 0
 
     @property
     def num_open(self) -> int:
@@ -155,7 +148,6 @@ class RequestStreams:
         finally:
             if stream.closed and self._streams.get(request_id) is stream:
                 del self._streams[request_id]
-                self._num_discarded += stream.num_unread_tokens
                 stream.forget()
         if stream.error is not None:
             raise _own(stream.error)
@@ -166,15 +158,7 @@ class RequestStreams:
         if stream is None or choice not in stream.open_choices:
             return False
         stream.end_choice(choice)
-        self._stopped[request_id, choice] = None
-        if len(self._stopped) > _STOPPED_KEPT:
-            self._stopped.popitem(last=False)
         return True
-
-    def take_discarded(self) -> int:
-        """Tokens that came for choices after their clients had ended them, since the last call."""
-        count, self._num_discarded = self._num_discarded, 0
-        return count
 
     def drop(self, request_ids: Iterable[str]) -> list[str]:
         """Forgets the requests and ends their streams; returns those that were open."""
@@ -195,7 +179,6 @@ class RequestStreams:
             stream.close(error)
             stream.forget()
         self._streams.clear()
-        self._stopped.clear()
 
     def _answer(self, request_ids: Iterable[str], error: QuireError | None) -> None:
         for request_id in request_ids:
@@ -227,7 +210,6 @@ class RequestStreams:
             return item[1].holding.nbytes + (nbytes if item[1] is growing else 0)
 
         request_id, stream = max(self._streams.items(), key=unread)
-        self._num_discarded += stream.num_unread_tokens
         self._given_up.append(request_id)
         stream.open_choices.clear()
         stream.forget()
@@ -249,10 +231,7 @@ class RequestStreams:
     def _put_choice(self, event: ChoiceOutput) -> None:
         stream = self._streams.get(event.request_id)
         if stream is None or event.choice not in stream.open_choices:
-            # Aborted, or ended by a stop string: the event crossed it on the way.
-            if (event.request_id, event.choice) in self._stopped:
-                self._num_discarded += len(event.token_ids)
-            return
+            return  # aborted, or ended by a stop string: the event crossed it on the way
         self._put_where_there_is_room(stream, event)
         if event.finish_reason is not None and not stream.closed:
             stream.end_choice(event.choice)

@@ -91,7 +91,7 @@ class OpenRequest(RequestTrace):
     def _feed(self, index: int, event: Event | QuireError) -> Delta | None:
         request, processor = self.requests[index], self._processors[index]
         metrics = self.surroundings.metrics
-        discarded, kept = processor.num_discarded, processor.num_completion_tokens
+        kept = processor.num_completion_tokens
         if isinstance(event, ChoiceOutput) and event.memory is not None:
             self._memory[index] = event.memory
         try:
@@ -101,10 +101,9 @@ class OpenRequest(RequestTrace):
         except QuireError:
             self.abort()
             raise
-        for choice in processor.take_stopped():
-            self.surroundings.engine.finish(request.request_id, choice)
-        if processor.num_discarded > discarded:
-            metrics.observe_discarded(processor.num_discarded - discarded)
+        engine = self.surroundings.engine
+        for stopped in processor.take_stopped():
+            engine.finish(request.request_id, stopped.choice, stopped.num_tokens)
         if not isinstance(event, ChoiceOutput):
             if event.queue_seconds is not None:
                 self.scheduled(event.queue_seconds)

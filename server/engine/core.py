@@ -35,7 +35,6 @@ from server.engine.step_in_flight import (
     Shortage,
     StepFailure,
     StepInFlight,
-    StepOutcome,
     step_stats,
 )
 
@@ -129,9 +128,10 @@ class EngineCore:
         self.scheduler.abort(request_ids)
         self._check_if_strict()
 
-    def finish(self, request_id: str, choice: int) -> None:
-        """Ends one choice that met a stop string. No event follows for it."""
-        self.scheduler.finish(request_id, choice)
+    def finish(self, request_id: str, choice: int, num_tokens: int) -> None:
+        """Ends one choice that met a stop string, with ``num_tokens`` of its tokens. No event
+        follows for it."""
+        self.scheduler.finish(request_id, choice, num_tokens)
         self._check_if_strict()
 
     def drain(self) -> None:
@@ -201,16 +201,18 @@ class EngineCore:
         """
         if not self._in_flight or self._in_flight[0] is not step:
             raise ValueError(f"step {step.plan.step_id} is not the oldest in flight")
-        outcome = self._finish_step(step)
+        result = self._finish_step(step)
         self._in_flight.popleft()
         self._steps += 1
         now = self._clock()
         seconds = now - max(step.began, self._last_end)
         self._last_end = now
-        num_computed = step.plan.num_tokens if outcome.result is not None else 0
+        num_computed = step.plan.num_tokens if result is not None else 0
         self._admission.throughput.note(num_computed, seconds)
         self._check_if_strict()
-        return self._roster.outbox.collect(step_stats(step, outcome, seconds))
+        return self._roster.outbox.collect(
+            step_stats(step, result, seconds, self.scheduler.take_discarded())
+        )
 
     def poll_idle(self) -> None:
         """The loop is alive and has nothing to do."""
@@ -226,19 +228,20 @@ class EngineCore:
         except Exception as error:
             return None, failure_of(plan, error, log)
 
-    def _finish_step(self, step: StepInFlight) -> StepOutcome:
+    def _finish_step(self, step: StepInFlight) -> StepResult | None:
+        """The step's result. None where it raised, or followed one that did."""
         result, failure = self._await(step)
         if self._num_void:
             self._num_void -= 1
-            self.scheduler.void_step(step.plan)
-            return StepOutcome(None, 0 if result is None else result.num_tokens)
+            self.scheduler.void_step(step.plan, 0 if result is None else result.num_tokens)
+            return None
         if failure is not None:
             self._failed_steps += 1
             self._num_void = len(self._in_flight) - 1
             self._fail(step.plan, failure)
-        if result is None:
-            return StepOutcome(None)
-        return StepOutcome(result, self.scheduler.update(step.plan, result))
+        if result is not None:
+            self.scheduler.update(step.plan, result)
+        return result
 
     def _await(self, step: StepInFlight) -> tuple[StepResult | None, StepFailure | None]:
         if step.pending is None:

@@ -97,7 +97,8 @@ class StepStats:
     forward_seconds: float
     sample_seconds: float
     queue_seconds: tuple[float, ...] = ()  # waits of the requests first scheduled in this step
-    num_discarded_tokens: int = 0  # chosen for sequences that had ended or lost their row
+    # Chosen for sequences that had lost their row or ended, also where only the client knew of it.
+    num_discarded_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,9 @@ class EngineClient(Protocol):
         """Ends the requests and frees what they hold within one step. Idempotent."""
         ...
 
-    def finish(self, request_id: str, choice: int) -> None:
-        """Ends one choice that met a stop string. No abort: no further event comes for it."""
+    def finish(self, request_id: str, choice: int, num_tokens: int) -> None:
+        """Ends one choice that met a stop string, with ``num_tokens`` of its tokens. No abort: no
+        further event comes for it."""
         ...
 
     async def memory_of(self, request_ids: Sequence[str]) -> tuple[RequestMemory, ...]:

@@ -33,18 +33,13 @@ def check_result(plan: StepPlan, result: StepResult) -> None:
             )
 
 
-def apply_result(roster: Roster, scheduled: Iterable[ScheduledRow], result: StepResult) -> int:
-    """Row by row; rows that ended or were preempted since the plan are dropped.
-
-    Returns the number of tokens that were dropped with them.
-    """
-    num_dropped = 0
+def apply_result(roster: Roster, scheduled: Iterable[ScheduledRow], result: StepResult) -> None:
+    """Row by row. The tokens of rows that ended or were preempted since the plan are discarded."""
     for row, row_result in zip(scheduled, result.rows, strict=True):
         if row.is_current:
             _apply_row(roster, row, row_result)
         else:
-            num_dropped += len(row_result.token_ids)
-    return num_dropped
+            roster.num_discarded_tokens += len(row_result.token_ids)
 
 
 def _apply_row(roster: Roster, row: ScheduledRow, result: RowResult) -> None:

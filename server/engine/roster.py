@@ -34,6 +34,7 @@ class Roster:
         self.copies: dict[Sequence, tuple[Sequence, BlockCopies]] = {}  # by child: parent, pairs
         self.suspects: dict[str, LiveRequest] = {}  # were in the last step that failed
         self.num_preemptions = 0
+        self.num_discarded_tokens = 0  # chosen for nobody, since they were last told
 
     def add(self, request: LiveRequest) -> None:
         self.requests[request.id] = request

@@ -81,16 +81,17 @@ class Scheduler:
         counts, self._counts = self._counts, StepCounts()
         return counts
 
-    def update(self, plan: StepPlan, result: StepResult) -> int:
-        """Takes in a step's checked result: confirms, caches, forks, appends tokens, ends.
+    def take_discarded(self) -> int:
+        """Tokens that were chosen for nobody since the last call: their sequence had ended, at the
+        engine or at its client, or had lost its row. Counted here and nowhere else."""
+        count, self.roster.num_discarded_tokens = self.roster.num_discarded_tokens, 0
+        return count
 
-        Returns how many of its tokens were dropped, because their sequence had ended or lost its
-        row.
-        """
+    def update(self, plan: StepPlan, result: StepResult) -> None:
+        """Takes in a step's checked result: confirms, caches, forks, appends tokens, ends."""
         scheduled = self.roster.in_flight.pop(plan.step_id)
-        num_dropped = apply_result(self.roster, scheduled, result)
+        apply_result(self.roster, scheduled, result)
         self.kv.step_done(plan.step_id)
-        return num_dropped
 
     def fail_step(self, plan: StepPlan, message: str) -> None:
         """The step raised. Its requests are tried once more, from the tokens they had, or ended.
@@ -106,8 +107,9 @@ class Scheduler:
         """
         return end_for_memory(self.roster, give_up(self.roster, plan), rows)
 
-    def void_step(self, plan: StepPlan) -> None:
-        """The step followed one that raised: whatever came of it, nothing is taken from it."""
+    def void_step(self, plan: StepPlan, num_tokens: int) -> None:
+        """The step followed one that raised: of the ``num_tokens`` that it chose none is taken."""
+        self.roster.num_discarded_tokens += num_tokens
         self.roster.in_flight.pop(plan.step_id)
         self.kv.step_done(plan.step_id)
         self.roster.rows.release_again((*plan.released, *(row.row for row in plan.rows)))
@@ -121,13 +123,18 @@ class Scheduler:
             if request is not None:
                 self.roster.end_request(request, FinishReason.ABORT)
 
-    def finish(self, request_id: str, choice: int) -> None:
-        """Ends one choice without a word: its end was decided, and told, elsewhere."""
+    def finish(self, request_id: str, choice: int, num_tokens: int) -> None:
+        """Ends one choice without a word: its end was decided, and told, elsewhere.
+
+        ``num_tokens`` is how many of its tokens were taken there. What was generated after them is
+        discarded.
+        """
         request = self.roster.requests.get(request_id)
         if request is None or not 0 <= choice < len(request.sequences):
             return
         sequence = request.sequences[choice]
         if not sequence.is_finished:
+            self.roster.num_discarded_tokens += max(0, sequence.num_generated_tokens - num_tokens)
             self.roster.end(sequence, FinishReason.STOP)
 
     def preempt(self, request_id: str, choice: int) -> bool:

@@ -47,20 +47,11 @@ class StepInFlight:
     failure: StepFailure | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutcome:
-    """What became of a step. No result where it raised, or followed one that did.
-
-    ``num_dropped`` of its tokens belonged to sequences that had ended or lost their row.
-    """
-
-    result: StepResult | None
-    num_dropped: int = 0
-
-
-def step_stats(step: StepInFlight, outcome: StepOutcome, seconds: float) -> StepStats:
-    """The step's figures, once it has ended."""
-    counts, result = step.counts, outcome.result
+def step_stats(
+    step: StepInFlight, result: StepResult | None, seconds: float, num_discarded: int
+) -> StepStats:
+    """The step's figures, once it has ended; no result where it raised or followed one that did."""
+    counts = step.counts
     return StepStats(
         step_id=step.plan.step_id,
         num_rows=len(step.plan.rows),
@@ -73,5 +64,5 @@ def step_stats(step: StepInFlight, outcome: StepOutcome, seconds: float) -> Step
         forward_seconds=0.0 if result is None else result.forward_seconds,
         sample_seconds=0.0 if result is None else result.sample_seconds,
         queue_seconds=tuple(counts.queue_seconds),
-        num_discarded_tokens=outcome.num_dropped,
+        num_discarded_tokens=num_discarded,
     )

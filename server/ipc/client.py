@@ -51,9 +51,9 @@ class IpcEngineClient:
         if known and self._send is not None:
             self._send(Abort(tuple(known)))
 
-    def finish(self, request_id: str, choice: int) -> None:
+    def finish(self, request_id: str, choice: int, num_tokens: int) -> None:
         if self._streams.end_choice(request_id, choice) and self._send is not None:
-            self._send(Finish(request_id, choice))
+            self._send(Finish(request_id, choice, num_tokens))
 
     async def memory_of(self, request_ids: Sequence[str]) -> tuple[RequestMemory, ...]:
         if self._send is None:
@@ -101,7 +101,6 @@ class IpcEngineClient:
         given_up = self._streams.take_given_up()
         if given_up and self._send is not None:
             self._send(Abort(tuple(given_up)))
-        self._metrics.observe_discarded(self._streams.take_discarded())
 
 
 def shutting_down() -> QuireError:

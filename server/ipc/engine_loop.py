@@ -33,7 +33,7 @@ class Core(Protocol):
 
     def abort(self, request_ids: Sequence[str]) -> None: ...
 
-    def finish(self, request_id: str, choice: int) -> None: ...
+    def finish(self, request_id: str, choice: int, num_tokens: int) -> None: ...
 
     def drain(self) -> None: ...
 
@@ -73,8 +73,8 @@ def apply_command(core: Core, command: Command) -> Memory | None:
             core.submit(requests)
         case Abort(request_ids):
             core.abort(request_ids)
-        case Finish(request_id, choice):
-            core.finish(request_id, choice)
+        case Finish(request_id, choice, num_tokens):
+            core.finish(request_id, choice, num_tokens)
         case Drain():
             core.drain()
         case AskMemory(number, request_ids):

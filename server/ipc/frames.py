@@ -43,8 +43,11 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
 
 
 class Finish(msgspec.Struct, tag=True, frozen=True):
+    """A choice met a stop string with ``num_tokens`` of its tokens."""
+
     request_id: str
     choice: int
+    num_tokens: int
 
 
 class Drain(msgspec.Struct, tag=True, frozen=True):

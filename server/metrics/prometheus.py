@@ -84,9 +84,6 @@ class PrometheusMetrics:
     def observe_http(self, route: str, method: str, status: int) -> None:
         self._http.labels(route, method, str(status)).inc()
 
-    def observe_discarded(self, count: int) -> None:
-        self._discarded.inc(count)
-
     def observe_step(self, stats: StepStats) -> None:
         self._steps.inc()
         self._step_tokens.labels("prompt").inc(stats.num_prompt_tokens)

@@ -78,19 +78,11 @@ class RequestMetrics(Protocol):
         """One HTTP answer. ``route`` is the template; use "unmatched" where none matched."""
         ...
 
-    def observe_discarded(self, count: int) -> None:
-        """``count`` tokens were delivered after their choice had met a stop string."""
-        ...
-
 
 class StepMetrics(Protocol):
     """What the engine client reports."""
 
     def observe_step(self, stats: StepStats) -> None: ...
-
-    def observe_discarded(self, count: int) -> None:
-        """``count`` tokens came for choices that had met a stop string, and were dropped."""
-        ...
 
     def observe_engine_restart(self) -> None: ...
 
@@ -121,10 +113,6 @@ class RequestMetricsFanOut:
         for receiver in self._receivers:
             receiver.observe_http(route, method, status)
 
-    def observe_discarded(self, count: int) -> None:
-        for receiver in self._receivers:
-            receiver.observe_discarded(count)
-
 
 class NullMetrics:
     """Receives everything and keeps nothing: for in-process use without an exporter."""
@@ -142,9 +130,6 @@ class NullMetrics:
         pass
 
     def observe_http(self, route: str, method: str, status: int) -> None:
-        pass
-
-    def observe_discarded(self, count: int) -> None:
         pass
 
     def observe_step(self, stats: StepStats) -> None:

@@ -1,13 +1,14 @@
 """OutputProcessor: one engine request's events in, deltas of text out, the outcome with them.
 
-It alone decides stop strings. An engine finish, or tokens, that cross such a decision are dropped
-and counted. The API and the in-process client use the same one, streaming or not.
+It alone decides stop strings. An engine finish, or tokens, that cross such a decision are dropped.
+The API and the in-process client use the same one, streaming or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from server.engine.events import ChoiceOutput, Event, PromptOutput
 from server.engine.plan import LogprobArrays
@@ -52,6 +53,13 @@ class ChoiceResult:
     stop_reason: str | int | None
 
 
+class Stopped(NamedTuple):
+    """A choice that met a stop string, with so many of its tokens."""
+
+    choice: int
+    num_tokens: int
+
+
 class OutputProcessor:
     """The state of one accepted request's output."""
 
@@ -73,9 +81,8 @@ class OutputProcessor:
             )
             for _ in range(request.n)
         ]
-        self._stopped: list[int] = []
+        self._stopped: list[Stopped] = []
         self.num_cached_tokens = 0
-        self.num_discarded = 0
 
     @property
     def finished(self) -> bool:
@@ -89,7 +96,7 @@ class OutputProcessor:
     def finish_reasons(self) -> tuple[str, ...]:
         return tuple(choice.finish_reason or "" for choice in self._choices)
 
-    def take_stopped(self) -> Sequence[int]:
+    def take_stopped(self) -> Sequence[Stopped]:
         """The choices that met a stop string since the last call: the engine is to be told."""
         stopped, self._stopped = self._stopped, []
         return stopped
@@ -115,7 +122,6 @@ class OutputProcessor:
     def _add_output(self, event: ChoiceOutput) -> Delta | None:
         choice = self._choices[event.choice]
         if choice.finish_reason is not None:
-            self.num_discarded += len(event.token_ids)
             return None
         _raise_failure(event)
         before = choice.text.num_tokens
@@ -150,7 +156,6 @@ class OutputProcessor:
         last = len(event.token_ids) - 1
         for index, token_id in enumerate(event.token_ids):
             if text.stop is not None:
-                self.num_discarded += len(event.token_ids) - index
                 return
             row = next(rows, None)
             ends = index == last and event.stop_token_id == token_id
@@ -164,7 +169,7 @@ class OutputProcessor:
             choice.finish_reason = FinishReason.STOP.value
             choice.stop_reason = choice.text.stop
             if event.finish_reason is None:
-                self._stopped.append(event.choice)
+                self._stopped.append(Stopped(event.choice, choice.text.num_tokens))
         elif event.finish_reason is not None:
             choice.finish_reason = event.finish_reason.value
             if event.stop_token_id in self._request.sampling.stop_token_ids:

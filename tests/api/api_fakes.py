@@ -78,7 +78,7 @@ class FakeEngine:
     open: dict[str, EngineRequest] = field(default_factory=dict)
     seen: list[EngineRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
-    finished: list[tuple[str, int]] = field(default_factory=list)
+    finished: list[tuple[str, int, int]] = field(default_factory=list)
     left: set[str] = field(default_factory=set)
 
     async def submit(self, requests: Sequence[EngineRequest]) -> None:
@@ -111,7 +111,7 @@ class FakeEngine:
             if self.dies_after is not None and sent >= self.dies_after:
                 raise QuireError(ErrorCode.ENGINE_UNAVAILABLE, "The engine died.")
             for choice in sorted(live):
-                if (request_id, choice) in self.finished:
+                if choice in self._done(request_id):
                     live.discard(choice)
                     continue
                 event = self._output(request, choice, scripts[choice], position)
@@ -131,12 +131,14 @@ class FakeEngine:
         for request_id in request_ids:
             self.open.pop(request_id, None)
 
-    def finish(self, request_id: str, choice: int) -> None:
-        self.finished.append((request_id, choice))
+    def finish(self, request_id: str, choice: int, num_tokens: int) -> None:
+        self.finished.append((request_id, choice, num_tokens))
         request = self.open.get(request_id)
-        done = {ended for id, ended in self.finished if id == request_id}
-        if request is not None and len(done) == request.n:
+        if request is not None and len(self._done(request_id)) == request.n:
             self.open.pop(request_id)
+
+    def _done(self, request_id: str) -> set[int]:
+        return {choice for id, choice, _ in self.finished if id == request_id}
 
     async def memory_of(self, request_ids: Sequence[str]) -> tuple[RequestMemory, ...]:
         if self.failure is not None:
@@ -195,7 +197,6 @@ class RecordingMetrics:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     gaps: int = 0
-    discarded: int = 0
 
     def observe_finish(self, record: RequestRecord) -> None:
         self.records.append(record)
@@ -211,9 +212,6 @@ class RecordingMetrics:
 
     def observe_http(self, route: str, method: str, status: int) -> None:
         self.http.append((route, method, status))
-
-    def observe_discarded(self, count: int) -> None:
-        self.discarded += count
 
 
 @dataclass

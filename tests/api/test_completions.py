@@ -257,11 +257,11 @@ def test_an_unexpected_failure_is_a_500_without_its_cause() -> None:
     assert state.metrics.records[0].outcome is Outcome.ERROR  # type: ignore[attr-defined]
 
 
-def test_tokens_after_a_stop_string_are_counted_as_discarded() -> None:
+def test_the_engine_is_told_with_how_many_tokens_a_stop_string_was_complete() -> None:
     state = make_state(FakeEngine(saying("abcdefgh"), tokens_per_event=4))
     assert post(state, stop="b", max_tokens=9).json()["usage"]["completion_tokens"] == 2
-    assert state.metrics.discarded >= 2  # type: ignore[attr-defined]
-    assert state.engine.finished  # type: ignore[attr-defined]
+    ((_, choice, num_tokens),) = state.engine.finished  # type: ignore[attr-defined]
+    assert (choice, num_tokens) == (0, 2)
 
 
 def test_a_clients_request_id_is_a_label_and_nothing_more() -> None:

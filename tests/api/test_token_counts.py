@@ -73,12 +73,12 @@ def test_the_counters_add_up_to_the_usage_of_answers(changes: Any, expected: int
     assert metrics.prompt_tokens == record.prompt_tokens > 0
 
 
-def test_what_was_generated_after_a_stop_string_is_discarded_and_not_counted() -> None:
+def test_what_was_generated_after_a_stop_string_is_not_counted_and_the_engine_told_so() -> None:
     metrics = RecordingMetrics()
     engine = FakeEngine(saying("one two three"), tokens_per_event=5)
     usage = posted(engine, metrics, max_tokens=50, stop="two").json()["usage"]
     assert metrics.completion_tokens == usage["completion_tokens"] == len("one two")
-    assert metrics.discarded == 3
+    assert [num_tokens for _, _, num_tokens in engine.finished] == [len("one two")]
 
 
 def test_a_request_that_fails_has_its_tokens_counted_once() -> None:

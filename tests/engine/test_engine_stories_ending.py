@@ -122,7 +122,7 @@ def test_finish_ends_a_choice_in_silence_and_frees_its_blocks() -> None:
     story = Story()
     story.ask("a", prompt(3), max_tokens=9)
     story.steps(3)
-    story.core.finish("a", 0)
+    story.core.finish("a", 0, 2)
     assert story.blocks() == (0, 0, 1, 15)
     assert story.core.step() is None
     assert (story.endings(), story.tokens("a")) == ([], SAID[:3])
@@ -133,11 +133,28 @@ def test_finish_while_a_step_is_in_flight_drops_the_token_on_its_way() -> None:
     story.ask("a", prompt(3), max_tokens=9)
     story.steps(2)
     step = story.begin()
-    story.core.finish("a", 0)
+    story.core.finish("a", 0, 2)
     assert story.blocks() == (0, 2, 0, 14)
     frame = story.end(step)
     assert frame.choices == ()
+    assert story.num_discarded == 1
     assert story.blocks() == (0, 0, 1, 15), "the block of four computed tokens can be found"
+
+
+@pytest.mark.parametrize(("taken", "discarded"), [(4, 0), (3, 1), (1, 3), (9, 0)])
+def test_tokens_after_a_stop_string_are_counted_once_the_engine_hears_of_it(
+    taken: int, discarded: int
+) -> None:
+    story = Story()
+    story.ask("a", prompt(3), max_tokens=9)
+    story.ask("b", prompt(3, 100), max_tokens=9)
+    story.steps(4)
+    story.core.finish("a", 0, taken)
+    story.core.finish("a", 0, taken)
+    story.step()
+    assert story.stats[-1].num_discarded_tokens == discarded
+    story.run()
+    assert story.num_discarded == discarded
 
 
 def test_finish_that_crosses_the_engines_own_finish_changes_nothing() -> None:
@@ -147,9 +164,9 @@ def test_finish_that_crosses_the_engines_own_finish_changes_nothing() -> None:
     story.steps(2)
     assert story.endings() == [("a", 0, "length")]
     blocks = story.blocks()
-    story.core.finish("a", 0)
-    story.core.finish("a", 5)
-    story.core.finish("b", 1)
+    story.core.finish("a", 0, 2)
+    story.core.finish("a", 5, 0)
+    story.core.finish("b", 1, 0)
     assert story.blocks() == blocks
     story.run()
     assert story.endings() == [("a", 0, "length"), ("b", 0, "length")]

@@ -113,7 +113,7 @@ def test_one_choice_that_met_a_stop_string_ends_alone() -> None:
     story = Story()
     story.ask("a", prompt(6), n=3, max_tokens=4)
     story.steps(2)
-    story.core.finish("a", 1)
+    story.core.finish("a", 1, 0)
     states = ("running", "finished_stopped", "running")
     assert tuple(story.states().values()) == states
     story.run()
@@ -125,7 +125,7 @@ def test_the_others_compute_the_prompt_themselves_where_the_first_ended_before_i
     story = Story(max_num_batched_tokens=4)
     story.ask("a", prompt(6), n=3, max_tokens=2)
     story.step()
-    story.core.finish("a", 0)
+    story.core.finish("a", 0, 0)
     states = ("finished_stopped", "preempted", "preempted")
     assert tuple(story.states().values()) == states
     story.run()

@@ -50,5 +50,7 @@ def begin_behind_a_failure(patch: Patch) -> None:
 def believe_what_followed_a_failure(patch: Patch) -> None:
     """The step after one that raised is taken for a failure of its own."""
     patch.setattr(
-        Scheduler, "void_step", lambda scheduler, plan: scheduler.fail_step(plan, "twice")
+        Scheduler,
+        "void_step",
+        lambda scheduler, plan, num_tokens: scheduler.fail_step(plan, "twice"),
     )

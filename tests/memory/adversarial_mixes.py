@@ -137,8 +137,8 @@ async def serve(
         if ask.leaves_after != 0:
             async for event in client.events(ask.request.request_id):
                 processor.feed(event)
-                for choice in processor.take_stopped():
-                    client.finish(ask.request.request_id, choice)
+                for stopped in processor.take_stopped():
+                    client.finish(ask.request.request_id, stopped.choice, stopped.num_tokens)
                 seen += not isinstance(event, PromptOutput)
                 if seen == ask.leaves_after or processor.finished:
                     break

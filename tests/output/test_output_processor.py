@@ -131,11 +131,11 @@ def test_tokens_after_the_stop_are_discarded_and_the_engine_is_told_once() -> No
         "stop",
         "b",
     )
-    assert list(one.take_stopped()) == [0]
+    assert list(one.take_stopped()) == [(0, 2)]
     assert list(one.take_stopped()) == []
     crossing = ChoiceOutput("r", 0, tuple(b"ef"), None, FinishReason.LENGTH)
     assert one.feed(crossing) is None
-    assert one.num_discarded == 4
+    assert one.num_completion_tokens == 2
     assert one.finish_reasons == ("stop",)
 
 

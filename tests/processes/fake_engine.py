@@ -67,7 +67,7 @@ class CountingCore:
         for request_id in request_ids:
             self._open.pop(request_id, None)
 
-    def finish(self, request_id: str, choice: int) -> None:
+    def finish(self, request_id: str, choice: int, num_tokens: int) -> None:
         self._open.pop(request_id, None)
 
     def drain(self) -> None:

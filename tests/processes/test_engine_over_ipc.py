@@ -42,7 +42,7 @@ def test_abort_and_finish_end_a_stream_without_another_event() -> None:
             async for event in it.client.events("a"):
                 seen += token_ids(event)
                 if len(seen) == 2:
-                    it.client.finish("a", 0)
+                    it.client.finish("a", 0, 2)
             assert seen[:2] == [1, 2]
             it.client.abort(["b", "unknown"])
             it.client.abort(["b"])

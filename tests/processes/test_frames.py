@@ -47,7 +47,7 @@ FRAME = EngineFrame(
 
 
 @pytest.mark.parametrize(
-    "command", [Submit((REQUEST,)), Abort(("a", "b")), Finish("a", 3), Drain()]
+    "command", [Submit((REQUEST,)), Abort(("a", "b")), Finish("a", 3, 7), Drain()]
 )
 def test_a_command_comes_out_as_it_went_in(command: Submit | Abort | Finish | Drain) -> None:
     encoded = encode(command)
@@ -99,7 +99,7 @@ def test_a_length_beyond_the_bound_is_refused() -> None:
 def test_commands_arrive_whole_however_the_bytes_are_cut() -> None:
     ours, theirs = socket.socketpair()
     channel = EngineChannel(theirs)
-    commands = [Submit((REQUEST,)), Finish("r1", 0), Abort(("r1",))]
+    commands = [Submit((REQUEST,)), Finish("r1", 0, 5), Abort(("r1",))]
     found = []
     for byte in b"".join(encode(command) for command in commands):
         ours.send(bytes([byte]))

@@ -63,7 +63,7 @@ def test_abort_and_finish_end_streams() -> None:
         async with client() as engine:
             await engine.submit([request("a", 10**6), request("b", 10**6)])
             engine.abort(["a", "unknown"])
-            engine.finish("b", 0)
+            engine.finish("b", 0, 0)
             assert len(await tokens(engine, "b")) < 10**6
             assert engine.num_open == 0
             with pytest.raises(QuireError):
