@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from server.engine.admission import Admission
+from server.engine.constraints import TokenConstraints, Unconstrained
 from server.engine.events import Accepted, EngineFrame, RequestMemory
 from server.engine.failed_steps import failure_of
 from server.engine.gauges import EngineGauges, LoopCounts, read_gauges
@@ -49,6 +50,7 @@ class EngineCore:
         clock: seconds, monotonic; deadlines and StepStats are in it.
         strict: check the whole ledger after every change (for tests; slow).
         digest: the prefix cache's hash.
+        constraints: what restricts the choice of tokens.
         on_shortage: told of every step that found no memory, once its requests are decided about.
 
     Raises:
@@ -64,6 +66,7 @@ class EngineCore:
         clock: Callable[[], float] = time.monotonic,
         strict: bool = False,
         digest: Digest = sha256_digest,
+        constraints: TokenConstraints | None = None,
         on_shortage: Callable[[Shortage], None] = lambda shortage: None,
     ) -> None:
         self._on_shortage = on_shortage
@@ -74,7 +77,8 @@ class EngineCore:
         self._kv = KVCacheManager(
             kv, prefix_caching=limits.prefix_caching, digest=digest, clock=clock
         )
-        self.scheduler = Scheduler(self._kv, limits, clock)
+        self._constraints = constraints or Unconstrained()
+        self.scheduler = Scheduler(self._kv, limits, clock, self._constraints)
         self._roster = self.scheduler.roster
         self._admission = Admission(self._kv, limits, self._roster.waiting, kv.page_bytes)
         self._in_flight: deque[StepInFlight] = deque()
@@ -165,7 +169,9 @@ class EngineCore:
         """
         1. The scheduler plans a step. None, where there is nothing to compute, or it cannot be
            known before a step in flight has ended.
-        2. The executor starts the forward pass, and the sampling behind it.
+        2. The executor starts the forward pass.
+        3. While it runs, the constraints say which tokens each row may choose.
+        4. The executor starts the sampling behind it.
         """
         self._heartbeat += 1
         if not self._may_begin():
@@ -186,7 +192,7 @@ class EngineCore:
             return True
         if self._num_void or any(step.pending is None for step in self._in_flight):
             return False
-        return len(self._in_flight) < self.max_in_flight and self.scheduler.may_overlap
+        return len(self._in_flight) < self.max_in_flight and not self.scheduler.is_isolating
 
     def end_step(self, step: StepInFlight) -> EngineFrame:
         """Ends the oldest step in flight.
@@ -222,7 +228,9 @@ class EngineCore:
         # Whatever the model raises is the step's failure, not the loop's: the scheduler decides
         # about its requests, and the log keeps the cause.
         try:
-            return self._executor.sample(self._executor.forward(plan), None), None
+            handle = self._executor.forward(plan)
+            masks = self._constraints.masks(self._roster.in_flight[plan.step_id])
+            return self._executor.sample(handle, masks), None
         except ExecutorLost:
             raise
         except Exception as error:

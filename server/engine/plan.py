@@ -144,7 +144,7 @@ class PendingResult(Protocol):
 
 
 class Executor(Protocol):
-    """Runs plans in order. ``masks`` are grammar bitmasks by row, or None.
+    """Runs plans in order. ``masks`` are those of server.engine.constraints, or None.
 
     Where it ``overlaps``, ``forward`` and ``sample`` only start work: the next plan may come before
     the last result was asked for, and may schedule the token that the step in flight is choosing.

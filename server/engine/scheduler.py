@@ -9,7 +9,8 @@ admitted, so nothing overtakes it. The head is the first in rank, or the first t
 later ones have had their share (server.engine.turns).
 
 A step may be planned while the one before it is under way. A sequence then has *pending* tokens,
-whose places are known and whose ids are not: its next decode counts on them. What only an id
+whose places are known and whose ids are not: its next decode counts on them, unless the choice of
+its next token needs the ids (server.engine.constraints). What only an id
 decides (an end, a failure) is found out one step late, and that step's result is dropped.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from server.engine.constraints import TokenConstraints
 from server.engine.events import PromptOutput
 from server.engine.failed_steps import Names, end_for_memory, give_up, retry_or_end
 from server.engine.kv_cache_manager import BlockIds, KVCacheManager, PrefixHit
@@ -37,9 +39,14 @@ class Scheduler:
     """
 
     def __init__(
-        self, kv: KVCacheManager, limits: EngineLimits, clock: Callable[[], float]
+        self,
+        kv: KVCacheManager,
+        limits: EngineLimits,
+        clock: Callable[[], float],
+        constraints: TokenConstraints,
     ) -> None:
         self.kv = kv
+        self._constraints = constraints
         self.limits = limits
         self.roster = Roster(kv, limits)
         self._clock = clock
@@ -61,20 +68,21 @@ class Scheduler:
         """
         self._expire()
         draft = StepDraft(self.limits.max_num_batched_tokens, self.limits.max_logit_rows)
-        for focus in (*list(self.roster.suspects.values())[:1], None):
-            self._schedule_running(draft, focus)
-            self._schedule_waiting(draft, focus)
-            if draft.rows:
-                break
+        suspect = next(iter(self.roster.suspects.values()), None)
+        if suspect is not None:
+            self._fill(draft, only=suspect)
+        if not draft.rows:
+            self._fill(draft)
         return self._seal(draft)
 
     @property
-    def may_overlap(self) -> bool:
-        """A step can be planned before the one in flight is done.
+    def is_isolating(self) -> bool:
+        """A request is under suspicion: nothing may run beside it, not even the step after it.
 
-        While a request is under suspicion, nothing may run beside it, not even the step after it.
+        Otherwise a step can be planned while one is in flight. Which sequences have a row in it is
+        decided one by one: those that wait for a token (server.engine.constraints) have none.
         """
-        return not self.roster.suspects
+        return bool(self.roster.suspects)
 
     def take_counts(self) -> StepCounts:
         """What was done since the last call, for the step that was just planned."""
@@ -160,13 +168,20 @@ class Scheduler:
             )
             self.roster.end_request(request, FinishReason.ERROR, EngineError.QUEUE_TIMEOUT, message)
 
-    def _schedule_running(self, draft: StepDraft, focus: LiveRequest | None) -> None:
+    def _fill(self, draft: StepDraft, only: LiveRequest | None = None) -> None:
+        """With the sequences of all requests, or of one."""
+        self._schedule_running(draft, only)
+        self._schedule_waiting(draft, only)
+
+    def _schedule_running(self, draft: StepDraft, only: LiveRequest | None) -> None:
         """Each sequence leaves a token and a row of logits to each of those after it, so that a
         long prompt holds up no answer, whatever their ranks."""
-        running = [s for s in self.roster.running if focus is None or s.request is focus]
+        running = [s for s in self.roster.running if only is None or s.request is only]
         for index, sequence in enumerate(running):
             if sequence.state is not SequenceState.RUNNING:
                 continue  # preempted for one before it
+            if sequence.num_pending_tokens and self._constraints.waits(sequence):
+                continue
             others = len(running) - index - 1
             chunk = self._next_chunk(draft, sequence, sequence.num_computed_tokens, others)
             if chunk is None:
@@ -195,11 +210,11 @@ class Scheduler:
                 return None
         return new_ids
 
-    def _schedule_waiting(self, draft: StepDraft, focus: LiveRequest | None) -> None:
+    def _schedule_waiting(self, draft: StepDraft, only: LiveRequest | None) -> None:
         if draft.was_short_of_blocks:
             return
         promised = self._promised_blocks()
-        while (sequence := self._next_waiting(focus)) is not None:
+        while (sequence := self._next_waiting(only)) is not None:
             if self.roster.rows_needed(sequence) > self.roster.rows.num_free:
                 return
             hit = self._find_prefix(sequence)
@@ -220,10 +235,10 @@ class Scheduler:
             for sequence in self.roster.running
         )
 
-    def _next_waiting(self, focus: LiveRequest | None) -> Sequence | None:
+    def _next_waiting(self, only: LiveRequest | None) -> Sequence | None:
         waiting = self.roster.waiting
-        if focus is not None:
-            return waiting.head_of(focus)
+        if only is not None:
+            return waiting.head_of(only)
         return waiting.oldest() if self.turns.is_by_arrival else waiting.head()
 
     def _find_prefix(self, sequence: Sequence) -> PrefixHit:

@@ -13,6 +13,7 @@ from typing import Any
 from fake_executor import FakeExecutor, kv_spec
 from fake_model import extend_prefix, model_logprob, model_token
 
+from server.engine.constraints import TokenConstraints
 from server.engine.core import EngineCore
 from server.engine.events import ChoiceOutput, EngineFrame, PromptOutput, Refused, StepStats
 from server.engine.plan import LogprobArrays, StepPlan
@@ -73,6 +74,7 @@ class Story:
         poison: tuple[int, ...] = (),
         digest: Digest = sha256_digest,
         overlaps: bool = False,
+        constraints: TokenConstraints | None = None,
         **limits: Any,
     ) -> None:
         wide: dict[str, Any] = {
@@ -102,6 +104,7 @@ class Story:
             clock=lambda: self.now,
             strict=True,
             digest=digest,
+            constraints=constraints,
             on_shortage=self.shortages.append,
         )
         self.roster = self.core.scheduler.roster

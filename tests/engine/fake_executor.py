@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fake_model import model_token, pack_logprobs
 from fake_rows import FakeRow, FakeRows
 
+from server.engine.constraints import Masks
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
 from server.engine.plan import (
     ForwardHandle,
@@ -54,6 +55,7 @@ class FakeStep:
     blocks: set[int]
     after: dict[int, RowAfter] = field(default_factory=dict)
     is_sampled: bool = False
+    masks: Masks = field(default_factory=dict)
     result: StepResult | None = None
     error: Exception | None = None
 
@@ -125,14 +127,14 @@ class FakeExecutor:
                 raise step.error
         return plan
 
-    def sample(self, handle: ForwardHandle, masks: dict[int, bytes] | None) -> FakePending:
+    def sample(self, handle: ForwardHandle, masks: Masks | None) -> FakePending:
         if not isinstance(handle, StepPlan):
             raise TypeError("the handle is not one of this executor's")
         (step,) = (step for step in self.steps if step.plan is handle)
         if self.fail_at == "sample":
             self.finish(step)  # so that nothing of it is still to come
         self.maybe_fail("sample")
-        step.is_sampled = True
+        step.is_sampled, step.masks = True, masks or {}
         if not self.overlaps:
             self._choose(step)
             if step.error is not None:
@@ -193,7 +195,9 @@ class FakeExecutor:
         if step.error is not None or not step.is_sampled:
             return
         try:
-            rows = tuple(self._result(planned) for planned in step.plan.rows)
+            rows = tuple(
+                self._result(planned, step.masks.get(planned.row)) for planned in step.plan.rows
+            )
         except Exception as error:
             step.error = error.with_traceback(None)
             return
@@ -220,7 +224,7 @@ class FakeExecutor:
 
     # -- results -----------------------------------------------------------------------------
 
-    def _result(self, planned: PlannedRow) -> RowResult:
+    def _result(self, planned: PlannedRow, mask: bytes | None) -> RowResult:
         row = self.rows[planned.row]
         if any(token in self.poison_tokens for token in row.token_ids):
             if planned.samples:
@@ -234,6 +238,8 @@ class FakeExecutor:
         sampling = row.admitted.sampling
         prefix = row.prefixes[-1]
         forbidden = self._forbidden(sampling) if planned.min_tokens_pending else ()
+        if mask is not None:
+            forbidden += tuple(t for t in range(self.vocab) if not mask[t // 8] >> t % 8 & 1)
         token = model_token(prefix, sampling, row.admitted.choice, self.vocab, forbidden)
         row.append(token)
         logprobs = None

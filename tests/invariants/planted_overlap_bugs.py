@@ -31,7 +31,7 @@ def everybody_gives_way(patch: Patch) -> None:
 
 def plan_beside_a_suspect(patch: Patch) -> None:
     """While a request is tried alone, the step after it is planned already."""
-    patch.setattr(Scheduler, "may_overlap", True)
+    patch.setattr(Scheduler, "is_isolating", False)
 
 
 def begin_behind_a_failure(patch: Patch) -> None:
@@ -40,7 +40,7 @@ def begin_behind_a_failure(patch: Patch) -> None:
         EngineCore,
         "_may_begin",
         lambda core: (
-            len(core._in_flight) < core.max_in_flight and core.scheduler.may_overlap
+            len(core._in_flight) < core.max_in_flight and not core.scheduler.is_isolating
             if core._in_flight
             else True
         ),
