@@ -11,6 +11,7 @@ import pytest
 from api_fakes import FakeEngine, saying
 from socket_stories import HANGS_S, LIMITS, answer, request_bytes, run
 
+from server.api.http1 import connection
 from server.api.http1.body import FREE_CHUNKS, MAX_CHUNK_LINE
 from server.metrics.stats import Outcome
 
@@ -267,6 +268,30 @@ def test_a_refused_body_is_thrown_away_and_the_connection_kept() -> None:
         back = await answer(port, data)
         assert b" 413 " in back.split(b"\r\n")[0]
         assert back.endswith(b'{"status":"ok"}')
+
+    run(FakeEngine(), story)
+
+
+def test_what_is_thrown_away_is_counted_for_each_request_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = LIMITS.max_body_bytes + 1
+    monkeypatch.setattr(connection, "MAX_UNREAD_BYTES", size * 3 // 2)
+
+    async def story(port: int, state: Any) -> None:
+        refused = POST + b"content-length: %d\r\n\r\n" % size + b"x" * size
+        last = SMUGGLED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+        back = await answer(port, 12 * refused + last)
+        assert back.count(b"HTTP/1.1 413 ") == 12
+        assert back.endswith(b'{"status":"ok"}')
+
+    run(FakeEngine(), story)
+
+
+def test_of_a_refused_body_in_chunks_nobody_waits_for_the_end() -> None:
+    async def story(port: int, state: Any) -> None:
+        head = b"POST /nowhere HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        assert only_answer(await answer(port, head + b"5\r\nhe"))[0] == 404
 
     run(FakeEngine(), story)
 

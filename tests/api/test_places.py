@@ -85,6 +85,28 @@ def test_the_oldest_in_the_reserve_leaves_at_once_unless_it_has_asked() -> None:
     assert found.enter(Guest()) is Place.RESERVE
 
 
+def test_who_was_answered_for_the_last_time_leaves_at_once_and_first() -> None:
+    found = places(Clock(), size=3)
+    silent, kept, leaving = entered(found, 3, Place.ORDINARY)
+    found.is_quiet(kept, Quiet.KEPT)
+    found.is_busy(leaving)
+    found.is_quiet(leaving, Quiet.LEAVING)
+    entered(found, 1, Place.ORDINARY)
+    assert [guest.left for guest in (silent, kept, leaving)] == [[], [], [Quiet.LEAVING]]
+    assert found.enter(Guest()) is Place.RESERVE
+
+
+def test_where_descriptors_lack_a_quiet_connection_goes_however_new_it_is() -> None:
+    found = places(Clock(), size=2)
+    silent, busy = entered(found, 2, Place.ORDINARY)
+    found.is_busy(busy)
+    (probe,) = entered(found, 1, Place.RESERVE)
+    assert [found.make_room() for _ in range(3)] == [True, True, False]
+    assert [guest.left for guest in (silent, busy, probe)] == [
+        [Quiet.SILENT], [], [Quiet.SILENT],
+    ]  # fmt: skip
+
+
 def test_512_silent_connections_beside_probes_and_a_request() -> None:
     async def story(port: int, state: Any) -> None:
         async with silent_connections("127.0.0.1", port, 512) as silent:

@@ -29,8 +29,8 @@ from typing import TypeVar
 from tests.mutants.faults import ROOT, Fault, read_faults
 
 WANTED = 0.95  # of the faults that are not equivalent
-BOUND_S = 600.0  # for a run without a fault; a test has its own bound beside it
-SLOWER, LEAST_BOUND_S = 6.0, 120.0  # what a run with a fault may take beside the one without
+BOUND_S = 1200.0  # for a run without a fault; a test has its own bound beside it
+SLOWER, LEAST_BOUND_S = 10.0, 300.0  # what a run with a fault may take beside the one without
 _FIRST_FAILED = re.compile(r"^(FAILED|ERROR) \S.*$", re.MULTILINE)  # of pytest's summary
 T = TypeVar("T")
 R = TypeVar("R")

@@ -55,6 +55,69 @@ def test_what_could_never_find_room_is_told_so_and_not_to_come_again() -> None:
     assert no.value.retry_after is None
 
 
+def test_a_body_that_grows_past_what_all_may_hold_is_told_so_and_not_to_come_again() -> None:
+    with budget().hold(Use.BODIES) as body:
+        body.hold(HELD // 2)
+        with pytest.raises(QuireError) as no:
+            body.hold(HELD // 2 + 1)
+    assert no.value.code is ErrorCode.BODY_TOO_LARGE
+
+
+def test_what_is_held_above_its_mark_can_be_given_back_in_part() -> None:
+    one = budget()
+    with one.hold(Use.EVENTS) as events, one.hold(Use.BODIES) as body:
+        body.hold(HELD // 2)
+        events.hold(HELD // 2)
+        body.hold(HELD // 4)  # events have grown past what bodies may reach together
+        assert one.used[Use.BODIES] == HELD // 4
+    assert is_empty(one)
+
+
+def test_a_use_is_shown_as_what_it_is_now() -> None:
+    one = budget()
+    with one.hold(Use.BODIES) as request:
+        request.hold(3 * MIB)
+        request.hold(2 * MIB, Use.REQUESTS)
+        assert one.reading() == {
+            "budget": 80 * MIB, "peak": 3 * MIB, "bodies": 0, "requests": 2 * MIB, "events": 0,
+            "work": 0,
+        }  # fmt: skip
+
+
+def test_small_work_is_an_eighth_of_its_room_at_most() -> None:
+    async def story() -> None:
+        one = budget()  # with 10 MiB for small work
+        large = await one.turn(40 * MIB, "large")
+        waiting = asyncio.create_task(one.turn(10 * MIB // 8 + 1, "not small"))
+        small = [await one.turn(10 * MIB // 8, "small") for _ in range(8)]
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        large.end()
+        for turn in (await waiting, *small):
+            turn.end()
+        assert is_empty(one)
+
+    asyncio.run(story())
+
+
+def test_who_is_first_in_line_and_leaves_lets_a_smaller_one_have_its_turn_at_once() -> None:
+    async def story() -> None:
+        one = budget()
+        first = await one.turn(30 * MIB, "first")
+        leaver = asyncio.create_task(one.turn(20 * MIB, "leaver"))
+        fits = asyncio.create_task(one.turn(10 * MIB, "fits"))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert fits.done(), "it waits for nothing but its own room"
+        (await fits).end()
+        first.end()
+        assert is_empty(one)
+
+    asyncio.run(story())
+
+
 def test_work_that_can_never_have_its_turn_is_refused() -> None:
     async def story() -> None:
         with pytest.raises(QuireError, match=r"Parsing takes 40.00 MiB.*keeps\s40.00 MiB"):
