@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,13 +31,19 @@ def using(backend: KernelBackend) -> Iterator[None]:
 def backend_for(device: torch.device) -> KernelBackend:
     """Whose operations run on tensors of ``device``. Raises NotImplementedError for a device that
     no backend is for."""
-    chosen = _CHOSEN.get()
-    if chosen is not None and chosen.device_type == device.type:
+    chosen, device_type = _CHOSEN.get(), _device_type(device)
+    if chosen is not None and chosen.device_type == device_type:
         return chosen
-    backend = _OF_DEVICE.get(device.type)
+    backend = _OF_DEVICE.get(device_type)
     if backend is None:
-        raise NotImplementedError(f"no backend has kernels for {device.type} devices")
+        raise NotImplementedError(f"no backend has kernels for {device_type} devices")
     return backend
+
+
+@cache
+def _device_type(device: torch.device) -> str:
+    """Each operation asks, and torch makes the word anew each time."""
+    return device.type
 
 
 def select(operation: str, device: torch.device) -> Callable[..., Any]:
