@@ -212,7 +212,7 @@ def _endpoints(facts: ReportInput) -> list[str]:
         chat = f"({facts.no_chat}: no {chat})"
     return [
         f"POST /v1/completions {chat}",
-        "GET  / (the page) /v1/models /health /ready /version /metrics /memory",
+        "GET  / (the page) /v1/models /health /ready /version /metrics /memory /docs /openapi.json",
         f"memory, line by line: curl '{facts.address}/memory?format=text'",
         "",
         "try:",

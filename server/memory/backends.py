@@ -15,10 +15,11 @@ def register(backend: Backend) -> None:
 
     Raises ValueError for a name that is taken by another record.
     """
-    if _BACKENDS.setdefault(backend.name, backend) is not backend:
+    if _BACKENDS.get(backend.name, backend) is not backend:
         raise ValueError(f"there is another backend named {backend.name!r}")
     for format in backend.packed_formats:
         add_quantised(format)
+    _BACKENDS[backend.name] = backend
 
 
 def backend_named(name: str) -> Backend:

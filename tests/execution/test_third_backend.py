@@ -8,7 +8,7 @@ output channel divided by a power of two that is kept beside it, which loses not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from server.engine_facts import EngineSettings
 from server.errors import StartupError
 from server.execution.cpu_device import CpuDevice
 from server.execution.device import OpenedDevice
+from server.memory import backends
 from server.memory.backends import backend_named, register
 from server.memory.cpu_backend import CPU, buffers
 from server.memory.cpu_memory import CpuMemory
@@ -35,6 +36,7 @@ from server.memory.planner import plan_memory
 from server.memory.runner_config import RunnerConfig
 from server.memory.snapshot import take
 from server.placement import refuse_model
+from weights import formats
 from weights.formats import QuantisedFormat
 from weights.spec import ModelSpec
 from weights.synthetic import write_checkpoint
@@ -93,7 +95,15 @@ THIRD = replace(
     quantisations=(SCALED.name,),
     packed_formats=(SCALED,),
 )
-register(THIRD)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def third() -> Iterator[None]:
+    """Known while these tests run: others of this process count the backends and formats."""
+    register(THIRD)
+    yield
+    del backends._BACKENDS[THIRD.name]
+    del formats._QUANTISED[SCALED.name]
 
 
 def planned(spec: ModelSpec, backend: str, quantization: str | None) -> MemoryPlan:
@@ -179,5 +189,5 @@ def test_a_name_means_one_backend_and_one_format() -> None:
         register(replace(THIRD, place="elsewhere"))
     with pytest.raises(ValueError, match="another format named 'int8'"):
         register(replace(THIRD, name="fourth", packed_formats=(replace(SCALED, name="int8"),)))
-    with pytest.raises(ValueError, match="unknown backend 'fifth'; known: cpu, cuda"):
-        backend_named("fifth")
+    with pytest.raises(ValueError, match="unknown backend 'fourth'; known: cpu, cuda, third"):
+        backend_named("fourth")
