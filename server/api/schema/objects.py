@@ -63,7 +63,8 @@ class RequestObject(BaseModel):
     whose faults server.api.schema.faults puts in words.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    # Only the requests themselves are ever validated: they build their parts.
+    model_config = ConfigDict(strict=True, extra="forbid", defer_build=True)
 
     wanted: ClassVar[str] = "an object"
     refused: ClassVar[Mapping[str, Key]] = {}

@@ -229,13 +229,14 @@ class CommonFields(SamplingFields):
 
 class CompletionRequest(CommonFields):
     model_config = ConfigDict(
+        defer_build=False,
         json_schema_extra={
             "description": RULES,
             "examples": [
                 {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0},
                 {"prompt": [1, 2, 3], "max_tokens": 5, "logprobs": 3, "stop": ["\n"]},
             ],
-        }
+        },
     )
 
     route = Route.COMPLETIONS
@@ -262,6 +263,7 @@ class CompletionRequest(CommonFields):
 
 class ChatRequest(CommonFields):
     model_config = ConfigDict(
+        defer_build=False,
         json_schema_extra={
             "description": RULES + " Only an assistant's message may be without content.",
             "examples": [
@@ -276,7 +278,7 @@ class ChatRequest(CommonFields):
                     "max_completion_tokens": 8,
                 },
             ],
-        }
+        },
     )
 
     route = Route.CHAT
