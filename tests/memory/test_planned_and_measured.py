@@ -112,10 +112,10 @@ def test_an_engine_takes_what_was_planned(index: int, fleet: Fleet) -> None:
 def test_every_form_in_every_format_takes_what_was_planned(
     index: int, turn: int, fleet: Fleet
 ) -> None:
-    """Forms, formats and sets of limits take turns; after the third each form has met them all."""
-    dtype = DTYPES[(index + turn) % len(DTYPES)]
-    limits = list(LIMITS)[(index // len(DTYPES) + index + turn) % len(LIMITS)]
-    assert_as_planned(fleet.measure(list(MODELS)[index], dtype, limits))
+    """Each form meets every format and every set of limits; the pairs take turns."""
+    number = (index + turn) % len(DTYPES)
+    limits = list(LIMITS)[(index + number) % len(LIMITS)]
+    assert_as_planned(fleet.measure(list(MODELS)[index], DTYPES[number], limits))
 
 
 def test_the_forms_are_large_enough_to_tell() -> None:
