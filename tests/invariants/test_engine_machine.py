@@ -77,6 +77,7 @@ def run(
     assert_everything_was_visited(machine.visits, min_steps)
 
 
+@pytest.mark.timeout(900)  # 150 s on a core of its own
 def test_every_property_holds_in_every_order_of_events(
     report_visits: list[tuple[str, Visits]],
 ) -> None:
