@@ -24,7 +24,7 @@ from server.ipc.gauges import GaugeBlock
 from server.memory.accountant import Accountant
 from server.memory.layout import MemoryKind
 from server.memory.reading import MemoryReading
-from server.option_values import format_size
+from server.units import format_size
 
 log = logging.getLogger("quire.memory")
 

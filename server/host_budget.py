@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from server.errors import ErrorCode, QuireError
-from server.option_values import format_size
+from server.units import format_size
 
 T = TypeVar("T")
 

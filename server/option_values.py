@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Callable
 
+from server.units import SIZE_UNITS, format_size
+
 Reader = Callable[[str], object]
 
-_SIZE_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _MOST_SHOWN = 60  # characters of what was given
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
@@ -56,10 +57,10 @@ def read_size(text: str, low: int, high: int) -> int:
     """Bytes in [low, high] from a text as ``size`` takes it. Raises ValueError."""
     match = _SIZE.fullmatch(text.strip())
     unit = match.group(2).upper() if match else ""
-    if match is None or unit not in _SIZE_UNITS:
+    if match is None or unit not in SIZE_UNITS:
         raise ValueError(f"{_shown(text)} is not a size such as 512MiB or 2GiB")
     # Compared before the conversion: of hundreds of digits float makes infinity.
-    value = float(match.group(1)) * _SIZE_UNITS[unit]
+    value = float(match.group(1)) * SIZE_UNITS[unit]
     if not low <= value <= high:
         given = _cut(text) if unit else f"{_cut(text)} (bytes)"
         raise ValueError(f"{given} is not between {format_size(low)} and {format_size(high)}")
@@ -118,23 +119,3 @@ def auto_or(read_value: Reader) -> Reader:
         return None if text == "auto" else read_value(text)
 
     return read
-
-
-def format_size(size_bytes: float) -> str:
-    """A size for people: 512 B, 1.50 MiB, 2.00 GiB. Negative sizes keep their sign."""
-    magnitude = abs(size_bytes)
-    if magnitude < 1024:
-        return f"{size_bytes:.0f} B"
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        size_bytes /= 1024
-        if abs(size_bytes) < 1024 or unit == "TiB":
-            break
-    return f"{size_bytes:.2f} {unit}"
-
-
-def exact_size(size_bytes: int) -> str:
-    """A size as an option takes it, to the byte: 16GiB, 2304KiB, 1000."""
-    for unit in ("TIB", "GIB", "MIB", "KIB"):
-        if size_bytes and size_bytes % _SIZE_UNITS[unit] == 0:
-            return f"{size_bytes // _SIZE_UNITS[unit]}{unit.replace('I', 'i')}"
-    return str(size_bytes)

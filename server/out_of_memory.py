@@ -11,7 +11,7 @@ from server.engine_facts import EngineSettings
 from server.memory.layout import Layout, MemoryKind, build_layout
 from server.memory.reading import MemoryReading
 from server.memory.report import memory_table
-from server.option_values import format_size
+from server.units import format_size
 from weights.checkpoint import open_checkpoint
 from weights.families import resolve
 

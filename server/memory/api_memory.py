@@ -8,7 +8,7 @@ it; nor are whole answers, which the engine counts before it accepts a request
 from __future__ import annotations
 
 from server.errors import StartupError
-from server.option_values import exact_size, format_size
+from server.units import exact_size, format_size
 
 SHARE = 8  # of the free memory, one part in so many
 # Any body can be parsed (65536 lists and 262144 token ids take 43 MiB), and a prompt of 150 KB be

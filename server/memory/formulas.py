@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from server.memory.kinds import MemoryKind
 from server.memory.reading import NOTHING, MemoryReading
-from server.option_values import format_size
+from server.units import format_size
 
 Reading = MemoryReading | None
 

@@ -38,7 +38,7 @@ from server.memory.suggestions import (
     smallest_changes,
 )
 from server.option_table import MAX_MODEL_LEN
-from server.option_values import format_size
+from server.units import format_size
 from weights.formats import FORMATS
 from weights.ranks import rank_spec
 from weights.spec import ModelSpec

@@ -16,7 +16,7 @@ from server.memory.layout import MemoryKind
 from server.memory.memory_plan import MemoryPlan
 from server.memory.plan_formulas import formulas
 from server.memory.reading import NOTHING, AllocatorReading, MemoryReading
-from server.option_values import format_size
+from server.units import format_size
 from weights.inventory import held_format
 
 Parts = list[dict[str, Any]]

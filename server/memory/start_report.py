@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from server.memory.layout import MemoryKind
 from server.memory.reading import NOTHING, MemoryReading
-from server.option_values import format_size
+from server.units import format_size
 
 _WIDTH = 96
 _SHOWN = (

@@ -15,7 +15,7 @@ from itertools import islice, takewhile
 
 from server.memory.backends import backend_named
 from server.memory.plan_request import PlanRequest
-from server.option_values import exact_size
+from server.units import exact_size
 from weights.formats import FORMATS, get_format, get_quantised
 
 Fits = Callable[[PlanRequest, int], bool]  # (request, available bytes) -> whether a plan is made

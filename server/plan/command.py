@@ -12,13 +12,14 @@ from dataclasses import asdict
 from typing import Any
 
 from server.errors import StartupError
-from server.option_values import format_size, read_integer
+from server.option_values import read_integer
 from server.plan.answer import answer
 from server.plan.bars import decimal, table
 from server.plan.devices import DEVICES
 from server.plan.make import PlanOptions, make_plan
 from server.plan.options import KV_DTYPES, SHARED
 from server.plan.text import WIDTH, plan_text
+from server.units import format_size
 from weights.inventory import num_parameters
 from weights.presets import read_presets
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from server.memory.layout import MemoryKind
 from server.memory.plan_formulas import formulas
-from server.option_values import format_size
 from server.plan.make import Plan
+from server.units import format_size
 
 ESTIMATED = (MemoryKind.ALLOCATOR_SLACK, MemoryKind.RUNTIME)
 _NOT_IN_USE = (MemoryKind.OTHER_PROCESSES, MemoryKind.UNACCOUNTED, MemoryKind.FREE)

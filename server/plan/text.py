@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from server.memory.planner import MemoryPlan
-from server.option_values import format_size
 from server.plan.bars import bar, decimal, duration, table
 from server.plan.make import Plan
 from server.plan.split import memory_in_use
+from server.units import format_size
 from weights.spec import ModelSpec
 
 WIDTH = 100

@@ -21,8 +21,9 @@ from server.errors import StartupError
 from server.listener import explain
 from server.model_facts import read_model
 from server.option_table import DEMO_MODEL_DIR, OPTIONS, STRICT_LEDGER, Option
-from server.option_values import exact_size, format_size, read_integer, read_size
+from server.option_values import read_integer, read_size
 from server.report import print_report
+from server.units import exact_size, format_size
 
 # A value other than the default for each option: what is written, and what it comes to.
 EXAMPLES: dict[str, tuple[str, object]] = {

@@ -17,7 +17,7 @@ import pytest
 from server.config import resolve
 from server.errors import StartupError
 from server.model_facts import read_model
-from server.option_values import exact_size
+from server.units import exact_size
 from tests.memory.adversarial_mixes import BLOCK_BYTES, LEAST_BLOCKS, LIMITS, MAX_LEN, MODEL, VOCAB
 from weights.synthetic import write_checkpoint, write_tokenizer
 

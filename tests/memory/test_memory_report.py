@@ -10,7 +10,7 @@ from server.memory.layout import MemoryKind
 from server.memory.planner import PlanRequest, plan_memory
 from server.memory.reading import NAMES, unflatten
 from server.memory.report import MemoryReport, MemorySources
-from server.option_values import format_size
+from server.units import format_size
 from weights.tiny_specs import tiny_llama
 
 MIB, GIB = 2**20, 2**30

@@ -17,7 +17,7 @@ from page_browser import REFUSED, Open
 from playwright.sync_api import expect
 from server_process import ROOT, ServerProcess, wait_until
 
-from server.option_values import format_size
+from server.units import format_size
 
 pytestmark = pytest.mark.slow
 DEMO = ROOT / "weights" / "demo" / "checkpoint"
