@@ -54,14 +54,17 @@ def _tokens(name: str, help: str) -> MetricSpec:
 
 REQUESTS = _counter(
     "quire_requests_total",
-    "Requests by how they ended",
+    "Completion and chat requests that have ended, by route and by how they ended: stop, "
+    "length, abort (client disconnected), invalid (4xx), overloaded (429, or 503 for lack of "
+    "room) or error (5xx). Rises by one when a request ends.",
     Unit.REQUESTS,
     Label("route", GENERATING_ROUTES),
     Label("outcome", tuple(Outcome)),
 )
 HTTP_REQUESTS = _counter(
     "quire_http_requests_total",
-    "HTTP answers",
+    "HTTP responses sent, on all routes, by route, method and status code. Requests that "
+    "match no route have the route unmatched.",
     Unit.REQUESTS,
     Label("route"),
     Label("method"),
@@ -70,109 +73,209 @@ HTTP_REQUESTS = _counter(
 # At rest these two are the sums of the records of requests, and so of the usage in their answers.
 PROMPT_TOKENS = _counter(
     "quire_prompt_tokens_total",
-    "Prompt tokens, counted when a request is handed to the engine, once for all its choices",
+    "Prompt tokens handed to the engine, cached ones included. Rises when a request is handed "
+    "over, once for all its choices.",
     Unit.TOKENS,
 )
 GENERATION_TOKENS = _counter(
     "quire_generation_tokens_total",
-    "Tokens of answers, each counted once as it is written: of all choices, of aborted and failed "
-    "requests, up to the token that completes a stop string",
+    "Output tokens that became part of a response. Rises as each is written: over all "
+    "choices, of aborted and failed requests too, up to the token that completes a stop "
+    "string.",
     Unit.TOKENS,
 )
 DISCARDED_TOKENS = _counter(
     "quire_tokens_discarded_total",
-    "Tokens computed after an end that was found out late",
+    "Output tokens that were computed and thrown away: their sequence had ended (a stop "
+    "string, an end that was seen one step late) or had been preempted.",
     Unit.TOKENS,
 )
 PREFIX_QUERIES = _counter(
-    "quire_prefix_cache_queries_total", "Prompt tokens looked up", Unit.TOKENS
+    "quire_prefix_cache_queries_total",
+    "Tokens looked up in the prefix cache. Rises when a sequence is scheduled for the first "
+    "time or again after a preemption, by all tokens that it has then.",
+    Unit.TOKENS,
 )
 PREFIX_HITS = _counter(
-    "quire_prefix_cache_hits_total", "Prompt tokens found in the cache", Unit.TOKENS
+    "quire_prefix_cache_hits_total",
+    "Tokens found in the prefix cache and not computed again. Divide its rate by that of "
+    "quire_prefix_cache_queries_total for the hit rate.",
+    Unit.TOKENS,
 )
 PREEMPTIONS = _counter(
     "quire_preemptions_total",
-    "Sequences that gave up their blocks to be computed again",
+    "Sequences that lost their KV cache blocks to others and are computed again later. Rises "
+    "when the KV cache is too full for the running batch.",
     Unit.EVENTS,
 )
-RESTARTS = _counter("quire_engine_restarts_total", "Starts of a new engine process", Unit.EVENTS)
-STEPS = _counter("quire_engine_steps_total", "Steps of the engine", Unit.STEPS)
+RESTARTS = _counter(
+    "quire_engine_restarts_total",
+    "Engine processes started to replace one that died. Rises by one per restart; the first "
+    "start does not count.",
+    Unit.EVENTS,
+)
+STEPS = _counter(
+    "quire_engine_steps_total",
+    "Engine steps that ended, failed ones included. One step runs the model once over the "
+    "running batch.",
+    Unit.STEPS,
+)
 STEP_TOKENS = _counter(
     "quire_engine_step_tokens_total",
-    "Tokens computed in steps",
+    "Tokens computed by engine steps, by phase: prompt (prefill, recomputation after a "
+    "preemption included) or decode.",
     Unit.TOKENS,
     Label("phase", STEP_PHASES),
 )
 
-QUEUE_SECONDS = _seconds("quire_request_queue_seconds", "Wait for the first step")
-TTFT_SECONDS = _seconds("quire_time_to_first_token_seconds", "Arrival to first token")
+QUEUE_SECONDS = _seconds(
+    "quire_request_queue_seconds",
+    "Seconds from a request's arrival in the engine until one of its sequences is first "
+    "scheduled. One observation per prompt.",
+)
+TTFT_SECONDS = _seconds(
+    "quire_time_to_first_token_seconds",
+    "Seconds from a request's arrival at the server to its first output token (TTFT). One "
+    "observation when a request ends.",
+)
 INTER_TOKEN_SECONDS = _seconds(
-    "quire_inter_token_latency_seconds", "Between tokens of a choice", _INTER_TOKEN
+    "quire_inter_token_latency_seconds",
+    "Seconds between two consecutive output tokens of one choice (ITL). Tokens that arrive "
+    "together share the time equally.",
+    _INTER_TOKEN,
 )
 TPOT_SECONDS = _seconds(
-    "quire_time_per_output_token_seconds", "A request's mean after its first", _INTER_TOKEN
+    "quire_time_per_output_token_seconds",
+    "Mean seconds per output token of a request after the first token of each choice (TPOT). "
+    "One observation when a request ends.",
+    _INTER_TOKEN,
 )
-REQUEST_SECONDS = _seconds("quire_request_seconds", "Arrival to last byte")
-PROMPT_LENGTH = _tokens("quire_request_prompt_tokens", "Prompt tokens of a request")
-GENERATION_LENGTH = _tokens("quire_request_generation_tokens", "Tokens generated for a request")
-TOKENS_PER_STEP = _tokens("quire_step_tokens", "Tokens computed in one step")
-STEP_SECONDS = _seconds("quire_step_seconds", "One step", _INTER_TOKEN)
-FORWARD_SECONDS = _seconds("quire_step_forward_seconds", "A step's forward pass", _INTER_TOKEN)
-SAMPLE_SECONDS = _seconds("quire_step_sample_seconds", "A step's sampling", _INTER_TOKEN)
+REQUEST_SECONDS = _seconds(
+    "quire_request_seconds",
+    "Seconds from a request's arrival at the server to the end of its response, for requests "
+    "that reached the engine.",
+)
+PROMPT_LENGTH = _tokens(
+    "quire_request_prompt_tokens",
+    "Prompt tokens per request, over all its prompts. One observation when a request ends.",
+)
+GENERATION_LENGTH = _tokens(
+    "quire_request_generation_tokens",
+    "Output tokens per request, over all its choices. One observation when a request ends.",
+)
+TOKENS_PER_STEP = _tokens(
+    "quire_step_tokens", "Tokens computed per engine step, prompt and decode together."
+)
+STEP_SECONDS = _seconds(
+    "quire_step_seconds",
+    "Seconds per engine step: from its start, or from the end of the step before it where two "
+    "overlap, until its results are handled.",
+    _INTER_TOKEN,
+)
+FORWARD_SECONDS = _seconds(
+    "quire_step_forward_seconds",
+    "Seconds per engine step in the model's forward pass.",
+    _INTER_TOKEN,
+)
+SAMPLE_SECONDS = _seconds(
+    "quire_step_sample_seconds", "Seconds per engine step in sampling.", _INTER_TOKEN
+)
 
 # -- where the engine stands now ------------------------------------------------------------------
 
-ENGINE_UP = _gauge("quire_engine_up", "1 while the engine takes requests", Unit.FLAG)
-REQUESTS_RUNNING = _gauge(
-    "quire_requests_running", "Requests with a sequence that computes", Unit.REQUESTS
+ENGINE_UP = _gauge(
+    "quire_engine_up",
+    "1 while the engine accepts requests and makes progress, 0 while it loads, restarts, "
+    "stands still or is dead.",
+    Unit.FLAG,
 )
-REQUESTS_WAITING = _gauge("quire_requests_waiting", "Requests that wait", Unit.REQUESTS)
+REQUESTS_RUNNING = _gauge(
+    "quire_requests_running",
+    "Requests with at least one sequence in the running batch.",
+    Unit.REQUESTS,
+)
+REQUESTS_WAITING = _gauge(
+    "quire_requests_waiting",
+    "Requests in the queue: none of their sequences is in the running batch.",
+    Unit.REQUESTS,
+)
 QUEUE_AGE = _gauge(
     "quire_queue_age_seconds",
-    "Since the arrival of the oldest request that waits for its first step; 0: none waits",
+    "Seconds since the arrival of the oldest request that has not been scheduled yet; 0 when "
+    "there is none.",
     Unit.SECONDS,
 )
 SEQUENCES_RUNNING = _gauge(
-    "quire_sequences_running", "Sequences in the running batch", Unit.SEQUENCES
+    "quire_sequences_running",
+    "Sequences in the running batch. A request has one per choice.",
+    Unit.SEQUENCES,
 )
 SEQUENCES_WAITING = _gauge(
     "quire_sequences_waiting",
-    "Sequences that wait: not begun, or to be computed again",
+    "Sequences in the queue, by reason: queued (not started) or preempted (started, to be "
+    "computed again).",
     Unit.SEQUENCES,
     Label("reason", ("queued", "preempted")),
 )
 WAITING_TOKENS = _gauge(
-    "quire_waiting_prompt_tokens", "Prompt tokens of waiting requests", Unit.TOKENS
+    "quire_waiting_prompt_tokens",
+    "Tokens of the sequences in the queue: their prompts, and the output so far of preempted ones.",
+    Unit.TOKENS,
 )
 FAILED_STEPS = _counter(
     "quire_engine_failed_steps_total",
-    "Steps that failed since the engine's start",
+    "Engine steps that raised an error since the engine process started.",
     Unit.STEPS,
 )
-KV_USAGE = _gauge("quire_kv_cache_usage_ratio", "Blocks in use of all blocks", Unit.RATIO)
+KV_USAGE = _gauge(
+    "quire_kv_cache_usage_ratio",
+    "Share of the KV cache's blocks that running sequences hold, from 0 to 1. Cached prefixes "
+    "that can be evicted do not count.",
+    Unit.RATIO,
+)
 KV_BLOCKS = _gauge(
     "quire_kv_blocks",
-    "Blocks of the KV cache by state",
+    "KV cache blocks by state: live (held by sequences), cached (prefixes that can be "
+    "evicted) or free.",
     Unit.BLOCKS,
     Label("state", ("live", "cached", "free")),
 )
 KV_TOKENS = _gauge(
     "quire_kv_tokens",
-    "Token slots: all, in active blocks, holding a token",
+    "Token slots of the KV cache by state: capacity (all), reserved (in blocks that sequences "
+    "hold) or filled (of those, holding a token).",
     Unit.TOKENS,
     Label("state", ("capacity", "reserved", "filled")),
 )
 
 # -- what memory is for ---------------------------------------------------------------------------
 
-MEMORY = _gauge("quire_memory_bytes", "Held now", Unit.BYTES, _DEVICE, _KIND)
-MEMORY_PEAK = _gauge("quire_memory_peak_bytes", "The most held so far", Unit.BYTES, _DEVICE, _KIND)
+MEMORY = _gauge(
+    "quire_memory_bytes",
+    "Bytes held now on the device, by kind. All kinds, free and unaccounted included, add up "
+    "to quire_memory_total_bytes.",
+    Unit.BYTES,
+    _DEVICE,
+    _KIND,
+)
+MEMORY_PEAK = _gauge(
+    "quire_memory_peak_bytes",
+    "Most bytes held at any reading since the engine started, by kind.",
+    Unit.BYTES,
+    _DEVICE,
+    _KIND,
+)
 MEMORY_PLANNED = _gauge(
-    "quire_memory_planned_bytes", "Reserved by the plan", Unit.BYTES, _DEVICE, _KIND
+    "quire_memory_planned_bytes",
+    "Bytes that the memory plan reserved at start, by kind. Compare with quire_memory_bytes.",
+    Unit.BYTES,
+    _DEVICE,
+    _KIND,
 )
 MEMORY_PARTS = _gauge(
     "quire_memory_part_bytes",
-    "Parts of a kind that are measured by themselves",
+    "Bytes of the parts of a kind that are measured separately. The KV cache's parts are "
+    "quire_kv_bytes.",
     Unit.BYTES,
     _DEVICE,
     _KIND,
@@ -180,18 +283,29 @@ MEMORY_PARTS = _gauge(
 )
 MEMORY_ESTIMATED = _gauge(
     "quire_memory_estimated",
-    "1 where a kind's figure is an estimate, because the device does not tell",
+    "1 where a kind's figure is an estimate because the device's driver does not report it, "
+    "otherwise 0.",
     Unit.FLAG,
     _DEVICE,
     _KIND,
 )
-MEMORY_TOTAL = _gauge("quire_memory_total_bytes", "The device", Unit.BYTES, _DEVICE)
+MEMORY_TOTAL = _gauge(
+    "quire_memory_total_bytes",
+    "Bytes of memory of the device: a GPU's memory, or on a CPU the smaller of RAM and the "
+    "container's limit.",
+    Unit.BYTES,
+    _DEVICE,
+)
 KV_BYTES = _gauge(
-    "quire_kv_bytes", "The KV cache by use", Unit.BYTES, Label("use", tuple(KV_PARTS))
+    "quire_kv_bytes",
+    "Bytes of the KV cache by use: active (tokens of sequences), tail_waste (empty slots of "
+    "their blocks), cached (prefixes that can be evicted) or free.",
+    Unit.BYTES,
+    Label("use", tuple(KV_PARTS)),
 )
 WEIGHTS = _gauge(
     "quire_weights_bytes",
-    "Parameters as held",
+    "Bytes of the model's parameters as loaded, by component and number format.",
     Unit.BYTES,
     _DEVICE,
     Label("component", tuple(Component)),
@@ -199,27 +313,33 @@ WEIGHTS = _gauge(
 )
 HOST_MEMORY = _gauge(
     "quire_host_memory_bytes",
-    "The host's memory: processes' resident sets, pinned and shared parts",
+    "Bytes of host memory: the resident sets of the API and engine processes, and the pinned "
+    "and shared parts of the engine's.",
     Unit.BYTES,
     Label("what", ("api_process_resident", "engine_process_resident", "pinned", "shared")),
 )
 API_MEMORY = _gauge(
     "quire_api_memory_bytes",
-    "What requests may take of the API process, by use: counted before it is taken",
+    "Bytes of the API process's memory counted for clients before they are taken, by use: "
+    "bodies, parsed requests, unread events, and work (parsing, templates, tokenization).",
     Unit.BYTES,
     Label("use", tuple(Use)),
 )
 API_MEMORY_BUDGET = _gauge(
     "quire_api_memory_budget_bytes",
-    "The most that quire_api_memory_bytes may come to in all; past it requests get 503",
+    "Most bytes that quire_api_memory_bytes may reach over all uses (--api-memory). Requests "
+    "that exceed it get 503.",
     Unit.BYTES,
 )
 API_MEMORY_PEAK = _gauge(
-    "quire_api_memory_peak_bytes", "The most that it came to in all", Unit.BYTES
+    "quire_api_memory_peak_bytes",
+    "Most bytes that quire_api_memory_bytes has reached over all uses since the server started.",
+    Unit.BYTES,
 )
 ALLOCATOR = _gauge(
     "quire_allocator_bytes",
-    "What the allocator has taken, gives out, and could give out in one piece",
+    "Bytes of the device's memory allocator by state: reserved (taken from the device), "
+    "in_use (given to tensors) or largest_free (largest free piece that it holds).",
     Unit.BYTES,
     _DEVICE,
     Label("state", ("reserved", "in_use", "largest_free")),
@@ -229,7 +349,7 @@ ALLOCATOR = _gauge(
 
 MODEL_INFO = _gauge(
     "quire_model_info",
-    "The model that is served; always 1",
+    "The served model's name, number formats and server version as labels. The value is always 1.",
     Unit.FLAG,
     Label("model"),
     Label("dtype", tuple(FORMATS)),
@@ -240,7 +360,8 @@ MODEL_INFO = _gauge(
 # device.
 KV_CACHE_INFO = _gauge(
     "quire_kv_cache_config_info",
-    "Tokens in a block and blocks in all, as labels; always 1",
+    "Tokens per KV cache block and number of blocks as labels, on any device. The value is "
+    "always 1.",
     Unit.FLAG,
     Label("block_size"),
     Label("num_gpu_blocks"),

@@ -88,6 +88,22 @@ def test_names_say_their_unit() -> None:
     assert len({metric.name for metric in METRICS}) == len(METRICS)
 
 
+NOUNS = {Unit.BYTES: "bytes", Unit.SECONDS: "seconds", Unit.RATIO: "share", Unit.TOKENS: "token"}
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_each_help_is_a_sentence_that_names_the_unit_and_the_states(
+    metric: MetricSpec,
+) -> None:
+    """Grafana shows the help alone, beside a name that may be cut off."""
+    assert metric.help.endswith(".")
+    assert metric.help[0].isupper() or metric.help[0].isdigit()
+    assert len(metric.help.split()) >= 6
+    assert NOUNS.get(metric.unit, "") in metric.help.lower()
+    states = [label for label in metric.labels if label.name in ("state", "reason", "phase")]
+    assert all(value in metric.help for label in states for value in label.values or ())
+
+
 def test_the_routes_that_generate_are_those_of_the_api() -> None:
     assert set(GENERATING_ROUTES) == {route.value for route in Route}
 
