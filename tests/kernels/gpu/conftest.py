@@ -30,8 +30,10 @@ else:
     if not torch.cuda.is_available():
         triton.knobs.runtime.interpret = True
         import interpreted_products
+        import quick_interpreter
 
         interpreted_products.install()
+        quick_interpreter.install()
 finally:
     os.environ.pop("TRITON_INTERPRET", None)  # processes that tests start compile kernels
 
