@@ -9,9 +9,9 @@ from __future__ import annotations
 import http.client
 import sys
 
-from server.config import ServerConfig, resolve
+from server.config.server_config import ServerConfig, resolve
 from server.errors import StartupError
-from server.listener import reachable
+from server.startup.listener import reachable
 
 _TIMEOUT_S = 4.0  # below the container engine's own limit, so that the reason is ours
 

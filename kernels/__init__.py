@@ -12,26 +12,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kernels.activations import activation, gated_activation
     from kernels.attention import (
         AttentionWorkspace,
         paged_attention,
         prepare_attention,
         varlen_attention,
     )
-    from kernels.attention_types import AttentionFeatures, AttentionMetadata
     from kernels.backends import KernelBackend, attention_workspace_bytes
-    from kernels.embeddings import embedding
+    from kernels.elementwise import (
+        activation,
+        add_layer_norm,
+        add_rms_norm,
+        embedding,
+        gated_activation,
+    )
+    from kernels.footprint.attention import AttentionShape
     from kernels.kv_store import copy_blocks, gather_blocks, rotary_store_kv, scatter_blocks
     from kernels.linears import LinearWeight, linear, pack_linear
-    from kernels.norm import add_layer_norm, add_rms_norm
     from kernels.philox import as_int64, derive_key
     from kernels.rotary import rotary_table
     from kernels.sampling import sample, token_logprobs
-    from kernels.sampling_types import SampleOutput, SamplingTensors, SparseBias, SparseIds
     from kernels.step_inputs import commit_tokens, count_tokens, gather_step, write_rows
-    from kernels.step_types import StepBuffers
-    from kernels.workspace import AttentionShape
+    from kernels.types import (
+        AttentionFeatures,
+        AttentionMetadata,
+        SampleOutput,
+        SamplingTensors,
+        SparseBias,
+        SparseIds,
+        StepBuffers,
+    )
 
 __all__ = [
     "AttentionFeatures",
@@ -72,21 +82,31 @@ __all__ = [
 ]
 
 _HOMES = {
-    "activations": ("activation", "gated_activation"),
     "attention": ("AttentionWorkspace", "paged_attention", "prepare_attention", "varlen_attention"),
-    "attention_types": ("AttentionFeatures", "AttentionMetadata"),
     "backends": ("KernelBackend", "attention_workspace_bytes"),
-    "embeddings": ("embedding",),
+    "elementwise": (
+        "activation",
+        "add_layer_norm",
+        "add_rms_norm",
+        "embedding",
+        "gated_activation",
+    ),
+    "footprint.attention": ("AttentionShape",),
     "kv_store": ("copy_blocks", "gather_blocks", "rotary_store_kv", "scatter_blocks"),
     "linears": ("LinearWeight", "linear", "pack_linear"),
-    "norm": ("add_layer_norm", "add_rms_norm"),
     "philox": ("as_int64", "derive_key"),
     "rotary": ("rotary_table",),
     "sampling": ("sample", "token_logprobs"),
-    "sampling_types": ("SampleOutput", "SamplingTensors", "SparseBias", "SparseIds"),
     "step_inputs": ("commit_tokens", "count_tokens", "gather_step", "write_rows"),
-    "step_types": ("StepBuffers",),
-    "workspace": ("AttentionShape",),
+    "types": (
+        "AttentionFeatures",
+        "AttentionMetadata",
+        "SampleOutput",
+        "SamplingTensors",
+        "SparseBias",
+        "SparseIds",
+        "StepBuffers",
+    ),
 }
 
 

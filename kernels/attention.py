@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
 from kernels.backends import attention_workspace_bytes
 from kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
 from kernels.dispatch import backend_for, select
+from kernels.footprint.attention import AttentionShape
 from kernels.kv_store import check_cache_layer
-from kernels.workspace import AttentionShape
+from kernels.types import PLAIN, AttentionFeatures, AttentionMetadata
 
 
 class AttentionWorkspace:

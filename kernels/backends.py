@@ -12,8 +12,8 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-from kernels.gpu_workspace import gpu_attention_regions
-from kernels.workspace import AttentionShape, cpu_attention_regions
+from kernels.footprint.attention import AttentionShape, cpu_attention_regions
+from kernels.footprint.gpu_attention import gpu_attention_regions
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ TORCH_CPU = KernelBackend(
     device_type="cpu",
     operations={
         "activation": "kernels.cpu.elementwise:activation",
-        "add_layer_norm": "kernels.cpu.norm:add_layer_norm",
-        "add_rms_norm": "kernels.cpu.norm:add_rms_norm",
+        "add_layer_norm": "kernels.cpu.elementwise:add_layer_norm",
+        "add_rms_norm": "kernels.cpu.elementwise:add_rms_norm",
         "commit_tokens": "kernels.cpu.step_inputs:commit_tokens",
         "copy_blocks": "kernels.cpu.kv_store:copy_blocks",
         "count_tokens": "kernels.cpu.step_inputs:count_tokens",

@@ -35,8 +35,8 @@ from pathlib import Path
 import triton
 from triton.runtime.jit import JITCallable
 
-from kernels.gate_baseline import Row, Rows, differences, read_baseline, review, write_baseline
-from kernels.gate_cases import (
+from kernels.gate.baseline import Row, Rows, differences, read_baseline, review, write_baseline
+from kernels.gate.cases import (
     Job,
     Ungated,
     cases_of,
@@ -44,15 +44,15 @@ from kernels.gate_cases import (
     representative,
     sources_of,
 )
-from kernels.gpu.compile_case import FLOAT64, CompileCase
-from kernels.gpu.interpreter import interpreted
-from kernels.offline import (
+from kernels.gate.offline import (
     SHARED_LIMITS,
     Figures,
     NotCompiled,
     compile_case,
     wanted_but_missing,
 )
+from kernels.gpu.compile_case import FLOAT64, CompileCase
+from kernels.gpu.interpreter import interpreted
 
 BASELINE = Path(__file__).with_name("compile_baseline.json")
 CACHE = Path(__file__).parent.parent / ".cache" / "compile_gate"
@@ -159,7 +159,7 @@ def _figures(case: CompileCase, arch: int, folder: Path | None) -> Figures:
 
 def _digest(case: CompileCase, arch: int) -> str:
     """Names the machine code: the source with all that it calls, the case, and the tools."""
-    reader = Path(__file__).with_name("offline.py").read_text()
+    reader = Path(__file__).with_name("gate").joinpath("offline.py").read_text()
     facts = [
         triton.__version__,
         arch,

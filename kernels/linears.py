@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.activations import KINDS
 from kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
 from kernels.dispatch import select
-from kernels.quantised import INT4_GROUP, QUANTISED, quantise
+from kernels.elementwise import KINDS
+from kernels.quantization import INT4_GROUP, QUANTISED, quantise
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -20,10 +20,10 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 class LinearWeight:
     """A weight as its backend wants it; make it with pack_linear and hand it to linear only.
 
-    ``format`` is a canonical format name, or one that its backend alone knows. ``weight`` is
-    [out, in] in a plain format; a quantised one's numbers and ``scales`` lie as kernels.quantised
-    says, and in a backend's own format both are that backend's matter. ``bias`` is [out].
-    ``shape`` is (out, in), ``dtype`` that of the rows that it multiplies.
+    ``format`` is a canonical format name, or one that its backend alone knows. ``weight`` is [out,
+    in] in a plain format; a quantised one's numbers and ``scales`` lie as kernels.quantization
+    says, and in a backend's own format both are that backend's matter. ``bias`` is [out]. ``shape``
+    is (out, in), ``dtype`` that of the rows that it multiplies.
     """
 
     format: str

@@ -1,8 +1,8 @@
 """``python -m kernels.product_probe bfloat16``: times 16-bit products beside float32's on a CPU.
 
 A process of its own prints one line of JSON: [[rows, seconds in float32, seconds in 16 bits], ...].
-Who plans a server asks for it before torch is loaded there (server.dtype_choice). One thread, and
-its own processor time: what else runs on the machine then changes the ratio little.
+Who plans a server asks for it before torch is loaded there (server.startup.dtype_choice). One
+thread, and its own processor time: what else runs on the machine then changes the ratio little.
 """
 
 from __future__ import annotations

@@ -14,10 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
 from kernels.linears import LinearWeight
 from kernels.philox import sampling_bits
-from kernels.sampling_types import SampleOutput, SamplingTensors
 from kernels.step_reference import (
     commit_tokens as commit_tokens,
 )
@@ -30,6 +28,7 @@ from kernels.step_reference import (
 from kernels.step_reference import (
     write_rows as write_rows,
 )
+from kernels.types import PLAIN, AttentionFeatures, AttentionMetadata, SampleOutput, SamplingTensors
 
 
 def embedding(

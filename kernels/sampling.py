@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.checks import INTEGERS, check_dtype, check_range, check_same_device, check_shape
 from kernels.dispatch import select
-from kernels.sampling_types import SampleOutput, SamplingTensors
+from kernels.types import SampleOutput, SamplingTensors
 
 _FLOAT = (torch.float32,)
 _LONG = (torch.int64,)

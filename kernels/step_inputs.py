@@ -1,8 +1,8 @@
 """Rows of running sequences on the device, and the inputs of a step made from them.
 
-The host says in a packet what changes and which rows take part (kernels.row_state has both
-layouts); these functions apply it without the host waiting for the device. Packets are trusted:
-nothing in them is read back, so the row numbers, columns and counts in them must be right.
+The host says in a packet what changes and which rows take part (kernels.footprint.row_state has
+both layouts); these functions apply it without the host waiting for the device. Packets are
+trusted: nothing in them is read back, so the row numbers, columns and counts in them must be right.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from kernels.checks import (
     check_shape,
 )
 from kernels.dispatch import select
-from kernels.row_state import COUNTED_WORDS, NUM_FLOATS, SEGMENT_WORDS, RowLayout, StepTable
-from kernels.step_types import StepBuffers
+from kernels.footprint.row_state import (
+    COUNTED_WORDS,
+    NUM_FLOATS,
+    SEGMENT_WORDS,
+    RowLayout,
+    StepTable,
+)
+from kernels.types import StepBuffers
 
 _INT = (torch.int32,)
 _LONG = (torch.int64,)

@@ -26,7 +26,7 @@ from kernels.tuner.problem import Problem
 from kernels.tuner.problems import all_problems
 from kernels.tuner.pruning import check_all
 from kernels.tuner.search import Bench, Choice, choose_all
-from kernels.tuning_writer import merged, write_table
+from kernels.tuner.writer import merged, write_table
 
 SECONDS = 330.0
 COMPILE_PART = 0.4  # of the time, at most

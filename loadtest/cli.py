@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loadtest.arrivals import Arrivals, ClosedLoop, Constant, Gamma, Poisson, Recorded
 from loadtest.errors import LoadtestError, ScenarioError
-from loadtest.scenario import Scenario, load_scenario
+from loadtest.workload.arrivals import Arrivals, ClosedLoop, Constant, Gamma, Poisson, Recorded
+from loadtest.workload.scenario import Scenario, load_scenario
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 EXIT_MISSED, EXIT_INTERRUPTED = 1, 130
@@ -167,7 +167,7 @@ def _sweep(parsed: argparse.Namespace) -> int:
 
 def _replay(parsed: argparse.Namespace) -> int:
     from loadtest import commands
-    from loadtest.trace import read_trace
+    from loadtest.workload.trace import read_trace
 
     if not 0 < parsed.speed < float("inf"):
         raise ScenarioError(f"--speed {parsed.speed:g}: must be more than 0")
@@ -180,7 +180,7 @@ def _replay(parsed: argparse.Namespace) -> int:
 
 
 def _ceiling(parsed: argparse.Namespace) -> int:
-    from loadtest import ceiling
+    from loadtest.capacity import client_capacity as ceiling
 
     print(ceiling.render(asyncio.run(ceiling.find_ceiling())), end="")
     return 0

@@ -10,21 +10,21 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loadtest.address import find_model, parse_base_url
-from loadtest.arrivals import Arrivals, ClosedLoop, Poisson
-from loadtest.compare import compare as compare_results
-from loadtest.compare import failures
-from loadtest.driver import Target
+from loadtest.client.address import find_model, parse_base_url
 from loadtest.errors import ScenarioError
-from loadtest.measurement import ROUTES, Options, TracedWorkload, measure
+from loadtest.load.driver import Target
 from loadtest.progress import Progress
-from loadtest.result import RunResult, load, save
-from loadtest.scenario import Scenario
-from loadtest.search import Search
-from loadtest.started_server import started
-from loadtest.table import aligned, render, seconds
-from loadtest.trace import TraceRow
-from loadtest.workload import Workload
+from loadtest.report.compare import compare as compare_results
+from loadtest.report.compare import failures
+from loadtest.report.result import RunResult, load, save
+from loadtest.report.table import aligned, render, seconds
+from loadtest.run import ROUTES, Options, TracedWorkload, measure
+from loadtest.server.started import started
+from loadtest.stats.search import Search
+from loadtest.workload.arrivals import Arrivals, ClosedLoop, Poisson
+from loadtest.workload.requests import Workload
+from loadtest.workload.scenario import Scenario
+from loadtest.workload.trace import TraceRow
 
 EXIT_MISSED, EXIT_INTERRUPTED = 1, 130
 
@@ -215,7 +215,7 @@ def _keep(results: Sequence[RunResult], parsed: argparse.Namespace) -> None:
             save(result, path)
             print(f"kept in {path}", file=sys.stderr)
     if parsed.html is not None:
-        from loadtest.page import page
+        from loadtest.report.html import page
 
         parsed.html.write_text(page(results), encoding="utf-8")
         print(f"report in {parsed.html}", file=sys.stderr)

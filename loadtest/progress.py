@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from loadtest.table import seconds
-from loadtest.watch import Moment
+from loadtest.monitors import Moment
+from loadtest.report.table import seconds
 
 _QUIET_S = 10.0
 _RECENT_S = 5.0

@@ -8,10 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 import server
-from server.config import near, resolve
+from server.config.options import DEMO_MODEL_DIR, OPTIONS, Once, Option
+from server.config.server_config import near, resolve
 from server.errors import StartupError
-from server.flags import Once
-from server.option_table import DEMO_MODEL_DIR, OPTIONS, Option
 
 EXIT_INTERRUPTED = 130  # as a shell says it
 EXIT_REFUSED = 2  # a start-up error: an option, the folder, a checkpoint, a busy port
@@ -82,7 +81,7 @@ def _refuse_rest(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
 
 
 def _add_plan(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
-    from server.plan.options import DESCRIPTION, add_arguments, epilog
+    from server.plan_cli.options import DESCRIPTION, add_arguments, epilog
 
     plan = add_parser(
         "plan",
@@ -123,13 +122,13 @@ def _serve(parsed: argparse.Namespace) -> int:
     config = resolve(flags, config_file=parsed.config)
     if config.model_dir == str(DEMO_MODEL_DIR) and not DEMO_MODEL_DIR.is_dir():
         raise StartupError("the demo model is not in this installation: give a MODEL_DIR")
-    from server.bootstrap import serve
+    from server.app.bootstrap import serve
 
     return serve(config)
 
 
 def _plan(parsed: argparse.Namespace) -> int:
-    from server.plan.command import run
+    from server.plan_cli.command import run
 
     return run(parsed)
 

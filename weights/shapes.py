@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weights.checkpoint.strict_json import parse_object, show
 from weights.errors import CheckpointError
-from weights.families.facts import ConfigFacts
+from weights.families.facts import ConfigReader
 from weights.shape_keys import (
     ACTIVATIONS,
     DTYPES,
@@ -34,7 +35,6 @@ from weights.spec import (
     PositionKind,
     RopeSpec,
 )
-from weights.strict_json import parse_object, show
 
 MAX_SHAPE_BYTES = 1 << 20
 _EPSILON = 1e-5  # no memory depends on it
@@ -90,7 +90,7 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
             near = difflib.get_close_matches(key, SHAPE_KEYS, n=2)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise CheckpointError(f"{where}: unknown key {show(key)}{hint}")
-    facts = ConfigFacts(document, "a shape", file=where)
+    facts = ConfigReader(document, "a shape", file=where)
     hidden = facts.integer("hidden_size")
     layers = facts.integer("num_layers", high=_MOST_LAYERS)
     attention = _attention(facts, hidden)
@@ -137,7 +137,7 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
     )
 
 
-def _attention(facts: ConfigFacts, hidden: int) -> AttentionSpec:
+def _attention(facts: ConfigReader, hidden: int) -> AttentionSpec:
     query = facts.integer("num_query_heads", high=_MOST_HEADS)
     kv = facts.integer("num_kv_heads", query, high=_MOST_HEADS)
     if query % kv:
@@ -159,7 +159,7 @@ def _attention(facts: ConfigFacts, hidden: int) -> AttentionSpec:
     )
 
 
-def _rope(facts: ConfigFacts, theta: str, attention: AttentionSpec, positions: int) -> RopeSpec:
+def _rope(facts: ConfigReader, theta: str, attention: AttentionSpec, positions: int) -> RopeSpec:
     dim = facts.integer("rotary_dim", attention.head_dim, low=2, high=attention.head_dim)
     if dim % 2:
         raise facts.error("rotary_dim", f"is {dim}; channels turn in pairs: it must be even")
@@ -167,7 +167,7 @@ def _rope(facts: ConfigFacts, theta: str, attention: AttentionSpec, positions: i
     return RopeSpec(theta=base, dim=dim, original_max_positions=positions)
 
 
-def _windows(facts: ConfigFacts, layers: int) -> tuple[int, ...]:
+def _windows(facts: ConfigReader, layers: int) -> tuple[int, ...]:
     window = facts.integer("window", 0, low=0, high=1 << 31)
     every = facts.integer("full_every", 0, low=0, high=layers)
     if not window:
@@ -177,7 +177,7 @@ def _windows(facts: ConfigFacts, layers: int) -> tuple[int, ...]:
     return tuple(0 if every and layer % every == 0 else window for layer in range(1, layers + 1))
 
 
-def _experts(facts: ConfigFacts, layers: int) -> ExpertsSpec | None:
+def _experts(facts: ConfigReader, layers: int) -> ExpertsSpec | None:
     count = facts.integer("num_experts", 0, low=0, high=_MOST_EXPERTS)
     if not count:
         for key in _MIXTURE_KEYS:
@@ -194,11 +194,11 @@ def _experts(facts: ConfigFacts, layers: int) -> ExpertsSpec | None:
     )
 
 
-def _cap(facts: ConfigFacts, key: str) -> float | None:
+def _cap(facts: ConfigReader, key: str) -> float | None:
     return facts.number(key) if key in facts else None
 
 
-def _text(facts: ConfigFacts, key: str, default: str) -> str:
+def _text(facts: ConfigReader, key: str, default: str) -> str:
     value = facts.raw(key)
     if value is None:
         return default

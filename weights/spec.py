@@ -157,7 +157,7 @@ class ModelSpec:
     of them; empty where every layer sees all. Layers with a window turn by ``local_rope`` where
     there is one. ``position_offset`` is the row of the learned table that the first token reads.
 
-    A spec may describe more than the engine computes: server.served_features tells what.
+    A spec may describe more than the engine computes: server.startup.supported_models tells what.
     """
 
     family: str

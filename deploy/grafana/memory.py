@@ -5,7 +5,7 @@ from __future__ import annotations
 from deploy.grafana.panels import Bars, Dashboard, Graph, Query, Row, Stat, Table
 from deploy.grafana.queries import highest, total
 from deploy.grafana.shared import BLOCKS_IN_USE, KV_IN_USE
-from server.memory.layout import MemoryKind
+from server.memory.kinds import MemoryKind
 from server.metrics import registry as r
 
 _NOT_OURS = (MemoryKind.FREE, MemoryKind.OTHER_PROCESSES)

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels.attention_types import PLAIN, AttentionMetadata
 from kernels.backends import TRITON_CUDA, attention_workspace_bytes
 from kernels.bench.row import Call
-from kernels.workspace import AttentionShape
+from kernels.footprint.attention import AttentionShape
+from kernels.types import PLAIN, AttentionMetadata
 
 DTYPE = torch.bfloat16
 SEED = 20

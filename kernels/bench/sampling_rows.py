@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.backends import TRITON_CUDA
 from kernels.bench.paged import flashinfer_package
 from kernels.bench.row import Call, Contender, Goal, Limit, Row
-from kernels.sampling_types import SamplingTensors
+from kernels.types import SamplingTensors
 
 TEMPERATURE = 0.8
 TOP_K = 50

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
 from kernels.cpu.attention_work import (
     AttentionWork,
     Segment,
@@ -29,7 +28,8 @@ from kernels.cpu.attention_work import (
     plan,
     varlen_lookup,
 )
-from kernels.workspace import AttentionShape
+from kernels.footprint.attention import AttentionShape
+from kernels.types import PLAIN, AttentionFeatures, AttentionMetadata
 
 HIDDEN = -1e30
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.workspace import (
+from kernels.footprint.attention import (
     QUERY_TILES,
     AttentionShape,
     ScratchRegions,

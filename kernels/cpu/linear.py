@@ -1,7 +1,7 @@
 """The matrix product on a CPU: torch's own, in whichever form is fastest for the number of rows.
 
 Weights stay as they were given. Four forms, chosen by shape and type alone (the numbers are in
-kernels.product_forms); all add up in float32:
+kernels.footprint.linear); all add up in float32:
 
 - one row: a matrix-vector product, which streams the weight at nearly the memory's speed;
 - a few rows of a large float32 weight: the weight times the transposed rows, up to three times
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu.elementwise import activation as activated
+from kernels.footprint.linear import MANY_ROWS, is_transposed, padded_rows, panel_rows
 from kernels.linears import DTYPES, LinearWeight, pack_on_any_device
-from kernels.product_forms import MANY_ROWS, is_transposed, padded_rows, panel_rows
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kernels.cpu.philox import gumbel, sampling_bits
 from kernels.cpu.truncation import drop_below, keep_best
-from kernels.sampling_types import SampleOutput, SamplingTensors
+from kernels.types import SampleOutput, SamplingTensors
 
 GUMBEL_SPAN = 26.1  # from -log(33 log 2) = -3.130 to 22.874; the rest allows for rounding
 LOGPROB_BYTES = 8 << 20  # log-probabilities held at once

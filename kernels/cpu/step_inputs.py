@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import row_state
-from kernels.row_state import COUNTED_WORDS, SEGMENT_WORDS, RowLayout, StepTable
-from kernels.step_types import StepBuffers
+from kernels.footprint import row_state
+from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, RowLayout, StepTable
+from kernels.types import StepBuffers
 
 
 def write_rows(rows: Tensor, packet: Tensor, segments_at: int, num_segments: int) -> None:

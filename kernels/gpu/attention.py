@@ -13,11 +13,11 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
 from kernels.checks import check_range
+from kernels.footprint.attention import AttentionShape
 from kernels.gpu.decode_work import AttentionWork, plan
 from kernels.gpu.paged_decode import decode
-from kernels.workspace import AttentionShape
+from kernels.types import PLAIN, AttentionFeatures, AttentionMetadata
 
 
 @dataclass(frozen=True, slots=True)

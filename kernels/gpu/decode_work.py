@@ -10,18 +10,18 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
-from kernels.attention_types import AttentionMetadata
 from kernels.dispatch import gpu_index
-from kernels.gpu.compile_case import CompileCase
-from kernels.gpu_workspace import (
+from kernels.footprint.attention import AttentionShape
+from kernels.footprint.gpu_attention import (
     HEADER_WORDS,
     MAX_PROGRAMS,
     START_WORDS,
     decode_regions,
     list_words,
 )
+from kernels.gpu.compile_case import CompileCase
 from kernels.jit.decode_work import build_decode_work
-from kernels.workspace import AttentionShape
+from kernels.types import AttentionMetadata
 
 ROWS = 128  # rows that build_decode_work looks at together
 PROGRAMS = 16  # starts that one of its programs finds
@@ -40,7 +40,7 @@ class WorkList:
 
 @dataclass(frozen=True, slots=True)
 class DecodeScratch:
-    """The workspace, cut as kernels.gpu_workspace books it."""
+    """The workspace, cut as kernels.footprint.gpu_attention books it."""
 
     lists: Tensor  # int32, a WorkList for each window
     counters: Tensor  # [MAX_PROGRAMS] int32

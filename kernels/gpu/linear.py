@@ -23,15 +23,15 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
-from kernels.gpu import linear_cases
-from kernels.gpu.compile_case import CompileCase
-from kernels.gpu.interpreter import interpreted
-from kernels.gpu_product_forms import (
+from kernels.footprint.gpu_linear import (
     LEAST_PANEL_ROWS,
     MOST_SKINNY_ROWS,
     panel_rows,
     splits_allowed,
 )
+from kernels.gpu import linear_cases
+from kernels.gpu.compile_case import CompileCase
+from kernels.gpu.interpreter import interpreted
 from kernels.jit.linear_skinny import linear_dot, linear_finish, linear_reduce
 from kernels.jit.linear_tiled import linear_dequantise, linear_tiled
 from kernels.linears import LinearWeight

@@ -9,8 +9,8 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
+from kernels.footprint.gpu_sampling import ALIGNMENT, MERGE_TOP, TILE
 from kernels.gpu.compile_case import CompileCase
-from kernels.gpu_sampling_workspace import ALIGNMENT, MERGE_TOP, TILE
 from kernels.jit import logprobs as jit
 
 

@@ -11,11 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import tuning
-from kernels.attention_types import AttentionFeatures, AttentionMetadata
 from kernels.gpu.compile_case import ASYNC_COPY, CompileCase
 from kernels.gpu.decode_work import AttentionWork, work_blocks
 from kernels.gpu.interpreter import interpreted
 from kernels.jit.paged_decode import paged_decode
+from kernels.types import AttentionFeatures, AttentionMetadata
 
 NATIVE_FLOAT8 = 89  # the first architecture whose instructions know float8_e4m3fn
 LEAST_ROWS = 16  # of a tensor-core product; a smaller group is padded

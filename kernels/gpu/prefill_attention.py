@@ -11,12 +11,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels import tuning
-from kernels.attention_types import AttentionFeatures, AttentionMetadata
+from kernels.footprint.attention import AttentionShape
 from kernels.gpu import specialized_prefill
 from kernels.gpu.compile_case import ASYNC_COPY, TMA, WGMMA, CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.jit import paged_prefill as jit
-from kernels.workspace import AttentionShape
+from kernels.types import AttentionFeatures, AttentionMetadata
 
 NATIVE_FLOAT8 = 89  # from here on the compiler has float8_e4m3fn; before, kernels read its bits
 LARGEST_COORDINATE = 2**31 - 1  # of a box in a tensor descriptor

@@ -18,15 +18,15 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
+from kernels.footprint.gpu_sampling import SamplingScratch
 from kernels.gpu import sampling_cases
 from kernels.gpu.compile_case import CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.gpu.logprobs import token_logprobs
 from kernels.gpu.sampling_scratch import padded_tiles, regions_of
-from kernels.gpu_sampling_workspace import SamplingScratch
 from kernels.jit import sampling as jit
 from kernels.jit import truncation as jit_truncation
-from kernels.sampling_types import SampleOutput, SamplingTensors, SparseBias, SparseIds
+from kernels.types import SampleOutput, SamplingTensors, SparseBias, SparseIds
 
 T = TypeVar("T", Tensor, Tensor | None)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from kernels import tuning
+from kernels.footprint.gpu_sampling import CAPACITY, GROUP, TILE, SamplingScratch
 from kernels.gpu.compile_case import FLOAT64, CompileCase
 from kernels.gpu.sampling_scratch import INTEGERS, padded_tiles
-from kernels.gpu_sampling_workspace import CAPACITY, GROUP, TILE, SamplingScratch
 from kernels.jit import sampling as jit
 from kernels.jit import truncation as jit_truncation
 

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.gpu_sampling_workspace import SamplingScratch
+from kernels.footprint.gpu_sampling import SamplingScratch
 
 INTEGERS = (
     "tile_id",

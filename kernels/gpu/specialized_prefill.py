@@ -16,11 +16,11 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
-from kernels.attention_types import AttentionFeatures, AttentionMetadata
+from kernels.footprint.attention import AttentionShape
 from kernels.gpu.compile_case import TMA, WARP_SPECIALIZED, WGMMA, CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.jit import paged_prefill_specialized as jit
-from kernels.workspace import AttentionShape
+from kernels.types import AttentionFeatures, AttentionMetadata
 
 ARCH = 90  # what the compiler specialises warps for in this form
 HEAD_DIMS = (64, 128)

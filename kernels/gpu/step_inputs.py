@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import row_state, tuning
+from kernels import tuning
+from kernels.footprint import row_state
+from kernels.footprint.row_state import RowLayout, StepTable
 from kernels.gpu.compile_case import CompileCase
 from kernels.jit import step_inputs as jit
-from kernels.row_state import RowLayout, StepTable
-from kernels.step_types import StepBuffers
+from kernels.types import StepBuffers
 
 PAGES = (16, 32, 64, 128)
 

@@ -9,11 +9,11 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
-from kernels.attention_types import PLAIN, AttentionFeatures
 from kernels.gpu.compile_case import ASYNC_COPY, WGMMA, CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.gpu.prefill_attention import tile_of
 from kernels.jit import varlen_attention as jit
+from kernels.types import PLAIN, AttentionFeatures
 
 
 def varlen_step(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kernels.bench.row import Call
-from kernels.offline import Figures
+from kernels.gate.offline import Figures
 from kernels.tuning import Row, Tuning
 
 Candidate = Mapping[str, Tuning]  # kernel -> configuration; kernels that are chosen together

@@ -13,7 +13,7 @@ from typing import Any
 
 from kernels.bench import layer_rows, linear_rows, sampling_rows
 from kernels.bench.paged import Step, log_uniform, own
-from kernels.offline import Figures
+from kernels.gate.offline import Figures
 from kernels.tuner.problem import Candidate, Problem, Shape
 from kernels.tuning import Tuning
 

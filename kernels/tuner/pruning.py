@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.offline import SHARED_LIMITS, WARP_SIZE, Figures, NotCompiled
-from kernels.offline_launch import compiling_launches
+from kernels.gate.offline import SHARED_LIMITS, WARP_SIZE, Figures, NotCompiled
+from kernels.gate.offline_launch import compiling_launches
 from kernels.tuner.problem import Candidate, Problem
 from kernels.tuning import trying
 

@@ -11,17 +11,17 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.api.described import generation_routes, status_routes
 from server.api.errors import error_body, shown
 from server.api.middleware import BodyLimits, RequestBoundary, trace_of
 from server.api.open_request import Surroundings
-from server.api.openapi import Document
-from server.api.page.route import PageRoutes
-from server.api.preparation import Preparation
-from server.api.routes import StatusRoute
+from server.api.routes.described import generation_routes, status_routes
+from server.api.routes.openapi import Document
+from server.api.routes.preparation import Preparation
+from server.api.routes.specs import StatusRoute
+from server.api.routes.status import StatusRoutes
 from server.api.schema.requests import Route
 from server.api.state import ApiState
-from server.api.status import StatusRoutes
+from server.api.ui.route import PageRoutes
 from server.errors import ErrorCode, QuireError
 
 

@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 from server.api.live_requests import LiveRequests
 from server.api.open_request import OpenRequest
-from server.descriptors import PROBE_CONNECTIONS
 from server.engine.events import EngineClient
+from server.errors import ErrorCode, QuireError
 from server.host_budget import HostBudget
 from server.metrics.stats import RequestMetrics
+from server.startup.descriptors import PROBE_CONNECTIONS
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
 
@@ -122,3 +123,29 @@ class ApiState:
     health: HealthView
     version: Mapping[str, str] = field(default_factory=dict)
     live: LiveRequests[OpenRequest] = field(default_factory=LiveRequests)
+
+
+# Whether the server takes requests, and the refusals of one that does not.
+#
+# Asked by /ready, by a request that generates before it is tokenised, and once more when it is
+# handed to the engine. Nothing else asks: what was handed over before the server drains is
+# finished.
+
+RETRY_AFTER_S = 5
+
+
+def check_takes_requests(health: HealthView) -> None:
+    """Raises QuireError: the server stops, loads, or has no engine."""
+    if health.draining:
+        raise _unavailable("The server is stopping and takes no new requests.", draining=True)
+    if health.loading:
+        raise _unavailable(
+            "The model is still loading. Try again in a few seconds; /ready says when."
+        )
+    if not health.alive:
+        raise _unavailable("The engine is not running. Try again in a few seconds.")
+
+
+def _unavailable(message: str, *, draining: bool = False) -> QuireError:
+    code = ErrorCode.SHUTTING_DOWN if draining else ErrorCode.ENGINE_UNAVAILABLE
+    return QuireError(code, message, retry_after=RETRY_AFTER_S)

@@ -11,19 +11,20 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from server.engine.answers import AnswerSize, answer_size
 from server.engine.events import Refused
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.queue import WaitingQueue
 from server.engine.request import (
+    LOGIT_BIAS,
+    SAMPLING_RANGES,
     AnswerLimits,
     EngineError,
     EngineLimits,
     EngineRequest,
     SamplingParams,
 )
-from server.engine.sampling_limits import LOGIT_BIAS, SAMPLING_RANGES
-from server.engine.sequence import LiveRequest
+from server.engine.response_budget import AnswerSize, answer_size
+from server.engine.sequence import Request
 
 _RETRY_AFTER_MAX = 600  # seconds
 _WINDOW = 64  # steps
@@ -63,7 +64,7 @@ class Admission:
         self.is_open = True
 
     def refusal(
-        self, requests: Sequence[EngineRequest], live: Mapping[str, LiveRequest]
+        self, requests: Sequence[EngineRequest], live: Mapping[str, Request]
     ) -> Refused | None:
         """Why the list is refused, or None. ``live`` are the accepted requests by id."""
         ids = tuple(request.request_id for request in requests)
@@ -170,7 +171,7 @@ class Admission:
         self,
         ids: tuple[str, ...],
         requests: Sequence[EngineRequest],
-        live: Mapping[str, LiveRequest],
+        live: Mapping[str, Request],
     ) -> Refused | None:
         """Where the list's answers cannot be held on the host: ever, or beside those under way."""
         limits = self._limits.answers

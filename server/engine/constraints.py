@@ -15,7 +15,7 @@ from collections.abc import Sequence as Rows
 from typing import Protocol
 
 from server.engine.sequence import Sequence
-from server.engine.step_draft import ScheduledRow
+from server.engine.step import ScheduledRow
 
 Masks = dict[int, bytes]
 

@@ -21,23 +21,23 @@ from collections.abc import Callable, Iterable, Sequence
 from server.engine.admission import Admission
 from server.engine.constraints import TokenConstraints, Unconstrained
 from server.engine.events import Accepted, EngineFrame, RequestMemory
-from server.engine.failed_steps import failure_of
 from server.engine.gauges import EngineGauges, LoopCounts, read_gauges
+from server.engine.invariants import check_invariants
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.kv_spec import KVCacheSpec
-from server.engine.ledger import check_ledger
-from server.engine.plan import Executor, ExecutorLost, PendingResult, StepPlan, StepResult
 from server.engine.prefix_cache import Digest, sha256_digest
+from server.engine.recovery import failure_of
 from server.engine.request import EngineLimits, EngineRequest
 from server.engine.results import check_result
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import LiveRequest
-from server.engine.step_in_flight import (
-    Shortage,
+from server.engine.sequence import Request
+from server.engine.step import (
+    OutOfMemoryEvent,
     StepFailure,
     StepInFlight,
     step_stats,
 )
+from server.engine.step_plan import Executor, ExecutorLost, PendingResult, StepPlan, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class EngineCore:
     """
     Args:
         clock: seconds, monotonic; deadlines and StepStats are in it.
-        strict: check the whole ledger after every change (for tests; slow).
+        strict: check every invariant after every change (for tests; slow).
         digest: the prefix cache's hash.
         constraints: what restricts the choice of tokens.
         on_shortage: told of every step that found no memory, once its requests are decided about.
@@ -67,7 +67,7 @@ class EngineCore:
         strict: bool = False,
         digest: Digest = sha256_digest,
         constraints: TokenConstraints | None = None,
-        on_shortage: Callable[[Shortage], None] = lambda shortage: None,
+        on_shortage: Callable[[OutOfMemoryEvent], None] = lambda shortage: None,
     ) -> None:
         self._on_shortage = on_shortage
         self._executor = executor
@@ -79,7 +79,7 @@ class EngineCore:
         )
         self._constraints = constraints or Unconstrained()
         self.scheduler = Scheduler(self._kv, limits, clock, self._constraints)
-        self._roster = self.scheduler.roster
+        self._roster = self.scheduler.state
         self._admission = Admission(self._kv, limits, self._roster.waiting, kv.page_bytes)
         self._in_flight: deque[StepInFlight] = deque()
         self._num_void = 0  # steps in flight that followed one that raised
@@ -92,7 +92,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """There is something to compute, to wait for or to say."""
-        return bool(self._roster.requests or self._roster.outbox or self._in_flight)
+        return bool(self._roster.requests or self._roster.outputs or self._in_flight)
 
     @property
     def num_live_requests(self) -> int:
@@ -106,19 +106,19 @@ class EngineCore:
             return
         refusal = self._admission.refusal(requests, self._roster.requests)
         if refusal is not None:
-            self._roster.outbox.refused.append(refusal)
+            self._roster.outputs.refused.append(refusal)
             return
         now = self._clock()
         for request in requests:
             self._roster.add(self._live(request, now))
         ids = tuple(request.request_id for request in requests)
-        self._roster.outbox.accepted.append(Accepted(ids))
+        self._roster.outputs.accepted.append(Accepted(ids))
         self._check_if_strict()
 
-    def _live(self, request: EngineRequest, now: float) -> LiveRequest:
+    def _live(self, request: EngineRequest, now: float) -> Request:
         self._num_arrivals += 1
         timeout = request.timeout_s
-        return LiveRequest(
+        return Request(
             request,
             arrival=self._num_arrivals,
             arrival_time=now,
@@ -163,7 +163,7 @@ class EngineCore:
             continue
         if self._in_flight:
             return self.end_step(self._in_flight[0])
-        return self._roster.outbox.collect() if self._roster.outbox else None
+        return self._roster.outputs.flush() if self._roster.outputs else None
 
     def begin_step(self) -> StepInFlight | None:
         """
@@ -216,7 +216,7 @@ class EngineCore:
         num_computed = step.plan.num_tokens if result is not None else 0
         self._admission.throughput.note(num_computed, seconds)
         self._check_if_strict()
-        return self._roster.outbox.collect(
+        return self._roster.outputs.flush(
             step_stats(step, result, seconds, self.scheduler.take_discarded())
         )
 
@@ -241,7 +241,7 @@ class EngineCore:
         result, failure = self._await(step)
         if self._num_void:
             self._num_void -= 1
-            self.scheduler.void_step(step.plan, 0 if result is None else result.num_tokens)
+            self.scheduler.discard_step(step.plan, 0 if result is None else result.num_tokens)
             return None
         if failure is not None:
             self._failed_steps += 1
@@ -268,7 +268,7 @@ class EngineCore:
             self.scheduler.fail_step(plan, _STEP_FAILED)
             return
         asked, ended = self.scheduler.fail_for_memory(plan, failure.asked)
-        shortage = Shortage(
+        shortage = OutOfMemoryEvent(
             plan.step_id, plan.num_tokens, len(plan.rows), asked, ended, failure.reason
         )
         self._on_shortage(shortage)
@@ -292,9 +292,9 @@ class EngineCore:
     def check(self) -> None:
         """
         Raises:
-            LedgerError: blocks, tables, rows, queues or the cache do not agree.
+            InvariantError: blocks, tables, rows, queues or the cache do not agree.
         """
-        check_ledger(self._roster)
+        check_invariants(self._roster)
 
     def _check_if_strict(self) -> None:
         if self._strict:

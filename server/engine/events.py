@@ -7,11 +7,11 @@ each of its n choices ends in exactly one ChoiceOutput with a ``finish_reason``.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from server.engine.plan import LogprobArrays
 from server.engine.request import EngineError, EngineRequest, FinishReason
+from server.engine.step_plan import LogprobArrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +151,30 @@ class EngineClient(Protocol):
             QuireError: the engine is not there, or did not answer in time.
         """
         ...
+
+
+# OutputBuffer: what happened since the last frame, in order.
+
+
+@dataclass(slots=True)
+class OutputBuffer:
+    accepted: list[Accepted] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    prompts: list[PromptOutput] = field(default_factory=list)
+    choices: list[ChoiceOutput] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.accepted or self.refused or self.prompts or self.choices)
+
+    def flush(self, stats: StepStats | None = None) -> EngineFrame:
+        """A frame of everything, after which the outputs is empty."""
+        frame = EngineFrame(
+            accepted=tuple(self.accepted),
+            refused=tuple(self.refused),
+            prompts=tuple(self.prompts),
+            choices=tuple(self.choices),
+            stats=stats,
+        )
+        for events in (self.accepted, self.refused, self.prompts, self.choices):
+            events.clear()
+        return frame

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.engine.roster import Roster
+from server.engine.scheduler_state import SchedulerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +51,29 @@ class LoopCounts:
     draining: int = 0
 
 
-def read_gauges(roster: Roster, loop: LoopCounts) -> EngineGauges:
-    kv, pool = roster.kv, roster.kv.pool
+def read_gauges(state: SchedulerState, loop: LoopCounts) -> EngineGauges:
+    kv, pool = state.kv, state.kv.pool
     reserved = kv.reserved_block_ids()
-    num_active = pool.num_held - len(reserved)
+    num_active = pool.num_allocated - len(reserved)
     slots_per_block = max(kv.block_sizes)
-    running_ids = {sequence.request.id for sequence in roster.running}
+    running_ids = {sequence.request.id for sequence in state.running}
     return EngineGauges(
         requests_running=len(running_ids),
-        requests_waiting=len(roster.requests) - len(running_ids),
-        sequences_running=len(roster.running),
-        sequences_waiting=len(roster.waiting),
-        sequences_preempted=roster.waiting.num_preempted,
-        waiting_tokens=roster.waiting.num_tokens,
-        oldest_queued_at_us=int(roster.waiting.oldest_new_arrival_time * 1e6),
+        requests_waiting=len(state.requests) - len(running_ids),
+        sequences_running=len(state.running),
+        sequences_waiting=len(state.waiting),
+        sequences_preempted=state.waiting.num_preempted,
+        waiting_tokens=state.waiting.num_tokens,
+        oldest_queued_at_us=int(state.waiting.oldest_new_arrival_time * 1e6),
         blocks_total=pool.num_blocks,
         blocks_active=num_active,
         blocks_reserved=len(reserved),
-        blocks_cached=pool.num_idle,
-        blocks_free=pool.num_blank,
+        blocks_cached=pool.num_cached,
+        blocks_free=pool.num_free,
         kv_tokens_capacity=pool.num_blocks * slots_per_block,
         kv_tokens_reserved=num_active * slots_per_block,
-        kv_tokens_filled=num_active * slots_per_block - kv.empty_slots(roster.running),
-        preemptions=roster.num_preemptions,
+        kv_tokens_filled=num_active * slots_per_block - kv.empty_slots(state.running),
+        preemptions=state.num_preemptions,
         failed_steps=loop.failed_steps,
         steps=loop.steps,
         heartbeat=loop.heartbeat,

@@ -126,7 +126,7 @@ class KVCacheManager:
         """``num_tokens`` tokens after ``hit`` fit, and ``spare`` blocks stay available."""
         hit_ids = [block_id for blocks in hit.block_ids for block_id in blocks]
         needed = self.blocks_for(num_tokens) - len(hit_ids)
-        return needed + spare <= self.pool.num_available - self.pool.num_idle_among(hit_ids)
+        return needed + spare <= self.pool.num_available - self.pool.num_cached_among(hit_ids)
 
     def admit(self, sequence: Sequence, hit: PrefixHit, num_tokens: int) -> bool:
         """Fills the sequence's empty tables: the hit's blocks, then new ones for the rest."""
@@ -157,12 +157,12 @@ class KVCacheManager:
     def _give(self, sequence: Sequence, group: int, block_ids: Ids[int]) -> None:
         """Blocks that were just allocated or shared, at the end of a table."""
         sequence.block_tables[group].extend(block_ids)
-        sequence.request.holdings.take(block_ids, self.pool.time.given(block_ids))
+        sequence.request.blocks.take(block_ids, self.pool.time.given(block_ids))
 
     def _let_go(self, sequence: Sequence, block_ids: Ids[int]) -> None:
         """Before or after their release: what happens in the same moment changes no time."""
         self.pool.bring_up_to_now(block_ids)
-        sequence.request.holdings.let_go(block_ids, self.pool.time.given(block_ids))
+        sequence.request.blocks.let_go(block_ids, self.pool.time.given(block_ids))
 
     def fork(
         self, parent: Sequence, child: Sequence, num_tokens: int, reserve: int = 0
@@ -198,7 +198,7 @@ class KVCacheManager:
         for group, size in enumerate(self.block_sizes):
             table = sequence.block_tables[group]
             namespace = sequence.request.namespaces[group]
-            num_full = sequence.num_confirmed_tokens // size
+            num_full = sequence.num_committed_tokens // size
             for index in range(sequence.num_cached_blocks[group], num_full):
                 token_ids = sequence.token_ids[index * size : (index + 1) * size]
                 parent = table[index - 1] if index else None
@@ -254,5 +254,5 @@ class KVCacheManager:
 
     def reset_cache(self) -> None:
         """Forgets every cached prefix. Blocks that sequences hold stay theirs."""
-        self.pool.blank_idle()
+        self.pool.drop_cached()
         self.cache.clear()

@@ -1,7 +1,7 @@
 """Who gives way when a running sequence needs a block and there is none.
 
-The victim is the last in rank, which may be the needy one itself, but never the one that arrived
-first, and none that is protected: one preempted ``max_preemptions`` times comes back only
+The victim is the last in priority order, which may be the needy one itself, but never the one that
+arrived first, and none that is protected: one preempted ``max_preemptions`` times comes back only
 with blocks reserved for its whole length, so it needs none and is never asked for any.
 
 What got its row in the order of arrival (server.engine.turns), and what came before that, gives way
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from server.engine.sequence import Rank, Sequence
+from server.engine.sequence import PriorityKey, Sequence
 
 
 def is_protected(sequence: Sequence, max_preemptions: int) -> bool:
@@ -29,9 +29,9 @@ def choose_victim(running: Iterable[Sequence], max_preemptions: int) -> Sequence
     oldest = min(running, key=lambda sequence: sequence.arrival)
     in_turn = max((s.arrival for s in running if s.is_in_turn), default=(0, 0))
 
-    def last(sequence: Sequence) -> tuple[bool, Rank]:
+    def last(sequence: Sequence) -> tuple[bool, PriorityKey]:
         is_in_turn = sequence.arrival <= in_turn
-        return (not is_in_turn, (0.0, *sequence.arrival) if is_in_turn else sequence.rank)
+        return (not is_in_turn, (0.0, *sequence.arrival) if is_in_turn else sequence.priority_key)
 
     candidates = (
         sequence

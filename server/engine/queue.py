@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from server.engine.sequence import Arrival, LiveRequest, Rank, Sequence, SequenceState
+from server.engine.sequence import Arrival, PriorityKey, Request, Sequence, SequenceState
 
 _SLACK = 64  # entries of what has gone that may stay in a heap
 
@@ -17,9 +17,9 @@ _SLACK = 64  # entries of what has gone that may stay in a heap
 class WaitingQueue:
     def __init__(self) -> None:
         self._members: dict[Arrival, Sequence] = {}
-        self._heap: list[tuple[Rank, Arrival]] = []
+        self._heap: list[tuple[PriorityKey, Arrival]] = []
         self._by_arrival: list[Arrival] = []
-        self._deadlines: list[tuple[float, int, LiveRequest]] = []
+        self._deadlines: list[tuple[float, int, Request]] = []
         self.num_tokens = 0  # known tokens of all members
         self.num_new = 0  # members that are WAITING, of a request that never ran
         self.num_new_tokens = 0
@@ -51,7 +51,7 @@ class WaitingQueue:
 
     def __iter__(self) -> Iterator[Sequence]:
         """In the order of rank."""
-        return iter(sorted(self._members.values(), key=lambda sequence: sequence.rank))
+        return iter(sorted(self._members.values(), key=lambda sequence: sequence.priority_key))
 
     def push(self, sequence: Sequence) -> None:
         """
@@ -62,7 +62,7 @@ class WaitingQueue:
             raise ValueError(f"{sequence!r} is in the queue already")
         self._members[sequence.arrival] = sequence
         self._count(sequence, 1)
-        heapq.heappush(self._heap, (sequence.rank, sequence.arrival))
+        heapq.heappush(self._heap, (sequence.priority_key, sequence.arrival))
         heapq.heappush(self._by_arrival, sequence.arrival)
         request = sequence.request
         if not request.was_scheduled:
@@ -70,7 +70,7 @@ class WaitingQueue:
         self._tidy()
 
     def head(self) -> Sequence | None:
-        """The first in rank."""
+        """The first in priority order."""
         heap = self._heap
         while heap and heap[0][1] not in self._members:
             heapq.heappop(heap)
@@ -83,7 +83,7 @@ class WaitingQueue:
             heapq.heappop(heap)
         return self._members[heap[0]] if heap else None
 
-    def head_of(self, request: LiveRequest) -> Sequence | None:
+    def head_of(self, request: Request) -> Sequence | None:
         return next((s for s in request.sequences if s in self), None)
 
     def remove(self, sequence: Sequence) -> None:
@@ -95,9 +95,9 @@ class WaitingQueue:
         del self._members[sequence.arrival]
         self._count(sequence, -1)
 
-    def expired(self, now: float) -> list[LiveRequest]:
+    def expired(self, now: float) -> list[Request]:
         """Requests never scheduled whose deadline has passed. Each is named once."""
-        late: list[LiveRequest] = []
+        late: list[Request] = []
         while self._deadlines and self._deadlines[0][0] < now:
             request = heapq.heappop(self._deadlines)[2]
             if self._is_waiting(request):
@@ -108,14 +108,14 @@ class WaitingQueue:
         """Forgets what has gone, so that memory follows the queue's length and not its traffic."""
         bound = 2 * len(self._members) + _SLACK
         if len(self._heap) > bound:
-            self._heap = sorted((s.rank, arrival) for arrival, s in self._members.items())
+            self._heap = sorted((s.priority_key, arrival) for arrival, s in self._members.items())
         if len(self._by_arrival) > bound:
             self._by_arrival = sorted(self._members)
         if len(self._deadlines) > bound:
             self._deadlines = [item for item in self._deadlines if self._is_waiting(item[2])]
             heapq.heapify(self._deadlines)
 
-    def _is_waiting(self, request: LiveRequest) -> bool:
+    def _is_waiting(self, request: Request) -> bool:
         return not request.was_scheduled and self.head_of(request) is not None
 
     def _count(self, sequence: Sequence, sign: int) -> None:

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from server.engine.ending import ending_after
 from server.engine.events import ChoiceOutput, PromptOutput
-from server.engine.plan import RowResult, StepPlan, StepResult
 from server.engine.preemption import is_protected
 from server.engine.request import EngineError, FinishReason
-from server.engine.roster import Roster
-from server.engine.step_draft import ScheduledRow
+from server.engine.scheduler_state import SchedulerState
+from server.engine.sequence import Sequence
+from server.engine.step import ScheduledRow
+from server.engine.step_plan import RowResult, StepPlan, StepResult
+
+# What ends a sequence after a token, as far as the engine decides it.
+#
+# Stop strings are decided where the text is known, by server.output, which then calls finish().
+
+
+@dataclass(frozen=True, slots=True)
+class StopDecision:
+    reason: FinishReason
+    stop_token_id: int | None = None
+
+
+def check_stop(sequence: Sequence, max_model_len: int) -> StopDecision | None:
+    """Whether the last known token, just generated, ends the sequence.
+
+    A stop id counts only where it was allowed: after ``min_tokens`` other tokens.
+    """
+    token_id = sequence.token_ids[-1]
+    may_stop = sequence.num_generated_tokens > sequence.sampling.min_tokens
+    if may_stop and token_id in sequence.request.stop_token_ids:
+        return StopDecision(FinishReason.STOP, token_id)
+    if not sequence.wants_tokens or sequence.num_tokens >= max_model_len:
+        return StopDecision(FinishReason.LENGTH)
+    return None
 
 
 def check_result(plan: StepPlan, result: StepResult) -> None:
@@ -33,46 +58,48 @@ def check_result(plan: StepPlan, result: StepResult) -> None:
             )
 
 
-def apply_result(roster: Roster, scheduled: Iterable[ScheduledRow], result: StepResult) -> None:
+def apply_result(
+    state: SchedulerState, scheduled: Iterable[ScheduledRow], result: StepResult
+) -> None:
     """Row by row. The tokens of rows that ended or were preempted since the plan are discarded."""
     for row, row_result in zip(scheduled, result.rows, strict=True):
         if row.is_current:
-            _apply_row(roster, row, row_result)
+            _apply_row(state, row, row_result)
         else:
-            roster.num_discarded_tokens += len(row_result.token_ids)
+            state.num_discarded_tokens += len(row_result.token_ids)
 
 
-def _apply_row(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
+def _apply_row(state: SchedulerState, row: ScheduledRow, result: RowResult) -> None:
     """
-    1. The step went through: its request is no suspect any more.
+    1. The step went through: its request is no quarantined any more.
     2. The computed tokens are confirmed, and full blocks offered to the cache.
     3. Prompt log-probabilities are delivered, where they are numbers.
     4. Where the prompt is complete, the other choices fork.
     5. The token is appended and delivered, and may end the sequence.
     """
     sequence, request = row.sequence, row.sequence.request
-    roster.suspects.pop(request.id, None)
-    sequence.num_pending_tokens -= row.chunk.samples
+    state.quarantined.pop(request.id, None)
+    sequence.num_in_flight_tokens -= row.chunk.samples
     if not result.non_finite:
-        sequence.num_confirmed_tokens = row.chunk.end
-        roster.kv.commit(sequence)
+        sequence.num_committed_tokens = row.chunk.end
+        state.kv.commit(sequence)
     if result.prompt_logprobs is not None and not result.non_finite:
-        _deliver_prompt_logprobs(roster, row, result)
+        _deliver_prompt_logprobs(state, row, result)
     prompt_is_computed = row.chunk.end >= sequence.num_prompt_tokens
     if not request.is_forked and prompt_is_computed:
-        roster.fork(request, reserve=is_protected(sequence, roster.limits.max_preemptions))
+        state.fork(request, reserve=is_protected(sequence, state.limits.max_preemptions))
     if result.non_finite:
-        _end_non_finite(roster, row)
+        _end_non_finite(state, row)
     elif result.token_ids:
-        _append_token(roster, row, result)
+        _append_token(state, row, result)
     elif prompt_is_computed and not sequence.wants_tokens:
-        _end_scored_prompt(roster, row)
+        _end_scored_prompt(state, row)
 
 
-def _deliver_prompt_logprobs(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
+def _deliver_prompt_logprobs(state: SchedulerState, row: ScheduledRow, result: RowResult) -> None:
     request, chunk = row.sequence.request, row.chunk
     request.num_prompt_logits_sent = chunk.start + chunk.num_prompt_logits
-    roster.outbox.prompts.append(
+    state.outputs.prompts.append(
         PromptOutput(
             request_id=request.id,
             num_cached_tokens=0,
@@ -82,13 +109,13 @@ def _deliver_prompt_logprobs(roster: Roster, row: ScheduledRow, result: RowResul
     )
 
 
-def _append_token(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
+def _append_token(state: SchedulerState, row: ScheduledRow, result: RowResult) -> None:
     sequence = row.sequence
     sequence.token_ids.extend(result.token_ids)
-    ending = ending_after(sequence, roster.limits.max_model_len)
+    ending = check_stop(sequence, state.limits.max_model_len)
     if ending is not None:
-        roster.end(sequence, ending.reason)
-    roster.outbox.choices.append(
+        state.end(sequence, ending.reason)
+    state.outputs.choices.append(
         ChoiceOutput(
             request_id=sequence.request.id,
             choice=sequence.choice,
@@ -96,26 +123,26 @@ def _append_token(roster: Roster, row: ScheduledRow, result: RowResult) -> None:
             logprobs=result.logprobs,
             finish_reason=None if ending is None else ending.reason,
             stop_token_id=None if ending is None else ending.stop_token_id,
-            memory=roster.reported_memory(sequence.request),
+            memory=state.reported_memory(sequence.request),
         )
     )
 
 
-def _end_non_finite(roster: Roster, row: ScheduledRow) -> None:
+def _end_non_finite(state: SchedulerState, row: ScheduledRow) -> None:
     sequence = row.sequence
-    roster.end(sequence, FinishReason.ERROR)
-    roster.outbox.choices.append(
+    state.end(sequence, FinishReason.ERROR)
+    state.outputs.choices.append(
         ChoiceOutput(
             request_id=sequence.request.id,
             choice=sequence.choice,
             finish_reason=FinishReason.ERROR,
             error_code=EngineError.NON_FINITE,
             error_message="The model's output for this request was not a finite number.",
-            memory=roster.reported_memory(sequence.request),
+            memory=state.reported_memory(sequence.request),
         )
     )
 
 
-def _end_scored_prompt(roster: Roster, row: ScheduledRow) -> None:
+def _end_scored_prompt(state: SchedulerState, row: ScheduledRow) -> None:
     """max_tokens is 0: the prompt was all there was to compute, for every choice."""
-    roster.end_request(row.sequence.request, FinishReason.LENGTH)
+    state.end_request(row.sequence.request, FinishReason.LENGTH)

@@ -4,11 +4,11 @@ The one idea: a step spends a budget of tokens over sequences. A sequence has to
 and tokens that are computed, and each step computes some of the difference: a chunk of a prompt,
 one decoded token, or the recomputation of what a preemption freed. There are no phases.
 
-Running sequences come first, in rank, then waiting ones; only the head of the queue is ever
-admitted, so nothing overtakes it. The head is the first in rank, or the first to arrive where
-later ones have had their share (server.engine.turns).
+Running sequences come first, in priority order, then waiting ones; only the head of the queue is
+ever admitted, so nothing overtakes it. The head is the first in priority order, or the first to
+arrive where later ones have had their share (server.engine.turns).
 
-A step may be planned while the one before it is under way. A sequence then has *pending* tokens,
+A step may be planned while the one before it is under way. A sequence then has *in-flight* tokens,
 whose places are known and whose ids are not: its next decode counts on them, unless the choice of
 its next token needs the ids (server.engine.constraints). What only an id
 decides (an end, a failure) is found out one step late, and that step's result is dropped.
@@ -20,15 +20,15 @@ from collections.abc import Callable, Iterable
 
 from server.engine.constraints import TokenConstraints
 from server.engine.events import PromptOutput
-from server.engine.failed_steps import Names, end_for_memory, give_up, retry_or_end
 from server.engine.kv_cache_manager import BlockIds, KVCacheManager, PrefixHit
-from server.engine.plan import StepPlan, StepResult
 from server.engine.preemption import choose_victim, is_protected
+from server.engine.recovery import Names, abandon_step, end_for_memory, retry_or_end
 from server.engine.request import EngineError, EngineLimits, FinishReason
 from server.engine.results import apply_result
-from server.engine.roster import Roster
-from server.engine.sequence import LiveRequest, Sequence, SequenceState
-from server.engine.step_draft import Chunk, ScheduledRow, StepCounts, StepDraft, next_chunk
+from server.engine.scheduler_state import SchedulerState
+from server.engine.sequence import Request, Sequence, SequenceState
+from server.engine.step import Chunk, ScheduledRow, StepBuilder, StepCounts, next_chunk
+from server.engine.step_plan import StepPlan, StepResult
 from server.engine.turns import Turns
 
 
@@ -48,7 +48,7 @@ class Scheduler:
         self.kv = kv
         self._constraints = constraints
         self.limits = limits
-        self.roster = Roster(kv, limits)
+        self.state = SchedulerState(kv, limits)
         self._clock = clock
         self.turns = Turns(limits.max_num_batched_tokens)
         self._next_step_id = 0
@@ -64,25 +64,25 @@ class Scheduler:
         3. If nothing lacked blocks, waiting sequences are admitted while budgets last.
         4. What was decided becomes a plan.
 
-        While a request is under suspicion of having made a step fail, it runs alone once.
+        While a request is quarantined because it was in a step that failed, it runs alone once.
         """
         self._expire()
-        draft = StepDraft(self.limits.max_num_batched_tokens, self.limits.max_logit_rows)
-        suspect = next(iter(self.roster.suspects.values()), None)
-        if suspect is not None:
-            self._fill(draft, only=suspect)
-        if not draft.rows:
-            self._fill(draft)
-        return self._seal(draft)
+        builder = StepBuilder(self.limits.max_num_batched_tokens, self.limits.max_logit_rows)
+        quarantined = next(iter(self.state.quarantined.values()), None)
+        if quarantined is not None:
+            self._fill(builder, only=quarantined)
+        if not builder.rows:
+            self._fill(builder)
+        return self._seal(builder)
 
     @property
     def is_isolating(self) -> bool:
-        """A request is under suspicion: nothing may run beside it, not even the step after it.
+        """A request is quarantined: nothing may run beside it, not even the step after it.
 
         Otherwise a step can be planned while one is in flight. Which sequences have a row in it is
         decided one by one: those that wait for a token (server.engine.constraints) have none.
         """
-        return bool(self.roster.suspects)
+        return bool(self.state.quarantined)
 
     def take_counts(self) -> StepCounts:
         """What was done since the last call, for the step that was just planned."""
@@ -92,44 +92,44 @@ class Scheduler:
     def take_discarded(self) -> int:
         """Tokens that were chosen for nobody since the last call: their sequence had ended, at the
         engine or at its client, or had lost its row. Counted here and nowhere else."""
-        count, self.roster.num_discarded_tokens = self.roster.num_discarded_tokens, 0
+        count, self.state.num_discarded_tokens = self.state.num_discarded_tokens, 0
         return count
 
     def update(self, plan: StepPlan, result: StepResult) -> None:
         """Takes in a step's checked result: confirms, caches, forks, appends tokens, ends."""
-        scheduled = self.roster.in_flight.pop(plan.step_id)
-        apply_result(self.roster, scheduled, result)
+        scheduled = self.state.in_flight.pop(plan.step_id)
+        apply_result(self.state, scheduled, result)
         self.kv.step_done(plan.step_id)
 
     def fail_step(self, plan: StepPlan, message: str) -> None:
         """The step raised. Its requests are tried once more, from the tokens they had, or ended.
 
-        Steps planned after it are void: ``void_step`` must end them before anything is planned.
+        Steps planned after it are void: ``discard_step`` must end them before anything is planned.
         """
-        retry_or_end(self.roster, give_up(self.roster, plan), message)
+        retry_or_end(self.state, abandon_step(self.state, plan), message)
 
     def fail_for_memory(self, plan: StepPlan, rows: Iterable[int]) -> tuple[Names, Names]:
         """The step found no memory for the work of ``rows``: (whose they are, who ended for it).
 
         Steps planned after it are void, as after any failure.
         """
-        return end_for_memory(self.roster, give_up(self.roster, plan), rows)
+        return end_for_memory(self.state, abandon_step(self.state, plan), rows)
 
-    def void_step(self, plan: StepPlan, num_tokens: int) -> None:
+    def discard_step(self, plan: StepPlan, num_tokens: int) -> None:
         """The step followed one that raised: of the ``num_tokens`` that it chose none is taken."""
-        self.roster.num_discarded_tokens += num_tokens
-        self.roster.in_flight.pop(plan.step_id)
+        self.state.num_discarded_tokens += num_tokens
+        self.state.in_flight.pop(plan.step_id)
         self.kv.step_done(plan.step_id)
-        self.roster.rows.release_again((*plan.released, *(row.row for row in plan.rows)))
+        self.state.rows.release_again((*plan.released, *(row.row for row in plan.rows)))
 
     # -- from outside ------------------------------------------------------------------------
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Ends these requests now. An unknown id is no error: it may just have ended."""
         for request_id in request_ids:
-            request = self.roster.requests.get(request_id)
+            request = self.state.requests.get(request_id)
             if request is not None:
-                self.roster.end_request(request, FinishReason.ABORT)
+                self.state.end_request(request, FinishReason.ABORT)
 
     def finish(self, request_id: str, choice: int, num_tokens: int) -> None:
         """Ends one choice without a word: its end was decided, and told, elsewhere.
@@ -137,106 +137,107 @@ class Scheduler:
         ``num_tokens`` is how many of its tokens were taken there. What was generated after them is
         discarded.
         """
-        request = self.roster.requests.get(request_id)
+        request = self.state.requests.get(request_id)
         if request is None or not 0 <= choice < len(request.sequences):
             return
         sequence = request.sequences[choice]
         if not sequence.is_finished:
-            self.roster.num_discarded_tokens += max(0, sequence.num_generated_tokens - num_tokens)
-            self.roster.end(sequence, FinishReason.STOP)
+            self.state.num_discarded_tokens += max(0, sequence.num_generated_tokens - num_tokens)
+            self.state.end(sequence, FinishReason.STOP)
 
     def preempt(self, request_id: str, choice: int) -> bool:
         """Sends a running choice back to the queue. False where it does not run or is protected."""
-        request = self.roster.requests.get(request_id)
+        request = self.state.requests.get(request_id)
         if request is None or not 0 <= choice < len(request.sequences):
             return False
         sequence = request.sequences[choice]
         if sequence.state is not SequenceState.RUNNING or self._is_protected(sequence):
             return False
-        self.roster.preempt(sequence)
+        self.state.preempt(sequence)
         return True
 
     # -- the parts of schedule() -------------------------------------------------------------
 
     def _expire(self) -> None:
         now = self._clock()
-        for request in self.roster.waiting.expired(now):
+        for request in self.state.waiting.expired(now):
             waited = now - request.arrival_time
             message = (
                 f"The request waited {waited:.1f} s and could not be started. "
                 "The server is busy; try again later."
             )
-            self.roster.end_request(request, FinishReason.ERROR, EngineError.QUEUE_TIMEOUT, message)
+            self.state.end_request(request, FinishReason.ERROR, EngineError.QUEUE_TIMEOUT, message)
 
-    def _fill(self, draft: StepDraft, only: LiveRequest | None = None) -> None:
+    def _fill(self, builder: StepBuilder, only: Request | None = None) -> None:
         """With the sequences of all requests, or of one."""
-        self._schedule_running(draft, only)
-        self._schedule_waiting(draft, only)
+        self._schedule_running(builder, only)
+        self._schedule_waiting(builder, only)
 
-    def _schedule_running(self, draft: StepDraft, only: LiveRequest | None) -> None:
+    def _schedule_running(self, builder: StepBuilder, only: Request | None) -> None:
         """Each sequence leaves a token and a row of logits to each of those after it, so that a
         long prompt holds up no answer, whatever their ranks."""
-        running = [s for s in self.roster.running if only is None or s.request is only]
+        running = [s for s in self.state.running if only is None or s.request is only]
         for index, sequence in enumerate(running):
             if sequence.state is not SequenceState.RUNNING:
                 continue  # preempted for one before it
-            if sequence.num_pending_tokens and self._constraints.waits(sequence):
+            if sequence.num_in_flight_tokens and self._constraints.waits(sequence):
                 continue
             others = len(running) - index - 1
-            chunk = self._next_chunk(draft, sequence, sequence.num_computed_tokens, others)
+            chunk = self._next_chunk(builder, sequence, sequence.num_computed_tokens, others)
             if chunk is None:
                 continue
-            new_ids = self._make_room(draft, sequence, chunk.end)
+            new_ids = self._make_room(builder, sequence, chunk.end)
             if new_ids is not None:
-                self._plan_row(draft, sequence, chunk, new_ids)
+                self._plan_row(builder, sequence, chunk, new_ids)
 
-    def _make_room(self, draft: StepDraft, sequence: Sequence, num_tokens: int) -> BlockIds | None:
+    def _make_room(
+        self, builder: StepBuilder, sequence: Sequence, num_tokens: int
+    ) -> BlockIds | None:
         """The new blocks that ``num_tokens`` tokens need, taken from others where it must be.
 
         None: the sequence waits with what it has, or gave way itself. It waits as well where enough
         blocks come free when the steps in flight are done: nobody else gives way for it.
         """
         while (new_ids := self.kv.extend(sequence, num_tokens)) is None:
-            draft.was_short_of_blocks = True
+            builder.was_short_of_blocks = True
             if self.kv.will_have_blocks(sequence, num_tokens):
                 return None
-            victim = choose_victim(self.roster.running, self.limits.max_preemptions)
+            victim = choose_victim(self.state.running, self.limits.max_preemptions)
             if victim is None:
                 return None
-            draft.remove(victim)
+            builder.remove(victim)
             self._counts.num_preemptions += 1
-            self.roster.preempt(victim)
+            self.state.preempt(victim)
             if victim is sequence:
                 return None
         return new_ids
 
-    def _schedule_waiting(self, draft: StepDraft, only: LiveRequest | None) -> None:
-        if draft.was_short_of_blocks:
+    def _schedule_waiting(self, builder: StepBuilder, only: Request | None) -> None:
+        if builder.was_short_of_blocks:
             return
         promised = self._promised_blocks()
         while (sequence := self._next_waiting(only)) is not None:
-            if self.roster.rows_needed(sequence) > self.roster.rows.num_free:
+            if self.state.rows_needed(sequence) > self.state.rows.num_free:
                 return
             hit = self._find_prefix(sequence)
-            chunk = self._next_chunk(draft, sequence, hit.num_tokens)
+            chunk = self._next_chunk(builder, sequence, hit.num_tokens)
             if chunk is None or not self._admit(sequence, hit, chunk, promised):
                 return
             self._note_admission(sequence, hit)
             if self.turns.is_by_arrival:
                 sequence.request.note_turn()
-            self.roster.start(sequence, hit.num_tokens)
-            self._plan_row(draft, sequence, chunk, ())
+            self.state.start(sequence, hit.num_tokens)
+            self._plan_row(builder, sequence, chunk, ())
             promised += self.kv.blocks_missing(sequence, sequence.num_tokens)
 
     def _promised_blocks(self) -> int:
         """Blocks that running sequences lack for the tokens they already know."""
         return sum(
-            self.kv.blocks_missing(sequence, sequence.num_tokens)
-            for sequence in self.roster.running
+            self.kv.blocks_missing(sequence, sequence.num_tokens) for sequence in self.state.running
         )
 
-    def _next_waiting(self, only: LiveRequest | None) -> Sequence | None:
-        waiting = self.roster.waiting
+    def _next_waiting(self, only: Request | None) -> Sequence | None:
+        waiting = self.state.waiting
         if only is not None:
             return waiting.head_of(only)
         return waiting.oldest() if self.turns.is_by_arrival else waiting.head()
@@ -269,56 +270,56 @@ class Scheduler:
             request.was_scheduled = True
             waited = self._clock() - request.arrival_time
             self._counts.queue_seconds.append(waited)
-            self.roster.outbox.prompts.append(
+            self.state.outputs.prompts.append(
                 PromptOutput(request.id, hit.num_tokens, queue_seconds=waited)
             )
 
     def _next_chunk(
-        self, draft: StepDraft, sequence: Sequence, start: int, others: int = 0
+        self, builder: StepBuilder, sequence: Sequence, start: int, others: int = 0
     ) -> Chunk | None:
         """``others`` come after it, and are each left one of both budgets as far as these go."""
-        tokens_left = min(draft.tokens_left, max(1, draft.tokens_left - others))
-        logits_left = min(draft.logits_left, max(1, draft.logits_left - others))
+        tokens_left = min(builder.tokens_left, max(1, builder.tokens_left - others))
+        logits_left = min(builder.logits_left, max(1, builder.logits_left - others))
         return next_chunk(sequence, start, tokens_left, logits_left)
 
     def _plan_row(
-        self, draft: StepDraft, sequence: Sequence, chunk: Chunk, new_ids: BlockIds
+        self, builder: StepBuilder, sequence: Sequence, chunk: Chunk, new_ids: BlockIds
     ) -> None:
         if sequence.row is None:
             raise ValueError(f"{sequence!r} is planned without a row")
-        draft.add(
+        builder.add(
             ScheduledRow(
                 sequence=sequence,
                 epoch=sequence.epoch,
                 row=sequence.row,
                 chunk=chunk,
-                is_admitted=not self.roster.rows.is_known(sequence.row),
+                is_admitted=not self.state.rows.is_known(sequence.row),
                 new_block_ids=new_ids,
                 min_tokens_pending=chunk.samples and sequence.min_tokens_pending,
             )
         )
-        self.turns.count(sequence, chunk.num_tokens, self.roster.waiting.oldest())
+        self.turns.count(sequence, chunk.num_tokens, self.state.waiting.oldest())
         sequence.num_computed_tokens = chunk.end
-        sequence.num_pending_tokens += chunk.samples
+        sequence.num_in_flight_tokens += chunk.samples
 
-    def _seal(self, draft: StepDraft) -> StepPlan:
+    def _seal(self, builder: StepBuilder) -> StepPlan:
         step_id = self._next_step_id
-        if not draft.rows:
+        if not builder.rows:
             return StepPlan(step_id)
         self._next_step_id += 1
-        rows = tuple(draft.rows.values())
+        rows = tuple(builder.rows.values())
         plan = StepPlan(
             step_id=step_id,
             rows=tuple(row.planned() for row in rows),
             admitted=tuple(row.admitted() for row in rows if row.is_admitted),
-            released=self.roster.rows.collect_released(),
-            block_copies=self.roster.collect_copies(step_id),
+            released=self.state.rows.collect_released(),
+            block_copies=self.state.collect_copies(step_id),
         )
         for row in rows:
-            self.roster.rows.mark_known(row.row)
+            self.state.rows.mark_known(row.row)
             row.sequence.last_step_id = step_id
             self._counts.count_row(row)
-        self.roster.in_flight[step_id] = rows
+        self.state.in_flight[step_id] = rows
         return plan
 
     def _is_protected(self, sequence: Sequence) -> bool:

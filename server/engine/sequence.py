@@ -2,9 +2,9 @@
 
 Only a sequence owns tokens, a row and block tables.
 
-    WAITING ──> RUNNING ──> FINISHED_*          RESERVED: a choice that holds a row of its
-       │  └──────> ▲ │                          request's gang until the first choice has
-       └> RESERVED ┘ ▼                          computed the prompt that all of them share
+    WAITING ──> RUNNING ──> FINISHED_*          FORK_PENDING: a choice that holds a row of its
+       │  └──────> ▲ │                          request's sequence group until the first choice has
+       └> FORK_PENDING ┘ ▼                          computed the prompt that all of them share
                  PREEMPTED                      PREEMPTED: recomputed when it gets a row again
 
 WAITING and PREEMPTED sequences are in the waiting queue, except for the later choices of a request
@@ -14,18 +14,59 @@ end before them. FINISHED_* is never left.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
-from server.engine.holdings import Holdings
 from server.engine.prefix_cache import Namespace
 from server.engine.request import EngineRequest, FinishReason, SamplingParams
+
+# RequestBlocks: the KV cache blocks of one request, over all its choices, now and over time.
+
+
+class RequestBlocks:
+    """A block counts once, however many of the request's choices hold it.
+
+    ``seconds`` adds up what the holders were given (server.engine.block_pool); of blocks that are
+    still held it is too little by what they were given when they were taken.
+    """
+
+    __slots__ = ("_counts", "_seconds", "peak_blocks")
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self._seconds = 0.0
+        self.peak_blocks = 0
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Block id -> how many choices hold it."""
+        return self._counts
+
+    def take(self, block_ids: Iterable[int], given: float) -> None:
+        for block_id in block_ids:
+            self._counts[block_id] = self._counts.get(block_id, 0) + 1
+        self._seconds -= given
+        self.peak_blocks = max(self.peak_blocks, len(self._counts))
+
+    def let_go(self, block_ids: Iterable[int], given: float) -> None:
+        for block_id in block_ids:
+            if self._counts[block_id] == 1:
+                del self._counts[block_id]
+            else:
+                self._counts[block_id] -= 1
+        self._seconds += given
+
+    def block_seconds(self, given: float) -> float:
+        """Up to now; ``given`` is of the blocks held now, once for every choice that holds them."""
+        return self._seconds + given if self._counts else max(0.0, self._seconds)
+
 
 SECONDS_PER_PRIORITY_LEVEL = 10.0
 
 
 class SequenceState(StrEnum):
     WAITING = "waiting"
-    RESERVED = "reserved"
+    FORK_PENDING = "fork_pending"
     RUNNING = "running"
     PREEMPTED = "preempted"
     FINISHED_STOPPED = "finished_stopped"
@@ -49,11 +90,11 @@ _FINISHED = frozenset(
 _NEXT_STATES = {
     SequenceState.WAITING: {
         SequenceState.RUNNING,
-        SequenceState.RESERVED,
+        SequenceState.FORK_PENDING,
         SequenceState.PREEMPTED,
     }
     | _FINISHED,
-    SequenceState.RESERVED: {
+    SequenceState.FORK_PENDING: {
         SequenceState.RUNNING,
         SequenceState.PREEMPTED,
         SequenceState.WAITING,
@@ -69,7 +110,7 @@ _STATE_AFTER = {
     FinishReason.ERROR: SequenceState.FINISHED_ERROR,
 }
 
-Rank = tuple[float, int, int]
+PriorityKey = tuple[float, int, int]
 Arrival = tuple[int, int]  # of the request, and which of its choices
 
 
@@ -77,20 +118,20 @@ class Sequence:
     """One choice of one request: what it knows, what is computed, and where that is kept.
 
     ``num_computed_tokens`` counts the tokens whose keys and values are in the cache or will be
-    when the steps in flight are done; ``num_confirmed_tokens`` only those of completed steps.
-    ``num_pending_tokens`` are being chosen by steps in flight: they have a place, and no id yet.
+    when the steps in flight are done; ``num_committed_tokens`` only those of completed steps.
+    ``num_in_flight_tokens`` are being chosen by steps in flight: they have a place, and no id yet.
     ``epoch`` rises when the sequence loses its row, so that a result that was under way is known
     as stale. ``num_cached_blocks`` counts, a group, the blocks offered to the prefix cache.
     """
 
-    def __init__(self, request: LiveRequest, choice: int, num_groups: int) -> None:
+    def __init__(self, request: Request, choice: int, num_groups: int) -> None:
         self.request = request
         self.choice = choice
         self.state = SequenceState.WAITING
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_computed_tokens = 0
-        self.num_confirmed_tokens = 0
-        self.num_pending_tokens = 0
+        self.num_committed_tokens = 0
+        self.num_in_flight_tokens = 0
         self.num_reserved_tokens = 0
         self.block_tables: tuple[list[int], ...] = tuple([] for _ in range(num_groups))
         self.num_cached_blocks = [0] * num_groups
@@ -99,7 +140,7 @@ class Sequence:
         self.num_preemptions = 0
         self.last_step_id = -1
         self.is_in_turn = False  # its request got a row as the first to arrive, out of rank's order
-        self.rank: Rank = (request.virtual_arrival, request.arrival, choice)
+        self.priority_key: PriorityKey = (request.virtual_arrival, request.arrival, choice)
         self.arrival: Arrival = (request.arrival, choice)
 
     def __repr__(self) -> str:
@@ -115,9 +156,9 @@ class Sequence:
         return len(self.token_ids)
 
     @property
-    def num_foreseen_tokens(self) -> int:
+    def num_tokens_with_in_flight(self) -> int:
         """The length when the steps in flight are done, unless one of them ends the sequence."""
-        return self.num_tokens + self.num_pending_tokens
+        return self.num_tokens + self.num_in_flight_tokens
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -139,12 +180,14 @@ class Sequence:
     @property
     def num_tokens_to_compute(self) -> int:
         """Of the tokens foreseen, those that a step has to compute: never the last one of all."""
-        return min(self.num_foreseen_tokens, max(self.num_prompt_tokens, self.max_num_tokens - 1))
+        return min(
+            self.num_tokens_with_in_flight, max(self.num_prompt_tokens, self.max_num_tokens - 1)
+        )
 
     @property
     def min_tokens_pending(self) -> bool:
         """The next token to be planned may not be an end-of-sequence or stop id."""
-        num_foreseen = self.num_foreseen_tokens - self.num_prompt_tokens
+        num_foreseen = self.num_tokens_with_in_flight - self.num_prompt_tokens
         return num_foreseen < self.sampling.min_tokens
 
     @property
@@ -167,14 +210,14 @@ class Sequence:
     def forget_computed(self) -> None:
         """Back to nothing computed. Tokens stay; results under way become stale."""
         self.num_computed_tokens = 0
-        self.num_confirmed_tokens = 0
-        self.num_pending_tokens = 0
+        self.num_committed_tokens = 0
+        self.num_in_flight_tokens = 0
         self.num_reserved_tokens = 0
         self.num_cached_blocks = [0] * len(self.num_cached_blocks)
         self.epoch += 1
 
 
-class LiveRequest:
+class Request:
     """An accepted request until its last choice ends.
 
     A priority level is worth ``SECONDS_PER_PRIORITY_LEVEL`` seconds of waiting: requests are
@@ -205,7 +248,7 @@ class LiveRequest:
             Namespace(group, request.cache_salt, request.adapter_id, request.adapter_version)
             for group in range(num_groups)
         )
-        self.holdings = Holdings()
+        self.blocks = RequestBlocks()
         self.was_scheduled = False
         self.was_short_of_memory = False  # in a step that found none for several requests
         self.is_forked = request.n == 1

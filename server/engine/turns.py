@@ -1,10 +1,10 @@
 """Turns: whatever the priorities, a quarter of the work goes in the order of arrival.
 
-Rank says who is next (server.engine.sequence). Alone it would let a stream of urgent requests keep
-an older one waiting for ever. So the tokens are counted that later arrivals compute while an older
-one waits: they are a debt, and every token that is computed in the order of arrival pays for
-``OVERTAKING`` of them. Beyond what ``FREE_STEPS`` steps can compute, the next row goes to whoever
-came first.
+The priority key says who is next (server.engine.sequence). Alone it would let a stream of urgent
+requests keep an older one waiting for ever. So the tokens are counted that later arrivals compute
+while an older one waits: they are a debt, and every token that is computed in the order of arrival
+pays for ``OVERTAKING`` of them. Beyond what ``FREE_STEPS`` steps can compute, the next row goes to
+whoever came first.
 
 So before a request gets a row, those that came after it compute at most ``OVERTAKING`` times what
 those before it do, and once the free steps and the rest of what runs then. It waits for no more
@@ -30,7 +30,7 @@ class Turns:
 
     @property
     def is_by_arrival(self) -> bool:
-        """The next row goes to the first to arrive, and not to the first in rank."""
+        """The next row goes to the first to arrive, and not to the first in priority order."""
         return self.debt > self._free
 
     def count(self, sequence: Sequence, num_tokens: int, oldest: Sequence | None) -> None:

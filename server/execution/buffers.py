@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from server.memory.layout import Layout, MemoryKind
+from server.memory.kinds import MemoryKind
+from server.memory.layout import Layout
 from weights.formats import FORMATS
-from weights.tensor_reader import chunks, torch_dtype
+from weights.loading.tensor_reader import chunks, torch_dtype
 
 Progress = Callable[[int, int], None]  # bytes done, bytes to do
 

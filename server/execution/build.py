@@ -26,14 +26,16 @@ from server.execution.device import Device
 from server.execution.held import HeldBytes
 from server.execution.model import Decoder, rotary_table
 from server.execution.runner import Runner
-from server.memory.backend import Backend
-from server.memory.backends import backend_named
-from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec, max_context
-from server.served_features import unserved_by, unserved_features
-from weights.checkpoint import open_checkpoint
+from server.memory.backends.record import Backend
+from server.memory.backends.registry import backend_named
+from server.memory.kv_groups import kv_cache_spec
+from server.memory.layout import Layout, build_layout, max_context
+from server.memory.runner_config import RunnerConfig
+from server.startup.supported_models import unserved_by, unserved_features
+from weights.checkpoint.folder import open_checkpoint
 from weights.families import resolve
 from weights.generation import end_of_sequence_ids
-from weights.loader import LoadReport, load
+from weights.loading.loader import LoadReport, load
 from weights.spec import ModelSpec
 
 Progress = Callable[[int, int], None]

@@ -12,10 +12,10 @@ import torch
 from server.execution.device import Event, Graph, OpenedDevice, Work
 from server.execution.library_warm_up import warm_libraries
 from server.execution.live_bytes import LiveBytes
-from server.memory.cpu_memory import CpuMemory
+from server.memory.accounting.cpu import CpuMemory
+from server.memory.accounting.process import take
 from server.memory.runner_config import RunnerConfig
-from server.memory.snapshot import take
-from weights.checkpoint import open_checkpoint
+from weights.checkpoint.folder import open_checkpoint
 from weights.families import resolve
 
 

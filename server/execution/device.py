@@ -17,12 +17,11 @@ from typing import Protocol
 
 import torch
 
-from server.engine.plan import ExecutorLost
+from server.engine.step_plan import ExecutorLost
 from server.errors import StartupError
 from server.execution.live_bytes import AllocatorPeak, Meter
-from server.memory.device_reading import DeviceMemory
-from weights.cuda_copies import CudaCopies
-from weights.pinned_reader import CopyStream
+from server.memory.accounting.reading import DeviceMemory
+from weights.loading.pinned_reader import CopyStream, CudaCopies
 
 Work = Callable[[], None]
 

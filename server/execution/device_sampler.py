@@ -23,7 +23,7 @@ from server.execution.gpu_sampling import (
     SampleWork,
     SamplingLimits,
 )
-from server.execution.out_of_memory import asked_by
+from server.execution.out_of_memory import attribute_oom
 
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # [R, D], out [R, V] -> out
 
@@ -63,7 +63,7 @@ class DeviceSampler:
         targets = self._rows.view(-1).index_select(0, work.targets.of(packet)).long()
         for start in range(0, work.num_scored, self._limits.logit_rows):
             stop = min(start + self._limits.logit_rows, work.num_scored)
-            with asked_by(work.scored_rows[start:stop]):
+            with attribute_oom(work.scored_rows[start:stop]):
                 logits = self._logits(hidden[start:stop], self._logits_buffer[: stop - start])
                 width = work.scored_width
                 reported = kernels.token_logprobs(logits, targets[start:stop], width - 1)
@@ -81,7 +81,7 @@ class DeviceSampler:
         ``hidden`` is [S, D]; None where the logits of all rows are in their buffer already.
         """
         for part in work.parts:
-            with asked_by(work.sampled_rows[part.start : part.stop]):
+            with attribute_oom(work.sampled_rows[part.start : part.stop]):
                 self._choose_part(work, part, packet, hidden, pinned)
         sampled = slice(0, work.num_sampled)
         return self._token_ids[sampled], self._non_finite[sampled]

@@ -15,10 +15,10 @@ import torch
 
 from server.execution.buffers import dtype_of
 from server.execution.device import CudaDevice, OpenedDevice, compiled_kernels_folder, cuda_index
-from server.memory.cuda_allocator import AllocatorState, Pool, allocator_state
-from server.memory.cuda_memory import CudaMemory, steady
-from server.memory.gpu_device import find_gpu
-from server.memory.nvml import DeviceUse
+from server.memory.accounting.cuda import CudaMemory, steady
+from server.memory.accounting.cuda_allocator import AllocatorState, Pool, allocator_state
+from server.memory.accounting.gpu_device import find_gpu
+from server.memory.accounting.nvml import DeviceUse
 from server.memory.runner_config import RunnerConfig
 
 _WARM_SIZE = 1024  # rows and columns of products that make the libraries set themselves up

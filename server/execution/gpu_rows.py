@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kernels import as_int64, derive_key, row_state
-from kernels.row_state import RowLayout
-from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
+from kernels import as_int64, derive_key
+from kernels.footprint import row_state
+from kernels.footprint.row_state import RowLayout
 from server.engine.request import SamplingParams
-from server.execution.out_of_memory import asked_by
+from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan
+from server.execution.out_of_memory import attribute_oom
 from server.execution.packet import PacketDraft, Span
 
 Int64 = npt.NDArray[np.int64]
@@ -89,7 +90,7 @@ class GpuRows:
         segments: list[int] = []
         counted: list[int] = []
         for admitted in plan.admitted:
-            with asked_by((admitted.row,)):
+            with attribute_oom((admitted.row,)):
                 segments += self._admit(admitted, packet)
             if tables_read(admitted.sampling):
                 counted += (admitted.row, admitted.num_prompt_tokens, len(admitted.token_ids))

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 
 import kernels
-from server.engine.plan import ForwardHandle, PendingResult, StepPlan, StepResult
 from server.engine.request import SamplingParams
+from server.engine.step_plan import ForwardHandle, PendingResult, StepPlan, StepResult
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
 from server.execution.device import Device, Event
 from server.execution.gpu_rows import GpuRows, StepRows
@@ -30,12 +30,12 @@ from server.execution.gpu_step import BlockChanges, GpuStep, OnDevice
 from server.execution.gpu_warm_up import copy_plans, kernel_plans
 from server.execution.live_bytes import PeakMeter
 from server.execution.model import Decoder
-from server.execution.out_of_memory import asked_by
+from server.execution.out_of_memory import attribute_oom
 from server.execution.packet import EMPTY, PacketDraft
 from server.execution.step_slots import GpuPending, Slots, StepEvents, StepSlot
 from server.execution.warm_up import largest_plan, step_seconds
-from server.memory.gpu_intermediates import table_rows
-from server.memory.gpu_layout import MOST_ROW_WORDS, row_layout
+from server.memory.backends.gpu_intermediates import table_rows
+from server.memory.backends.gpu_layout import MOST_ROW_WORDS, row_layout
 from server.memory.layout import Layout, decode_graph_sizes
 
 Change = Callable[[OnDevice], None]
@@ -170,7 +170,7 @@ class GpuRunner:
                 feature that this runner does not serve.
             StepOutOfMemory: an allocation failed while the work was handed over.
         """
-        with asked_by(row.row for row in plan.rows):
+        with attribute_oom(row.row for row in plan.rows):
             return self.forward_layers(plan, None)
 
     def forward_layers(self, plan: StepPlan, num_layers: int | None) -> Forwarded | RowsChanged:
@@ -223,7 +223,7 @@ class GpuRunner:
         rows, work, slot, on = handle.rows, handle.work, handle.slot, handle.tensors
         self.rows.append(rows.rows[rows.samples])
         self._last = None  # once
-        with asked_by(row.row for row in handle.plan.rows):
+        with attribute_oom(row.row for row in handle.plan.rows):
             self.device.run(lambda: self.step.sample(rows, work, on, slot.pinned))
         events = StepEvents(handle.started, handle.forwarded, self.device.record())
         pending = GpuPending(handle.plan, work, handle.params, slot.views, events, self.step.peak)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.engine.plan import StepPlan
+from server.engine.step_plan import StepPlan
 from server.execution.gpu_rows import GpuRows, Int64, StepRows
 from server.execution.packet import EMPTY, PacketDraft, Span
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 import kernels
-from kernels.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
+from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
 from server.execution.device import Device
 from server.execution.device_sampler import DeviceSampler
 from server.execution.gpu_rows import RowChanges, StepRows
@@ -20,8 +20,9 @@ from server.execution.gpu_sampling import SampleWork, SamplingLimits
 from server.execution.live_bytes import PeakMeter, storage_bytes
 from server.execution.model import Decoder, StepTensors
 from server.execution.packet import Span
-from server.memory.gpu_layout import row_layout
-from server.memory.layout import Layout, attention_shape
+from server.memory.backends.gpu_layout import row_layout
+from server.memory.layout import Layout
+from server.memory.runner_config import attention_shape
 
 
 @dataclass(frozen=True, slots=True)

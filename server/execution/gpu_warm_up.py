@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
 from server.engine.request import SamplingParams
+from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan
 from server.execution.gpu_sampling import SamplingLimits
 from server.memory.graph_sizes import SIZES
-from server.memory.layout import RunnerConfig
+from server.memory.runner_config import RunnerConfig
 
 GREEDY = SamplingParams(seed=0, temperature=0.0)
 DRAWN = SamplingParams(seed=0)

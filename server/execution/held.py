@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 
 from kernels import AttentionWorkspace, LinearWeight
-from server.memory.layout import Layout, MemoryKind
-from weights.fusion import fused_linears
+from server.memory.kinds import MemoryKind
+from server.memory.layout import Layout
 from weights.inventory import Parameter, inventory
+from weights.loading.fusion import fused_linears
 from weights.spec import ModelSpec
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
-from server.execution.out_of_memory import asked_by
+from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan
+from server.execution.out_of_memory import attribute_oom
 from server.execution.row_sampling import RowSampling
 
 Int32 = npt.NDArray[np.int32]
@@ -69,7 +69,7 @@ class InputBatch:
         for row in plan.released:
             self._release(row)
         for admitted in plan.admitted:
-            with asked_by((admitted.row,)):
+            with attribute_oom((admitted.row,)):
                 self._admit(admitted)
         for planned in plan.rows:
             if planned.new_block_ids:

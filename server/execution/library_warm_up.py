@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 
 import kernels
-from kernels.product_forms import MANY_ROWS, padded_sizes
+from kernels.footprint.linear import MANY_ROWS, padded_sizes
 from server.execution.buffers import dtype_of
-from server.memory.layout import RunnerConfig
-from weights.fusion import fused_linears
+from server.memory.runner_config import RunnerConfig
 from weights.inventory import inventory
+from weights.loading.fusion import fused_linears
 from weights.spec import ModelSpec
 
 _WARM_SIZE = 1024  # rows and columns of the first product, for which the libraries set up

@@ -22,27 +22,28 @@ import torch
 
 import kernels
 from kernels.dispatch import using
-from server.engine.plan import (
+from server.engine.request import SamplingParams
+from server.engine.step_plan import (
     ForwardHandle,
     PendingResult,
     RowResult,
     StepPlan,
     StepResult,
 )
-from server.engine.request import SamplingParams
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
 from server.execution.input_batch import InputBatch, StepInputs
 from server.execution.kv_cache import KVCache
 from server.execution.live_bytes import PeakMeter, storage_bytes
 from server.execution.model import Decoder, StepTensors
-from server.execution.out_of_memory import asked_by
+from server.execution.out_of_memory import attribute_oom
 from server.execution.row_results import row_result
 from server.execution.sampler import Sampled, Sampler, SampleWork, Scored
 from server.execution.warm_up import largest_plan, step_seconds
-from server.memory.backends import backend_named
+from server.memory.backends.registry import backend_named
 from server.memory.intermediates import sample_rows
-from server.memory.layout import Layout, attention_shape
+from server.memory.layout import Layout
+from server.memory.runner_config import attention_shape
 
 Int64 = npt.NDArray[np.int64]
 
@@ -157,7 +158,7 @@ class ModelRunner:
                 feature that this runner does not serve.
             StepOutOfMemory: an allocation failed.
         """
-        with using(self._kernels), asked_by(row.row for row in plan.rows):
+        with using(self._kernels), attribute_oom(row.row for row in plan.rows):
             return self.forward_layers(plan, None)
 
     @torch.inference_mode()
@@ -191,7 +192,7 @@ class ModelRunner:
         started = perf_counter()
         picks, plan = handle.picks, handle.plan
         logit_rows = min(len(picks.rows), self.layout.config.logit_rows)
-        with using(self._kernels), asked_by(row.row for row in plan.rows):
+        with using(self._kernels), attribute_oom(row.row for row in plan.rows):
             with self.peak.watch(0, logit_rows, storage_bytes(handle.hidden)):
                 scored = self._score(handle)
                 sampled = self._choose(handle)
@@ -298,7 +299,7 @@ class ModelRunner:
         position = choice = 0
         for planned in plan.rows:
             positions = slice(position, position + planned.num_prompt_logits)
-            with asked_by((planned.row,)):
+            with attribute_oom((planned.row,)):
                 params = self._params(planned.row)
                 result = row_result(planned, params, scored, positions, sampled, choice)
                 for token_id in result.token_ids:

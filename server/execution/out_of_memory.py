@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from server.engine.plan import StepOutOfMemory
+from server.engine.step_plan import StepOutOfMemory
 
 _WORDS = (
     "can't allocate memory",  # torch's CPU allocator
@@ -32,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def asked_by(rows: Iterable[int]) -> Iterator[None]:
+def attribute_oom(rows: Iterable[int]) -> Iterator[None]:
     """What runs out of memory inside raises StepOutOfMemory for ``rows``. The innermost counts."""
     try:
         yield

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kernels.row_state import StepTable
+from kernels.footprint.row_state import StepTable
 
 Int32 = npt.NDArray[np.int32]
 

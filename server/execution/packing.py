@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from server.engine.plan import LogprobArrays
+from server.engine.step_plan import LogprobArrays
 
 
 def pack_logprobs(

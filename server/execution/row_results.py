@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from server.engine.plan import PlannedRow, RowResult
 from server.engine.request import SamplingParams
+from server.engine.step_plan import PlannedRow, RowResult
 from server.execution.packing import pack_logprobs
 from server.execution.sampler import Sampled, Scored
 

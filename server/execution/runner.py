@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 import kernels
-from server.engine.plan import ForwardHandle, PendingResult, StepPlan
+from server.engine.step_plan import ForwardHandle, PendingResult, StepPlan
 from server.execution.live_bytes import PeakMeter
 
 

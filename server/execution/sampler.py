@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 import kernels
-from server.execution.out_of_memory import asked_by
+from server.execution.out_of_memory import attribute_oom
 from server.execution.row_sampling import RowSampling
 
 Int64 = npt.NDArray[np.int64]
@@ -99,12 +99,12 @@ class Sampler:
         """Calls ``use`` with the logits of all rows of ``hidden``, a part at a time, and which
         these are. What finds no memory is laid to the ``rows`` of the part."""
         for start in range(0, len(hidden), self._logit_rows):
-            with asked_by(rows[start : start + self._logit_rows].tolist()):
+            with attribute_oom(rows[start : start + self._logit_rows].tolist()):
                 logits = self._logits(hidden[start : start + self._logit_rows])
             for first in range(0, len(logits), self._sample_rows):
                 part = logits[first : first + self._sample_rows]
                 where = slice(start + first, start + first + len(part))
-                with asked_by(rows[where].tolist()):
+                with attribute_oom(rows[where].tolist()):
                     use(part, where)
 
     def _sample_part(

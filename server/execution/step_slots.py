@@ -13,17 +13,17 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from server.engine.plan import LogprobArrays, RowResult, StepPlan, StepResult
 from server.engine.request import SamplingParams
+from server.engine.step_plan import LogprobArrays, RowResult, StepPlan, StepResult
 from server.execution.buffers import dtype_of
 from server.execution.device import Device, Event
 from server.execution.gpu_sampling import SampleWork
 from server.execution.live_bytes import PeakMeter
-from server.execution.out_of_memory import asked_by, release_frames
+from server.execution.out_of_memory import attribute_oom, release_frames
 from server.execution.packet import PacketDraft
 from server.execution.packing import pack_logprobs
-from server.memory.gpu_layout import NUM_SLOTS
-from server.memory.layout import Buffer
+from server.memory.backends.gpu_layout import NUM_SLOTS
+from server.memory.kinds import Buffer
 
 
 class Unread(Protocol):
@@ -131,7 +131,7 @@ class GpuPending:
             return
         self._was_read = True
         try:
-            with asked_by(row.row for row in self._plan.rows):
+            with attribute_oom(row.row for row in self._plan.rows):
                 self._events.done.wait()
                 self._result = self._collect()
         except Exception as error:  # kept for whoever asks for the result

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from server.engine.plan import AdmittedRow, PlannedRow, StepPlan, StepResult
 from server.engine.request import SamplingParams
-from server.memory.layout import RunnerConfig
+from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan, StepResult
+from server.memory.runner_config import RunnerConfig
 
 
 def largest_plan(config: RunnerConfig) -> StepPlan:

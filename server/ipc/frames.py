@@ -14,7 +14,7 @@ import msgspec
 
 from server.engine.events import EngineFrame, RequestMemory
 from server.engine.request import EngineRequest
-from server.engine_facts import EngineFacts, EngineSettings
+from server.ipc.engine_info import EngineInfo, EngineSettings
 
 LENGTH = struct.Struct("<I")
 MAX_MESSAGE_BYTES = 256 * 2**20
@@ -75,7 +75,7 @@ class Progress(msgspec.Struct, tag=True, frozen=True):
 class Ready(msgspec.Struct, tag=True, frozen=True):
     """The engine takes requests. ``facts`` are what start-up measured."""
 
-    facts: EngineFacts
+    facts: EngineInfo
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.product_forms import FEW_ROWS, is_transposed, product_temporaries, result_rows
-from kernels.workspace import QUERY_TILES, AttentionShape, attention_temporary_bytes
+from kernels.footprint.attention import QUERY_TILES, AttentionShape, attention_temporary_bytes
+from kernels.footprint.linear import FEW_ROWS, is_transposed, product_temporaries, result_rows
 from weights.spec import ModelSpec, NormKind, PositionKind
 
 # The sampler works on this much of the logits at a time; beside them it holds, in bytes per logit:

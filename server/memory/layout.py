@@ -1,6 +1,7 @@
 """The one list of what a runner allocates: names, shapes, formats and memory kinds.
 
-What every backend has is listed here, and what it alone has by its record (server.memory.backend).
+What every backend has is listed here, and what it alone has by its record
+(server.memory.backends.record).
 
 The runner makes its persistent buffers from this list by name and the planner adds the same list
 up, so neither can know of bytes that the other does not. Intermediates are listed by phase of a
@@ -15,22 +16,19 @@ from dataclasses import dataclass, replace
 
 from kernels.backends import attention_workspace_bytes
 from server.engine.kv_spec import KVCacheSpec
-from server.memory.backend import Backend
-from server.memory.backends import backend_named
+from server.memory.backends.gpu_layout import NUM_SLOTS
+from server.memory.backends.record import Backend
+from server.memory.backends.registry import backend_named
 from server.memory.expert_intermediates import expert_phases
-from server.memory.gpu_layout import NUM_SLOTS
 from server.memory.graph_sizes import graph_sizes
 from server.memory.intermediates import Phase
-from server.memory.kinds import ELEMENT_BYTES, io_buffers
-from server.memory.kinds import Buffer as Buffer
-from server.memory.kinds import MemoryKind as MemoryKind
-from server.memory.kv_groups import kv_cache_spec as kv_cache_spec
-from server.memory.runner_config import RunnerConfig as RunnerConfig
-from server.memory.runner_config import attention_shape as attention_shape
+from server.memory.kinds import ELEMENT_BYTES, Buffer, MemoryKind, io_buffers
+from server.memory.kv_groups import kv_cache_spec
+from server.memory.runner_config import RunnerConfig, attention_shape
 from weights.formats import QUANTISED
 from weights.inventory import tally
-from weights.ranks import rank_shape, rank_spec
 from weights.spec import ModelSpec, PositionKind, RopeScaling
+from weights.tensor_parallel import rank_shape, rank_spec
 
 _STRETCHING = (RopeScaling.LINEAR, RopeScaling.DYNAMIC, RopeScaling.YARN)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kernels.workspace import AttentionShape
+from kernels.footprint.attention import AttentionShape
 from server.memory.kinds import ELEMENT_BYTES
 from server.memory.kv_groups import windows_of
 from weights.spec import ModelSpec

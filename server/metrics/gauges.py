@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from server.host_budget import Use
-from server.memory.layout import MemoryKind
-from server.memory.reading import MAY_BE_ESTIMATED, KindReading, MemoryReading
+from server.memory.accounting.reading import MAY_BE_ESTIMATED, KindReading, MemoryReading
+from server.memory.kinds import MemoryKind
 from server.metrics import registry
 from server.metrics.spec import MetricSpec
 

@@ -16,8 +16,7 @@ from prometheus_client.registry import Collector
 
 from server.engine.events import StepStats
 from server.metrics import registry
-from server.metrics.gauges import GaugeSources as GaugeSources
-from server.metrics.gauges import Samples, read_gauges
+from server.metrics.gauges import GaugeSources, Samples, read_gauges
 from server.metrics.spec import MetricSpec, MetricType
 from server.metrics.stats import Outcome, RequestRecord
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from server.host_budget import Use
-from server.memory.layout import MemoryKind
-from server.memory.reading import KV_PARTS, PARTS
+from server.memory.accounting.reading import KV_PARTS, PARTS
+from server.memory.kinds import MemoryKind
 from server.metrics.spec import Label, MetricSpec, MetricType, Unit
 from server.metrics.stats import Outcome
 from weights.formats import FORMATS, QUANTISED

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.engine.plan import LogprobArrays
+from server.engine.step_plan import LogprobArrays
 from server.text.tokenizer import Tokenizer
 
 LEAST = -9999.0  # what OpenAI writes for a probability of zero: JSON has no infinity

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from server.engine.events import ChoiceOutput, Event, PromptOutput
-from server.engine.plan import LogprobArrays
 from server.engine.request import EngineError, EngineRequest, FinishReason
+from server.engine.step_plan import LogprobArrays
 from server.errors import ErrorCode, QuireError, client_error_code
 from server.output.choice import ChoiceText, Delta
 from server.output.logprobs import Score, TokenLogprob, unpack

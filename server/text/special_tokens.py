@@ -18,9 +18,9 @@ from tokenizers import AddedToken
 
 from server.errors import StartupError
 from server.text.tokenizer_classes import Token
-from weights.checkpoint import inside
+from weights.checkpoint.folder import inside
+from weights.checkpoint.strict_json import parse_object, show
 from weights.errors import CheckpointError
-from weights.strict_json import parse_object, show
 
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weights.checkpoint import inside
+from weights.checkpoint.folder import inside
 from weights.errors import CheckpointError
 
 TEMPLATE_FILE = "chat_template.jinja"

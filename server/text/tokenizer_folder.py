@@ -26,7 +26,7 @@ from server.text.special_tokens import (
     read_special_tokens,
 )
 from server.text.tokenizer_classes import RECIPES, Recipe, Vocabulary, class_of_folder
-from weights.checkpoint import inside
+from weights.checkpoint.folder import inside
 from weights.errors import CheckpointError
 
 log = logging.getLogger("quire.server")

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from server.api.state import ApiState, GenerationDefaults, HttpLimits, ModelCard
 from server.engine.events import ChoiceOutput, Event, PromptOutput, RequestMemory
-from server.engine.plan import LogprobArrays
 from server.engine.request import EngineRequest, FinishReason
+from server.engine.step_plan import LogprobArrays
 from server.errors import ErrorCode, QuireError
 from server.host_budget import HostBudget
 from server.metrics.stats import RequestRecord

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from bad_case import CHAT, BadRequest, ServerFacts, chat
+from tests.api.bad_case import CHAT, BadRequest, ServerFacts, chat
 
 
 def _bad_chat(

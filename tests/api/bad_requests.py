@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from bad_case import CHAT, COMPLETIONS, BadRequest, ServerFacts, completion, with_member
-from bad_chats import bad_chat_fields, bad_messages
+from tests.api.bad_case import CHAT, COMPLETIONS, BadRequest, ServerFacts, completion, with_member
+from tests.api.bad_chats import bad_chat_fields, bad_messages
 
 __all__ = ["BadRequest", "ServerFacts", "cases"]
 

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from api_client import client_of
-from api_fakes import FakeEngine, make_state
-from asks_for_nothing import (
+
+from server.api.app import create_app
+from tests.api.api_client import client_of
+from tests.api.api_fakes import FakeEngine, make_state
+from tests.api.asks_for_nothing import (
     BOTH,
     CHAT,
     COMPLETIONS,
@@ -35,9 +37,7 @@ from asks_for_nothing import (
     REQUIRED,
     SERVED,
 )
-from bad_requests import ServerFacts, cases
-
-from server.api.app import create_app
+from tests.api.bad_requests import ServerFacts, cases
 
 FILE = Path(__file__).with_name("answers.jsonl")
 FACTS = ServerFacts("tiny", vocab_size=300, max_model_len=256, max_body_bytes=1024 * 1024)

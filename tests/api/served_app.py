@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from server.api.app import create_app
 from server.api.http import serve
 from server.api.state import ApiState
-from server.listener import bind
+from server.startup.listener import bind
 
 
 @contextmanager

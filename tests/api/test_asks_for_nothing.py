@@ -12,9 +12,15 @@ from typing import Any
 
 import httpx
 import pytest
-from api_client import client_of
-from api_fakes import FakeEngine, make_state
-from asks_for_nothing import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.api.app import create_app
+from server.api.state import ApiState
+from server.engine.request import EngineRequest
+from tests.api.api_client import client_of
+from tests.api.api_fakes import FakeEngine, make_state
+from tests.api.asks_for_nothing import (
     BOTH,
     CHAT,
     COMPLETIONS,
@@ -27,12 +33,6 @@ from asks_for_nothing import (
     REQUIRED,
     SERVED,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from server.api.app import create_app
-from server.api.state import ApiState
-from server.engine.request import EngineRequest
 
 HELLO = {"role": "user", "content": "hello"}
 BODIES: dict[str, dict[str, Any]] = {

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from api_client import client_of
-from api_fakes import FakeEngine, make_state
-from bad_requests import BadRequest, ServerFacts, cases
 
 from server.api.app import create_app
 from server.metrics.stats import Outcome
+from tests.api.api_client import client_of
+from tests.api.api_fakes import FakeEngine, make_state
+from tests.api.bad_requests import BadRequest, ServerFacts, cases
 
 REPOSITORY = Path(__file__).parents[2]
 FACTS = ServerFacts("tiny", vocab_size=300, max_model_len=256, max_body_bytes=1024 * 1024)

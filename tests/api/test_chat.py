@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from api_client import Story, client_of
-from api_fakes import FakeEngine, FakeHealth, make_state, saying
 
 from server.api.app import create_app
 from server.api.state import ApiState
 from server.text.chat_template import ChatTemplate
+from tests.api.api_client import Story, client_of
+from tests.api.api_fakes import FakeEngine, FakeHealth, make_state, saying
 
 MESSAGES: list[Any] = [
     {"role": "developer", "content": "Be brief."},

@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from api_client import with_client
-from api_fakes import EOS, FakeEngine, FakeHealth, make_state, saying
 
 from server.api.sampling import generation_defaults
 from server.api.state import ApiState, GenerationDefaults
 from server.errors import ErrorCode, QuireError
 from server.metrics.stats import Outcome
+from tests.api.api_client import with_client
+from tests.api.api_fakes import EOS, FakeEngine, FakeHealth, make_state, saying
 
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "深度", "max_tokens": 4, "temperature": 0}
 

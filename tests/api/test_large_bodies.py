@@ -8,12 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
-from api_client import with_client
-from api_fakes import FakeEngine, make_state
 
-from server.api import preparation
+from server.api.routes import preparation
 from server.api.state import HttpLimits, ModelCard
 from server.text import template_process
+from tests.api.api_client import with_client
+from tests.api.api_fakes import FakeEngine, make_state
 from tests.soak.heavy_bodies import BODIES, many_messages
 
 MIB = 1024 * 1024

@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 import pytest
 import tokenizers
-from api_client import with_client
-from api_fakes import FakeEngine, make_state
 from tokenizers import models, pre_tokenizers
 
-from server.api import preparation
+from server.api.routes import preparation
 from server.text.tokenizer import Tokenizer
+from tests.api.api_client import with_client
+from tests.api.api_fakes import FakeEngine, make_state
 
 PIECES = {"[UNK]": 0, "hello": 1, "a": 2}
 

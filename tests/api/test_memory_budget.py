@@ -11,13 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-from api_client import with_client
-from api_fakes import FakeEngine, make_state
 from starlette.types import Message, Scope
 
 from server.api.app import create_app
-from server.api.body import Body
-from server.api.json_body import parse_object
+from server.api.body import Body, parse_object
 from server.api.json_shape import JsonLimits, measure
 from server.api.sizes import counting_bytes, held_bytes, parsing_bytes
 from server.api.state import ModelCard
@@ -25,6 +22,8 @@ from server.api.trace import ClientDisconnected
 from server.errors import ErrorCode, QuireError
 from server.host_budget import HostBudget, Use
 from server.metrics.stats import Outcome
+from tests.api.api_client import with_client
+from tests.api.api_fakes import FakeEngine, make_state
 from tests.soak.heavy_bodies import BODIES
 
 MIB = 1024 * 1024

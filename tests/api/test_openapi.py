@@ -12,16 +12,16 @@ import httpx
 import jsonschema
 import pytest
 import schemathesis
-from api_client import with_client
-from api_fakes import FakeEngine, make_state
-from asks_for_nothing import CHAT, COMPLETIONS, NOTHING, REQUIRED
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
-from served_app import served
 
-from server.api.schema.decimals import decimals_up_to
+from server.api.routes.openapi import decimals_up_to
 from server.api.state import ApiState, ModelCard
+from tests.api.api_client import with_client
+from tests.api.api_fakes import FakeEngine, make_state
+from tests.api.asks_for_nothing import CHAT, COMPLETIONS, NOTHING, REQUIRED
+from tests.api.served_app import served
 
 load_all_checks()
 ALL_CHECKS = CHECKS.get_all()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import httpx
-from asks_for_nothing import CHAT, COMPLETIONS
 from pydantic import BaseModel
-from recorded_bodies import FILE, Recorded, answers
 
 from server.api.schema.answers import (
     ChatCompletion,
@@ -16,6 +14,8 @@ from server.api.schema.answers import (
     CompletionChunk,
     ErrorAnswer,
 )
+from tests.api.asks_for_nothing import CHAT, COMPLETIONS
+from tests.api.recorded_bodies import FILE, Recorded, answers
 
 MODELS: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
     COMPLETIONS: (Completion, CompletionChunk),

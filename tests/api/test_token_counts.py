@@ -8,11 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from api_client import with_client
-from api_fakes import FakeEngine, RecordingMetrics, make_state, saying
 
-from loadtest.page_charts import server_rate
-from loadtest.scrape import Reading, read_metrics
+from loadtest.report.html_charts import server_rate
+from loadtest.server.scrape import Reading, read_metrics
 from server.api.open_request import OpenRequest, Surroundings
 from server.engine.events import Event
 from server.engine.request import EngineRequest, SamplingParams
@@ -21,6 +19,8 @@ from server.host_budget import HostBudget
 from server.metrics.gauges import GaugeSources
 from server.metrics.prometheus import PrometheusMetrics
 from server.output.processor import OutputOptions
+from tests.api.api_client import with_client
+from tests.api.api_fakes import FakeEngine, RecordingMetrics, make_state, saying
 
 BODY = {"prompt": "ab", "max_tokens": 6, "temperature": 0}
 

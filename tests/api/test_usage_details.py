@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from api_client import with_client
-from api_fakes import FakeEngine, RecordingMetrics, make_state, saying
 
 from server.api.state import ApiState
 from server.api.trace import RequestTrace
 from server.api.usage import timings
 from server.errors import ErrorCode, QuireError
+from tests.api.api_client import with_client
+from tests.api.api_fakes import FakeEngine, RecordingMetrics, make_state, saying
 
 ROUTES = {
     "/v1/completions": {"prompt": "ab"},

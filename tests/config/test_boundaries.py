@@ -12,16 +12,36 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TORCH_FREE = [
     *("weights.spec", "weights.families", "weights.inventory", "weights.formats"),
-    *("weights.checkpoint", "server.engine.core", "server.ipc.supervisor", "server.ipc.client"),
+    *(
+        "weights.checkpoint.folder",
+        "server.engine.core",
+        "server.client.supervisor",
+        "server.client.ipc",
+    ),
     *("server.api.app", "server.text.tokenizer", "server.text.chat_template"),
-    *("server.output.processor", "server.cli", "server.memory.layout", "server.memory.planner"),
-    *("server.memory.report", "server.bootstrap", "server.http_server", "server.engine_process"),
-    *("server.plan.command", "weights.presets", "weights.ranks", "weights.matching"),
+    *(
+        "server.output.processor",
+        "server.cli",
+        "server.memory.layout",
+        "server.memory.planner.planner",
+    ),
+    *(
+        "server.memory.report.tree",
+        "server.app.bootstrap",
+        "server.app.api_process",
+        "server.worker.__main__",
+    ),
+    *(
+        "server.plan_cli.command",
+        "weights.presets",
+        "weights.tensor_parallel",
+        "weights.checkpoint.matching",
+    ),
 ]
 STANDARD_ONLY = [
     "server.engine.core",
     "server.metrics.stats",
-    "server.config",
+    "server.config.server_config",
     "server.cli",
     "server.entry",
 ]
@@ -62,7 +82,7 @@ with suppress(SystemExit):
 
 
 def test_the_bench_needs_no_web_package() -> None:
-    loaded = modules_after("import server.bench")
+    loaded = modules_after("import server.bench.__main__")
     assert not loaded & {"fastapi", "uvicorn", "starlette", "prometheus_client", "msgspec"}
 
 
@@ -74,7 +94,7 @@ def test_only_the_config_reads_the_environment() -> None:
             imported = isinstance(node, ast.ImportFrom) and node.module == "os"
             if named or (imported and any("env" in alias.name for alias in node.names)):
                 readers.add(str(path.relative_to(ROOT)))
-    assert readers == {"server/config.py"}
+    assert readers == {"server/config/server_config.py"}
 
 
 def test_every_import_contract_names_modules_that_exist() -> None:

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from server.descriptors import PROBE_CONNECTIONS, SPARE, connection_limits
 from server.errors import StartupError
+from server.startup.descriptors import PROBE_CONNECTIONS, SPARE, connection_limits
 
 
 class Limits:
@@ -74,7 +74,7 @@ from dataclasses import replace
 from api_fakes import make_state
 from server.api.app import create_app
 from server.api.http import serve
-from server.listener import bind
+from server.startup.listener import bind
 
 async def main():
     state = make_state(chat_template=None)

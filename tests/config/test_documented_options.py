@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.option_table import OPTIONS, Option
+from server.config.options import OPTIONS, Option
 
 README = Path(__file__).parents[2] / "README.md"
 DEFAULTS = {"model-dir": "the demo model"}

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import server.dtype_choice as dtype_choice
-from server.config import resolve
-from server.dtype_choice import ProductTime, probe_products, weigh_dtype
-from server.memory.plan_request import PlanRequest
+import server.startup.dtype_choice as dtype_choice
+from server.config.server_config import resolve
+from server.memory.planner.request import PlanRequest
+from server.startup.dtype_choice import ProductTime, probe_products, weigh_dtype
 from weights.presets import find_preset
 
 GIB = 2**30

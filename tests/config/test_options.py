@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from server.config import (
+from server.config.options import DEBUG_CHECK_INVARIANTS, DEMO_MODEL_DIR, OPTIONS, Option
+from server.config.server_config import (
     ServerConfig,
     limit_thread_spinning,
     resolve,
 )
+from server.config.values import read_integer, read_size
 from server.errors import StartupError
-from server.listener import explain
-from server.model_facts import read_model
-from server.option_table import DEMO_MODEL_DIR, OPTIONS, STRICT_LEDGER, Option
-from server.option_values import read_integer, read_size
-from server.report import print_report
+from server.startup.listener import explain
+from server.startup.model_info import read_model
+from server.startup.report import print_report
 from server.units import exact_size, format_size
 
 # A value other than the default for each option: what is written, and what it comes to.
@@ -67,7 +67,7 @@ def toml_file(folder: Path, text: str) -> str:
 
 
 def test_the_table_the_fields_and_the_examples_name_the_same_options() -> None:
-    names = [option.field for option in (*OPTIONS, STRICT_LEDGER)]
+    names = [option.field for option in (*OPTIONS, DEBUG_CHECK_INVARIANTS)]
     assert names == [field.name for field in fields(ServerConfig)]
     assert {option.name for option in OPTIONS} == set(EXAMPLES)
 
@@ -155,12 +155,14 @@ def test_a_missing_file_is_refused_by_name() -> None:
 
 
 def test_the_books_are_checked_after_every_step_by_a_variable_alone(tmp_path: Path) -> None:
-    assert not resolve({}, {}).strict_ledger
-    assert resolve({}, {"QUIRE_STRICT_LEDGER": "on"}).strict_ledger
-    with pytest.raises(StartupError, match=r"QUIRE_STRICT_LEDGER: 'yes' is neither on nor off"):
-        resolve({}, {"QUIRE_STRICT_LEDGER": "yes"})
-    with pytest.raises(StartupError, match="unknown key 'strict-ledger'"):
-        resolve({}, {}, toml_file(tmp_path, "strict-ledger = true\n"))
+    assert not resolve({}, {}).debug_check_invariants
+    assert resolve({}, {"QUIRE_DEBUG_CHECK_INVARIANTS": "on"}).debug_check_invariants
+    with pytest.raises(
+        StartupError, match=r"QUIRE_DEBUG_CHECK_INVARIANTS: 'yes' is neither on nor off"
+    ):
+        resolve({}, {"QUIRE_DEBUG_CHECK_INVARIANTS": "yes"})
+    with pytest.raises(StartupError, match="unknown key 'debug-check-invariants'"):
+        resolve({}, {}, toml_file(tmp_path, "debug-check-invariants = true\n"))
 
 
 def test_the_queue_holds_a_mean_prompt_in_every_place_and_always_one_of_any_length() -> None:

@@ -7,22 +7,23 @@ from typing import Any
 
 import pytest
 
-from server.config import resolve
+from server.config.server_config import resolve
 from server.errors import StartupError
-from server.memory.cpu_backend import CPU
-from server.memory.gpu_backend import CUDA
-from server.memory.gpu_device import GpuDevice, find_gpu
-from server.memory.nvml import DeviceUse
-from server.memory.planner import PlanRequest, plan_memory, resolve_format
-from server.placement import (
+from server.memory.accounting.gpu_device import GpuDevice, find_gpu
+from server.memory.accounting.nvml import DeviceUse
+from server.memory.backends.cpu import CPU
+from server.memory.backends.cuda import CUDA
+from server.memory.planner.planner import plan_memory, resolve_format
+from server.memory.planner.request import PlanRequest
+from server.startup.placement import (
     CPU_RUNTIME_BYTES,
     GPU_RUNTIME_BYTES,
     Placement,
     place,
     refuse_model,
 )
-from server.report import promise
-from weights.tiny_specs import tiny_llama
+from server.startup.report import promise
+from weights.synthetic.tiny_specs import tiny_llama
 
 GIB = 2**30
 H200 = GpuDevice("NVIDIA H200", (9, 0), 140 * GIB, 130 * GIB)
@@ -112,7 +113,7 @@ def test_a_small_container_keeps_room_for_what_runs_before_a_model(
     free: int, left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it the pool would take what torch needs, and the kernel would end the engine."""
-    monkeypatch.setattr("server.placement.machine_memory", lambda: (free << 20, free << 20))
+    monkeypatch.setattr("server.startup.placement.machine_memory", lambda: (free << 20, free << 20))
     assert placed(gpu=None).available == left << 20
     assert CPU_RUNTIME_BYTES == 320 << 20
 

@@ -6,16 +6,16 @@ import re
 from dataclasses import replace
 
 import pytest
-from api_fakes import FakeEngine, make_state
 from starlette.routing import Route
 
 from server.api.app import create_app
-from server.config import resolve
-from server.descriptors import ConnectionLimits
-from server.engine_facts import EngineFacts
-from server.listener import address, bind
-from server.model_facts import read_model
-from server.report import ReportInput, startup_report, version_report
+from server.config.server_config import resolve
+from server.ipc.engine_info import EngineInfo
+from server.startup.descriptors import ConnectionLimits
+from server.startup.listener import address, bind
+from server.startup.model_info import read_model
+from server.startup.report import ReportInput, startup_report, version_report
+from tests.api.api_fakes import FakeEngine, make_state
 
 ALL_CONNECTIONS = ConnectionLimits(512, 256)
 
@@ -28,7 +28,7 @@ def report(
     connections: ConnectionLimits = ALL_CONNECTIONS,
 ) -> str:
     config = resolve({"device": "cpu", "host": host}, {})
-    engine = EngineFacts(
+    engine = EngineInfo(
         weights={},
         weights_format="f32",
         load_seconds=0.5,
@@ -119,7 +119,7 @@ def test_it_says_why_dtype_auto_took_what_it_took(monkeypatch: pytest.MonkeyPatc
     assert "dtype auto" not in report()
     reason = "bfloat16 products take 3.0 x at 16 rows of float32's time here"
     monkeypatch.setattr(
-        "server.model_facts.weigh_dtype",
+        "server.startup.model_info.weigh_dtype",
         lambda config, spec, request, available: replace(request, format_reason=reason),
     )
     assert f"  dtype auto    {reason}\n" in report()

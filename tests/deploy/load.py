@@ -10,7 +10,8 @@ import time
 from types import TracebackType
 
 import httpx
-from server_process import ServerProcess
+
+from tests.e2e.server_process import ServerProcess
 
 PROMPT = "def add(a, b):\n    return a + b\n\n\n" * 3
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)

@@ -12,8 +12,9 @@ from typing import Any
 
 import httpx
 import yaml
-from deploy_tools import DEPLOY, needed
-from server_process import free_port, wait_until
+
+from tests.deploy.deploy_tools import DEPLOY, needed
+from tests.e2e.server_process import free_port, wait_until
 
 CONFIG = DEPLOY / "prometheus"
 DATASOURCE = DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import yaml
-from deploy_tools import DEPLOY, ROOT
 
 from deploy.grafana.generate import DASHBOARDS
 from deploy.grafana.render import dashboard_json
 from deploy.metrics_page import PAGE, page
 from deploy.recorded import read_rules
+from tests.deploy.deploy_tools import DEPLOY, ROOT
 
 README = (DEPLOY / "README.md").read_text()
 GRAFANA = DEPLOY / "grafana"

@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
-from deploy_tools import ROOT
-from load import Streams
-from real_prometheus import RealPrometheus
-from server_process import ServerProcess, wait_until
+
+from tests.deploy.deploy_tools import ROOT
+from tests.deploy.load import Streams
+from tests.deploy.real_prometheus import RealPrometheus
+from tests.e2e.server_process import ServerProcess, wait_until
 
 DEMO = ROOT / "weights" / "demo" / "checkpoint"
 STREAMS = 64

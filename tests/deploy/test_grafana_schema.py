@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploy_tools import do_without, needed
 
 from deploy.grafana.generate import FOLDER
+from tests.deploy.deploy_tools import do_without, needed
 
 Json = dict[str, Any]
 SCHEMA = Path(__file__).parent / "grafana_schema"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from alarm_cases import FIRES, QUIET, Fires, Quiet
-from deploy_tools import DEPLOY, needed, run
 
 from deploy.catalogue import NUMBER
 from deploy.promql import meaning
 from deploy.recorded import RULES, Alert, full_catalogue, read_rules
+from tests.deploy.alarm_cases import FIRES, QUIET, Fires, Quiet
+from tests.deploy.deploy_tools import DEPLOY, needed, run
 
 RECORDED, ALERTS = read_rules()
 LABEL = re.compile(r"\{\{ \$labels\.(\w+) \}\}")
@@ -32,8 +32,8 @@ def test_each_asks_for_what_exists_and_says_what_to_do(alert: Alert) -> None:
 
 def test_exit_codes_are_those_of_the_server() -> None:
     """A runbook that names another sends the reader the wrong way."""
+    from server.app.api_process import EXIT_ENGINE_GAVE_UP
     from server.cli import EXIT_REFUSED
-    from server.http_server import EXIT_ENGINE_GAVE_UP
 
     runbooks = " ".join(alert.annotations["runbook"] for alert in ALERTS)
     runbooks += " ".join(alert.annotations["description"] for alert in ALERTS)

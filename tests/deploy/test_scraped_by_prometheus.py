@@ -16,14 +16,14 @@ from typing import Any
 
 import httpx
 import pytest
-from deploy_tools import ROOT, needed
-from load import Load
-from real_prometheus import RealPrometheus, Variables
-from server_process import ServerProcess, wait_until
 
 from deploy.grafana.generate import FOLDER
 from deploy.recorded import read_rules
-from server.memory.layout import MemoryKind
+from server.memory.kinds import MemoryKind
+from tests.deploy.deploy_tools import ROOT, needed
+from tests.deploy.load import Load
+from tests.deploy.real_prometheus import RealPrometheus, Variables
+from tests.e2e.server_process import ServerProcess, wait_until
 
 Json = dict[str, Any]
 DEMO = ROOT / "weights" / "demo" / "checkpoint"

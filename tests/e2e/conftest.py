@@ -10,13 +10,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 
-from server_process import MAX_BODY_BYTES, MAX_MODEL_LEN, VOCAB_SIZE, ServerProcess
+from tests.e2e.server_process import MAX_BODY_BYTES, MAX_MODEL_LEN, VOCAB_SIZE, ServerProcess
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sharp random llama with a byte-level tokenizer and a chat template."""
-    from weights.synthetic import tiny_llama, write_checkpoint, write_tokenizer
+    from weights.synthetic.checkpoint import tiny_llama, write_checkpoint, write_tokenizer
 
     folder = tmp_path_factory.mktemp("models") / "tiny-random"
     spec = tiny_llama(vocab_size=VOCAB_SIZE, max_positions=MAX_MODEL_LEN)

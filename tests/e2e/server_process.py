@@ -70,7 +70,7 @@ class ServerProcess:
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
-                "QUIRE_STRICT_LEDGER": "on" if strict else "off",
+                "QUIRE_DEBUG_CHECK_INVARIANTS": "on" if strict else "off",
             },
         )
 

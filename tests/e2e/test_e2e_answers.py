@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from server_process import ServerProcess, events, wait_until
+
+from tests.e2e.server_process import ServerProcess, events, wait_until
 
 CONCURRENCY = 32
 PROMPT = "深度学习是"

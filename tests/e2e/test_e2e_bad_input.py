@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import httpx
-from bad_requests import ServerFacts, cases
-from server_process import (
+
+from tests.api.bad_requests import ServerFacts, cases
+from tests.e2e.server_process import (
     MAX_BODY_BYTES,
     MAX_MODEL_LEN,
     VOCAB_SIZE,

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from server_process import ServerProcess, wait_until
+
+from tests.e2e.server_process import ServerProcess, wait_until
 
 TOKENS = 900
 LONG = {"prompt": "深度学习是", "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0}

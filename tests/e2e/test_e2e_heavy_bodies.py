@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 import httpx
-from server_process import MAX_BODY_BYTES, ServerProcess, wait_until
 
+from tests.e2e.server_process import MAX_BODY_BYTES, ServerProcess, wait_until
 from tests.soak.heavy_bodies import UnfinishedBodies, large_chats
 
 MIB = 1024 * 1024

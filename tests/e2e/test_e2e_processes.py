@@ -10,8 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from server_process import ServerProcess, engine_children, wait_until
 
+from tests.e2e.server_process import ServerProcess, engine_children, wait_until
 from tests.living import is_running
 
 LONG = {"prompt": "a", "ignore_eos": True, "temperature": 0, "stream": True}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 import httpx
-from server_process import ServerProcess, wait_until
+
+from tests.e2e.server_process import ServerProcess, wait_until
 
 PAGE = {"usage_details": True, "temperature": 0, "ignore_eos": True}
 

@@ -1,6 +1,6 @@
 """One small engine that a story is told with: a fake model, a clock that stands still, no threads.
 
-Every story checks the whole ledger after every change (strict mode), and every block that a row
+Every story checks every invariant after every change (strict mode), and every block that a row
 reads (the fake executor). What is left to say is what the story is about.
 """
 
@@ -10,17 +10,16 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from fake_executor import FakeExecutor, kv_spec
-from fake_model import extend_prefix, model_logprob, model_token
-
 from server.engine.constraints import TokenConstraints
 from server.engine.core import EngineCore
 from server.engine.events import ChoiceOutput, EngineFrame, PromptOutput, Refused, StepStats
-from server.engine.plan import LogprobArrays, StepPlan
 from server.engine.prefix_cache import Digest, sha256_digest
 from server.engine.request import EngineLimits, EngineRequest, SamplingParams
 from server.engine.sequence import Sequence as LiveSequence
-from server.engine.step_in_flight import Shortage, StepInFlight
+from server.engine.step import OutOfMemoryEvent, StepInFlight
+from server.engine.step_plan import LogprobArrays, StepPlan
+from tests.engine.fake_executor import FakeExecutor, kv_spec
+from tests.engine.fake_model import extend_prefix, model_logprob, model_token
 
 VOCAB = 1000
 
@@ -96,7 +95,7 @@ class Story:
             poison_tokens=poison,
             overlaps=overlaps,
         )
-        self.shortages: list[Shortage] = []
+        self.shortages: list[OutOfMemoryEvent] = []
         self.core = EngineCore(
             self.executor,
             spec,
@@ -107,8 +106,8 @@ class Story:
             constraints=constraints,
             on_shortage=self.shortages.append,
         )
-        self.roster = self.core.scheduler.roster
-        self.pool = self.roster.kv.pool
+        self.state = self.core.scheduler.state
+        self.pool = self.state.kv.pool
         self.prompts: list[PromptOutput] = []
         self.choices: list[ChoiceOutput] = []
         self.refused: list[Refused] = []
@@ -229,7 +228,7 @@ class Story:
         return first.num_cached_tokens
 
     def sequence(self, name: str, choice: int = 0) -> LiveSequence:
-        return self.roster.requests[name].sequences[choice]
+        return self.state.requests[name].sequences[choice]
 
     def table(self, name: str, choice: int = 0, group: int = 0) -> list[int]:
         return list(self.sequence(name, choice).block_tables[group])
@@ -237,7 +236,7 @@ class Story:
     def states(self) -> dict[tuple[str, int], str]:
         return {
             (request.id, sequence.choice): sequence.state.value
-            for request in self.roster.requests.values()
+            for request in self.state.requests.values()
             for sequence in request.sequences
         }
 

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fake_model import model_token, pack_logprobs
-from fake_rows import FakeRow, FakeRows
-
 from server.engine.constraints import Masks
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
-from server.engine.plan import (
+from server.engine.request import SamplingParams
+from server.engine.step_plan import (
     ForwardHandle,
     LogprobArrays,
     PlannedRow,
@@ -24,7 +22,8 @@ from server.engine.plan import (
     StepPlan,
     StepResult,
 )
-from server.engine.request import SamplingParams
+from tests.engine.fake_model import model_token, pack_logprobs
+from tests.engine.fake_rows import FakeRow, FakeRows
 
 
 def kv_spec(num_blocks: int, block_size: int, num_groups: int = 1) -> KVCacheSpec:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from server.engine.plan import LogprobArrays
 from server.engine.request import SamplingParams
+from server.engine.step_plan import LogprobArrays
 
 _MASK = (1 << 61) - 1
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fake_model import extend_prefix
-
 from server.engine.kv_spec import KVCacheSpec
-from server.engine.plan import AdmittedRow, PlannedRow
+from server.engine.step_plan import AdmittedRow, PlannedRow
+from tests.engine.fake_model import extend_prefix
 
 
 @dataclass

@@ -7,7 +7,8 @@ from functools import cache
 from typing import Any
 
 import pytest
-from engine_story import Story
+
+from tests.engine.engine_story import Story
 
 SEEDS = range(40)
 

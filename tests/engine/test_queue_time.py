@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fake_executor import FakeExecutor, kv_spec
-
 from server.engine.core import EngineCore
 from server.engine.request import EngineLimits, EngineRequest, SamplingParams
+from tests.engine.fake_executor import FakeExecutor, kv_spec
 
 LIMITS = EngineLimits(
     max_num_seqs=1,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import workloads
 from safetensors.torch import load_file, save_file
 
+from tests.equivalence import workloads
 from weights.spec import ModelSpec
-from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
+from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
 
 FINAL_NORM = ("model.norm.weight", "ln_f.weight", "ln_f.bias")
 SPECS: dict[str, ModelSpec] = {

@@ -11,20 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import harness
 import numpy as np
-import oracle
-import rounding
 import torch
-import workloads
-from checkpoints import SPECS as SPECS
-from checkpoints import write as write
-from harness import Run
 
 from kernels import derive_key
 from server.engine.core import EngineCore
 from server.engine.request import EngineRequest
 from server.execution import gpu_rows, row_sampling
+from tests.equivalence import harness, rounding, workloads
+from tests.equivalence.checkpoints import SPECS as SPECS
+from tests.equivalence.checkpoints import write as write
+from tests.equivalence.harness import Run
+from tests.parity import oracle
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def _preempting(every: int, counts: Counter[str]) -> harness.OnStep:
     def on_step(core: EngineCore, steps: int) -> None:
         if steps % every:
             return
-        running = core.scheduler.roster.running
+        running = core.scheduler.state.running
         names = {row.request.id for row in running if row.num_generated_tokens}
         if names:
             name = min(names, key=lambda name: (counts[name], name))

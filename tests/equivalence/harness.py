@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import rounding
 import torch
 
 import kernels
 from server.engine.core import EngineCore
 from server.engine.events import EngineFrame, StepStats
-from server.engine.plan import LogprobArrays
 from server.engine.request import EngineLimits, EngineRequest, FinishReason
+from server.engine.step_plan import LogprobArrays
 from server.execution.build import BuiltRunner, build_runner
 from server.execution.packing import unpack_logprobs
-from server.memory.layout import RunnerConfig
+from server.memory.runner_config import RunnerConfig
+from tests.equivalence import rounding
 
 MAX_TOKENS = 512  # the layout's largest step; a run may take a smaller budget
 ChoiceKey = tuple[str, int]
@@ -100,7 +100,7 @@ def run(
     on_step: OnStep | None = None,
     one_by_one: bool = False,
 ) -> Run:
-    """Runs the requests to their ends, together or one after the other, ledger checked."""
+    """Runs the requests to their ends, together or one after the other, invariants checked."""
     limits = EngineLimits(
         max_num_seqs=built.layout.config.max_num_seqs,
         max_num_batched_tokens=budget,

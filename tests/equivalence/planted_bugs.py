@@ -16,8 +16,8 @@ import torch
 from pytest import MonkeyPatch
 
 import kernels
-from server.engine.plan import AdmittedRow, PlannedRow
-from server.engine.step_draft import ScheduledRow
+from server.engine.step import ScheduledRow
+from server.engine.step_plan import AdmittedRow, PlannedRow
 from server.execution.input_batch import InputBatch, StepInputs
 from server.execution.kv_cache import KVCache
 from server.execution.model import Decoder, Norm

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 
-import workloads
-from checkpoints import SPECS
-
+from tests.equivalence import workloads
+from tests.equivalence.checkpoints import SPECS
 from weights.spec import ModelSpec
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32

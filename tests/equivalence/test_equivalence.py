@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import checks
-import oracle
 import pytest
 import torch
-import workloads
-from checks import Setting
+
+from tests.equivalence import checks, workloads
+from tests.equivalence.checks import Setting
+from tests.parity import oracle
 
 SEEDS = range(4)
 

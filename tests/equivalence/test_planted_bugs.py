@@ -6,18 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import checks
 import numpy as np
-import oracle
 import pytest
-import stepping
 import torch
-import workloads
-from checks import Setting
-from planted_bugs import BUGS, PlantedBug
 
-from server.engine.ledger import LedgerError
-from weights.synthetic import write_checkpoint
+from server.engine.invariants import InvariantError
+from tests.equivalence import checks, workloads
+from tests.equivalence.checks import Setting
+from tests.equivalence.planted_bugs import BUGS, PlantedBug
+from tests.execution import stepping
+from tests.parity import oracle
+from weights.synthetic.checkpoint import write_checkpoint
 
 IDS = list(workloads.prompt(50, 60))
 LARGE_EPSILON = replace(
@@ -78,7 +77,7 @@ def test_the_bug_is_caught(
     bug: PlantedBug, checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bug.apply(monkeypatch)
-    with pytest.raises((AssertionError, LedgerError)):
+    with pytest.raises((AssertionError, InvariantError)):
         check(bug, checkpoints[bug.family])
 
 

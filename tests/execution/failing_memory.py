@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import Choice, Run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from server.engine.core import EngineCore
 from server.engine.kv_spec import KVCacheSpec
-from server.engine.plan import Executor
 from server.engine.request import EngineLimits, EngineRequest, FinishReason
-from server.engine.step_in_flight import Shortage
+from server.engine.step import OutOfMemoryEvent
+from server.engine.step_plan import Executor
 from server.execution.live_bytes import LiveBytes
-from server.memory.layout import RunnerConfig
+from server.memory.runner_config import RunnerConfig
+from tests.equivalence.harness import Choice, Run
 
 WORDS = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: injected"
 
@@ -91,7 +91,7 @@ class ShortRun:
     """What came of requests while memory ran out, and every shortage that was told of."""
 
     run: Run = field(default_factory=Run)
-    shortages: list[Shortage] = field(default_factory=list)
+    shortages: list[OutOfMemoryEvent] = field(default_factory=list)
     errors: dict[str, set[str | None]] = field(default_factory=dict)  # codes by request
 
     @property
@@ -110,8 +110,8 @@ def run_short(
     prefix_caching: bool = True,
     most_steps: int = 400,
 ) -> ShortRun:
-    """Runs the requests to their ends, the ledger checked after every change. The engine is empty
-    afterwards, whatever happened."""
+    """Runs the requests to their ends, the invariants checked after every change. The engine is
+    empty afterwards, whatever happened."""
     found = ShortRun()
     limits = EngineLimits(
         max_num_seqs=config.max_num_seqs,

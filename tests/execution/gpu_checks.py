@@ -10,17 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import checks
-import gpu_runners
-import harness
 import pytest
-import workloads
-from checks import Setting
-from harness import Run
 
 from server.execution.cuda_graphs import GraphMode
 from server.execution.gpu_runner import GpuRunner
-from server.memory.layout import RunnerConfig
+from server.memory.runner_config import RunnerConfig
+from tests.equivalence import checks, harness, workloads
+from tests.equivalence.checks import Setting
+from tests.equivalence.harness import Run
+from tests.execution import gpu_runners
 
 
 def plain_runs(folder: Path) -> dict[tuple[str, ...], Run]:

@@ -8,17 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gpu_runners
 import numpy as np
 import pytest
-import stepping
-import workloads
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from server.engine.plan import PendingResult, PlannedRow, StepPlan, StepResult
 from server.engine.request import SamplingParams
+from server.engine.step_plan import PendingResult, PlannedRow, StepPlan, StepResult
 from server.execution.model_runner import ModelRunner
 from server.execution.packing import unpack_logprobs
+from tests.equivalence import workloads
+from tests.execution import gpu_runners, stepping
 
 IDS = list(workloads.prompt(3, 21))
 GREEDY = SamplingParams(seed=0, temperature=0.0, max_tokens=64, logprobs=2)

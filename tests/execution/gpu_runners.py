@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import stepping
-from fake_device import FakeDevice, install
 
 import kernels
 from server.engine.kv_spec import KVCacheSpec
@@ -18,11 +16,15 @@ from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
 from server.execution.gpu_runner import GpuRunner
 from server.execution.model import Decoder, rotary_table
-from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec
-from weights.checkpoint import open_checkpoint
+from server.memory.kv_groups import kv_cache_spec
+from server.memory.layout import Layout, build_layout
+from server.memory.runner_config import RunnerConfig
+from tests.execution import stepping
+from tests.execution.fake_device import FakeDevice, install
+from weights.checkpoint.folder import open_checkpoint
 from weights.families import resolve
 from weights.generation import end_of_sequence_ids
-from weights.loader import load
+from weights.loading.loader import load
 
 Install = Callable[[FakeDevice, pytest.MonkeyPatch], None]
 

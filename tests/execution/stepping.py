@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from server.engine.plan import AdmittedRow, PlannedRow, StepPlan, StepResult
 from server.engine.request import SamplingParams
+from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan, StepResult
 from server.execution.build import BuiltRunner, build_runner
 from server.execution.model_runner import ModelRunner
 from server.execution.packing import unpack_logprobs
-from server.memory.layout import RunnerConfig
+from server.memory.runner_config import RunnerConfig
 from weights.spec import ModelSpec
-from weights.synthetic import write_checkpoint
+from weights.synthetic.checkpoint import write_checkpoint
 
 
 def small_config(**changes: object) -> RunnerConfig:

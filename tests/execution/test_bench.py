@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from server import bench_engine as bench
-from weights.synthetic import tiny_llama, write_checkpoint
+from server.bench import engine as bench
+from weights.synthetic.checkpoint import tiny_llama, write_checkpoint
 
 WEB = ("zmq", "msgspec", "fastapi", "uvicorn", "prometheus_client", "transformers")
 
@@ -53,7 +53,7 @@ def test_sizes_that_measure_nothing_are_refused(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "absent"), [("server.bench_engine", WEB), ("server.memory.layout", (*WEB, "torch"))]
+    ("module", "absent"), [("server.bench.engine", WEB), ("server.memory.layout", (*WEB, "torch"))]
 )
 def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:
     program = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from server import bench_books
-from weights.synthetic import tiny_llama, write_checkpoint
+from server.bench import accounting as bench_books
+from weights.synthetic.checkpoint import tiny_llama, write_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from server import bench_gpu, bench_peers
-from server.bench_record import EngineRow
-from server.bench_serving import Batch, serve
-from server.bench_shapes import gpu_shapes
-from server.engine.plan import ForwardHandle, RowResult, StepPlan, StepResult
-from server.memory.cpu_backend import CPU
-from server.memory.gpu_backend import CUDA
-from server.memory.layout import kv_cache_spec
+from server.bench import gpu as bench_gpu
+from server.bench import peers as bench_peers
+from server.bench.record import EngineRow
+from server.bench.serving import Batch, serve
+from server.bench.shapes import gpu_shapes
+from server.engine.step_plan import ForwardHandle, RowResult, StepPlan, StepResult
+from server.memory.backends.cpu import CPU
+from server.memory.backends.cuda import CUDA
+from server.memory.kv_groups import kv_cache_spec
 from weights.inventory import num_parameters
-from weights.synthetic import tiny_llama
+from weights.synthetic.checkpoint import tiny_llama
 
 # The second row's prompts take more than four steps of 64 tokens.
 ROWS = (EngineRow("tiny", 1, 20, 12, "a goal"), EngineRow("tiny", 14, 20, 12))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.scenario import read_scenario
-from server import bench_http
-from weights.synthetic import tiny_llama, write_checkpoint, write_tokenizer
+from loadtest.workload.scenario import read_scenario
+from server.bench import http as bench_http
+from weights.synthetic.checkpoint import tiny_llama, write_checkpoint, write_tokenizer
 
 
 def arguments(model: Path, vocab_size: int) -> list[str]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import checks
-import gpu_runners
 import pytest
-import stepping
 import torch
-from fake_device import FakeDevice, Operation
 
-from server.engine.plan import PlannedRow, StepPlan
 from server.engine.request import SamplingParams
+from server.engine.step_plan import PlannedRow, StepPlan
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
 from server.execution.device import Work
 from server.memory.graph_sizes import graph_sizes, next_size
+from tests.equivalence import checks
+from tests.execution import gpu_runners, stepping
+from tests.execution.fake_device import FakeDevice, Operation
 
 GREEDY = SamplingParams(seed=0, temperature=0.0, max_tokens=64)
 

@@ -1,6 +1,6 @@
 """Every combination of sampling numbers at the edges of their ranges leaves a row finite.
 
-The ranges are the engine's own (server.engine.sampling_limits): one that is widened is tested here
+The ranges are the engine's own (server.engine.request): one that is widened is tested here
 as wide as it became. The logits go to +-1e36, up to which the ranges promise it.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 import kernels
 from kernels import SamplingTensors, SparseBias, reference
-from server.engine.sampling_limits import LOGIT_BIAS, SAMPLING_RANGES
+from server.engine.request import LOGIT_BIAS, SAMPLING_RANGES
 
 VOCAB = 23
 MOST_TOKENS = 1 << 24  # of one id in an answer: the longest context that an option takes

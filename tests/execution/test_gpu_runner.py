@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import checks
 import pytest
-import stepping
 import torch
-from gpu_plans import (
+
+from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan
+from server.memory.backends import gpu_layout
+from tests.equivalence import checks
+from tests.execution import stepping
+from tests.execution.gpu_plans import (
     GREEDY,
     IDS,
     PENALISED,
@@ -22,9 +25,6 @@ from gpu_plans import (
     prompts,
     start,
 )
-
-from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
-from server.memory import gpu_layout
 
 
 @pytest.fixture(scope="module")

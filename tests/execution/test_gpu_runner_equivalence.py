@@ -6,16 +6,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import checks
-import gpu_checks
-import harness
 import pytest
-from checks import Setting
-from gpu_checks import GpuSetting
-from planted_gpu_bugs import BUGS, PlantedBug
 
-from server.engine.ledger import LedgerError
+from server.engine.invariants import InvariantError
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
+from tests.equivalence import checks, harness
+from tests.equivalence.checks import Setting
+from tests.execution import gpu_checks
+from tests.execution.gpu_checks import GpuSetting
+from tests.execution.planted_gpu_bugs import BUGS, PlantedBug
 
 Known = dict[tuple[str, ...], harness.Run]
 
@@ -106,5 +105,5 @@ def test_the_bug_is_caught(
         return made
 
     object.__setattr__(one, "built", built)
-    with pytest.raises((AssertionError, LedgerError)):
+    with pytest.raises((AssertionError, InvariantError)):
         check(bug, one)

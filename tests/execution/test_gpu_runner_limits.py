@@ -5,23 +5,30 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import checks
-import gpu_runners
-import harness
 import pytest
-import stepping
 import torch
-import workloads
-from fake_device import NotEnqueued
-from gpu_plans import GREEDY, IDS, PENALISED, assert_same, build, decode, on_cpu, prompts, start
 
 import kernels
-from server.engine.plan import PlannedRow, StepPlan
+from server.engine.step_plan import PlannedRow, StepPlan
 from server.execution import gpu_runner
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
-from server.memory.layout import MemoryKind
-from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
+from server.memory.kinds import MemoryKind
+from tests.equivalence import checks, harness, workloads
+from tests.execution import gpu_runners, stepping
+from tests.execution.fake_device import NotEnqueued
+from tests.execution.gpu_plans import (
+    GREEDY,
+    IDS,
+    PENALISED,
+    assert_same,
+    build,
+    decode,
+    on_cpu,
+    prompts,
+    start,
+)
+from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
 
 
 @pytest.fixture(scope="module")

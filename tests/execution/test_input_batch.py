@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
 from server.engine.request import SamplingParams
+from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan
 from server.execution.input_batch import InputBatch
 
 ROWS, LENGTH, BLOCK, VOCAB = 4, 32, 4, 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from server.engine.plan import ExecutorLost
+from server.engine.step_plan import ExecutorLost
 from server.execution.device import lost_with_the_context
 
 

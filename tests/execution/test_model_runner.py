@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import stepping
 
-from server.engine.plan import PlannedRow, StepPlan
 from server.engine.request import SamplingParams
+from server.engine.step_plan import PlannedRow, StepPlan
 from server.errors import StartupError
 from server.execution.model_runner import ModelRunner
 from server.memory.layout import max_context
+from tests.execution import stepping
 from weights.spec import RopeScaling, RopeSpec
-from weights.synthetic import tiny_llama
+from weights.synthetic.checkpoint import tiny_llama
 
 IDS = [5, 9, 33, 60, 12, 44, 7]
 SPEC = tiny_llama(vocab_size=100, num_layers=1, max_positions=64, intermediate_size=32)

@@ -8,21 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import checks
-import gpu_runners
-import harness
 import pytest
 import torch
-import workloads
-from failing_memory import WORDS, Bounded, FailingOnce, Place, ShortRun, run_short, without
 
-from server.engine.plan import StepOutOfMemory
 from server.engine.request import EngineRequest
+from server.engine.step_plan import StepOutOfMemory
 from server.execution import input_batch, row_results
 from server.execution.build import BuiltRunner
 from server.execution.cuda_graphs import GraphMode
 from server.execution.live_bytes import LiveBytes
-from server.execution.out_of_memory import asked_by, is_out_of_memory
+from server.execution.out_of_memory import attribute_oom, is_out_of_memory
+from tests.equivalence import checks, harness, workloads
+from tests.execution import gpu_runners
+from tests.execution.failing_memory import (
+    WORDS,
+    Bounded,
+    FailingOnce,
+    Place,
+    ShortRun,
+    run_short,
+    without,
+)
 
 ONE_LAYER = replace(checks.SPECS["llama"], num_layers=1)
 GREEDY = replace(workloads.GREEDY, max_tokens=3)
@@ -261,8 +267,8 @@ def test_torch_itself_says_so_on_a_cpu() -> None:
 
 
 def test_the_innermost_rows_are_the_ones_that_asked() -> None:
-    with pytest.raises(StepOutOfMemory) as raised, asked_by((1, 2, 3)), asked_by((2, 2)):
+    with pytest.raises(StepOutOfMemory) as raised, attribute_oom((1, 2, 3)), attribute_oom((2, 2)):
         raise MemoryError("no")
     assert (raised.value.rows, raised.value.reason) == ((2,), "no")
-    with pytest.raises(ValueError, match="other"), asked_by((1,)):
+    with pytest.raises(ValueError, match="other"), attribute_oom((1,)):
         raise ValueError("other")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_runner_memory import build
 
 import kernels
 from server.execution.build import BuiltRunner
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
+from tests.execution.test_runner_memory import build
 
 NORMS = ("attention_norm", "mlp_norm")
 LINEARS = ("qkv", "attention_output", "up", "down")

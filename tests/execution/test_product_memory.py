@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import linear, pack_linear
-from kernels.product_forms import FEW_ROWS, MANY_ROWS, product_temporaries, result_rows
+from kernels.footprint.linear import FEW_ROWS, MANY_ROWS, product_temporaries, result_rows
 from server.execution.live_bytes import LiveBytes
 
 COLUMNS, OUT = 512, 4096  # more than one panel, and a large weight

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import stepping
 import torch
 
 import kernels
@@ -14,9 +13,10 @@ from server.execution.live_bytes import LiveBytes
 from server.execution.model import Decoder
 from server.execution.warm_up import largest_plan
 from server.memory.intermediates import sample_rows
-from server.memory.layout import Buffer, MemoryKind
+from server.memory.kinds import Buffer, MemoryKind
+from tests.execution import stepping
 from weights.spec import ModelSpec
-from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
+from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
 
 MIB = 1 << 20
 SPECS: dict[str, ModelSpec] = {

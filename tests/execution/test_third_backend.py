@@ -20,27 +20,27 @@ from kernels import AttentionShape, KernelBackend, LinearWeight
 from kernels.backends import TORCH_CPU
 from server.engine.events import ChoiceOutput
 from server.engine.request import EngineLimits, EngineRequest, FinishReason, SamplingParams
-from server.engine_build import BuiltEngine, build_engine
-from server.engine_facts import EngineSettings
 from server.errors import StartupError
 from server.execution.cpu_device import CpuDevice
 from server.execution.device import OpenedDevice
-from server.memory import backends
-from server.memory.backends import backend_named, register
-from server.memory.cpu_backend import CPU, buffers
-from server.memory.cpu_memory import CpuMemory
+from server.ipc.engine_info import EngineSettings
+from server.memory.accounting.cpu import CpuMemory
+from server.memory.accounting.process import take
+from server.memory.backends import registry as backends
+from server.memory.backends.cpu import CPU, buffers
+from server.memory.backends.registry import backend_named, register
 from server.memory.kinds import MemoryKind, Shapes
-from server.memory.memory_plan import MemoryPlan
-from server.memory.plan_request import PlanRequest
-from server.memory.planner import plan_memory
+from server.memory.planner.plan import MemoryPlan
+from server.memory.planner.planner import plan_memory
+from server.memory.planner.request import PlanRequest
 from server.memory.runner_config import RunnerConfig
-from server.memory.snapshot import take
-from server.placement import refuse_model
+from server.startup.placement import refuse_model
+from server.worker.build import BuiltEngine, build_engine
 from weights import formats
 from weights.formats import QuantisedFormat
 from weights.spec import ModelSpec
-from weights.synthetic import write_checkpoint
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.checkpoint import write_checkpoint
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 MIB = 2**20
 LLAMA = tiny_llama()
@@ -123,7 +123,9 @@ def settings(folder: Path, plan: MemoryPlan) -> EngineSettings:
         max_queued_tokens=10_000,
         queue_timeout_s=1e9,
     )
-    return EngineSettings(str(folder), plan.runner, limits, num_threads=1, strict_ledger=True)
+    return EngineSettings(
+        str(folder), plan.runner, limits, num_threads=1, debug_check_invariants=True
+    )
 
 
 def serve(engine: BuiltEngine, prompts: Sequence[Sequence[int]]) -> dict[str, list[int]]:

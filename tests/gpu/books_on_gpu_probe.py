@@ -14,12 +14,12 @@ import random
 import sys
 from typing import Any
 
-from server.config import resolve
+from server.config.server_config import resolve
 from server.engine.request import EngineRequest, SamplingParams
-from server.memory.gpu_device import find_gpu
-from server.memory.reading import flatten
-from server.memory.snapshot import limit_malloc_arenas
-from server.model_facts import engine_settings, read_model
+from server.memory.accounting.gpu_device import find_gpu
+from server.memory.accounting.process import limit_malloc_arenas
+from server.memory.accounting.reading import flatten
+from server.startup.model_info import engine_settings, read_model
 
 BEHIND = 64 * 2**20
 PROMPTS, PROMPT_TOKENS, OUTPUT_TOKENS = 48, 300, 48
@@ -32,7 +32,7 @@ def main(model_dir: str, device: str = "cuda") -> None:
         del flags["cuda-graphs"]
     config = resolve(flags, {})
     model = read_model(config)
-    from server.engine_build import build_engine
+    from server.worker.build import build_engine
 
     engine = build_engine(engine_settings(config, model), lambda text: None)
     plan = model.plan

@@ -6,14 +6,13 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness import Run, run
-
 from server.engine.request import EngineRequest, SamplingParams
 from server.execution.build import BuiltRunner, build_runner
 from server.execution.cuda_graphs import GraphMode
-from server.memory.layout import RunnerConfig
+from server.memory.runner_config import RunnerConfig
+from tests.equivalence.harness import Run, run
 from weights.spec import ModelSpec
-from weights.tiny_specs import tiny_llama
+from weights.synthetic.tiny_specs import tiny_llama
 
 BACKEND = "cuda"  # the tests of the tests take another
 

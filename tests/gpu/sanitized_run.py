@@ -13,11 +13,10 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # so that each tensor has it
 
 
 def main() -> None:
-    from gpu_engine import Model, run
-
     from server.execution.cuda_graphs import GraphMode
-    from weights.synthetic import write_checkpoint
-    from weights.tiny_specs import tiny_llama
+    from tests.gpu.gpu_engine import Model, run
+    from weights.synthetic.checkpoint import write_checkpoint
+    from weights.synthetic.tiny_specs import tiny_llama
 
     spec = tiny_llama(head_dim=64, hidden_size=256, num_layers=1, vocab_size=515)
     with tempfile.TemporaryDirectory() as name:

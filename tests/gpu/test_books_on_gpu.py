@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_engine import shape
 
-from server.memory.layout import MemoryKind
-from weights.synthetic import write_checkpoint
+from server.memory.kinds import MemoryKind
+from tests.gpu.gpu_engine import shape
+from weights.synthetic.checkpoint import write_checkpoint
 
 MIB = 2**20
 REPOSITORY = Path(__file__).parents[2]

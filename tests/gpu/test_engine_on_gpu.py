@@ -12,18 +12,18 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from gpu_engine import Model, bits_of, run, shape, tokens_of
 
 from server.engine.core import EngineCore
 from server.engine.request import EngineLimits
 from server.execution.cuda_graphs import GraphMode
 from server.execution.gpu_runner import GpuRunner
-from weights.checkpoint import open_checkpoint
-from weights.cuda_copies import CudaCopies
+from tests.gpu.gpu_engine import Model, bits_of, run, shape, tokens_of
+from weights.checkpoint.folder import open_checkpoint
 from weights.families import resolve
-from weights.loader import load
-from weights.synthetic import write_checkpoint
-from weights.tiny_specs import tiny_gpt2
+from weights.loading.loader import load
+from weights.loading.pinned_reader import CudaCopies
+from weights.synthetic.checkpoint import write_checkpoint
+from weights.synthetic.tiny_specs import tiny_gpt2
 
 REPOSITORY = Path(__file__).parents[2]
 # Of log-probabilities, against float32 on the CPU: 16-bit weights and activations through 4 layers.

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container_engine import ContainerEngine, what_is_missing
-from image_builds import Images, build_images
+
+from tests.image.container_engine import ContainerEngine, what_is_missing
+from tests.image.image_builds import Images, build_images
 
 
 @pytest.fixture(scope="session")

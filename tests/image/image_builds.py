@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from container_engine import ContainerEngine, run
+from tests.image.container_engine import ContainerEngine, run
 
 ROOT = Path(__file__).parents[2]
 SUITE = "bookworm"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from container_engine import CommandFailed, ContainerEngine
+
+from tests.image.container_engine import CommandFailed, ContainerEngine
 
 _POLL_S = 0.2
 

@@ -14,10 +14,11 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from container_engine import ContainerEngine
-from image_builds import PROMETHEUS, QUIRE, Images
-from manifests import COMPOSE
-from running import RunningQuire, free_port, wait_until
+
+from tests.image.container_engine import ContainerEngine
+from tests.image.image_builds import PROMETHEUS, QUIRE, Images
+from tests.image.manifests import COMPOSE
+from tests.image.running import RunningQuire, free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from container_engine import ContainerEngine
-from image_builds import QUIRE, Images
-from running import RunningQuire, free_port, wait_until
+
+from tests.image.container_engine import ContainerEngine
+from tests.image.image_builds import QUIRE, Images
+from tests.image.running import RunningQuire, free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -73,12 +74,12 @@ def test_the_memory_report_obeys_the_containers_limit(quire: RunningQuire) -> No
 
 
 def test_process_1_starts_a_dead_engine_again_and_leaves_no_zombie(quire: RunningQuire) -> None:
-    engine_pid = quire.pid_of("server.engine_process")
+    engine_pid = quire.pid_of("server.worker.__main__")
     assert quire.processes()[1][1].endswith("quire serve")
     quire.sh(f"kill -9 {engine_pid}")
     wait_until("the engine's death is noticed", lambda: not quire.is_ready(), 30)
     quire.wait_ready()
-    assert quire.pid_of("server.engine_process") != engine_pid
+    assert quire.pid_of("server.worker.__main__") != engine_pid
     assert "quire_engine_restarts_total 1.0" in quire.get("/metrics").text
     assert [state for state, _ in quire.processes().values() if state == "Z"] == []
 

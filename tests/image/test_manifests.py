@@ -13,7 +13,13 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from manifests import (
+
+import server
+from deploy import cluster
+from deploy.grafana.generate import rendered
+from server.config.server_config import resolve
+from server.metrics.registry import METRICS
+from tests.image.manifests import (
     CORE_GROUPS,
     KUBERNETES,
     ROOT,
@@ -23,12 +29,6 @@ from manifests import (
     merged,
     objects,
 )
-
-import server
-from deploy import cluster
-from deploy.grafana.generate import rendered
-from server.config import resolve
-from server.metrics.registry import METRICS
 
 KUBERNETES_VERSIONS = ("1.30", "1.37")  # the oldest and the newest held to
 QUIRE_SERVICES = ("quire", "quire-gpu")
@@ -193,7 +193,7 @@ def test_probes_ask_the_routes_that_there_are(name: str) -> None:
 
 
 def test_a_liveness_probe_leaves_a_stalled_engine_to_its_supervisor() -> None:
-    from server.ipc.supervisor import RestartPolicy
+    from server.client.supervisor import RestartPolicy
 
     probe = container(one("Deployment"))["livenessProbe"]
     policy = RestartPolicy()

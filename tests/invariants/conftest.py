@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
-from engine_oracle import Visits
+from tests.invariants.engine_oracle import Visits
 
 VISITS: pytest.StashKey[list[tuple[str, Visits]]] = pytest.StashKey()
 

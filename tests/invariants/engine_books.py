@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine_clients import Clients
-from engine_oracle import Visits
-from fake_executor import FakeExecutor
-
 from server.engine.core import EngineCore
 from server.engine.sequence import SequenceState
+from tests.engine.fake_executor import FakeExecutor
+from tests.invariants.engine_clients import Clients
+from tests.invariants.engine_oracle import Visits
 
 
-class Books:
+class AccountingSources:
     def __init__(
         self,
         config: dict[str, Any],
@@ -23,7 +22,7 @@ class Books:
     ) -> None:
         self.config = config
         self.core = core
-        self.roster = core.scheduler.roster
+        self.state = core.scheduler.state
         self.executor = executor
         self.clients = clients
         self.visits = visits
@@ -33,7 +32,7 @@ class Books:
         self._check_step_in_flight()
         self._check_gauges()
         self._check_counts()
-        for request in self.roster.requests.values():
+        for request in self.state.requests.values():
             for sequence in request.sequences:
                 self.visits.states[sequence.state.value] += 1
                 bound = self.config["max_preemptions"]
@@ -41,21 +40,21 @@ class Books:
 
     def _check_step_in_flight(self) -> None:
         for fake in self.executor.steps:
-            held = [self.roster.kv.pool.num_references(block) for block in fake.blocks]
+            held = [self.state.kv.pool.num_references(block) for block in fake.blocks]
             assert all(held), "no block is free while a step in flight may use it"
 
     def _check_gauges(self) -> None:
-        gauges, roster = self.core.gauges(), self.roster
-        held = {b for s in roster.running for t in s.block_tables for b in t}
-        deferred = {b for d in roster.kv.deferred for b in d.block_ids} - held
+        gauges, state = self.core.gauges(), self.state
+        held = {b for s in state.running for t in s.block_tables for b in t}
+        deferred = {b for d in state.kv.deferred for b in d.block_ids} - held
         assert gauges.blocks_active == len(held), "the gauges are the state, at any moment"
         assert gauges.blocks_reserved == len(deferred)
         total = gauges.blocks_active + gauges.blocks_reserved
         assert total + gauges.blocks_cached + gauges.blocks_free == self.config["num_blocks"]
-        states = [s.state for r in roster.requests.values() for s in r.sequences]
+        states = [s.state for r in state.requests.values() for s in r.sequences]
         assert gauges.sequences_running == states.count(SequenceState.RUNNING)
         live = gauges.requests_running + gauges.requests_waiting
-        assert live == len(roster.requests)
+        assert live == len(state.requests)
         assert 0 <= gauges.kv_tokens_filled <= gauges.kv_tokens_reserved
         if self.config["num_groups"] == 1:
             assert gauges.kv_tokens_filled == self._filled_slots(), "filled slots are counted once"
@@ -63,7 +62,7 @@ class Books:
     def _filled_slots(self) -> int:
         size = self.config["block_size"]
         filled: dict[int, int] = {}
-        for sequence in self.roster.running:
+        for sequence in self.state.running:
             for index, block in enumerate(sequence.block_tables[0]):
                 tokens = min(size, max(0, sequence.num_computed_tokens - index * size))
                 filled[block] = max(tokens, filled.get(block, 0))
@@ -73,24 +72,24 @@ class Books:
         accepted = self.clients.num_submitted - self.clients.num_refused
         assert accepted == len(self.clients.promises), "submitted is refused plus accepted"
         live = {i for i, promise in self.clients.promises.items() if promise.is_live}
-        unsaid = {output.request_id for output in self.roster.outbox.choices}
-        assert set(self.roster.requests) | unsaid >= live, "what is live is known to the engine"
-        assert set(self.roster.requests) <= live, "what has ended is forgotten"
+        unsaid = {output.request_id for output in self.state.outputs.choices}
+        assert set(self.state.requests) | unsaid >= live, "what is live is known to the engine"
+        assert set(self.state.requests) <= live, "what has ended is forgotten"
 
     def check_nothing_is_left(self) -> None:
-        gauges, pool = self.core.gauges(), self.roster.kv.pool
+        gauges, pool = self.core.gauges(), self.state.kv.pool
         held = [pool.num_references(block) for block in range(pool.num_blocks)]
         assert not any(held), "after all requests end no block is held"
         assert gauges.blocks_cached + gauges.blocks_free == gauges.blocks_total
-        assert not self.roster.requests
-        assert not self.roster.running
-        assert not self.roster.waiting
-        assert not self.roster.in_flight
-        assert not self.roster.copies, "no copy waits for a fork that ended"
-        assert not self.roster.suspects, "no suspicion outlives its request"
-        assert not self.roster.kv.deferred
-        assert self.roster.rows.num_free == self.config["max_seqs"]
-        assert self.roster.waiting.num_tokens == 0
-        assert self.roster.waiting.num_new == 0
+        assert not self.state.requests
+        assert not self.state.running
+        assert not self.state.waiting
+        assert not self.state.in_flight
+        assert not self.state.copies, "no copy waits for a fork that ended"
+        assert not self.state.quarantined, "no suspicion outlives its request"
+        assert not self.state.kv.deferred
+        assert self.state.rows.num_free == self.config["max_seqs"]
+        assert self.state.waiting.num_tokens == 0
+        assert self.state.waiting.num_new == 0
         self.core.reset_prefix_cache()
         assert self.core.gauges().blocks_free == gauges.blocks_total

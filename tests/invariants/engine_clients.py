@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from engine_oracle import Choice, Promise, Visits, fingerprint, unpack_own_logprobs
-from fake_model import model_logprob
-
 from server.engine.events import ChoiceOutput, EngineFrame, PromptOutput
+from tests.engine.fake_model import model_logprob
+from tests.invariants.engine_oracle import Choice, Promise, Visits, fingerprint, unpack_own_logprobs
 
 
 class Clients:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine_oracle import BlockContents, Promise, Visits
-from fake_executor import FakeExecutor
-
 from server.engine.kv_cache_manager import PrefixHit
-from server.engine.roster import Roster
+from server.engine.scheduler_state import SchedulerState
 from server.engine.sequence import Sequence
-from server.engine.step_in_flight import StepInFlight
+from server.engine.step import StepInFlight
 from server.engine.turns import Turns
+from tests.engine.fake_executor import FakeExecutor
+from tests.invariants.engine_oracle import BlockContents, Promise, Visits
 
 
 class Decisions:
@@ -23,14 +22,14 @@ class Decisions:
     def __init__(
         self,
         config: dict[str, Any],
-        roster: Roster,
+        state: SchedulerState,
         turns: Turns,
         executor: FakeExecutor,
         promises: dict[str, Promise],
         visits: Visits,
     ) -> None:
         self.config = config
-        self.roster = roster
+        self.state = state
         self.turns = turns
         self.executor = executor
         self.promises = promises
@@ -42,17 +41,17 @@ class Decisions:
         self._watch_preemptions()
 
     def _watch_admissions(self) -> None:
-        admit = self.roster.kv.admit
+        admit = self.state.kv.admit
 
         def watched(sequence: Sequence, hit: PrefixHit, num_tokens: int) -> bool:
             self._check_turn(sequence)
             self._check_hit(sequence, hit)
             return admit(sequence, hit, num_tokens)
 
-        self.roster.kv.admit = watched  # type: ignore[method-assign]
+        self.state.kv.admit = watched  # type: ignore[method-assign]
 
     def _watch_preemptions(self) -> None:
-        preempt = self.roster.preempt
+        preempt = self.state.preempt
 
         def watched(sequence: Sequence, *, counts: bool = True) -> None:
             if counts and not self.is_forced:
@@ -60,14 +59,14 @@ class Decisions:
             preempt(sequence, counts=counts)
             self.visits.events["preempted"] += counts
 
-        self.roster.preempt = watched  # type: ignore[method-assign]
+        self.state.preempt = watched  # type: ignore[method-assign]
 
     def _check_turn(self, sequence: Sequence) -> None:
         """Strict order: nothing waiting is overtaken, but for a retry after a failed step, and for
         whoever came first, where later ones have had their share."""
-        if self.roster.suspects:
+        if self.state.quarantined:
             return
-        waiting = list(self.roster.waiting)
+        waiting = list(self.state.waiting)
         if self.turns.is_by_arrival:
             self.visits.events["turn of arrival"] += 1
             first = min(waiting, key=self._arrival)
@@ -85,7 +84,7 @@ class Decisions:
         return (self.promises[sequence.request.id].arrival, sequence.choice)
 
     def _check_hit(self, sequence: Sequence, hit: PrefixHit) -> None:
-        size, kv = self.config["block_size"], self.roster.kv
+        size, kv = self.config["block_size"], self.state.kv
         request = self.promises[sequence.request.id].request
         tokens = tuple(sequence.token_ids)
         assert hit.num_tokens % size == 0, "a hit is whole blocks"
@@ -115,7 +114,7 @@ class Decisions:
         self.visits.events["prefix hit"] += hit.num_tokens > 0
 
     def _check_victim(self, victim: Sequence) -> None:
-        running = self.roster.running
+        running = self.state.running
         oldest = min(running, key=self._arrival)
         assert victim is not oldest, "the one that arrived first is never preempted"
         assert victim.num_preemptions < self.max_preemptions, "nor is a protected one"
@@ -141,12 +140,12 @@ class Decisions:
         assert all(row.num_scheduled_tokens > 0 for row in plan.rows), "no empty chunk"
         logits = sum(row.num_prompt_logits + row.samples for row in plan.rows)
         assert logits <= config["logit_rows"], "a step keeps to max_logit_rows"
-        for planned, scheduled in zip(plan.rows, self.roster.in_flight[plan.step_id], strict=True):
+        for planned, scheduled in zip(plan.rows, self.state.in_flight[plan.step_id], strict=True):
             sequence = scheduled.sequence
             promise = self.promises[sequence.request.id]
             under_way = sum(
                 row.chunk.samples and row.is_current and row.sequence is sequence
-                for step_id, rows in self.roster.in_flight.items()
+                for step_id, rows in self.state.in_flight.items()
                 for row in rows
                 if step_id < plan.step_id
             )

@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from engine_asks import Asks, expected_refusal
-from engine_books import Books
-from engine_clients import Clients
-from engine_decisions import Decisions
-from engine_oracle import Choice, Promise, Visits, solo_run
-from fake_executor import FakeExecutor, kv_spec
-
 from server.engine.core import EngineCore
 from server.engine.events import EngineFrame
 from server.engine.prefix_cache import sha256_digest
 from server.engine.request import EngineError, EngineLimits, EngineRequest
-from server.engine.step_in_flight import StepInFlight
+from server.engine.step import StepInFlight
+from tests.engine.fake_executor import FakeExecutor, kv_spec
+from tests.invariants.engine_asks import Asks, expected_refusal
+from tests.invariants.engine_books import AccountingSources
+from tests.invariants.engine_clients import Clients
+from tests.invariants.engine_decisions import Decisions
+from tests.invariants.engine_oracle import Choice, Promise, Visits, solo_run
 
 QUEUE_TIMEOUT = 30.0
 DIGESTS = {
@@ -49,13 +48,13 @@ class Harness:
             strict=True,
             digest=DIGESTS[config["digest"]],
         )
-        self.roster = self.core.scheduler.roster
+        self.state = self.core.scheduler.state
         self.clients = Clients(config["block_size"], visits)
         self.promises = self.clients.promises
         turns = self.core.scheduler.turns
-        self.decisions = Decisions(config, self.roster, turns, self.executor, self.promises, visits)
+        self.decisions = Decisions(config, self.state, turns, self.executor, self.promises, visits)
         self.asks = Asks(config)
-        self.books = Books(config, self.core, self.executor, self.clients, visits)
+        self.books = AccountingSources(config, self.core, self.executor, self.clients, visits)
         self.in_flight: list[StepInFlight] = []
         self.num_void = 0  # of those, followed a step that failed
         self.is_drained = False
@@ -92,7 +91,7 @@ class Harness:
             self.clients.expected_refusals.append((ids, code))
             self.clients.note_submission(len(ids), refused=len(ids))
             self.visits.events[f"refused {code}"] += 1
-            assert not any(i in self.roster.requests for i in ids), "refused is never queued"
+            assert not any(i in self.state.requests for i in ids), "refused is never queued"
             return
         self.clients.expected_accepts.append(ids)
         for offset, request in enumerate(requests):
@@ -114,7 +113,7 @@ class Harness:
     def _expected_refusal(self, requests: list[EngineRequest]) -> str:
         if self.is_drained:
             return EngineError.SHUTTING_DOWN
-        queued = sum(not self.promises[i].was_scheduled for i in self.roster.requests)
+        queued = sum(not self.promises[i].was_scheduled for i in self.state.requests)
         return expected_refusal(self.config, requests, queued)
 
     def abort(self, promise: Promise) -> None:
@@ -145,8 +144,8 @@ class Harness:
             continue
         if self.in_flight:
             self.end()
-        elif self.roster.outbox:
-            self.observe(self.roster.outbox.collect())
+        elif self.state.outputs:
+            self.observe(self.state.outputs.flush())
 
     @property
     def may_begin(self) -> bool:
@@ -183,7 +182,7 @@ class Harness:
         device = self.executor.every_step.pop(
             step.plan.step_id, None
         )  # None: raised before any effect
-        scheduled = self.roster.in_flight[step.plan.step_id]
+        scheduled = self.state.in_flight[step.plan.step_id]
         writes = [
             (row.sequence, tuple(row.sequence.request.namespaces), row.chunk, row.row)
             for row in scheduled
@@ -241,13 +240,13 @@ class Harness:
         """The most that each sequence ever had computed keeps growing while anything is live."""
         rose = failed or self.clients.num_ended > self.ended_before
         self.ended_before = self.clients.num_ended
-        for sequence in self.roster.running:
+        for sequence in self.state.running:
             key = (sequence.request.id, sequence.choice)
-            if sequence.num_confirmed_tokens > self.best_computed.get(key, 0):
-                self.best_computed[key] = sequence.num_confirmed_tokens
+            if sequence.num_committed_tokens > self.best_computed.get(key, 0):
+                self.best_computed[key] = sequence.num_committed_tokens
                 rose = True
         self.steps_without_progress = 0 if rose else self.steps_without_progress + 1
-        known = sum(s.num_tokens for r in self.roster.requests.values() for s in r.live_sequences)
+        known = sum(s.num_tokens for r in self.state.requests.values() for s in r.live_sequences)
         bound = self.config["max_seqs"] + 2 + -(-known // self.config["budget"])
         assert self.steps_without_progress <= bound, (
             f"progress: something new is computed within {bound} steps"
@@ -261,9 +260,9 @@ class Harness:
         for _ in range(bound):
             if not self.core.has_work:
                 break
-            live = len(self.roster.requests)
+            live = len(self.state.requests)
             self.step()
-            assert len(self.roster.requests) <= live, "draining never adds a live request"
+            assert len(self.state.requests) <= live, "draining never adds a live request"
         assert not self.core.has_work, f"a drained engine is empty within {bound} steps"
         assert not self.clients.live(), "every accepted choice ends in exactly one outcome"
         self.books.check_nothing_is_left()
@@ -271,7 +270,7 @@ class Harness:
     # -- the world -----------------------------------------------------------------------------
 
     def force_preemption(self, pick: int) -> None:
-        sequence = self.roster.running[pick % len(self.roster.running)]
+        sequence = self.state.running[pick % len(self.state.running)]
         is_protected = sequence.num_preemptions >= self.config["max_preemptions"]
         self.decisions.is_forced = True
         done = self.core.scheduler.preempt(sequence.request.id, sequence.choice)
@@ -281,11 +280,11 @@ class Harness:
         self.steps_without_progress = 0
 
     def reset_prefix_cache(self) -> None:
-        tables = [[list(t) for t in sequence.block_tables] for sequence in self.roster.running]
+        tables = [[list(t) for t in sequence.block_tables] for sequence in self.state.running]
         self.core.reset_prefix_cache()
-        assert not self.roster.kv.cache.entries, "a reset empties the cache"
+        assert not self.state.kv.cache.entries, "a reset empties the cache"
         assert tables == [
-            [list(t) for t in sequence.block_tables] for sequence in self.roster.running
+            [list(t) for t in sequence.block_tables] for sequence in self.state.running
         ], "a reset leaves running requests what they hold"
 
     def poll_idle(self) -> None:
@@ -303,7 +302,7 @@ class Harness:
         """Requests that the engine still knows and that the clock has not ended."""
         return [
             i
-            for i in self.roster.requests
+            for i in self.state.requests
             if self.promises[i].was_scheduled or self.now <= self.promises[i].deadline
         ]
 
@@ -312,7 +311,7 @@ class Harness:
         return [
             (promise, index)
             for promise in self.clients.live()
-            if promise.request.request_id in self.roster.requests
+            if promise.request.request_id in self.state.requests
             for index, choice in enumerate(promise.choices)
             if choice.delivered and not choice.outcome
         ]

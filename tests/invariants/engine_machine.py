@@ -1,6 +1,6 @@
 """A state machine that drives an EngineCore as clients, executor and clock could, in any order.
 
-After every rule: the whole ledger (the engine's strict mode), the gauges against a recount, and
+After every rule: every invariant (the engine's strict mode), the gauges against a recount, and
 what clients received against the oracle's solo runs. Each assertion names its property.
 """
 
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from engine_harness import QUEUE_TIMEOUT, Harness
-from engine_oracle import Promise, Visits
-from engine_strategies import asks, configs
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -21,6 +18,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+
+from tests.invariants.engine_harness import QUEUE_TIMEOUT, Harness
+from tests.invariants.engine_oracle import Promise, Visits
+from tests.invariants.engine_strategies import asks, configs
 
 
 def is_idle(machine: EngineMachine) -> bool:
@@ -55,12 +56,12 @@ class EngineMachine(RuleBasedStateMachine):
         requests = [self.harness.request(first), self.harness.request(second, offset=1)]
         self.harness.submit(requests)
 
-    @precondition(lambda self: self.harness.roster.running)
+    @precondition(lambda self: self.harness.state.running)
     @rule(pick=st.integers(0, 20))
     def submit_a_live_id(self, pick: int) -> None:
         """A request id that is in use is refused, and the one that has it notices nothing."""
         self._count("submit_a_live_id")
-        ids = list(self.harness.roster.requests)
+        ids = list(self.harness.state.requests)
         self.harness.submit_again(ids[pick % len(ids)])
 
     @precondition(lambda self: self.harness.promises)
@@ -73,7 +74,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.harness.abort(promise)
         if twice:
             self.harness.abort(promise)
-        known = self.harness.roster.requests
+        known = self.harness.state.requests
         assert promise.request.request_id not in known, "abort takes effect at once"
 
     @precondition(has_live)
@@ -86,7 +87,7 @@ class EngineMachine(RuleBasedStateMachine):
         if self.harness.clients.live():
             self.harness.abort(self._pick(pick))
         self.harness.settle()
-        assert not self.harness.roster.kv.deferred, "nothing stays reserved after the steps"
+        assert not self.harness.state.kv.deferred, "nothing stays reserved after the steps"
 
     @precondition(lambda self: self.harness.speaking())
     @rule(pick=st.integers(0, 20))
@@ -138,7 +139,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     # -- the world -----------------------------------------------------------------------------
 
-    @precondition(lambda self: self.harness.roster.running)
+    @precondition(lambda self: self.harness.state.running)
     @rule(pick=st.integers(0, 10))
     def force_preemption(self, pick: int) -> None:
         self._count("force_preemption")

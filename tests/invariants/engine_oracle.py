@@ -9,10 +9,9 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
-from fake_model import extend_prefix, model_logprob, model_token
-
-from server.engine.plan import LogprobArrays
 from server.engine.request import EngineRequest, SamplingParams
+from server.engine.step_plan import LogprobArrays
+from tests.engine.fake_model import extend_prefix, model_logprob, model_token
 
 
 def fingerprint(tokens: tuple[int, ...]) -> int:

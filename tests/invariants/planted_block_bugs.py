@@ -9,7 +9,7 @@ import pytest
 
 from server.engine.block_pool import BlockPool, OutOfBlocks
 from server.engine.kv_cache_manager import KVCacheManager
-from server.engine.roster import Roster
+from server.engine.scheduler_state import SchedulerState
 from server.engine.sequence import Sequence as LiveSequence
 
 Patch = pytest.MonkeyPatch
@@ -28,7 +28,7 @@ def evict_a_referenced_block(patch: Patch) -> None:
     def take_any(pool: BlockPool) -> int:
         held = [b for b in range(pool.num_blocks) if pool._references[b]]
         cached = [b for b in held if pool._contents.holds(b)]
-        if pool._blank or not cached:
+        if pool._free or not cached:
             return take_one(pool)
         pool._contents.evict(cached[0])
         return cached[0]
@@ -40,9 +40,9 @@ def evict_the_most_recent_block(patch: Patch) -> None:
     """What was used last is forgotten first."""
 
     def take_last(pool: BlockPool) -> int:
-        if pool._blank:
-            return pool._blank.popleft()
-        block_id, _ = pool._idle.popitem()
+        if pool._free:
+            return pool._free.popleft()
+        block_id, _ = pool._cached.popitem()
         pool._contents.evict(block_id)
         return block_id
 
@@ -77,7 +77,7 @@ def free_without_looking(patch: Patch) -> None:
 
 def free_while_in_flight(patch: Patch) -> None:
     """The blocks of an ended request are free although a step in flight still writes them."""
-    patch.setattr(Roster, "step_in_flight", lambda roster, sequence: None)
+    patch.setattr(SchedulerState, "step_in_flight", lambda state, sequence: None)
 
 
 def leak_what_is_released(patch: Patch) -> None:
@@ -111,4 +111,6 @@ def share_a_block_that_is_not_full(patch: Patch) -> None:
 
 def no_block_copy_on_fork(patch: Patch) -> None:
     """A forked choice gets a block of its own, and nobody copies what belongs into it."""
-    patch.setattr(Roster, "collect_copies", lambda roster, step_id: roster.copies.clear() or ())
+    patch.setattr(
+        SchedulerState, "collect_copies", lambda state, step_id: state.copies.clear() or ()
+    )

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-import test_engine_stories_block_pool as pool_stories
-import test_engine_stories_overlap as overlap_stories
-import test_engine_stories_prefix as prefix_stories
-from planted_block_bugs import (
+
+from tests.engine.stories import test_block_pool as pool_stories
+from tests.engine.stories import test_overlap as overlap_stories
+from tests.engine.stories import test_prefix as prefix_stories
+from tests.invariants.planted_block_bugs import (
     allocate_in_part,
     evict_a_referenced_block,
     evict_the_most_recent_block,
@@ -24,14 +25,14 @@ from planted_block_bugs import (
     share_a_block_that_is_not_full,
     skip_a_reference,
 )
-from planted_order_bugs import (
+from tests.invariants.planted_order_bugs import (
     ignore_the_deadline,
     ignore_the_queue_bound,
     preempt_the_oldest,
     serve_the_last_first,
     spend_the_budget_twice,
 )
-from planted_overlap_bugs import (
+from tests.invariants.planted_overlap_bugs import (
     begin_behind_a_failure,
     believe_what_followed_a_failure,
     count_only_what_is_known,
@@ -39,7 +40,7 @@ from planted_overlap_bugs import (
     plan_beside_a_suspect,
     plan_past_the_last_token,
 )
-from planted_prefix_bugs import (
+from tests.invariants.planted_prefix_bugs import (
     cache_before_the_step_is_done,
     forget_the_adapter_version,
     forget_the_salt,
@@ -48,7 +49,7 @@ from planted_prefix_bugs import (
     reset_half_the_cache,
     trust_the_hash,
 )
-from planted_row_bugs import (
+from tests.invariants.planted_row_bugs import (
     draw_every_choice_with_one_key,
     hand_the_tokens_to_the_wrong_rows,
     keep_the_rows_of_a_failed_step,

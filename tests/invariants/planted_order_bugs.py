@@ -10,7 +10,7 @@ from server.engine import scheduler as scheduler_module
 from server.engine.admission import Admission
 from server.engine.queue import WaitingQueue
 from server.engine.sequence import Sequence as LiveSequence
-from server.engine.step_draft import ScheduledRow, StepDraft
+from server.engine.step import ScheduledRow, StepBuilder
 
 Patch = pytest.MonkeyPatch
 
@@ -19,7 +19,7 @@ def preempt_the_oldest(patch: Patch) -> None:
     """What arrived first gives way."""
 
     def oldest(running: Iterable[LiveSequence], max_preemptions: int) -> LiveSequence:
-        return min(running, key=lambda sequence: sequence.rank)
+        return min(running, key=lambda sequence: sequence.priority_key)
 
     patch.setattr(scheduler_module, "choose_victim", oldest)
 
@@ -42,8 +42,8 @@ def ignore_the_deadline(patch: Patch) -> None:
 def spend_the_budget_twice(patch: Patch) -> None:
     """A step's rows each get the whole budget of tokens."""
 
-    def add(draft: StepDraft, scheduled: ScheduledRow) -> None:
-        draft.logits_left -= scheduled.chunk.num_logit_rows
-        draft.rows[scheduled.sequence] = scheduled
+    def add(builder: StepBuilder, scheduled: ScheduledRow) -> None:
+        builder.logits_left -= scheduled.chunk.num_logit_rows
+        builder.rows[scheduled.sequence] = scheduled
 
-    patch.setattr(StepDraft, "add", add)
+    patch.setattr(StepBuilder, "add", add)

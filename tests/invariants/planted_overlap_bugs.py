@@ -14,14 +14,14 @@ Patch = pytest.MonkeyPatch
 
 def plan_past_the_last_token(patch: Patch) -> None:
     """The token that is known to be the last is computed as if another followed."""
-    whole = property(lambda sequence: sequence.num_foreseen_tokens)
+    whole = property(lambda sequence: sequence.num_tokens_with_in_flight)
     patch.setattr(LiveSequence, "num_tokens_to_compute", whole)
 
 
 def count_only_what_is_known(patch: Patch) -> None:
     """The token that a step in flight chooses is forgotten when the next step is planned."""
     known = property(lambda sequence: sequence.num_tokens)
-    patch.setattr(LiveSequence, "num_foreseen_tokens", known)
+    patch.setattr(LiveSequence, "num_tokens_with_in_flight", known)
 
 
 def everybody_gives_way(patch: Patch) -> None:
@@ -51,6 +51,6 @@ def believe_what_followed_a_failure(patch: Patch) -> None:
     """The step after one that raised is taken for a failure of its own."""
     patch.setattr(
         Scheduler,
-        "void_step",
+        "discard_step",
         lambda scheduler, plan, num_tokens: scheduler.fail_step(plan, "twice"),
     )

@@ -11,9 +11,9 @@ from server.engine.block_pool import BlockPool
 from server.engine.kv_cache_manager import KVCacheManager, PrefixHit
 from server.engine.prefix_cache import CacheEntry, PrefixCache
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import LiveRequest
+from server.engine.sequence import Request
 from server.engine.sequence import Sequence as LiveSequence
-from server.engine.step_draft import StepDraft
+from server.engine.step import StepBuilder
 
 Patch = pytest.MonkeyPatch
 
@@ -29,13 +29,13 @@ def forget_the_adapter_version(patch: Patch) -> None:
 
 
 def _without(patch: Patch, **fields: Any) -> None:
-    start = LiveRequest.__init__
+    start = Request.__init__
 
-    def forgetful(request: LiveRequest, *args: Any, **kwargs: Any) -> None:
+    def forgetful(request: Request, *args: Any, **kwargs: Any) -> None:
         start(request, *args, **kwargs)
         request.namespaces = tuple(replace(space, **fields) for space in request.namespaces)
 
-    patch.setattr(LiveRequest, "__init__", forgetful)
+    patch.setattr(Request, "__init__", forgetful)
 
 
 def hit_the_whole_prompt(patch: Patch) -> None:
@@ -53,12 +53,14 @@ def cache_before_the_step_is_done(patch: Patch) -> None:
     """Full blocks can be found as soon as they are planned."""
     plan_row = Scheduler._plan_row
 
-    def early(scheduler: Scheduler, draft: StepDraft, sequence: LiveSequence, *rest: Any) -> None:
-        plan_row(scheduler, draft, sequence, *rest)
-        confirmed = sequence.num_confirmed_tokens
-        sequence.num_confirmed_tokens = sequence.num_computed_tokens
+    def early(
+        scheduler: Scheduler, builder: StepBuilder, sequence: LiveSequence, *rest: Any
+    ) -> None:
+        plan_row(scheduler, builder, sequence, *rest)
+        confirmed = sequence.num_committed_tokens
+        sequence.num_committed_tokens = sequence.num_computed_tokens
         scheduler.kv.commit(sequence)
-        sequence.num_confirmed_tokens = confirmed
+        sequence.num_committed_tokens = confirmed
 
     patch.setattr(Scheduler, "_plan_row", early)
 

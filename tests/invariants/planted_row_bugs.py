@@ -9,13 +9,12 @@ from dataclasses import replace
 import pytest
 
 from server.engine import scheduler as scheduler_module
-from server.engine.plan import StepPlan, StepResult
 from server.engine.results import apply_result
-from server.engine.roster import Roster
-from server.engine.rows import RowTable
 from server.engine.scheduler import Scheduler
+from server.engine.scheduler_state import RowTable, SchedulerState
 from server.engine.sequence import Sequence as LiveSequence
-from server.engine.step_draft import ScheduledRow, StepDraft
+from server.engine.step import ScheduledRow, StepBuilder
+from server.engine.step_plan import StepPlan, StepResult
 
 Patch = pytest.MonkeyPatch
 
@@ -24,8 +23,8 @@ def swap_the_parameters_of_two_rows(patch: Patch) -> None:
     """Of two rows admitted together, each gets the other's sampling parameters."""
     seal = Scheduler._seal
 
-    def swapped(scheduler: Scheduler, draft: StepDraft) -> StepPlan:
-        plan = seal(scheduler, draft)
+    def swapped(scheduler: Scheduler, builder: StepBuilder) -> StepPlan:
+        plan = seal(scheduler, builder)
         if len(plan.admitted) < 2:
             return plan
         first, second, *others = plan.admitted
@@ -47,9 +46,9 @@ def draw_every_choice_with_one_key(patch: Patch) -> None:
 def hand_the_tokens_to_the_wrong_rows(patch: Patch) -> None:
     """Results are taken in another order than the plan's rows."""
 
-    def rotated(roster: Roster, rows: Iterable[ScheduledRow], result: StepResult) -> int:
+    def rotated(state: SchedulerState, rows: Iterable[ScheduledRow], result: StepResult) -> int:
         rotation = (*result.rows[1:], *result.rows[:1])
-        return apply_result(roster, rows, replace(result, rows=rotation))
+        return apply_result(state, rows, replace(result, rows=rotation))
 
     patch.setattr(scheduler_module, "apply_result", rotated)
 
@@ -79,7 +78,7 @@ def keep_the_rows_of_a_failed_step(patch: Patch) -> None:
     """After a step that raised, its tokens pass for computed."""
 
     def forgive(scheduler: Scheduler, plan: StepPlan, message: str) -> None:
-        scheduler.roster.in_flight.pop(plan.step_id)
+        scheduler.state.in_flight.pop(plan.step_id)
         scheduler.kv.step_done(plan.step_id)
 
     patch.setattr(Scheduler, "fail_step", forgive)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from engine_machine import EngineMachine, counted_machine, explore
-from engine_oracle import Visits
+
+from tests.invariants.engine_machine import EngineMachine, counted_machine, explore
+from tests.invariants.engine_oracle import Visits
 
 RULES = (
     "submit",
@@ -26,7 +27,7 @@ RULES = (
 )
 STATES = (
     "waiting",
-    "reserved",
+    "fork_pending",
     "running",
     "preempted",
     "finished_stop",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from engine_machine import counted_machine, explore
-from planted_engine_bugs import BUGS, PlantedBug
 
 from server.engine.block_pool import BlockError
-from server.engine.ledger import LedgerError
+from server.engine.invariants import InvariantError
+from tests.invariants.engine_machine import counted_machine, explore
+from tests.invariants.planted_engine_bugs import BUGS, PlantedBug
 
 # What notices a bug says so in one of these; a bug that is badly planted raises something else.
-NOTICED = (AssertionError, LedgerError, BlockError, pytest.fail.Exception)
+NOTICED = (AssertionError, InvariantError, BlockError, pytest.fail.Exception)
 
 
 pytestmark = pytest.mark.usefixtures("quiet_engine")

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from kernels.attention_types import PLAIN, AttentionFeatures, AttentionMetadata
 from kernels.backends import TRITON_CUDA, attention_workspace_bytes
+from kernels.footprint.attention import AttentionShape
 from kernels.gpu import attention, prefill_attention, specialized_prefill, varlen_attention
-from kernels.workspace import AttentionShape
+from kernels.types import PLAIN, AttentionFeatures, AttentionMetadata
 from tests.kernels.meta_tensors import BF16, F16, F32, FLOAT8, I32, I64, Launch, empty
 
 

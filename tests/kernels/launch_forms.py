@@ -11,10 +11,10 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from kernels.gate_cases import cases_of, launcher_modules
+from kernels.gate.cases import cases_of, launcher_modules
+from kernels.gate.offline import source_of
+from kernels.gate.offline_launch import form_of, recording_launches
 from kernels.gpu.compile_case import CompileCase
-from kernels.offline import source_of
-from kernels.offline_launch import form_of, recording_launches
 from kernels.tuning import trying
 from tests.kernels.attention_launches import ATTENTION
 from tests.kernels.operation_launches import OPERATIONS

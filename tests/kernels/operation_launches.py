@@ -9,6 +9,8 @@ from itertools import product
 
 import torch
 
+from kernels.footprint.gpu_sampling import MERGE_TOP
+from kernels.footprint.row_state import RowLayout, StepTable
 from kernels.gpu import (
     block_copy,
     elementwise,
@@ -19,11 +21,8 @@ from kernels.gpu import (
     sampling,
     step_inputs,
 )
-from kernels.gpu_sampling_workspace import MERGE_TOP
 from kernels.linears import pack_on_any_device
-from kernels.row_state import RowLayout, StepTable
-from kernels.sampling_types import SamplingTensors, SparseBias, SparseIds
-from kernels.step_types import StepBuffers
+from kernels.types import SamplingTensors, SparseBias, SparseIds, StepBuffers
 from tests.kernels.meta_tensors import BF16, F16, F32, FLOAT8, I32, I64, Launch, empty
 
 VOCAB = 131072

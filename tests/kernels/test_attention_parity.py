@@ -6,10 +6,10 @@ import random
 
 import pytest
 import torch
-from attention_cases import make_step, run
 
 import kernels
 from kernels import reference
+from tests.kernels.attention_cases import make_step, run
 
 # The reference works in float32 on the same stored values, so these bound the backend's own error.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}

@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from attention_cases import make_step, run
 
 import kernels
 from kernels import AttentionShape, AttentionWorkspace
 from kernels.backends import TORCH_CPU
-from kernels.workspace import attention_temporary_bytes
+from kernels.footprint.attention import attention_temporary_bytes
+from tests.kernels.attention_cases import make_step, run
 
 LLAMA_1B = AttentionShape(
     num_query_heads=32,

@@ -16,10 +16,10 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 import triton
 
 from kernels.compile_gate import problems_of, sampled
-from kernels.gate_baseline import Difference, differences, read_baseline, review, write_baseline
-from kernels.gate_cases import Job
+from kernels.gate.baseline import Difference, differences, read_baseline, review, write_baseline
+from kernels.gate.cases import Job
+from kernels.gate.offline import Figures
 from kernels.gpu.compile_case import ASYNC_COPY, FLOAT64, WARP_SPECIALIZED, WGMMA, CompileCase
-from kernels.offline import Figures
 from tests.kernels.own_process import run_python
 
 NEXT_TRITON = sorted(Path(sys.prefix).glob("triton-*"))

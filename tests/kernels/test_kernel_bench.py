@@ -238,7 +238,7 @@ def test_the_command_times_nothing_without_a_gpu():
 OFFLINE = """
 import torch
 from kernels.bench.suite import all_rows
-from kernels.offline_launch import compiling_launches
+from kernels.gate.offline_launch import compiling_launches
 from kernels.tuner.pruning import resident_blocks
 from kernels.tuning import trying
 

@@ -25,7 +25,7 @@ def test_keys_and_workspace_sizes_need_no_torch():
     code = (
         "import sys, kernels\n"
         "kernels.derive_key(1, 2), kernels.attention_workspace_bytes, kernels.AttentionShape\n"
-        "import kernels.workspace\n"
+        "import kernels.footprint.attention\n"
         "print('torch' in sys.modules)"
     )
     assert fresh(code) == "False"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kernels.product_forms import MANY_ROWS, padded_rows, padded_sizes
+from kernels.footprint.linear import MANY_ROWS, padded_rows, padded_sizes
 
 
 @pytest.mark.parametrize("most", [1, 16, 17, 64, 65, MANY_ROWS - 1, 512])

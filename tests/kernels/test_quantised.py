@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import linear, pack_linear, quantised, reference
+from kernels import linear, pack_linear, reference
+from kernels import quantization as quantised
 from kernels.linears import LinearWeight, pack_on_any_device
-from kernels.quantised import dequantise, pack_int4, quantise, unpack_int4
+from kernels.quantization import dequantise, pack_int4, quantise, unpack_int4
 
 SHAPES = [(1, 1), (3, 64), (5, 100), (16, 128), (7, 130), (33, 257)]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)

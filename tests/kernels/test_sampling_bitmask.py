@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from sampling_cases import random_bitmask, random_case, row_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from kernels import SamplingTensors, reference
 from kernels.cpu import sampling as cpu_sampling
+from tests.kernels.sampling_cases import random_bitmask, random_case, row_of
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 31, 32, 33, 64, 65, 300])

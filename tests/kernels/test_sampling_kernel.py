@@ -7,11 +7,11 @@ import random
 
 import pytest
 import torch
-from sampling_cases import row_of
 
 import kernels
 from kernels import SampleOutput, SamplingTensors, SparseBias, SparseIds, reference
 from kernels.cpu import truncation
+from tests.kernels.sampling_cases import row_of
 
 
 def draws(logits: torch.Tensor, count: int, **options: float) -> torch.Tensor:

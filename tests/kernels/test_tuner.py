@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 
 from kernels.bench.row import Call
 from kernels.bench.timing import Run
-from kernels.offline import Figures
+from kernels.gate.offline import Figures
 from kernels.tuner.problem import Problem, Shape
 from kernels.tuner.problems import all_problems
 from kernels.tuner.pruning import resident_blocks, why_dropped

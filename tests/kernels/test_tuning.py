@@ -14,8 +14,8 @@ pytest.importorskip("triton", reason="no Triton for this machine")
 from kernels import tuning
 from kernels.tune import record
 from kernels.tuner.search import Choice
+from kernels.tuner.writer import merged, write_table
 from kernels.tuning import Row, Tuning, lookup, trying
-from kernels.tuning_writer import merged, write_table
 
 ENVIRONMENT = {"arch": 90, "date": "2026-01-01T00:00:00Z", "device": "NVIDIA H200"}
 

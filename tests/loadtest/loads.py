@@ -7,11 +7,11 @@ import json
 import urllib.request
 from typing import Any
 
-from loadtest.connection import Address
-from loadtest.driver import Target
-from loadtest.measurement import ROUTES, Options, measure
-from loadtest.result import RunResult
-from loadtest.scenario import Scenario, read_scenario
+from loadtest.client.connection import Address
+from loadtest.load.driver import Target
+from loadtest.report.result import RunResult
+from loadtest.run import ROUTES, Options, measure
+from loadtest.workload.scenario import Scenario, read_scenario
 
 SCENARIO: dict[str, Any] = {
     "name": "scripted",

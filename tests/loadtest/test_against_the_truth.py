@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.measurement import Options
-from loadtest.result import RunResult
-from loadtest.table import render
+from loadtest.report.result import RunResult
+from loadtest.report.table import render
+from loadtest.run import Options
 from tests.loadtest.loads import get, run, scenario
 
 SLACK_S = 0.001
@@ -198,7 +198,7 @@ def test_an_answer_that_does_not_come_in_time(fake_port: int) -> None:
 
 
 def test_a_gauge_that_stays_up_is_told(fake_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadtest.scrape.SETTLE_S", 1.0)
+    monkeypatch.setattr("loadtest.server.scrape.SETTLE_S", 1.0)
     leak = threading.Timer(0.3, get, (fake_port, "/leak/2"))
     leak.start()
     result = run(fake_port, scenario({"first": 0.05}))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from loadtest.arrivals import Arrivals, Constant, Gamma, Poisson, Ramp, Recorded
+from loadtest.workload.arrivals import Arrivals, Constant, Gamma, Poisson, Ramp, Recorded
 
 COUNT = 4000
 # Kolmogorov: at 1 in 1000, for many values, sqrt(n) times the distance stays below this.

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from loadtest.commands import compare as command
-from loadtest.compare import Failures, compare
-from loadtest.result import FORMAT
+from loadtest.report.compare import Failures, compare
+from loadtest.report.result import FORMAT
 
 
 def result(seed: int, slower: float = 1.0, failing: int = 0) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from loadtest.events import EventCutter
+from loadtest.client.exchange import SSEParser
 
 STREAM = b'data: {"a": 1}\n\n: a comment\nevent: x\ndata: two\ndata: lines\n\ndata:[DONE]\n\n'
 EVENTS = [b'{"a": 1}', b"two\nlines", b"[DONE]"]
@@ -18,7 +18,7 @@ def test_any_cutting_gives_the_same_events(ending: bytes, seed: int) -> None:
     stream, draw, cutter, found = (
         STREAM.replace(b"\n", ending),
         random.Random(seed),
-        EventCutter(),
+        SSEParser(),
         [],
     )
     while stream:
@@ -32,7 +32,7 @@ def test_any_cutting_gives_the_same_events(ending: bytes, seed: int) -> None:
 
 def test_a_whole_event_after_half_of_one_belongs_to_it() -> None:
     """What looks like one event is none where something is open still."""
-    cutter = EventCutter()
+    cutter = SSEParser()
     assert cutter.feed(b"data: one\n") == []
     assert cutter.feed(b"data: two\n\n") == [b"one\ntwo"]
     assert cutter.feed(b"data: three") == []
@@ -41,4 +41,4 @@ def test_a_whole_event_after_half_of_one_belongs_to_it() -> None:
 
 
 def test_lines_without_data_make_no_event() -> None:
-    assert EventCutter().feed(b"\n\n: ping\n\nretry: 5\n\n") == []
+    assert SSEParser().feed(b"\n\n: ping\n\nretry: 5\n\n") == []

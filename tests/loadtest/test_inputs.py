@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from loadtest.errors import ScenarioError
-from loadtest.measurement import TracedWorkload
-from loadtest.measures import Estimate
-from loadtest.objectives import wilson
-from loadtest.scenario import Length, read_scenario
-from loadtest.scrape import ServerSeries, read_metrics
-from loadtest.search import Search
-from loadtest.server_names import DIALECTS
-from loadtest.server_side import server_side
-from loadtest.trace import TraceRow, read_trace
-from loadtest.workload import Workload
+from loadtest.run import TracedWorkload
+from loadtest.server.metric_names import DIALECTS
+from loadtest.server.readings import server_side
+from loadtest.server.scrape import ServerSeries, read_metrics
+from loadtest.stats.measures import Estimate
+from loadtest.stats.objectives import wilson
+from loadtest.stats.search import Search
+from loadtest.workload.requests import Workload
+from loadtest.workload.scenario import Length, read_scenario
+from loadtest.workload.trace import TraceRow, read_trace
 from tests.loadtest.loads import SCENARIO, scenario
 
 

@@ -13,18 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest import ceiling
-from loadtest.arrivals import Recorded
-from loadtest.client_load import CPU_BOUND, LAG_BOUND_S, ClientLoad, LoadMeter
-from loadtest.collector import no_full_collections
-from loadtest.connection import Address
-from loadtest.driver import Target
-from loadtest.harvest import TURN_S, Harvest
-from loadtest.measurement import ROUTES, Options, TracedWorkload, measure
-from loadtest.page import page
-from loadtest.records import RequestRecord
-from loadtest.table import render
-from loadtest.trace import read_trace
+from loadtest.capacity import client_capacity as ceiling
+from loadtest.client.connection import Address
+from loadtest.client.process import (
+    CPU_BOUND,
+    LAG_BOUND_S,
+    ClientLoad,
+    LoadMeter,
+    no_full_collections,
+)
+from loadtest.load.driver import Target
+from loadtest.load.result_reader import TURN_S, ResultReader
+from loadtest.report.html import page
+from loadtest.report.table import render
+from loadtest.run import ROUTES, Options, TracedWorkload, measure
+from loadtest.stats.records import RequestRecord
+from loadtest.workload.arrivals import Recorded
+from loadtest.workload.trace import read_trace
 from tests.loadtest.loads import run, scenario
 
 TRIES = 3
@@ -117,7 +122,7 @@ def test_answers_that_end_together_are_read_a_little_at_a_time() -> None:
         return RequestRecord(number, 0.0, 0.0, 0.0, 200, "ok")
 
     async def read() -> int:
-        harvest = Harvest(lambda record: heard.append(record.index))
+        harvest = ResultReader(lambda record: heard.append(record.index))
         ends = [harvest.add(reading(number)) for number in range(60)]
         turns = 0
         while not ends[-1].done():

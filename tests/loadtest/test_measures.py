@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from loadtest.client_load import ClientLoad
-from loadtest.measures import MEASURES, percentile_intervals, summarise
-from loadtest.objectives import goodput, misses, wilson
-from loadtest.records import RequestRecord
-from loadtest.result import RunResult
-from loadtest.scrape import ServerSeries
-from loadtest.steady import BATCH, LEAST_BATCHES, Steady, find_steady, ran
+from loadtest.client.process import ClientLoad
+from loadtest.report.result import RunResult
+from loadtest.server.scrape import ServerSeries
+from loadtest.stats.measures import MEASURES, percentile_intervals, summarise
+from loadtest.stats.objectives import goodput, misses, wilson
+from loadtest.stats.records import RequestRecord
+from loadtest.stats.warm_up_cut import BATCH, LEAST_BATCHES, Steady, find_steady, ran
 
 MEASURE = {measure.name: measure for measure in MEASURES}
 

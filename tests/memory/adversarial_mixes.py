@@ -18,20 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server.config import resolve
+from server.client.in_process import OfflineEngineClient
+from server.config.server_config import resolve
 from server.engine.events import PromptOutput
 from server.engine.request import EngineRequest, SamplingParams
-from server.engine_build import BuiltEngine, build_engine
 from server.errors import QuireError
 from server.execution.live_bytes import LiveBytes, PeakMeter
-from server.memory.reading import flatten
-from server.memory.snapshot import limit_malloc_arenas
-from server.model_facts import engine_settings, read_model
-from server.offline import OfflineEngineClient
+from server.memory.accounting.process import limit_malloc_arenas
+from server.memory.accounting.reading import flatten
 from server.output.processor import OutputOptions, OutputProcessor
+from server.startup.model_info import engine_settings, read_model
 from server.text.tokenizer import Tokenizer
+from server.worker.build import BuiltEngine, build_engine
 from tests.memory.resident_peak import exact_malloc, resident_peak
-from weights.tiny_specs import tiny_llama
+from weights.synthetic.tiny_specs import tiny_llama
 
 VOCAB = 32_000
 MAX_SEQS, MAX_TOKENS, MAX_LEN = 8, 256, 384
@@ -185,7 +185,7 @@ def main() -> None:
     exact_malloc()
     options: dict[str, Any] = {"model-dir": folder, "threads": "1", "dtype": "float32", **LIMITS}
     flags = {**options, "kv-cache-memory": str(kv_bytes)}
-    config = resolve(flags, {"QUIRE_STRICT_LEDGER": "on"})
+    config = resolve(flags, {"QUIRE_DEBUG_CHECK_INVARIANTS": "on"})
     model = read_model(config)
     engine = build_engine(engine_settings(config, model), lambda text: None)
     watch_every_step()

@@ -13,11 +13,11 @@ import mmap
 import sys
 from collections.abc import Callable
 
-from server.config import resolve
+from server.config.server_config import resolve
 from server.engine.request import EngineRequest, SamplingParams
-from server.memory.reading import flatten
-from server.memory.snapshot import limit_malloc_arenas
-from server.model_facts import engine_settings, read_model
+from server.memory.accounting.process import limit_malloc_arenas
+from server.memory.accounting.reading import flatten
+from server.startup.model_info import engine_settings, read_model
 
 SIZE = 64 * 2**20
 
@@ -26,7 +26,7 @@ def main() -> None:
     limit_malloc_arenas()
     config = resolve({"model-dir": sys.argv[1], "threads": "1", "dtype": sys.argv[3]}, {})
     model = read_model(config)
-    from server.engine_build import build_engine
+    from server.worker.build import build_engine
 
     engine = build_engine(engine_settings(config, model), lambda text: None)
 

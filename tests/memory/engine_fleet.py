@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from server.config import resolve
-from server.engine.plan import StepPlan
+from server.config.server_config import resolve
 from server.engine.request import EngineRequest, SamplingParams
-from server.engine_build import BuiltEngine, build_engine
+from server.engine.step_plan import StepPlan
 from server.execution.build import build_runner
 from server.execution.warm_up import largest_plan
-from server.memory.reading import flatten
-from server.memory.snapshot import limit_malloc_arenas
-from server.model_facts import ModelFacts, engine_settings, read_model
+from server.memory.accounting.process import limit_malloc_arenas
+from server.memory.accounting.reading import flatten
+from server.startup.model_info import ModelInfo, engine_settings, read_model
+from server.worker.build import BuiltEngine, build_engine
 from tests.memory.resident_peak import exact_malloc, resident_peak
 
 
@@ -101,7 +101,7 @@ def no_watch(tokens: int, logit_rows: int, carried: int = 0) -> Iterator[None]:
     yield
 
 
-def _under_load(engine: BuiltEngine, model: ModelFacts) -> dict[str, int]:
+def _under_load(engine: BuiltEngine, model: ModelInfo) -> dict[str, int]:
     """Full batches of scored prompts, then decodes. The reading with most unaccounted is kept."""
     runner = model.plan.runner
     length = max(2, min(runner.max_model_len - 8, runner.max_num_batched_tokens // 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weights.spec import Activation, ModelSpec, RopeScaling, RopeSpec
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 MODELS: dict[str, ModelSpec] = {
     "llama": tiny_llama(hidden_size=256, num_layers=4, intermediate_size=700),

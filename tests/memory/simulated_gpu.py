@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from server.memory.cuda_allocator import AllocatorState, Pool, allocator_state
-from server.memory.layout import MemoryKind
-from server.memory.nvml import DeviceUse
+from server.memory.accounting.cuda_allocator import AllocatorState, Pool, allocator_state
+from server.memory.accounting.nvml import DeviceUse
+from server.memory.kinds import MemoryKind
 
 KIB, MIB = 2**10, 2**20
 COMMON: Pool = (0, 0)

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from server.config import resolve
+from server.config.server_config import resolve
 from server.errors import StartupError
-from server.model_facts import read_model
+from server.startup.model_info import read_model
 from server.units import exact_size
 from tests.memory.adversarial_mixes import BLOCK_BYTES, LEAST_BLOCKS, LIMITS, MAX_LEN, MODEL, VOCAB
-from weights.synthetic import write_checkpoint, write_tokenizer
+from weights.synthetic.checkpoint import write_checkpoint, write_tokenizer
 
 MIB = 2**20
 ROOT = Path(__file__).parents[2]

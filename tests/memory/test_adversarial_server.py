@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from tests.memory.adversarial_mixes import BLOCK_BYTES, LEAST_BLOCKS, LIMITS, MAX_LEN, MODEL, VOCAB
-from weights.synthetic import write_checkpoint, write_tokenizer
+from weights.synthetic.checkpoint import write_checkpoint, write_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "e2e"))
-from server_process import ServerProcess, wait_until
+from tests.e2e.server_process import ServerProcess, wait_until
 
 KINDS = ("weights", "kv_cache", "io", "workspace", "activations")
 

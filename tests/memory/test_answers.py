@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.api.answers import ChatForm, CompletionForm, to_json
-from server.engine.answers import answer_size
+from server.api.routes.responses import ChatFormat, CompletionFormat, to_json
+from server.config.options import DEMO_MODEL_DIR
 from server.engine.events import ChoiceOutput, Event, PromptOutput
-from server.engine.plan import LogprobArrays
 from server.engine.request import EngineRequest, FinishReason, SamplingParams
+from server.engine.response_budget import LEAST_BYTES, MOST_BYTES, answer_limits, answer_size
+from server.engine.step_plan import LogprobArrays
 from server.execution.packing import pack_logprobs
-from server.memory.answers import LEAST_BYTES, MOST_BYTES, answer_limits
-from server.option_table import DEMO_MODEL_DIR
 from server.output.processor import Collector, OutputOptions, OutputProcessor
 from server.text.tokenizer import Tokenizer
 
@@ -48,7 +47,7 @@ def events(request: EngineRequest) -> list[Event]:
     return found
 
 
-@pytest.mark.parametrize("form", [CompletionForm, ChatForm])
+@pytest.mark.parametrize("form", [CompletionFormat, ChatFormat])
 @pytest.mark.parametrize(
     ("prompt", "tokens", "n", "top", "echo"),
     [(300, 2, 1, 20, True), (120, 2, 4, 20, True), (10, 200, 4, 20, False), (400, 200, 4, 0, True)],

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from server.memory.accountant import Accountant, Books, KVUse
-from server.memory.cpu_memory import CpuMemory
-from server.memory.layout import MemoryKind
-from server.memory.reading import flatten
-from server.memory.snapshot import Snapshot
-from server.option_table import DEMO_MODEL_DIR
-from weights.synthetic import write_checkpoint
-from weights.tiny_specs import tiny_llama
+from server.config.options import DEMO_MODEL_DIR
+from server.memory.accounting.accountant import Accountant, AccountingSources, KVUse
+from server.memory.accounting.cpu import CpuMemory
+from server.memory.accounting.process import Snapshot
+from server.memory.accounting.reading import flatten
+from server.memory.kinds import MemoryKind
+from weights.synthetic.checkpoint import write_checkpoint
+from weights.synthetic.tiny_specs import tiny_llama
 
 MIB = 2**20
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,7 @@ def snapshot(resident: int, code: int, heap: int, in_use: int, free: int = 500) 
 
 
 def accountant(base: Snapshot, now: Snapshot, held: int) -> Accountant:
-    books = Books(
+    books = AccountingSources(
         device=CpuMemory(base, lambda: now),
         held_bytes=lambda: {MemoryKind.WEIGHTS: held, MemoryKind.KV_CACHE: 40},
         kv_use=lambda: KVUse(2, 1, 8, 5),
@@ -138,7 +138,7 @@ def test_a_peak_stays_when_less_is_held_again() -> None:
     now, held, activations = [snapshot(270, 65, 50, 30)], [80], [7]
     base = snapshot(resident=100, code=60, heap=20, in_use=15)
     books = Accountant(
-        Books(
+        AccountingSources(
             device=CpuMemory(base, lambda: now[0]),
             held_bytes=lambda: {MemoryKind.WEIGHTS: held[0]},
             kv_use=lambda: KVUse(0, 0, 0, 0),

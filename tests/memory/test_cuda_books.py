@@ -11,16 +11,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_gpu import COMMON, GRAPHS, MIB, OWN_PID, Sight, SimulatedGpu, Tensor
 
-from server.memory import cuda_memory
-from server.memory.accountant import Accountant, Books, KVUse
-from server.memory.cuda_allocator import AllocatorState
-from server.memory.cuda_memory import CudaMemory, steady
-from server.memory.device_reading import DeviceReading
-from server.memory.layout import MemoryKind
-from server.memory.nvml import DeviceUse
-from server.memory.reading import NAMES, flatten
+from server.memory.accounting import cuda as cuda_memory
+from server.memory.accounting.accountant import Accountant, AccountingSources, KVUse
+from server.memory.accounting.cuda import CudaMemory, steady
+from server.memory.accounting.cuda_allocator import AllocatorState
+from server.memory.accounting.nvml import DeviceUse
+from server.memory.accounting.reading import NAMES, DeviceReading, flatten
+from server.memory.kinds import MemoryKind
+from tests.memory.simulated_gpu import COMMON, GRAPHS, MIB, OWN_PID, Sight, SimulatedGpu, Tensor
 
 CONTEXT, LIBRARIES, LOADED = 480 * MIB, 32 * MIB, 90 * MIB
 LISTS = (MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.IO, MemoryKind.WORKSPACE)
@@ -47,7 +46,7 @@ def built(gpu: SimulatedGpu, memory: CudaMemory) -> None:
 
 
 def accountant(gpu: SimulatedGpu, memory: CudaMemory) -> Accountant:
-    books = Books(
+    books = AccountingSources(
         device=memory,
         held_bytes=gpu.held,
         kv_use=lambda: KVUse(0, 0, 0, 0),

@@ -16,9 +16,9 @@ import ctypes, sys
 from pathlib import Path
 import torch
 import kernels
-from server.config import DEMO_MODEL_DIR, resolve
+from server.config.server_config import DEMO_MODEL_DIR, resolve
 from server.execution.library_warm_up import warm_libraries
-from server.model_facts import engine_settings, read_model
+from server.startup.model_info import engine_settings, read_model
 
 library = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))))
 held = getattr(library, "mkl_serv_mem_stat", None)

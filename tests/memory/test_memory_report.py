@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 
 from server.host_budget import HostBudget
-from server.memory.layout import MemoryKind
-from server.memory.planner import PlanRequest, plan_memory
-from server.memory.reading import NAMES, unflatten
-from server.memory.report import MemoryReport, MemorySources
+from server.memory.accounting.reading import NAMES, unflatten
+from server.memory.kinds import MemoryKind
+from server.memory.planner.planner import plan_memory
+from server.memory.planner.request import PlanRequest
+from server.memory.report.tree import MemoryReport, MemorySources
 from server.units import format_size
-from weights.tiny_specs import tiny_llama
+from weights.synthetic.tiny_specs import tiny_llama
 
 MIB, GIB = 2**20, 2**30
 PRIME = 1_000_003

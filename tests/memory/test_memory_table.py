@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from server.memory.layout import MemoryKind
-from server.memory.reading import KV_PARTS, unflatten
-from server.memory.report import memory_table
+from server.memory.accounting.reading import KV_PARTS, unflatten
+from server.memory.kinds import MemoryKind
+from server.memory.report.tree import memory_table
 
 MIB = 2**20
 

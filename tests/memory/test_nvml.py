@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from server.memory.nvml import DeviceUse, Nvml, open_nvml
+from server.memory.accounting.nvml import DeviceUse, Nvml, open_nvml
 
 UUID, BUS = "00010203-0405-0607-0809-0a0b0c0d0e0f", "0000:19:00.0"
 NAME = "a_stand_in_for_pynvml"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measured_models import DTYPES, LIMITS, MODELS
 
-from server.memory.layout import MemoryKind
-from weights.synthetic import write_checkpoint
+from server.memory.kinds import MemoryKind
+from tests.memory.measured_models import DTYPES, LIMITS, MODELS
+from weights.synthetic.checkpoint import write_checkpoint
 
 MIB = 2**20
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,8 @@ def test_every_form_in_every_format_takes_what_was_planned(
 
 def test_the_forms_are_large_enough_to_tell() -> None:
     """8 MiB must not hide everything: several steps and some weights are far above it."""
-    from server.memory.planner import PlanRequest, plan_memory
+    from server.memory.planner.planner import plan_memory
+    from server.memory.planner.request import PlanRequest
 
     large_steps, large_weights = [], []
     for name, spec in MODELS.items():

@@ -6,18 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from server.config.values import read_size
 from server.errors import StartupError
-from server.memory.cpu_backend import CPU
-from server.memory.layout import MemoryKind
-from server.memory.plan_formulas import formulas
-from server.memory.planner import (
-    DoesNotFit,
-    PlanRequest,
-    plan_memory,
-    resolve_format,
-    size_memory,
-)
-from server.option_values import read_size
+from server.memory.backends.cpu import CPU
+from server.memory.kinds import MemoryKind
+from server.memory.planner.formulas import formulas
+from server.memory.planner.plan import DoesNotFit
+from server.memory.planner.planner import plan_memory, resolve_format, size_memory
+from server.memory.planner.request import PlanRequest
 from weights.spec import (
     Activation,
     AttentionSpec,

@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 
 from server.engine.gauges import EngineGauges
-from server.engine_facts import GAUGE_NAMES, gauge_values, memory_reading
 from server.host_budget import HostBudget
+from server.ipc.engine_info import GAUGE_NAMES, gauge_values, memory_reading
 from server.ipc.gauges import GaugeBlock
-from server.memory.layout import MemoryKind
-from server.memory.planner import PlanRequest, plan_memory
-from server.memory.reading import NAMES, MemoryReading, flatten, unflatten
-from server.memory.report import MemoryReport, MemorySources, memory_table
-from server.memory.start_report import start_report
+from server.memory.accounting.reading import NAMES, MemoryReading, flatten, unflatten
+from server.memory.kinds import MemoryKind
+from server.memory.planner.planner import plan_memory
+from server.memory.planner.request import PlanRequest
+from server.memory.report.startup import start_report
+from server.memory.report.tree import MemoryReport, MemorySources, memory_table
 from server.metrics.gauges import GaugeSources
 from server.metrics.prometheus import PrometheusMetrics
-from weights.tiny_specs import tiny_llama
+from weights.synthetic.tiny_specs import tiny_llama
 
 MIB, GIB = 2**20, 2**30
 RECORD = json.loads((Path(__file__).parent / "recorded_readings.json").read_text())

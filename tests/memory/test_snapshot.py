@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.memory.snapshot import machine_memory, process_resident, take
+from server.memory.accounting.process import machine_memory, process_resident, take
 
 SMAPS = """\
 00400000-00500000 r-xp 00000000 08:01 1   /usr/bin/python3

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from server.memory.reading import unflatten
-from server.memory.start_report import error, start_report
+from server.memory.accounting.reading import unflatten
+from server.memory.report.startup import error, start_report
 
 MIB = 2**20
 

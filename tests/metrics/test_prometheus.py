@@ -8,9 +8,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine.events import StepStats
 from server.host_budget import HostBudget
-from server.memory.layout import MemoryKind
-from server.memory.reading import NAMES, unflatten
-from server.metrics.prometheus import GaugeSources, PrometheusMetrics
+from server.memory.accounting.reading import NAMES, unflatten
+from server.memory.kinds import MemoryKind
+from server.metrics.gauges import GaugeSources
+from server.metrics.prometheus import PrometheusMetrics
 from server.metrics.stats import Outcome, RequestRecord
 
 COMPLETIONS = "/v1/completions"

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.api.schema.requests import Route
 from server.engine.events import StepStats
 from server.host_budget import HostBudget
-from server.memory.reading import NAMES, unflatten
+from server.memory.accounting.reading import NAMES, unflatten
 from server.metrics.gauges import GaugeSources, ServedModel
 from server.metrics.prometheus import PrometheusMetrics
 from server.metrics.registry import GENERATING_ROUTES, METRICS

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.events import ChoiceOutput, PromptOutput
-from server.engine.plan import LogprobArrays
 from server.engine.request import EngineError, EngineRequest, FinishReason, SamplingParams
+from server.engine.step_plan import LogprobArrays
 from server.errors import ErrorCode, QuireError
 from server.output.choice import Delta
 from server.output.logprobs import chat_logprobs, completion_logprobs
@@ -23,7 +23,7 @@ from server.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
 
-from tiny_tokenizers import byte_fallback, byte_level
+from tests.text.tiny_tokenizers import byte_fallback, byte_level
 
 LEVEL = Tokenizer(byte_level())
 FALLBACK = Tokenizer(byte_fallback())

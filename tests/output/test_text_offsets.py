@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.events import ChoiceOutput, PromptOutput
-from server.engine.plan import LogprobArrays
 from server.engine.request import EngineRequest, FinishReason, SamplingParams
+from server.engine.step_plan import LogprobArrays
 from server.output.choice import Delta
 from server.output.logprobs import completion_logprobs
 from server.output.processor import OutputOptions, OutputProcessor
@@ -22,7 +22,7 @@ from server.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
 
-from tiny_tokenizers import ALL_KINDS, byte_fallback, byte_level
+from tests.text.tiny_tokenizers import ALL_KINDS, byte_fallback, byte_level
 
 TOKENIZERS = {name: Tokenizer(make()) for name, make in ALL_KINDS.items()}
 LEVEL, FALLBACK = Tokenizer(byte_level()), Tokenizer(byte_fallback())

@@ -11,9 +11,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
-from page_browser import Open, browser, visits
-from page_server import PageServer
 from playwright.sync_api import Browser
+
+from tests.page.page_browser import Open, browser, visits
+from tests.page.page_server import PageServer
 
 
 # Of a module, no more: while it is open, the main thread has an event loop that others would meet.

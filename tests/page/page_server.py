@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from api_fakes import FakeEngine, make_state
-
 from server.api.app import create_app
 from server.api.http import serve
 from server.api.state import HttpLimits
-from server.listener import bind
-from server.memory.layout import MemoryKind
-from server.memory.reading import KV_PARTS
+from server.memory.accounting.reading import KV_PARTS
+from server.memory.kinds import MemoryKind
+from server.startup.listener import bind
+from tests.api.api_fakes import FakeEngine, make_state
 
 MIB = 1024 * 1024
 TTFT = "quire_time_to_first_token_seconds"

@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
 import httpx
-from page_browser import Open, Visit, browser, visits
 from PIL import Image, ImageColor
-from server_process import ROOT, ServerProcess
+
+from tests.e2e.server_process import ROOT, ServerProcess
+from tests.page.page_browser import Open, Visit, browser, visits
 
 DOCS = ROOT / "docs"
 CLIENTS = 12

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import httpx
-from page_server import PageServer
 from playwright.sync_api import Browser, expect
+
+from tests.page.page_server import PageServer
 
 PATIENCE_MS = 60_000
 

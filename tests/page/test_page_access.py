@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from page_browser import Open, Visit
-from page_server import MIB, PageServer, device
 from playwright.sync_api import expect
+
+from tests.page.page_browser import Open, Visit
+from tests.page.page_server import MIB, PageServer, device
 
 pytestmark = pytest.mark.slow
 WIDE = {"width": 1280, "height": 900}

@@ -6,10 +6,11 @@ import re
 from dataclasses import replace
 
 import pytest
-from api_fakes import FakeEngine, make_state, saying
-from page_browser import Open, Visit
-from page_server import MIB, PageServer, device
 from playwright.sync_api import Route, expect
+
+from tests.api.api_fakes import FakeEngine, make_state, saying
+from tests.page.page_browser import Open, Visit
+from tests.page.page_server import MIB, PageServer, device
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script> & "q" \U0001f9fe'
 HIDE = """hidden => {

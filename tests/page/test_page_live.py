@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
-from page_browser import REFUSED, Open
 from playwright.sync_api import expect
-from server_process import ROOT, ServerProcess, wait_until
 
 from server.units import format_size
+from tests.e2e.server_process import ROOT, ServerProcess, wait_until
+from tests.page.page_browser import REFUSED, Open
 
 pytestmark = pytest.mark.slow
 DEMO = ROOT / "weights" / "demo" / "checkpoint"

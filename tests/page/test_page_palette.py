@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from server.memory.layout import MemoryKind
-from server.memory.reading import KV_PARTS
+from server.memory.accounting.reading import KV_PARTS
+from server.memory.kinds import MemoryKind
 
-PAGE = Path(__file__).parents[2] / "server" / "api" / "page"
+PAGE = Path(__file__).parents[2] / "server" / "api" / "ui"
 TEXT_ON_PAPER = ("ink", "quiet", "accent", "alarm", "wait")
 TEXT_CONTRAST, SHAPE_CONTRAST = 4.5, 3.0  # of WCAG 2.2, level AA
 DISTANCE = 12.0  # in CIE Lab between two plain bands, whatever eyes look at them

@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
-from api_fakes import RecordingMetrics, make_state
-from page_markup import read
 
 from server.api.app import create_app
-from server.api.page import route
 from server.api.state import ApiState, HttpLimits
+from server.api.ui import route
+from tests.api.api_fakes import RecordingMetrics, make_state
+from tests.page.page_markup import read
 
 PAGE = Path(route.__file__).parent
 FILES = {path.name for path in PAGE.iterdir() if path.suffix in (".html", ".css", ".js")}

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "server" / "api" / "page"
+PAGE = ROOT / "server" / "api" / "ui"
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('wheels')"
 
 
@@ -33,5 +33,5 @@ def test_the_wheel_has_every_file_of_the_page(tmp_path: Path) -> None:
 def _all_but_the_page(folder: str, names: list[str]) -> list[str]:
     """Keeps the copy small: packages stay packages, of their modules only the page's."""
     inside = Path(folder).resolve().is_relative_to(PAGE)
-    kept = {"__init__.py"} | ({"api", "page"} if not inside else set(names))
+    kept = {"__init__.py"} | ({"api", "ui"} if not inside else set(names))
     return [name for name in names if name not in kept or name == "__pycache__"]

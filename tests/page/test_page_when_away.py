@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from page_browser import REFUSED, Open
-from page_server import PageServer
 from playwright.sync_api import expect
+
+from tests.page.page_browser import REFUSED, Open
+from tests.page.page_server import PageServer
 
 pytestmark = pytest.mark.slow
 WEIGHTS = "#chart .area[data-band=weights]"

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
-import stepping
 import torch
 
+from tests.execution import stepping
+from tests.parity import oracle
 from weights.spec import Activation, ModelSpec, RopeScaling, RopeSpec
-from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
+from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
 
 PROMPT = np.random.default_rng(7).integers(3, 512, size=75).tolist()
 NUM_GREEDY = 64

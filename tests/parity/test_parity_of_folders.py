@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
-import stepping
 import torch
 from safetensors.torch import load_file, save_file
 
-from weights.checkpoint import open_checkpoint
+from tests.execution import stepping
+from tests.parity import oracle
+from weights.checkpoint.folder import open_checkpoint
+from weights.checkpoint.matching import match
 from weights.errors import CheckpointError
 from weights.families import resolve
-from weights.matching import match
 from weights.spec import ModelSpec
-from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
+from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
 
 PROMPT = np.random.default_rng(11).integers(3, 512, size=60).tolist()
 LLAMA, GPT2 = tiny_llama(num_layers=2), tiny_gpt2(num_layers=2)

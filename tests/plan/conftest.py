@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def no_product_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else figures would depend on the processor, and each plan of a large model load torch."""
-    monkeypatch.setattr("server.dtype_choice.probe_products", lambda format: ())
+    monkeypatch.setattr("server.startup.dtype_choice.probe_products", lambda format: ())

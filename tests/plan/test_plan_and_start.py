@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-import server.model_facts as model_facts
-import server.placement as placement
-import server.plan.target as target
-from server.config import resolve
+import server.plan_cli.target as target
+import server.startup.model_info as model_facts
+import server.startup.placement as placement
+from server.config.options import DEMO_MODEL_DIR
+from server.config.server_config import resolve
 from server.errors import StartupError
-from server.memory.gpu_device import GpuDevice
-from server.option_table import DEMO_MODEL_DIR
-from server.plan.make import Plan, PlanOptions, make_plan
-from server.plan.split import memory_split
+from server.memory.accounting.gpu_device import GpuDevice
+from server.plan_cli.make import Plan, PlanOptions, make_plan
+from server.plan_cli.split import memory_split
 from weights.spec import ModelSpec
-from weights.synthetic import write_checkpoint
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.checkpoint import write_checkpoint
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 GIB = 2**30
 LARGE = tiny_llama(vocab_size=70_000, hidden_size=512, num_layers=2, parameter_dtype="bf16")

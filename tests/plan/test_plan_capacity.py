@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from server.memory.kv_groups import kv_cache_spec, layer_kv_bytes
-from server.memory.planner import size_memory
-from server.plan.capacity import at_length, by_length, largest_max_model_len
-from server.plan.make import Plan, PlanOptions, make_plan
-from server.plan.split import memory_split
+from server.memory.planner.planner import size_memory
+from server.plan_cli.capacity import at_length, by_length, largest_max_model_len
+from server.plan_cli.make import Plan, PlanOptions, make_plan
+from server.plan_cli.split import memory_split
 from weights.presets import find_preset, read_presets
 from weights.spec import ModelSpec
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from server.memory.layout import MemoryKind
-from server.plan.answer import answer
-from server.plan.command import listing
-from server.plan.devices import DEVICES
-from server.plan.make import PlanOptions, make_plan
-from server.plan.text import WIDTH
+from server.memory.kinds import MemoryKind
+from server.plan_cli.answer import answer
+from server.plan_cli.command import listing
+from server.plan_cli.devices import DEVICES
+from server.plan_cli.make import PlanOptions, make_plan
+from server.plan_cli.text import WIDTH
 from weights.presets import read_presets
-from weights.synthetic import write_checkpoint
-from weights.tiny_specs import tiny_llama
+from weights.synthetic.checkpoint import write_checkpoint
+from weights.synthetic.tiny_specs import tiny_llama
 
 SLOW = pytest.mark.slow
 MOST_TIMES = 12  # the processor time of an interpreter that reads JSON: it is 4 to 6

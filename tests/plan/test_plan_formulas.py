@@ -7,13 +7,13 @@ import re
 from typing import Any
 
 import pytest
-from arithmetic import calculate
 
 from server.memory.layout import ELEMENT_BYTES
-from server.plan.answer import answer
-from server.plan.make import PlanOptions, make_plan
+from server.plan_cli.answer import answer
+from server.plan_cli.make import PlanOptions, make_plan
+from tests.plan.arithmetic import calculate
 from weights.presets import read_presets
-from weights.ranks import check_ranks
+from weights.tensor_parallel import check_ranks
 
 SLOW = pytest.mark.slow
 SOME = ("gpt-2-xl", "llama-3.1-8b", "gemma-3-4b", "mixtral-8x7b", "palm-540b")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from server.plan.answer import answer
-from server.plan.bars import decimal
-from server.plan.make import PlanOptions, make_plan
-from server.plan.text import WIDTH, plan_text
+from server.plan_cli.answer import answer
+from server.plan_cli.bars import decimal
+from server.plan_cli.make import PlanOptions, make_plan
+from server.plan_cli.text import WIDTH, plan_text
 from weights.inventory import num_parameters
 from weights.presets import find_preset, read_presets
 from weights.shapes import shape_spec

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from server.plan.flops import token_flops
-from server.plan.make import Plan, PlanOptions, make_plan
-from server.plan.roofline import decode_step, kv_traffic, prefill_step, weight_traffic
+from server.plan_cli.flops import token_flops
+from server.plan_cli.make import Plan, PlanOptions, make_plan
+from server.plan_cli.roofline import decode_step, kv_traffic, prefill_step, weight_traffic
 from weights.inventory import Component, inventory
 from weights.presets import find_preset
 from weights.spec import ModelSpec
-from weights.tiny_specs import tiny_llama
+from weights.synthetic.tiny_specs import tiny_llama
 
 IDLE = {Component.EMBEDDING, Component.UNEMBEDDING, Component.POSITION, Component.NORM}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-import server.model_facts as model_facts
-from server.config import resolve
+import server.startup.model_info as model_facts
+from server.config.server_config import resolve
 from server.errors import StartupError
-from server.served_features import unserved_features
+from server.startup.supported_models import unserved_features
 from weights import families
 from weights.presets import read_presets
 from weights.spec import (
@@ -26,8 +26,8 @@ from weights.spec import (
     QkNorm,
     RopeSpec,
 )
-from weights.synthetic import write_checkpoint
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.checkpoint import write_checkpoint
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 LAYER = NormSpec(NormKind.LAYER, 1e-5)
 # What a decoder of pre-normalised blocks reads of a spec.

@@ -7,19 +7,20 @@ from dataclasses import replace
 
 import pytest
 
-import server.placement as placement
-import server.plan.target as target
+import server.plan_cli.target as target
+import server.startup.placement as placement
+from server.config.options import OPTIONS
 from server.errors import StartupError
-from server.memory.layout import MemoryKind
-from server.memory.plan_request import PlanRequest
-from server.memory.planner import DoesNotFit, changes_that_fit, plan_memory, size_memory
-from server.memory.suggestions import Change, largest_that, smallest_changes
-from server.option_table import OPTIONS
-from server.plan.command import plan_options
-from server.plan.make import Plan, PlanOptions, make_plan
-from server.plan.options import add_arguments
+from server.memory.kinds import MemoryKind
+from server.memory.planner.plan import DoesNotFit
+from server.memory.planner.planner import changes_that_fit, plan_memory, size_memory
+from server.memory.planner.request import PlanRequest
+from server.memory.planner.suggestions import Change, largest_that, smallest_changes
+from server.plan_cli.command import plan_options
+from server.plan_cli.make import Plan, PlanOptions, make_plan
+from server.plan_cli.options import add_arguments
 from weights.presets import find_preset, read_presets
-from weights.tiny_specs import tiny_llama
+from weights.synthetic.tiny_specs import tiny_llama
 
 MIB, GIB = 2**20, 2**30
 GPU = PlanRequest("bf16", 64, 64, 2048, backend="cuda")

@@ -11,17 +11,17 @@ import sys
 import time
 from collections.abc import Sequence
 
+from server.client.process import die_with_parent
 from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Refused, RequestMemory
 from server.engine.request import EngineError, EngineRequest, FinishReason
-from server.engine_facts import EngineFacts
-from server.ipc.engine_channel import EngineChannel
-from server.ipc.engine_loop import run_engine
+from server.ipc.engine_info import EngineInfo
 from server.ipc.frames import Failed, Ready
 from server.ipc.gauges import GaugeBlock
-from server.ipc.process import die_with_parent
+from server.worker.channel import EngineChannel
+from server.worker.loop import run_engine
 
 NAMES = ("heartbeat",)
-FACTS = EngineFacts(
+FACTS = EngineInfo(
     weights={"embedding": 1},
     weights_format="f32",
     load_seconds=0.0,

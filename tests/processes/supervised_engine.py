@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from server.client.ipc import IpcEngineClient
+from server.client.process import EngineProcess, spawn_engine
+from server.client.supervisor import EngineState, RestartPolicy, Supervisor
 from server.engine.events import Event
 from server.engine.request import EngineLimits, EngineRequest, SamplingParams
-from server.engine_facts import EngineFacts, EngineSettings
-from server.ipc.client import IpcEngineClient
+from server.ipc.engine_info import EngineInfo, EngineSettings
 from server.ipc.gauges import GaugeBlock
-from server.ipc.process import EngineProcess, spawn_engine
-from server.ipc.supervisor import EngineState, RestartPolicy, Supervisor
-from server.memory.layout import RunnerConfig
+from server.memory.runner_config import RunnerConfig
 from server.metrics.stats import NullMetrics
 
 ROOT = str(Path(__file__).parents[2])
@@ -50,7 +50,7 @@ class Engine:
         self.metrics = CountingMetrics()
         self.client = IpcEngineClient(self.metrics)
         self.gauges = GaugeBlock.create(("heartbeat",))
-        self.facts: list[EngineFacts] = []
+        self.facts: list[EngineInfo] = []
         self._behaviours = behaviours
         self.supervisor = Supervisor(
             self.spawn,

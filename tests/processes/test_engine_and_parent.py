@@ -17,7 +17,7 @@ PARENT = """
 import sys, time
 sys.path.insert(0, {root!r})
 from server.ipc.gauges import GaugeBlock
-from server.ipc.process import spawn_engine
+from server.client.process import spawn_engine
 engine = spawn_engine(({fake!r}) + ("serves",), GaugeBlock.create(("heartbeat",)).fd)
 print(engine.pid, flush=True)
 time.sleep(600)
@@ -42,7 +42,7 @@ def test_kill_9_of_the_parent_leaves_no_engine_behind() -> None:
 
 CHILD = """
 import ctypes, os, sys
-from server.ipc.process import die_with_parent
+from server.client.process import die_with_parent
 die_with_parent(os.getppid(), os.pipe()[0])
 number = ctypes.c_int()
 ctypes.CDLL(None).prctl(2, ctypes.byref(number), 0, 0, 0)  # PR_GET_PDEATHSIG

@@ -7,9 +7,8 @@ import socket
 import pytest
 
 from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Refused, StepStats
-from server.engine.plan import LogprobArrays
 from server.engine.request import EngineError, EngineRequest, FinishReason, SamplingParams
-from server.ipc.engine_channel import ChannelClosed, EngineChannel
+from server.engine.step_plan import LogprobArrays
 from server.ipc.frames import (
     LENGTH,
     MAX_MESSAGE_BYTES,
@@ -23,6 +22,7 @@ from server.ipc.frames import (
     encode,
     message_length,
 )
+from server.worker.channel import ChannelClosed, EngineChannel
 
 REQUEST = EngineRequest(
     "r1",

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 
 from server.engine.gauges import EngineGauges
-from server.engine_facts import GAUGE_NAMES, engine_gauges, memory_reading
-from server.gauge_publisher import GaugePublisher
+from server.ipc.engine_info import GAUGE_NAMES, engine_gauges, memory_reading
 from server.ipc.gauges import GaugeBlock
-from server.memory.accountant import Accountant, Books, KVUse
-from server.memory.device_reading import DeviceReading
-from server.memory.layout import MemoryKind
+from server.memory.accounting.accountant import Accountant, AccountingSources, KVUse
+from server.memory.accounting.reading import DeviceReading
+from server.memory.kinds import MemoryKind
+from server.worker.gauge_publisher import GaugePublisher
 
 MIB = 2**20
 PAGE_BYTES, TOKEN_BYTES, NUM_BLOCKS = 64, 4, 10
@@ -53,7 +53,7 @@ class FakeEngine:
 
     @property
     def accountant(self) -> Accountant:
-        books = Books(
+        books = AccountingSources(
             device=self,
             held_bytes=lambda: {MemoryKind.KV_CACHE: NUM_BLOCKS * PAGE_BYTES},
             kv_use=lambda: KVUse(0, 0, 0, 0),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from server.errors import ErrorCode, QuireError, StartupError
 from server.host_budget import SMALL_BODY, HostBudget, Use
-from server.memory.api_memory import LEAST_BYTES, MOST_BYTES, api_memory
+from server.startup.api_memory import LEAST_BYTES, MOST_BYTES, api_memory
 
 MIB = 2**20
 HELD = 30 * MIB  # of a budget of 80 MiB

@@ -8,10 +8,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from server.engine_build import loading_display
 from server.execution.buffers import allocate
-from server.memory.layout import RunnerConfig, build_layout
-from weights.tiny_specs import tiny_llama
+from server.memory.layout import build_layout
+from server.memory.runner_config import RunnerConfig
+from server.worker.build import loading_display
+from weights.synthetic.tiny_specs import tiny_llama
 
 MIB = 1 << 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from server.memory.malloc import TRIM_BYTES, Trimmer, fix_mmap_threshold, trim_malloc
+from server.memory.accounting.malloc import TRIM_BYTES, Trimmer, fix_mmap_threshold, trim_malloc
 
 
 def test_glibc_takes_both() -> None:

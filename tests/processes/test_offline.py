@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
+from server.client.in_process import OfflineEngineClient
 from server.engine.core import EngineCore
 from server.engine.events import EngineFrame
 from server.engine.request import EngineRequest, SamplingParams
 from server.errors import ErrorCode, QuireError
-from server.offline import OfflineEngineClient
 from tests.processes.fake_engine import ForgetfulCore
 
 

@@ -31,7 +31,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "QUIRE_STRICT_LEDGER": "on"},
+            env={**os.environ, "QUIRE_DEBUG_CHECK_INVARIANTS": "on"},
         )
         assert self.process.stdout is not None
         self.report = ""
@@ -66,7 +66,7 @@ class Server:
     def engine_pid(self) -> int:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         for pid in children.split():
-            if "engine_process" in Path(f"/proc/{pid}/cmdline").read_text():
+            if "server.worker" in Path(f"/proc/{pid}/cmdline").read_text():
                 return int(pid)
         raise AssertionError("there is no engine process")
 

@@ -56,10 +56,10 @@ def run(before: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     ("name", "number"),
     [
         ("argparse", signal.SIGINT),  # the first import after the entry's own
-        ("server.option_table", signal.SIGTERM),
-        ("server.bootstrap", signal.SIGINT),
-        ("server.memory.planner", signal.SIGTERM),
-        ("server.http_server", signal.SIGINT),
+        ("server.config.options", signal.SIGTERM),
+        ("server.app.bootstrap", signal.SIGINT),
+        ("server.memory.planner.planner", signal.SIGTERM),
+        ("server.app.api_process", signal.SIGINT),
         ("fastapi", signal.SIGTERM),
     ],
 )
@@ -83,10 +83,10 @@ def test_a_signal_while_the_engine_is_spawned_leaves_no_engine() -> None:
 
 TELLS_WHAT_IT_TOOK = """
 import atexit, re
-import server.bootstrap
+import server.app.bootstrap
 def spawn_engine(*arguments):
     raise AssertionError("an engine was started")
-server.bootstrap.spawn_engine = spawn_engine
+server.app.bootstrap.spawn_engine = spawn_engine
 def tell():
     peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)
     loaded = {"torch", "numpy", "tokenizers", "fastapi"} & set(sys.modules)
@@ -133,7 +133,7 @@ def test_positions_that_cannot_be_meant_ask_for_a_length(tmp_path: Path) -> None
 
 STANDS_IN_FOR_THE_ENGINE = """
 import json, os
-import server.bootstrap
+import server.app.bootstrap
 from server.errors import StartupError
 def spawn_engine(command, gauges_fd, folder):
     links = [os.readlink(f"/proc/self/fd/{number}") for number in range(3)]
@@ -141,7 +141,7 @@ def spawn_engine(command, gauges_fd, folder):
     with open(sys.argv.pop(), "w") as file:
         json.dump([links, inherited, gauges_fd > 2], file)
     raise StartupError("seen")
-server.bootstrap.spawn_engine = spawn_engine
+server.app.bootstrap.spawn_engine = spawn_engine
 """
 
 

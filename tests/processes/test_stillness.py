@@ -11,11 +11,11 @@ from itertools import count, repeat
 
 import pytest
 
+from server.client.process_activity import Activity, activity_of
+from server.client.stillness import Patience, Standing, Stillness
 from server.engine.events import StepStats
-from server.engine.plan import StepResult
+from server.engine.step_plan import StepResult
 from server.execution.warm_up import step_seconds
-from server.ipc.process_activity import Activity, activity_of
-from server.ipc.stillness import Patience, Standing, Stillness
 
 LOOK_S = 0.25
 

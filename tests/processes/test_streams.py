@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from server.client.streams import RequestStreams, event_bytes, unavailable
 from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Event, PromptOutput, Refused
 from server.engine.request import EngineError, EngineRequest, FinishReason, SamplingParams
 from server.errors import ErrorCode, QuireError
 from server.host_budget import HostBudget, Use
-from server.streams import RequestStreams, event_bytes, unavailable
 
 
 def request(request_id: str, n: int = 1) -> EngineRequest:

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from server.app.health import Health
+from server.client.supervisor import EngineState, RestartPolicy
 from server.errors import ErrorCode, QuireError, StartupError
-from server.health import Health
-from server.ipc.supervisor import EngineState, RestartPolicy
 from tests.processes.supervised_engine import FAST, Engine, engine, request, tokens
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.option_table import DEMO_MODEL_DIR
+from server.config.options import DEMO_MODEL_DIR
 from server.text.template_process import process_seconds
 from tests.e2e.server_process import ROOT, ServerProcess, wait_until
 from tests.soak import watch

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from loadtest.limits import raise_file_limit
+from loadtest.client.process import raise_file_limit
 from tests.soak.heavy_bodies import UnfinishedBodies, large_chats
 from tests.soak.heavy_clients import ChunkSender, silent_connections
 

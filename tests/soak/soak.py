@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server.option_table import DEMO_MODEL_DIR
+from server.config.options import DEMO_MODEL_DIR
 from tests.e2e.server_process import ServerProcess, wait_until
 from tests.living import has_ended
 from tests.soak import watch

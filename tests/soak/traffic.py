@@ -24,9 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtest.connection import Address, HttpClient, request_head
-from loadtest.exchange import Exchange
-from loadtest.records import read_exchange
+from loadtest.client.connection import Address, HttpClient, request_head
+from loadtest.client.exchange import Exchange
+from loadtest.stats.records import read_exchange
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 _CRASHING, _INVALID, _CANARIES = 0.10, 0.03, 0.02  # shares of all requests

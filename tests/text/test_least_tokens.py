@@ -8,11 +8,11 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import byte_fallback, byte_level, word_piece
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 
 from server.text.stages import byte_of_character
 from server.text.tokenizer import Tokenizer
+from tests.text.tiny_tokenizers import byte_fallback, byte_level, word_piece
 
 WORDS = ("a", "b", "ab", "abab", "hello", "▁a", "▁hello", "  ", "é", "深度")
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

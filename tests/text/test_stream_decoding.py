@@ -7,11 +7,11 @@ import time
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import ALL_KINDS, byte_fallback, byte_level, word_piece
 from tokenizers import decoders
 
 from server.text.decoding import decoder_stages
 from server.text.tokenizer import Tokenizer
+from tests.text.tiny_tokenizers import ALL_KINDS, byte_fallback, byte_level, word_piece
 
 TOKENIZERS = {name: Tokenizer(make()) for name, make in ALL_KINDS.items()}
 FAMILY = "👩‍👩‍👧"  # seven code points joined by ZWJ

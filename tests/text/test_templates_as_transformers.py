@@ -15,7 +15,7 @@ from server.errors import ErrorCode, QuireError
 from server.text.chat_template import ChatTemplate, TemplateLimits
 from server.text.tokenizer import Tokenizer
 from tests.text.chat_templates import GEMMA, MISTRAL, PARTS_ONLY, TEMPLATES
-from weights.synthetic_tokenizer import write_tokenizer
+from weights.synthetic.tokenizer import write_tokenizer
 
 transformers = pytest.importorskip("transformers")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_tokenizers import byte_fallback, byte_level, word_piece
 
 from server.errors import ErrorCode, QuireError, StartupError
 from server.text.tokenizer import Tokenizer
+from tests.text.tiny_tokenizers import byte_fallback, byte_level, word_piece
 
 
 def test_special_tokens_are_added_as_the_post_processor_says() -> None:

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_folders import END, VARIANTS, added, byte_level, texts, word_piece, write_folder
 
 from server.errors import QuireError, StartupError
 from server.text.tokenizer import Tokenizer
 from server.text.tokenizer_classes import RECIPES, class_of_folder
+from tests.text.tokenizer_folders import (
+    END,
+    VARIANTS,
+    added,
+    byte_level,
+    texts,
+    word_piece,
+    write_folder,
+)
 
 TEXTS = texts()
 

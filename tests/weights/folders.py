@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from weights.spec import ModelSpec
-from weights.synthetic import write_checkpoint, write_tokenizer
-from weights.tiny_specs import tiny_llama
+from weights.synthetic.checkpoint import write_checkpoint, write_tokenizer
+from weights.synthetic.tiny_specs import tiny_llama
 
 Header = dict[str, Any]
 WEIGHTS = "model.safetensors"

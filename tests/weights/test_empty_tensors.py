@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from weights.checkpoint.safetensors_header import read_header
 from weights.errors import CheckpointError
-from weights.safetensors_header import read_header
 
 ENTRIES = {
     "first": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},

@@ -12,15 +12,15 @@ from kernels.linears import pack_on_any_device
 from tests.weights.fake_copies import FakeCopies
 from tests.weights.folders import WEIGHTS, read_parts, write_parts
 from weights import families
-from weights.checkpoint import open_checkpoint
+from weights.checkpoint.folder import open_checkpoint
+from weights.checkpoint.safetensors_header import TensorEntry
 from weights.errors import CheckpointError
-from weights.finite import Span, check
-from weights.loader import load
-from weights.safetensors_header import TensorEntry
+from weights.loading.finite import Span, check
+from weights.loading.loader import load
+from weights.loading.tensor_reader import TensorReader
 from weights.spec import ModelSpec
-from weights.synthetic import write_checkpoint
-from weights.tensor_reader import TensorReader
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.checkpoint import write_checkpoint
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 NAMES = {"f32": "F32", "bf16": "BF16", "f16": "F16"}
@@ -139,8 +139,8 @@ def test_every_byte_that_becomes_a_parameter_is_looked_at_once(
         assert not places & seen
         seen.update(places)
 
-    monkeypatch.setattr("weights.finite.check", note)
-    monkeypatch.setattr("weights.tensor_reader.READ_BYTES", 1000)
+    monkeypatch.setattr("weights.loading.finite.check", note)
+    monkeypatch.setattr("weights.loading.tensor_reader.READ_BYTES", 1000)
     load_folder(tmp_path, "f32", pinned=False, quantization=None)
     checkpoint = open_checkpoint(tmp_path)
     assert 4 * len(seen) == checkpoint.total_bytes

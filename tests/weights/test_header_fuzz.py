@@ -11,9 +11,9 @@ import pytest
 
 from tests.weights.folders import INDEX, SHARD, WEIGHTS, write_good_folder
 from weights import families
-from weights.checkpoint import open_checkpoint
+from weights.checkpoint.folder import open_checkpoint
+from weights.checkpoint.matching import match
 from weights.errors import CheckpointError
-from weights.matching import match
 
 ROUNDS = 250
 JSON_SCRAPS = (b"null", b"-1", b"1e400", b"[]", b"{}", b'""', b"true", b"9" * 30, b'"\\ud800"')

@@ -12,10 +12,10 @@ from tests.weights.folders import write_good_folder
 from tests.weights.malformed import MUTATIONS
 from tests.weights.mutations import Mutation
 from weights import families
-from weights.checkpoint import open_checkpoint
+from weights.checkpoint.folder import open_checkpoint
+from weights.checkpoint.matching import match
 from weights.errors import CheckpointError
-from weights.loader import LoadReport, load
-from weights.matching import match
+from weights.loading.loader import LoadReport, load
 
 
 def keep(weight: torch.Tensor, format: str, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_what_is_too_much_is_counted_before_it_is_parsed(
     mutation.apply(tmp_path / "model")
     parsed = list[int]()
     monkeypatch.setattr(
-        "weights.strict_json.json.loads",
+        "weights.checkpoint.strict_json.json.loads",
         lambda text, **hooks: parsed.append(len(text)) or json.JSONDecoder(**hooks).decode(text),
     )
     with pytest.raises(CheckpointError):

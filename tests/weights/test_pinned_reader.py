@@ -9,15 +9,15 @@ import torch
 
 from tests.weights.fake_copies import FakeCopies
 from weights import families
-from weights.checkpoint import Checkpoint, open_checkpoint
+from weights.checkpoint.folder import Checkpoint, open_checkpoint
+from weights.checkpoint.matching import match
 from weights.errors import CheckpointError
 from weights.inventory import inventory
-from weights.loader import LoadedModel, load
-from weights.matching import match
-from weights.pinned_reader import NUM_BUFFERS, PinnedReader, _buffer_bytes
+from weights.loading.loader import LoadedModel, load
+from weights.loading.pinned_reader import NUM_BUFFERS, PinnedReader, _buffer_bytes
 from weights.spec import ModelSpec
-from weights.synthetic import write_checkpoint
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.checkpoint import write_checkpoint
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 
 def keep(weight: torch.Tensor, format: str, bias: torch.Tensor | None = None) -> list[torch.Tensor]:
@@ -120,7 +120,7 @@ def test_a_matrix_that_is_packed_before_its_copies_are_joined_is_noticed(
 def test_pieces_are_read_by_several_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weights.pinned_reader.READ_BYTES", 64)
+    monkeypatch.setattr("weights.loading.pinned_reader.READ_BYTES", 64)
     write_checkpoint(tiny_llama(), tmp_path, seed=2)
     expected = SmallReader(tmp_path, buffer_bytes=1 << 20, num_threads=1).read()
     found = SmallReader(tmp_path, buffer_bytes=4096, num_threads=4).read()

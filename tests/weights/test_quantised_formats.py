@@ -8,20 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import LinearWeight, quantised, reference
+from kernels import LinearWeight, reference
+from kernels import quantization as quantised
 from kernels.linears import pack_on_any_device
 from server.execution.held import HeldBytes
-from server.memory.layout import RunnerConfig, build_layout
-from server.memory.plan_formulas import formulas
-from server.memory.planner import PlanRequest, plan_memory
+from server.memory.layout import build_layout
+from server.memory.planner.formulas import formulas
+from server.memory.planner.planner import plan_memory
+from server.memory.planner.request import PlanRequest
+from server.memory.runner_config import RunnerConfig
 from weights import families, formats
-from weights.checkpoint import open_checkpoint
+from weights.checkpoint.folder import open_checkpoint
 from weights.formats import get_quantised
 from weights.inventory import QUANTISABLE, Component, Parameter, Split, inventory
-from weights.loader import LoadedModel, load
+from weights.loading.loader import LoadedModel, load
 from weights.spec import ModelSpec
-from weights.synthetic import write_checkpoint
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.checkpoint import write_checkpoint
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 SHAPES = [(1, 1), (2, 63), (3, 64), (5, 127), (8, 128), (7, 129), (40, 1000), (96, 4096)]
 each_format = pytest.mark.parametrize("name", list(formats.QUANTISED))

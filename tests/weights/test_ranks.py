@@ -8,9 +8,9 @@ import pytest
 
 from weights.inventory import Component, inventory
 from weights.presets import find_preset
-from weights.ranks import check_ranks, rank_shape, rank_spec
 from weights.spec import ModelSpec
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
+from weights.tensor_parallel import check_ranks, rank_shape, rank_spec
 
 # Every component that is shared out along heads or along the MLP's inner width.
 SHARED = {

@@ -11,7 +11,7 @@ from weights import families
 from weights.errors import CheckpointError
 from weights.hf_config import config_for
 from weights.spec import Activation, ModelSpec, RopeScaling, RopeSpec
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 TINYLLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -13,7 +13,7 @@ from weights.census import Census, Count, census
 from weights.formats import FORMATS, from_safetensors, from_torch_name, get_format, tensor_bytes
 from weights.inventory import Component, Split, inventory, num_parameters
 from weights.spec import ModelSpec
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 
 def gpt2(width: int, layers: int, heads: int, positions: int, *, tied: bool = True) -> ModelSpec:
@@ -142,7 +142,10 @@ def test_formats_know_their_bytes_and_their_other_names() -> None:
 
 
 def test_what_plans_before_loading_needs_no_torch() -> None:
-    modules = "spec families inventory census formats checkpoint matching fusion tiny_specs"
+    modules = (
+        "spec families inventory census formats checkpoint.folder checkpoint.matching"
+        " loading.fusion synthetic.tiny_specs"
+    )
     program = (
         "import importlib, sys\n"
         f"for name in {modules.split()!r}: importlib.import_module('weights.' + name)\n"

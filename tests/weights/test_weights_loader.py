@@ -20,15 +20,15 @@ from tests.weights.folders import (
     write_parts,
 )
 from weights import families
-from weights.checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from weights.checkpoint.folder import Checkpoint, TensorEntry, open_checkpoint
+from weights.checkpoint.matching import match
 from weights.errors import CheckpointError
 from weights.inventory import inventory
-from weights.loader import LoadedModel, load
-from weights.matching import match
+from weights.loading.loader import LoadedModel, load
+from weights.loading.tensor_reader import TensorReader
 from weights.spec import ModelSpec
-from weights.synthetic import write_checkpoint
-from weights.tensor_reader import TensorReader
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.checkpoint import write_checkpoint
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from itertools import pairwise
 
-from weights.progress import ProgressBar
+from weights.loading.progress import ProgressBar
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -11,11 +11,11 @@ import torch
 from tests.parity import oracle
 from tests.weights.folders import read_parts
 from weights import families
-from weights.checkpoint import open_checkpoint
+from weights.checkpoint.folder import open_checkpoint
 from weights.inventory import num_parameters
 from weights.spec import Activation, ModelSpec, RopeScaling, RopeSpec
-from weights.synthetic import SPECS, write_checkpoint, write_tokenizer
-from weights.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.checkpoint import SPECS, write_checkpoint, write_tokenizer
+from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
 SHARP = {
     "llama": tiny_llama(),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weights.families.facts import ConfigFacts
+from weights.families.facts import ConfigReader
 from weights.spec import Activation, ModelSpec
 
 UNEMBEDDING_TENSOR = "lm_head.weight"
@@ -63,7 +63,7 @@ class Family:
     sources: tuple[Source, ...]
     skips: tuple[Skip, ...]
     harmless: frozenset[str]
-    read: Callable[[ConfigFacts], ModelSpec]
+    read: Callable[[ConfigReader], ModelSpec]
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -84,6 +84,6 @@ class Family:
         return self._read(config)[1]
 
     def _read(self, config: Mapping[str, Any]) -> tuple[ModelSpec, tuple[str, ...]]:
-        facts = ConfigFacts(config, self.architecture)
+        facts = ConfigReader(config, self.architecture)
         spec = self.read(facts)
         return spec, facts.finish(self.harmless)

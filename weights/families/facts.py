@@ -29,7 +29,7 @@ MAX_LAYERS = 1 << 12  # nor near this many: the deepest trained have a thousand
 _Choice = TypeVar("_Choice")
 
 
-class ConfigFacts:
+class ConfigReader:
     """A config.json object and the record of which keys were read.
 
     Every method raises CheckpointError naming the key. ``where`` prefixes a nested object's keys;
@@ -141,14 +141,14 @@ class ConfigFacts:
             raise self.error(key, f"is {_show(value)}; served: {served}")
         return name
 
-    def nested(self, key: str) -> ConfigFacts | None:
+    def nested(self, key: str) -> ConfigReader | None:
         """The object under ``key``, None where it is absent or null."""
         value = self.raw(key)
         if value is None:
             return None
         if not isinstance(value, dict):
             raise self.error(key, f"must be an object, not {_show(value)}")
-        return ConfigFacts(value, self._architecture, f"{self._where}{key}.", self._file)
+        return ConfigReader(value, self._architecture, f"{self._where}{key}.", self._file)
 
     def finish(self, harmless: frozenset[str]) -> tuple[str, ...]:
         """Judges every key not read, by the rule at the top; returns those worth a line."""

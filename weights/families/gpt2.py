@@ -6,7 +6,7 @@ Its projections are published as [in, out] ("Conv1D"), query, key and value in o
 from __future__ import annotations
 
 from weights.families.base import GELU_NAMES, UNEMBEDDING_TENSOR, Family, Skip, Source
-from weights.families.facts import MAX_LAYERS, ConfigFacts
+from weights.families.facts import MAX_LAYERS, ConfigReader
 from weights.families.keys import words
 from weights.spec import (
     Activation,
@@ -35,7 +35,7 @@ _SYNONYMS = {
 }
 
 
-def _read(facts: ConfigFacts) -> ModelSpec:
+def _read(facts: ConfigReader) -> ModelSpec:
     hidden = facts.integer("n_embd")
     heads = facts.integer("n_head", high=1 << 16)
     if hidden % heads:
@@ -74,7 +74,7 @@ def _read(facts: ConfigFacts) -> ModelSpec:
     )
 
 
-def _refuse_unserved(facts: ConfigFacts) -> None:
+def _refuse_unserved(facts: ConfigReader) -> None:
     facts.only("scale_attn_by_inverse_layer_idx", False, "every layer has the same scale")
     # Scores and their softmax in float32, scaled first: what attention does here in any format.
     facts.flag("reorder_and_upcast_attn", False)

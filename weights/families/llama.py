@@ -4,7 +4,7 @@ such as TinyLlama and SmolLM: RMS norm before each block, rotary positions, gate
 from __future__ import annotations
 
 from weights.families.base import GELU_NAMES, UNEMBEDDING_TENSOR, Family, Skip, Source
-from weights.families.facts import MAX_LAYERS, ConfigFacts
+from weights.families.facts import MAX_LAYERS, ConfigReader
 from weights.families.keys import words
 from weights.families.rope import read_rope
 from weights.spec import (
@@ -25,7 +25,7 @@ _ACTIVATIONS = {
 }
 
 
-def _read(facts: ConfigFacts) -> ModelSpec:
+def _read(facts: ConfigReader) -> ModelSpec:
     hidden = facts.integer("hidden_size")
     vocab_size = facts.integer("vocab_size")
     max_positions = facts.integer("max_position_embeddings", 2048, high=1 << 31)
@@ -57,7 +57,7 @@ def _read(facts: ConfigFacts) -> ModelSpec:
     )
 
 
-def _attention(facts: ConfigFacts, hidden: int) -> AttentionSpec:
+def _attention(facts: ConfigReader, hidden: int) -> AttentionSpec:
     heads = facts.integer("num_attention_heads", high=1 << 16)
     kv_heads = facts.integer("num_key_value_heads", heads, high=1 << 16)
     if heads % kv_heads:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from weights.families.facts import ConfigFacts
+from weights.families.facts import ConfigReader
 from weights.families.keys import words
 from weights.spec import RopeScaling, RopeSpec
 
@@ -32,7 +32,7 @@ _KNOWN = words(
 )
 
 
-def read_rope(facts: ConfigFacts, *, head_dim: int, max_positions: int) -> RopeSpec:
+def read_rope(facts: ConfigReader, *, head_dim: int, max_positions: int) -> RopeSpec:
     """RopeSpec of a model whose heads are rotated whole. Raises CheckpointError naming the key."""
     if head_dim % 2:
         raise facts.error("head_dim", f"is {head_dim}; a rotary embedding needs an even one")
@@ -60,7 +60,7 @@ def read_rope(facts: ConfigFacts, *, head_dim: int, max_positions: int) -> RopeS
     )
 
 
-def _scaling_object(facts: ConfigFacts) -> ConfigFacts | None:
+def _scaling_object(facts: ConfigReader) -> ConfigReader | None:
     """The one object that describes the scaling, whichever of the two names it bears."""
     older, newer = facts.raw("rope_scaling"), facts.raw("rope_parameters")
     if older and newer and older != newer:
@@ -73,7 +73,7 @@ def _scaling_object(facts: ConfigFacts) -> ConfigFacts | None:
     return scaling
 
 
-def _theta(facts: ConfigFacts, scaling: ConfigFacts | None) -> float:
+def _theta(facts: ConfigReader, scaling: ConfigReader | None) -> float:
     theta = facts.number("rope_theta", 10000.0, above=1.0)
     if scaling is None or "rope_theta" not in scaling:
         return theta
@@ -83,7 +83,7 @@ def _theta(facts: ConfigFacts, scaling: ConfigFacts | None) -> float:
     return inner
 
 
-def _kind(scaling: ConfigFacts | None) -> RopeScaling:
+def _kind(scaling: ConfigReader | None) -> RopeScaling:
     if scaling is None:
         return RopeScaling.NONE
     if "type" not in scaling:
@@ -95,7 +95,7 @@ def _kind(scaling: ConfigFacts | None) -> RopeScaling:
 
 
 def _original_max_positions(
-    facts: ConfigFacts, scaling: ConfigFacts, kind: RopeScaling, max_positions: int
+    facts: ConfigReader, scaling: ConfigReader, kind: RopeScaling, max_positions: int
 ) -> int:
     """The trained context. Linear and dynamic scaling know only max_position_embeddings; for the
     others a key beside the rope object wins over the one inside it."""
@@ -107,7 +107,7 @@ def _original_max_positions(
     return scaling.integer(key, max_positions, high=_MAX_POSITIONS)
 
 
-def _factor(scaling: ConfigFacts, kind: RopeScaling, ratio: float) -> float:
+def _factor(scaling: ConfigReader, kind: RopeScaling, ratio: float) -> float:
     if kind is RopeScaling.YARN and "factor" not in scaling:
         scaling.raw("factor")
         if ratio < 1.0:
@@ -119,7 +119,9 @@ def _factor(scaling: ConfigFacts, kind: RopeScaling, ratio: float) -> float:
     return factor
 
 
-def _llama3(scaling: ConfigFacts, theta: float, dim: int, factor: float, original: int) -> RopeSpec:
+def _llama3(
+    scaling: ConfigReader, theta: float, dim: int, factor: float, original: int
+) -> RopeSpec:
     low = scaling.number("low_freq_factor")
     high = scaling.number("high_freq_factor")
     if high <= low:
@@ -135,7 +137,7 @@ def _llama3(scaling: ConfigFacts, theta: float, dim: int, factor: float, origina
     )
 
 
-def _yarn(scaling: ConfigFacts, theta: float, dim: int, factor: float, original: int) -> RopeSpec:
+def _yarn(scaling: ConfigReader, theta: float, dim: int, factor: float, original: int) -> RopeSpec:
     beta_fast = scaling.number("beta_fast", 32.0)
     beta_slow = scaling.number("beta_slow", 1.0)
     if beta_fast < beta_slow:
@@ -153,7 +155,7 @@ def _yarn(scaling: ConfigFacts, theta: float, dim: int, factor: float, original:
     )
 
 
-def _yarn_attention_factor(scaling: ConfigFacts, factor: float) -> float:
+def _yarn_attention_factor(scaling: ConfigReader, factor: float) -> float:
     """Given, or from the pair mscale and mscale_all_dim (DeepSeek), or 0.1 ln(factor) + 1."""
     if "attention_factor" in scaling:
         return scaling.number("attention_factor")

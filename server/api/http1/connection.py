@@ -20,9 +20,8 @@ from server.api.http1.exchange import Exchange
 from server.api.http1.head import Head, HeadReader
 from server.api.http1.line import Line
 from server.api.http1.places import PROBES, Place, Quiet
-from server.api.http1.refusal import refusal
 from server.api.http1.scope import request_scope
-from server.api.http1.shared import Shared
+from server.api.http1.shared import Shared, refusal
 from server.api.http1.turns import FULL_READ, SMALL_READ, Work
 from server.errors import ErrorCode, QuireError
 

@@ -1,7 +1,7 @@
 """What answers look like, as models: the OpenAPI document is made from them.
 
-Answers are written as dictionaries (server.api.answers), for the sake of time; tests hold each kind
-of answer to its model. A key that a model does not name is not in an answer.
+Answers are written as dictionaries (server.api.routes.responses), for the sake of time; tests hold
+each kind of answer to its model. A key that a model does not name is not in an answer.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class LiveMemory(MemoryUsage):
     share_bytes: int
 
 
-class LiveRequest(AnswerObject):
+class Request(AnswerObject):
     request_id: str
     client_request_id: str | None
     route: str
@@ -206,7 +206,7 @@ class LiveRequest(AnswerObject):
 
 
 class LiveRequestList(AnswerObject):
-    requests: list[LiveRequest]
+    requests: list[Request]
 
 
 class MemoryTree(BaseModel):

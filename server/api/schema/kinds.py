@@ -3,7 +3,7 @@
 pydantic checks the type, strictly; the kind checks the bound, has the words for both, and describes
 itself in the OpenAPI document. A bound is a number, or the name of a ModelCard attribute that holds
 it: such a bound is read when a value is validated, from the card in the validation's context, and
-stands in a description as ``x-maximum`` until server.api.openapi resolves it.
+stands in a description as ``x-maximum`` until server.api.routes.openapi resolves it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from server.api.schema.faults import WRONG_TYPE, WRONG_VALUE, fault
 from server.api.state import ModelCard
-from server.engine.sampling_limits import Range
+from server.engine.request import Range
 
 Bound = int | str
 

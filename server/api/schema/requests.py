@@ -33,7 +33,7 @@ from server.api.schema.not_served import (
 )
 from server.api.schema.objects import Key, Nothing, RequestObject, not_served
 from server.api.state import ModelCard
-from server.engine.sampling_limits import LOGIT_BIAS, SAMPLING_RANGES
+from server.engine.request import LOGIT_BIAS, SAMPLING_RANGES
 from server.errors import ErrorCode, QuireError
 
 

@@ -29,8 +29,7 @@ except ImportError:
 else:
     if not torch.cuda.is_available():
         triton.knobs.runtime.interpret = True
-        import interpreted_products
-        import quick_interpreter
+        from tests.kernels.gpu import interpreted_products, quick_interpreter
 
         interpreted_products.install()
         quick_interpreter.install()

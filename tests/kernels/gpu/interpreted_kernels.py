@@ -8,11 +8,11 @@ from functools import wraps
 from typing import Any
 
 import pytest
-from fake_device import OPERATIONS, FakeDevice
 
 import kernels
 from kernels.backends import TRITON_CUDA
 from kernels.dispatch import using
+from tests.execution.fake_device import OPERATIONS, FakeDevice
 
 INTERPRETED = replace(TRITON_CUDA, device_type="cpu")
 _REAL = {name: getattr(kernels, name) for name in (*OPERATIONS, "AttentionWorkspace")}

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import checks
-import gpu_runners
-import harness
 import pytest
 import torch
-from checks import Setting
 
 from server.engine.request import EngineRequest
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import CudaDevice
 from server.execution.gpu_memory import read_allocator
-from server.memory.layout import RunnerConfig
+from server.memory.runner_config import RunnerConfig
+from tests.equivalence import checks, harness
+from tests.equivalence.checks import Setting
+from tests.execution import gpu_runners
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import reference
-from kernels.activations import KINDS
+from kernels.elementwise import KINDS
 from kernels.gpu import elementwise
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

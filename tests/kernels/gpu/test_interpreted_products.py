@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from interpreted_products import product
+
+from tests.kernels.gpu.interpreted_products import product
 
 
 def one_by_one(a: np.ndarray, b: np.ndarray) -> np.ndarray:

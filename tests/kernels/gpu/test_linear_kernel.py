@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels import gpu_product_forms, reference, tuning
+from kernels import reference, tuning
+from kernels.footprint import gpu_linear as gpu_product_forms
 from kernels.gpu import linear as launcher
 from kernels.gpu.linear import linear
 from kernels.linears import LinearWeight, pack_on_any_device
-from kernels.quantised import INT4_OFFSET, pack_int4
+from kernels.quantization import INT4_OFFSET, pack_int4
 
 # The interpreter turns one-element arrays into loop bounds, which NumPy would rather not.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kernels import reference
+from kernels.footprint.gpu_sampling import MERGE_TOP, TILE, logprob_workspace_bytes
 from kernels.gpu import logprobs as launcher
 from kernels.gpu.sampling import token_logprobs
-from kernels.gpu_sampling_workspace import MERGE_TOP, TILE, logprob_workspace_bytes
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Conversion of an array:DeprecationWarning",

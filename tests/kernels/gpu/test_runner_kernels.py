@@ -8,19 +8,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import gpu_runners
-import interpreted_kernels
 import pytest
-import stepping
 import torch
-import workloads
-from fake_device import FakeDevice
-from gpu_plans import GREEDY, IDS, assert_overlapped_steps_are, decode
 
-from server.engine.plan import AdmittedRow, PlannedRow, StepPlan
+from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan
 from server.execution.device import CudaDevice
+from tests.equivalence import workloads
+from tests.execution import gpu_runners, stepping
+from tests.execution.fake_device import FakeDevice
+from tests.execution.gpu_plans import GREEDY, IDS, assert_overlapped_steps_are, decode
+from tests.kernels.gpu import interpreted_kernels
 from weights.spec import ModelSpec
-from weights.synthetic import tiny_gpt2, tiny_llama, write_checkpoint
+from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
 
 # The interpreter makes loop bounds of one-element arrays, and warns of what rows that fill up a
 # batch compute: they start from whatever was in memory.

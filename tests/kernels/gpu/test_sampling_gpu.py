@@ -9,17 +9,17 @@ import sys
 
 import pytest
 import torch
-from sampling_cases import moved, random_case, row_of
 
 import kernels
 from kernels import SampleOutput, SamplingTensors, SparseBias, SparseIds, reference
-from kernels.gpu import sampling
-from kernels.gpu_sampling_workspace import (
+from kernels.footprint.gpu_sampling import (
     MAX_VOCAB,
     TILE,
     SamplingScratch,
     sampling_workspace_bytes,
 )
+from kernels.gpu import sampling
+from tests.kernels.sampling_cases import moved, random_case, row_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Conversion of an array:DeprecationWarning",
@@ -402,7 +402,7 @@ def test_a_row_pays_for_what_the_batch_asks(device, watch):
 
 
 def test_the_scratch_is_planned_without_torch():
-    code = "import sys, kernels.gpu_sampling_workspace; sys.exit('torch' in sys.modules)"
-    names = "import sys; sys.modules['torch'] = None; import kernels.gpu_sampling_workspace"
+    code = "import sys, kernels.footprint.gpu_sampling; sys.exit('torch' in sys.modules)"
+    names = "import sys; sys.modules['torch'] = None; import kernels.footprint.gpu_sampling"
     for program in (code, names):
         subprocess.run([sys.executable, "-c", program], check=True)

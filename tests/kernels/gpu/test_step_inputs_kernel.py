@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import reference, row_state
+from kernels import reference
 from kernels.cpu import step_inputs as cpu
+from kernels.footprint import row_state
+from kernels.footprint.row_state import RowLayout, StepTable
 from kernels.gpu import step_inputs as gpu
-from kernels.row_state import RowLayout, StepTable
-from kernels.step_types import StepBuffers
+from kernels.types import StepBuffers
 
 # The interpreter makes loop bounds of one-element arrays.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")

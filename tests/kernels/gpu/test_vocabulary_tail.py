@@ -11,12 +11,12 @@ import dataclasses
 
 import pytest
 import torch
-from sampling_cases import below_zero, moved
 
 import kernels
 from kernels import SamplingTensors, SparseBias, reference
+from kernels.footprint.gpu_sampling import MERGE_TOP
 from kernels.gpu import logprobs, sampling
-from kernels.gpu_sampling_workspace import MERGE_TOP
+from tests.kernels.sampling_cases import below_zero, moved
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Conversion of an array:DeprecationWarning",

@@ -1,0 +1,125 @@
+"""The plain data of the operations: what attention, sampling and a step's inputs are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionFeatures:
+    """What some families do to attention's scores; the defaults are plain attention.
+
+    The score of query position i and key position j is ``scale * q.k``, then in this order:
+    ``soft_cap * tanh(score / soft_cap)``, plus ``alibi_slopes[head] * (j - i)``; keys with
+    ``j <= i - window`` are not seen. ``sinks`` are logits of one more key per head that takes
+    weight and has no value.
+    """
+
+    window: int = 0  # keys that a query sees, itself included; 0 is all
+    soft_cap: float = 0.0  # 0 is none
+    alibi_slopes: Tensor | None = None  # [Hq] float32
+    sinks: Tensor | None = None  # [Hq] float32
+
+    @property
+    def is_plain(self) -> bool:
+        unused = self.alibi_slopes is None and self.sinks is None
+        return unused and self.window == 0 and self.soft_cap == 0.0
+
+
+PLAIN = AttentionFeatures()
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """One step's rows and tokens, made once by prepare_attention and shared by all layers.
+
+    The T tokens of a step lie one row after the other: row b owns tokens
+    ``query_start_loc[b] : query_start_loc[b + 1]``, the last ones of its context. ``seq_lens``
+    count the whole context, this step's tokens included. Entries of ``block_tables`` past
+    ceil(seq_len / block_size) are never read.
+    """
+
+    query_start_loc: Tensor  # [B + 1] int32
+    seq_lens: Tensor  # [B] int32
+    block_tables: Tensor  # [B, max_blocks] int32
+    slot_mapping: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    max_query_len: int
+    max_seq_len: int
+    work: object  # the backend's own work list
+
+
+@dataclass(frozen=True, slots=True)
+class SparseBias:
+    """Values added to single logits: ``logits[rows[i], ids[i]] += values[i]``.
+
+    ``rows`` and ``ids`` are int64 [N], ``values`` float32 [N]; a pair occurs at most once.
+    """
+
+    rows: Tensor
+    ids: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SparseIds:
+    """Single tokens that a row may not choose: ``rows`` and ``ids`` are int64 [N]."""
+
+    rows: Tensor
+    ids: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingTensors:
+    """Sampling parameters of R rows. Every tensor but the sparse ones has R rows.
+
+    None means that no row uses the feature; a row that does not holds the neutral value. Greedy
+    rows (temperature 0) read neither key nor position, so a batch without extras needs
+    ``temperature`` alone.
+
+    ``key`` holds the bits of an unsigned 64-bit key (kernels.derive_key) in an int64.
+    ``position`` is the output position: 0 for a sequence's first generated token.
+    ``output_counts`` counts generated tokens only; ``prompt_mask`` marks the prompt's tokens.
+    """
+
+    temperature: Tensor  # [R] float32, >= 0; 0 is greedy
+    top_k: Tensor | None = None  # [R] int32 or int64; 0 or less is off
+    top_p: Tensor | None = None  # [R] float32 in (0, 1]; 1 is off
+    min_p: Tensor | None = None  # [R] float32 in [0, 1]; 0 is off
+    presence: Tensor | None = None  # [R] float32; 0 is off. Needs output_counts
+    frequency: Tensor | None = None  # [R] float32; 0 is off. Needs output_counts
+    repetition: Tensor | None = None  # [R] float32 > 0; 1 is off. Needs both of the next two
+    output_counts: Tensor | None = None  # [R, V] int32
+    prompt_mask: Tensor | None = None  # [R, V] bool
+    key: Tensor | None = None  # [R] int64. Needed when a temperature is above 0
+    position: Tensor | None = None  # [R] int64. Needed when a temperature is above 0
+    bias: SparseBias | None = None
+    forbidden: SparseIds | None = None
+    bitmask: Tensor | None = None  # [R, ceil(V / 32)] int32; bit v % 32 of word v // 32 allows v
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOutput:
+    """``token_ids`` [R] int64; ``non_finite`` [R] bool, whose rows hold token id 0."""
+
+    token_ids: Tensor
+    non_finite: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepBuffers:
+    """What gather_step fills, for up to R rows and T tokens. Persistent: a captured graph of CUDA
+    work reads and writes these very addresses."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slot_mapping: Tensor  # [T] int64
+    query_start_loc: Tensor  # [R + 1] int32
+    seq_lens: Tensor  # [R] int32
+    block_tables: Tensor  # [R, max_blocks] int32
+    floats: Tensor  # [6, R] float32, in the order of row_state.FLOATS_AT
+    top_k: Tensor  # [R] int64
+    keys: Tensor  # [R] int64
+    output_positions: Tensor  # [R] int64

@@ -1,0 +1,66 @@
+"""A server of its own for a bench, over real sockets: started, asked, and killed at the end."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
+START_S, ANSWER_S = 300.0, 60.0
+
+
+@contextmanager
+def started_server(arguments: Sequence[str]) -> Iterator[int]:
+    """Serves on a free port while entered; yields the port of a server that is ready.
+
+    Args:
+        arguments: of ``python -m server serve``, without the port.
+
+    Raises:
+        SystemExit: it ended, or was not ready in time.
+    """
+    with socket.socket() as one:
+        one.bind((HOST, 0))
+        port = int(one.getsockname()[1])
+    command = [sys.executable, "-m", "server", "serve", *arguments, "--port", str(port)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_ready(process, port)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def get(port: int, path: str) -> tuple[int, bytes]:
+    """(status, body). Raises OSError where nobody answers."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with exit code {process.returncode}")
+        try:
+            if get(port, "/ready")[0] == 200:
+                return
+        except OSError:
+            pass  # it does not listen yet
+        time.sleep(0.05)
+    raise SystemExit(f"the server was not ready within {START_S:.0f} s")

@@ -1,0 +1,220 @@
+"""The server's options: one table drives flags, variables, the TOML file and --help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.config.values import (
+    Reader,
+    auto_or,
+    choice,
+    integer,
+    none_or,
+    read_switch,
+    read_text,
+    seconds,
+    size,
+    zero_or,
+)
+
+DEMO_MODEL_DIR = Path(__file__).resolve().parents[2] / "weights" / "demo" / "checkpoint"
+PREFIX = "QUIRE_"
+MAX_MODEL_LEN = 2**24  # tokens: no published context comes near it
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option. ``default`` is text that ``read`` accepts, or None where there is no value."""
+
+    name: str  # the flag without its dashes; also the file's key
+    read: Reader
+    default: str | None
+    form: str  # how a value looks, with its unit
+    help: str
+
+    @property
+    def field(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.field.upper()
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("model-dir", read_text, str(DEMO_MODEL_DIR), "FOLDER", "checkpoint to serve"),
+    Option("host", read_text, "127.0.0.1", "ADDRESS", "address to listen on"),
+    Option("port", integer(0, 65535), "8000", "N", "TCP port to listen on; 0 takes a free one"),
+    Option(
+        "served-model-name",
+        read_text,
+        None,
+        "NAME",
+        "the model's name in the API; without one, the folder's name",
+    ),
+    Option(
+        "device",
+        choice("auto", "cpu", "cuda"),
+        "auto",
+        "auto|cpu|cuda",
+        "where the model runs; auto is cuda where torch can use a GPU, else cpu",
+    ),
+    Option(
+        "dtype",
+        choice("auto", "float32", "bfloat16", "float16"),
+        "auto",
+        "auto|float32|bfloat16|float16",
+        "format of weights and KV cache; auto is float32 where its weights take at most 1 GiB, or "
+        "where 16-bit products are slower on this CPU and it fits, else the checkpoint's; on a GPU "
+        "the checkpoint's if that has 16 bits, else bfloat16",
+    ),
+    Option(
+        "quantization",
+        none_or(choice("none", "int8", "int4", "fp8")),
+        "none",
+        "none|int8|int4|fp8",
+        "format of the matrices in the model's layers, made while loading; on a GPU only",
+    ),
+    Option(
+        "max-model-len",
+        auto_or(integer(1, MAX_MODEL_LEN)),
+        "auto",
+        "auto|TOKENS",
+        "longest prompt plus output; auto is the model's, or what fits the KV cache",
+    ),
+    Option(
+        "max-num-seqs",
+        auto_or(integer(1, 4096)),
+        "auto",
+        "auto|N",
+        "sequences computed at once; auto is 32, on a GPU 256",
+    ),
+    Option(
+        "max-num-batched-tokens",
+        auto_or(integer(1, 2**20)),
+        "auto",
+        "auto|TOKENS",
+        "tokens computed in one step; auto is 512, on a GPU 8192",
+    ),
+    Option(
+        "block-size",
+        auto_or(integer(1, 1024)),
+        "auto",
+        "auto|TOKENS",
+        "tokens in one KV cache block; auto is 16, on a GPU 64",
+    ),
+    Option(
+        "batch-invariant",
+        read_switch,
+        "off",
+        "on|off",
+        "answers are the same bits alone and in any batch, at some cost; on a GPU only",
+    ),
+    Option(
+        "cuda-graphs",
+        choice("start", "lazy", "off"),
+        "lazy",
+        "start|lazy|off",
+        "when decode steps are captured on a GPU: before the first request, when first needed, "
+        "or never",
+    ),
+    Option(
+        "kv-cache-memory",
+        auto_or(size(2**10, 2**50)),
+        "auto",
+        "auto|SIZE",
+        "bytes of the KV cache (512MiB, 2GiB), refused where there is less; auto takes what "
+        "max-num-seqs needs, at most half of the free memory; on a GPU all that is left",
+    ),
+    Option("prefix-caching", read_switch, "on", "on|off", "reuse the KV cache of equal prefixes"),
+    Option(
+        "max-queued-requests",
+        integer(1, 2**20),
+        "256",
+        "N",
+        "requests waiting before a 429; together they may have N x 1024 prompt tokens",
+    ),
+    Option("queue-timeout", seconds(0.001, 86400), "60", "SECONDS", "longest wait before a 503"),
+    Option(
+        "api-memory",
+        auto_or(size(2**10, 2**50)),
+        "auto",
+        "auto|SIZE",
+        "memory for bodies, chats, prompts and unread answers in the API process, past which comes "
+        "a 503; auto is an eighth of the free memory, from 128 MiB (or 8 x max-body-size) to 1 GiB",
+    ),
+    Option("max-body-size", size(1, 2**32), "4MiB", "SIZE", "largest request body before a 413"),
+    Option(
+        "max-connections",
+        integer(1, 65536),
+        "512",
+        "N",
+        "connections open at once; when all are taken, the one that has been quiet for longest is "
+        "closed for a new one, and up to 256 more may ask for /health, /ready and /metrics only",
+    ),
+    Option(
+        "stream-keep-alive",
+        zero_or(seconds(1, 3600)),
+        "15",
+        "SECONDS",
+        "silence after which a stream gets a comment, so that no proxy takes it for dead; 0 is off",
+    ),
+    Option(
+        "generation-config",
+        choice("auto", "none"),
+        "auto",
+        "auto|none",
+        "auto takes absent sampling fields from generation_config.json, none from OpenAI's API; "
+        "the end-of-sequence ids that it names are always used",
+    ),
+    Option("log-format", choice("text", "json"), "text", "text|json", "form of the log"),
+    Option(
+        "drain-timeout",
+        seconds(0, 86400),
+        "30",
+        "SECONDS",
+        "time that open requests get to finish after SIGTERM",
+    ),
+    Option(
+        "threads",
+        auto_or(integer(1, 4096)),
+        "auto",
+        "auto|N",
+        "compute threads; auto is the number of cores this process may use",
+    ),
+)
+
+# Read from its variable alone: for debugging Quire itself, and nobody's to serve with.
+DEBUG_CHECK_INVARIANTS = Option(
+    "debug-check-invariants",
+    read_switch,
+    "off",
+    "on|off",
+    "check the KV cache's books after every step (slow)",
+)
+
+
+# How flags are taken from a command line: each at most once.
+
+
+class Once(argparse.Action):
+    """Stores a flag's value; a second one is an error, since which was meant is anybody's guess."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
+        given = namespace.__dict__.setdefault("_given", set())
+        if self.dest in given:
+            first = getattr(namespace, self.dest)
+            raise argparse.ArgumentError(
+                self, f"given twice, {first} and {values}; give it once, or run the command twice"
+            )
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)

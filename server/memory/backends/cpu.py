@@ -1,0 +1,93 @@
+"""The CPU as a backend: torch's operations, memory shared with the whole machine. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kernels.backends import TORCH_CPU
+from server.memory.accounting.formulas import cpu_formulas, cpu_notes
+from server.memory.backends.record import Accounting, Backend, Defaults
+from server.memory.expert_intermediates import without_experts
+from server.memory.intermediates import Phase, phases
+from server.memory.kinds import MemoryKind, Shapes
+from server.memory.runner_config import RunnerConfig, attention_shape
+from weights.formats import tensor_bytes
+from weights.inventory import num_parameters
+from weights.spec import ModelSpec
+
+SMALL_MODEL_BYTES = 2**30  # in float32; --dtype auto widens what takes no more
+
+
+def buffers(model: ModelSpec, config: RunnerConfig) -> Shapes:
+    """What a row keeps between steps, then what a step is told, rebuilt from the plan in place."""
+    rows, tokens, vocab = config.max_num_seqs, config.max_num_batched_tokens, model.vocab_size
+    return (
+        ("token_ids", (rows, config.max_model_len), "i32"),
+        ("block_tables", (rows, config.max_blocks_per_row), "i32"),
+        ("output_counts", (rows, vocab), "i32"),
+        ("prompt_mask", (rows, vocab), "bool"),
+        ("row_lengths", (4, rows), "i64"),  # tokens, computed, prompt, blocks
+        ("row_sampling", (6, rows), "f32"),
+        ("row_top_k", (rows,), "i64"),
+        ("row_keys", (rows,), "i64"),
+        ("step_token_ids", (tokens,), "i64"),
+        ("positions", (tokens,), "i64"),
+        ("slot_mapping", (tokens,), "i64"),
+        ("query_start_loc", (rows + 1,), "i32"),
+        ("seq_lens", (rows,), "i32"),
+        ("step_block_tables", (rows, config.max_blocks_per_row), "i32"),
+    )
+
+
+def no_pinned(config: RunnerConfig) -> Shapes:
+    """The device reads the host's memory itself."""
+    return ()
+
+
+def step_phases(
+    model: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
+) -> tuple[Phase, ...]:
+    shape = replace(attention_shape(model, config), max_num_batched_tokens=tokens)
+    num_top = config.max_logprobs
+    return phases(without_experts(model), shape, logit_rows=logit_rows, num_top=num_top)
+
+
+def auto_format(model: ModelSpec, stored: str) -> str:
+    """float32 for a small model, since only in float32 is an answer independent of what shares its
+    batch; for a larger one the checkpoint's own, which server.startup.dtype_choice weighs against
+    it."""
+    in_float32 = num_parameters(model) * tensor_bytes((1,), "f32")
+    return "f32" if in_float32 <= SMALL_MODEL_BYTES else stored
+
+
+CPU: Backend = Backend(
+    name="cpu",
+    place="a CPU",
+    kernels=TORCH_CPU,
+    defaults=Defaults(block_size=16, max_num_seqs=32, max_num_batched_tokens=512),
+    accounting=Accounting(
+        formulas=cpu_formulas,
+        notes=cpu_notes,
+        hidden_parts=frozenset(
+            {
+                (MemoryKind.ALLOCATOR_SLACK, "pending"),
+                (MemoryKind.ALLOCATOR_SLACK, "rounding"),
+                (MemoryKind.UNACCOUNTED, "tensors"),
+                (MemoryKind.UNACCOUNTED, "outside"),
+                (MemoryKind.OTHER_PROCESSES, "driver"),
+            }
+        ),
+        slack="on a CPU it is in the runtime's estimate",
+        runtime="torch and loaded code",
+        own_allocator=False,
+    ),
+    buffers=buffers,
+    pinned=no_pinned,
+    phases=step_phases,
+    auto_format=auto_format,
+    runner="server.execution.model_runner:ModelRunner",
+    device="server.execution.cpu_device:CpuDevice",
+    books="server.execution.cpu_device:open_with_books",
+    equal_bits="--dtype float32 promises equal tokens",
+    weighs_dtype=True,
+)

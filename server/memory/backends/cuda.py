@@ -1,0 +1,67 @@
+"""An NVIDIA GPU as a backend: Triton's kernels, memory of its own. No torch."""
+
+from __future__ import annotations
+
+from kernels.backends import TRITON_CUDA
+from server.memory.accounting.formulas import gpu_formulas, gpu_notes
+from server.memory.backends.gpu_intermediates import gpu_phases
+from server.memory.backends.gpu_layout import MOST_ROW_WORDS, device_shapes, pinned_shapes
+from server.memory.backends.record import Accounting, Backend, Defaults
+from server.memory.expert_intermediates import without_experts
+from server.memory.intermediates import Phase
+from server.memory.kinds import ELEMENT_BYTES
+from server.memory.runner_config import RunnerConfig
+from weights.formats import tensor_bytes
+from weights.spec import ModelSpec
+
+
+def step_phases(
+    model: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
+) -> tuple[Phase, ...]:
+    return gpu_phases(
+        without_experts(model),
+        tokens=tokens,
+        rows=config.max_num_seqs,
+        element_bytes=ELEMENT_BYTES[config.format],
+        logit_rows=logit_rows,
+        num_top=config.max_logprobs,
+        quantization=config.quantization,
+        batch_invariant=config.batch_invariant,
+    )
+
+
+def auto_format(model: ModelSpec, stored: str) -> str:
+    """The checkpoint's own format where that has 16 bits, else bf16."""
+    return stored if tensor_bytes((1,), stored) == 2 else "bf16"
+
+
+CUDA: Backend = Backend(
+    name="cuda",
+    place="a GPU",
+    kernels=TRITON_CUDA,
+    defaults=Defaults(block_size=64, max_num_seqs=256, max_num_batched_tokens=8192),
+    accounting=Accounting(
+        formulas=gpu_formulas,
+        notes=gpu_notes,
+        hidden_parts=frozenset(),
+        slack="2 % of {free} B, kept for what the allocator rounds up (estimated)",
+        runtime="the driver's context and loaded kernels",
+        own_allocator=True,
+    ),
+    buffers=device_shapes,
+    pinned=pinned_shapes,
+    phases=step_phases,
+    auto_format=auto_format,
+    runner="server.execution.gpu_runner:GpuRunner",
+    device="server.execution.device:open_cuda",
+    books="server.execution.gpu_memory:open_with_books",
+    equal_bits="--batch-invariant promises equal bits",
+    quantisations=("int8", "int4", "fp8"),
+    suggested_quantisations=("int8", "int4"),
+    batch_invariant=True,
+    captures_graphs=True,
+    own_memory=True,
+    max_head_dim=256,
+    max_width=16384,
+    max_row_words=MOST_ROW_WORDS,
+)

@@ -1,0 +1,93 @@
+"""What a memory plan says, and what is said where there is none. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.engine.kv_spec import KVCacheSpec
+from server.errors import StartupError
+from server.memory.backends.registry import backend_named
+from server.memory.kinds import MemoryKind
+from server.memory.layout import Layout
+from server.memory.planner.request import PlanRequest
+from server.memory.runner_config import RunnerConfig
+
+_PLANNED = (
+    MemoryKind.WEIGHTS,
+    MemoryKind.KV_CACHE,
+    MemoryKind.ACTIVATIONS,
+    MemoryKind.IO,
+    MemoryKind.WORKSPACE,
+)
+
+
+class DoesNotFit(StartupError):
+    """A model that a device cannot hold as asked.
+
+    ``kind`` is the component that broke the budget and ``nbytes`` what it takes or needs; ``over``
+    is what is missing in all, in bytes. ``kv_needed_bytes`` is what the KV cache would have to be
+    given, 0 where it is not the cache that lacks; ``kv_fitting_bytes`` what it could be given at
+    most where more was asked, else 0; ``max_model_len`` the length planned for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: MemoryKind,
+        nbytes: int,
+        over: int,
+        max_model_len: int,
+        kv_needed_bytes: int = 0,
+        kv_fitting_bytes: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.nbytes = nbytes
+        self.over = over
+        self.max_model_len = max_model_len
+        self.kv_needed_bytes = kv_needed_bytes
+        self.kv_fitting_bytes = kv_fitting_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """The sizes to build with, and the bytes that each kind will take."""
+
+    request: PlanRequest
+    layout: Layout
+    kv: KVCacheSpec
+    available_bytes: int
+    pool_limit: str  # which bound, or the operator, set the pool's size
+    model_max_len: int  # what the model itself can take
+
+    @property
+    def runner(self) -> RunnerConfig:
+        return self.layout.config
+
+    @property
+    def max_model_len(self) -> int:
+        return self.runner.max_model_len
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that the pool holds; with windows, in sequences of max_model_len tokens."""
+        if len(self.kv.groups) == 1 and self.kv.groups[0].window is None:
+            return self.kv.num_blocks * self.runner.block_size
+        return int(self.concurrent_sequences * self.max_model_len)
+
+    @property
+    def concurrent_sequences(self) -> float:
+        """Sequences of max_model_len tokens that the pool holds at once."""
+        return self.kv.num_blocks / self.kv.blocks_of(self.max_model_len)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Planned bytes of the kinds that a plan can know."""
+        return {str(kind): self.layout.bytes(kind) for kind in planned_kinds(self.request)}
+
+
+def planned_kinds(request: PlanRequest) -> tuple[MemoryKind, ...]:
+    """The kinds that a plan for that device can know."""
+    captures = backend_named(request.backend).captures_graphs
+    return (*_PLANNED, MemoryKind.GRAPHS) if captures else _PLANNED

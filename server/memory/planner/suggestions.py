@@ -1,0 +1,317 @@
+"""The smallest changes that make a plan fit, each found by planning again with it. No torch.
+
+A change is as large as the ratio of the old value to the new one: a length cut from 8192 to 4096
+is as large as a format of half the bytes. The options are tried one at a time; where that does not
+give two, narrower numbers together with a shorter length or with other hardware; at last, how much
+memory is missing, for all that was asked or for less of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import islice, takewhile
+
+from server.memory.backends.registry import backend_named
+from server.memory.planner.request import PlanRequest
+from server.units import exact_size
+from weights.formats import FORMATS, get_format, get_quantised
+
+Fits = Callable[[PlanRequest, int], bool]  # (request, available bytes) -> whether a plan is made
+Larger = Callable[[int, int], str]  # (available bytes, needed ones) -> what gives them
+
+MOST_CHANGES = 2
+_NARROW = "bf16"
+_MEMORY_STEP = 1 << 20  # more memory is asked for in whole MiB
+_MOST_MEMORY = 1 << 50
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """``option`` as an operator would write it; ``factor`` is the ratio that it changes by."""
+
+    option: str
+    request: PlanRequest
+    available_bytes: int
+    factor: float
+
+
+def more_memory(available: int, needed: int) -> str:
+    """What is missing, for people: never less than it is."""
+    unit, name = (1 << 30, "GiB") if needed - available >= 1 << 30 else (1 << 20, "MiB")
+    hundredths = math.ceil(100 * (needed - available) / unit)
+    return f"{hundredths / 100:.2f} {name} more memory"
+
+
+def smallest_changes(
+    request: PlanRequest,
+    available_bytes: int,
+    fits: Fits,
+    *,
+    max_model_len: int,
+    kv_needed_bytes: int = 0,
+    kv_fitting_bytes: int = 0,
+    more: Iterable[Iterable[Change]] = (),
+    larger: Larger = more_memory,
+) -> tuple[Change, ...]:
+    """The two smallest changes with which ``fits`` says yes, the smaller one first.
+
+    ``max_model_len`` is the length that was planned for, in tokens; ``kv_needed_bytes`` what the
+    KV cache would have to be given, 0 where it is not too small; ``kv_fitting_bytes`` what it could
+    be given where --kv-cache-memory asks for more, else 0. ``more`` are changes that
+    only the caller can offer, such as another device: of each group, smallest first, one is told.
+    ``larger`` says how a machine comes by the memory that it lacks.
+    """
+    elsewhere = [list(group) for group in more]
+    groups: list[Iterable[Change]] = [
+        *([change] for change in _smaller_sizes(request, available_bytes, fits, max_model_len)),
+        *_larger_cache(request, available_bytes, kv_needed_bytes),
+        *_smaller_cache(request, available_bytes, kv_fitting_bytes),
+        *_narrower_formats(request, available_bytes),
+        *elsewhere,
+    ]
+    changes = _sorted(_first_that_fit(groups, fits))
+    if len(changes) < MOST_CHANGES:
+        changes = _sorted([*changes, *_two_at_once(request, available_bytes, fits, max_model_len)])
+    if len(changes) < MOST_CHANGES:
+        together = _narrower_elsewhere(request, available_bytes, fits, elsewhere)
+        changes = _sorted([*changes, *_first_that_fit(together, fits)])
+    if len(changes) < MOST_CHANGES:
+        changes += _sorted(_more_memory(request, available_bytes, fits, larger))
+    if len(changes) < MOST_CHANGES and request.kv_cache_bytes is not None:
+        # The cache that was asked for holds no sequence at all: nothing fits beside it.
+        lifted = _cache_without_limit(request, available_bytes)
+        again = smallest_changes(
+            lifted.request,
+            available_bytes,
+            fits,
+            max_model_len=max_model_len,
+            more=[[_rebased(request, lifted, change) for change in group] for group in elsewhere],
+            larger=larger,
+        )
+        changes += [replace(c, option=f"{lifted.option} with {c.option}") for c in again]
+    return tuple(changes[:MOST_CHANGES])
+
+
+def _rebased(request: PlanRequest, base: Change, change: Change) -> Change:
+    """A change to ``request`` as one to what ``base`` makes of it."""
+    return replace(change, request=_both(request, base, change).request)
+
+
+def _first_that_fit(groups: Iterable[Iterable[Change]], fits: Fits) -> Iterator[Change]:
+    for group in groups:
+        yield from islice((c for c in group if fits(c.request, c.available_bytes)), 1)
+
+
+def _sorted(changes: Iterable[Change]) -> list[Change]:
+    return sorted(changes, key=lambda change: change.factor)
+
+
+def _smaller_sizes(
+    request: PlanRequest, available: int, fits: Fits, max_model_len: int
+) -> Iterator[Change]:
+    """The largest smaller value of each size, where one fits."""
+    sizes = (
+        ("max_model_len", max_model_len, request.block_size, request.block_size),
+        ("max_num_seqs", request.max_num_seqs, 1, 1),
+        ("max_num_batched_tokens", request.max_num_batched_tokens, request.max_num_seqs, 1),
+    )
+    for name, now, least, step in sizes:
+        yield from _smaller(request, available, fits, name, now, least, step)
+
+
+def _shorter(
+    request: PlanRequest, available: int, fits: Fits, max_model_len: int
+) -> Iterator[Change]:
+    block = request.block_size
+    return _smaller(request, available, fits, "max_model_len", max_model_len, block, block)
+
+
+def _smaller(
+    request: PlanRequest,
+    available: int,
+    fits: Fits,
+    name: str,
+    now: int,
+    least: int,
+    step: int,
+) -> Iterator[Change]:
+    def change(value: int) -> Change:
+        return _sized(request, available, name, now, value)
+
+    value = largest_that(lambda value: fits(change(value).request, available), least, now - 1, step)
+    if value is not None:
+        yield change(value)
+
+
+def _sized(request: PlanRequest, available: int, name: str, now: int, value: int) -> Change:
+    """With ``value`` instead of ``now`` for the size called ``name``."""
+    changed = _resized(request, name, value)
+    return Change(f"--{name.replace('_', '-')} {value}", changed, available, now / value)
+
+
+def _resized(request: PlanRequest, name: str, value: int) -> PlanRequest:
+    match name:
+        case "max_model_len":
+            return replace(request, max_model_len=value)
+        case "max_num_seqs":
+            return replace(request, max_num_seqs=value, num_seqs_given=True)
+        case "max_num_batched_tokens":
+            return replace(request, max_num_batched_tokens=value)
+    raise ValueError(f"{name!r} is no size of a request")
+
+
+def largest_that(holds: Callable[[int], bool], least: int, most: int, step: int = 1) -> int | None:
+    """The largest multiple of ``step`` in [least, most] for which ``holds``; None where none does.
+
+    What holds for a value must hold for every smaller one.
+    """
+    low, high = -(-least // step), most // step
+    if high < low or not holds(low * step):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle * step):
+            low = middle
+        else:
+            high = middle - 1
+    return low * step
+
+
+def _larger_cache(request: PlanRequest, available: int, needed: int) -> Iterator[list[Change]]:
+    """What is needed, or no limit at all."""
+    given = request.kv_cache_bytes
+    if needed <= (given or 0):
+        return
+    yield [_cache_of(needed, request, available)]
+    if given is not None:
+        yield [_cache_without_limit(request, available)]
+
+
+def _smaller_cache(request: PlanRequest, available: int, fitting: int) -> Iterator[list[Change]]:
+    """What there is, in whole units that an option can say, or whatever there is."""
+    if request.kv_cache_bytes is None or fitting <= 0:
+        return
+    unit = _MEMORY_STEP if fitting >= _MEMORY_STEP else 1 << 10
+    yield [_cache_of(max(unit, fitting // unit * unit), request, available)]
+    yield [_cache_without_limit(request, available)]
+
+
+def _cache_of(nbytes: int, request: PlanRequest, available: int) -> Change:
+    changed = replace(request, kv_cache_bytes=nbytes)
+    given = request.kv_cache_bytes or nbytes
+    factor = max(nbytes, given) / min(nbytes, given)
+    return Change(f"--kv-cache-memory {exact_size(nbytes)}", changed, available, factor)
+
+
+def _cache_without_limit(request: PlanRequest, available: int) -> Change:
+    changed = replace(request, kv_cache_bytes=None)
+    factor = max(1.0, available / (request.kv_cache_bytes or available))
+    return Change("--kv-cache-memory auto", changed, available, factor)
+
+
+def _narrower_formats(request: PlanRequest, available: int) -> Iterator[list[Change]]:
+    """By option, the widest of the narrower formats first."""
+    if request.quantization is None and get_format(request.format).bytes_per_element > 2:
+        changed = replace(request, format=_NARROW)
+        yield [Change(f"--dtype {FORMATS[_NARROW].torch_name}", changed, available, 2.0)]
+    offered = backend_named(request.backend).suggested_quantisations
+    if offered:
+        bits = _matrix_bits(request)
+        narrower = {name: get_quantised(name).bits for name in offered}
+        yield [
+            Change(
+                f"--quantization {name}",
+                replace(request, quantization=name),
+                available,
+                bits / narrow,
+            )
+            for name, narrow in narrower.items()
+            if narrow < bits
+        ]
+
+
+def _two_at_once(
+    request: PlanRequest, available: int, fits: Fits, max_model_len: int
+) -> Iterator[Change]:
+    """Narrower numbers and a shorter length together."""
+    for group in _narrower_formats(request, available):
+        for narrower in group:
+            for shorter in _shorter(narrower.request, available, fits, max_model_len):
+                option = f"{narrower.option} with {shorter.option}"
+                factor = narrower.factor * shorter.factor
+                yield Change(option, shorter.request, available, factor)
+
+
+def _narrower_elsewhere(
+    request: PlanRequest, available: int, fits: Fits, elsewhere: Iterable[Iterable[Change]]
+) -> Iterator[list[Change]]:
+    """Narrower numbers and less of what only the caller can offer than it would take alone."""
+    for group in elsewhere:
+        too_small = list(takewhile(lambda c: not fits(c.request, c.available_bytes), group))
+        for narrower in _narrower_formats(request, available):
+            for one in narrower:
+                yield [_both(request, one, other) for other in too_small]
+
+
+def _both(request: PlanRequest, one: Change, other: Change) -> Change:
+    """``other`` on top of ``one``, both of them changes to ``request``."""
+    pairs = ((f.name, getattr(other.request, f.name)) for f in fields(request))
+    differing = {name: value for name, value in pairs if value != getattr(request, name)}
+    return Change(
+        f"{one.option} with {other.option}",
+        replace(one.request, **differing),
+        other.available_bytes,
+        one.factor * other.factor,
+    )
+
+
+def _matrix_bits(request: PlanRequest) -> int:
+    if request.quantization is not None:
+        return get_quantised(request.quantization).bits
+    return 8 * get_format(request.format).bytes_per_element
+
+
+def _more_memory(
+    request: PlanRequest, available: int, fits: Fits, larger: Larger
+) -> Iterator[Change]:
+    """For all that was asked, and for each way to ask less with which less is missing."""
+    whole = _least_memory(request, available, fits)
+    if whole is not None:
+        yield Change(larger(available, whole), request, whole, whole / max(1, available))
+    for less in _ways_to_ask_less(request, available):
+        needed = _least_memory(less.request, available, fits)
+        if needed is not None and (whole is None or needed < whole):
+            option = f"{less.option} with {larger(available, needed)}"
+            factor = less.factor * needed / max(1, available)
+            yield Change(option, less.request, needed, factor)
+
+
+def _ways_to_ask_less(request: PlanRequest, available: int) -> Iterator[Change]:
+    """The narrowest numbers that the device offers, half of each size."""
+    narrower = [c for group in _narrower_formats(request, available) for c in group]
+    if narrower:
+        yield max(narrower, key=lambda change: change.factor)
+    halves = {
+        "max_model_len": (request.max_model_len, 1),
+        "max_num_seqs": (request.max_num_seqs, 1),
+        "max_num_batched_tokens": (request.max_num_batched_tokens, request.max_num_seqs),
+    }
+    for name, (now, least) in halves.items():
+        if now is not None and now > least:
+            half = max(least, now // 2)
+            yield _sized(request, available, name, now, half)
+
+
+def _least_memory(request: PlanRequest, available: int, fits: Fits) -> int | None:
+    """The least memory above ``available`` with which the request fits, in steps of a MiB."""
+    enough = max(available, _MEMORY_STEP)
+    while not fits(request, enough):
+        enough *= 2
+        if enough > _MOST_MEMORY:
+            return None
+    missing = largest_that(
+        lambda extra: not fits(request, available + extra), 0, enough - available, _MEMORY_STEP
+    )
+    return available + (0 if missing is None else missing + _MEMORY_STEP)

@@ -1,0 +1,63 @@
+"""How many sequences of which length the planned pool holds, and how long one may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from server.memory.layout import max_context
+from server.memory.planner.plan import DoesNotFit, MemoryPlan
+from server.memory.planner.planner import kv_of, size_memory
+from server.memory.planner.suggestions import largest_that
+from server.plan_cli.make import Plan
+
+_FIRST_LENGTH, _NEXT = 512, 4
+
+
+@dataclass(frozen=True, slots=True)
+class LengthCapacity:
+    """Sequences of ``length`` tokens: how many the KV cache holds at once, and the bytes of one."""
+
+    length: int
+    held: int
+    bytes_each: int
+
+
+def by_length(plan: MemoryPlan) -> list[LengthCapacity]:
+    """For a few lengths up to max_model_len. A sequence takes whole blocks."""
+    lengths = []
+    length = _FIRST_LENGTH
+    while length < plan.max_model_len:
+        lengths.append(length)
+        length *= _NEXT
+    return [at_length(plan, length) for length in (*lengths, plan.max_model_len)]
+
+
+def at_length(plan: MemoryPlan, length: int) -> LengthCapacity:
+    blocks = plan.kv.blocks_of(length)
+    return LengthCapacity(length, plan.kv.num_blocks // blocks, blocks * plan.kv.page_bytes)
+
+
+def largest_max_model_len(plan: Plan) -> int:
+    """The longest --max-model-len that fits, 0 where none does; whole blocks, but for the model's
+    own longest context."""
+    spec, request = plan.model.spec, plan.request
+    request = replace(request, whole_load=request.is_whole_load)
+    most = max_context(spec)
+
+    def fits(length: int) -> bool:
+        asked = replace(request, max_model_len=length)
+        try:
+            size_memory(spec, asked, plan.target.placement.available)
+        except DoesNotFit:
+            return False
+        return True
+
+    if fits(most):
+        return most
+    return largest_that(fits, request.block_size, most, request.block_size) or 0
+
+
+def bytes_per_token(plan: Plan) -> int:
+    """What one more token adds to a sequence's KV cache, on one rank, within every window."""
+    kv = kv_of(plan.model.spec, plan.request, 1)
+    return sum(group.bytes_per_token for group in kv.groups)

@@ -1,0 +1,101 @@
+"""How the lines beside the split come about, with the numbers put in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from server.memory.kv_groups import layer_kv_bytes, windows_of
+from server.plan_cli.capacity import largest_max_model_len
+from server.plan_cli.flops import TokenFlops, token_flops
+from server.plan_cli.make import Plan
+from server.plan_cli.roofline import StepTime
+from weights.census import census
+from weights.inventory import tally
+from weights.spec import ModelSpec
+from weights.tensor_parallel import rank_spec
+
+
+def line_formulas(plan: Plan, steps: Sequence[StepTime]) -> dict[str, str]:
+    """By line: of the census, the sequences, the FLOPs and the least times of ``steps``."""
+    spec = plan.model.spec
+    flops, length = token_flops(spec), plan.memory.max_model_len
+    return {
+        **{f"census.{name}": formula for name, formula in _census(spec)},
+        "sequences": _sequences(plan),
+        "largest length": "the largest --max-model-len for which the same plan, made again, fits: "
+        f"{largest_max_model_len(plan)}",
+        "what if": "the same plan, made again with these formats and so many ranks",
+        **_flops(flops, length),
+        **_times(plan, steps),
+    }
+
+
+def _census(spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    """Sums of (how many alike) x (shape)."""
+    for component in census(spec).components:
+        alike = [
+            f"{times} x {' x '.join(str(n) for n in parameter.shape)}"
+            + (f" ({parameter.heads} heads each)" if parameter.heads else "")
+            for parameter, times in tally(spec).items()
+            if parameter.component is component
+        ]
+        yield str(component), " + ".join(alike)
+
+
+def _sequences(plan: Plan) -> str:
+    spec, request = rank_spec(plan.model.spec, plan.request.ranks), plan.request
+    token = layer_kv_bytes(spec, request.kv_format or request.format)
+    per_layer = []
+    for window in windows_of(spec):
+        layers = sum(spec.window(layer) == window for layer in range(spec.num_layers))
+        blocks = f"ceil(length / {request.block_size})"
+        if window:
+            blocks = f"min({blocks}, ceil({window - 1} / {request.block_size}) + 1)"
+        per_layer.append(f"{layers} layers x {blocks}")
+    total = plan.memory.kv.total_bytes
+    return (
+        f"a token keeps {token} B in a layer; a sequence takes ({' + '.join(per_layer)}) x "
+        f"{request.block_size} tokens x {token} B; {total} B hold so many whole ones"
+    )
+
+
+def _flops(flops: TokenFlops, length: int) -> dict[str, str]:
+    spec = flops.spec
+    channels = spec.attention.query_size
+    seen = flops.attention(length) // (4 * channels)
+    layers, seen_by_all = 2 * flops.layers, flops.seen_by_prompt(length)
+    logits = f"2 x {spec.vocab_size} x {spec.hidden_size} = {2 * flops.logits}"
+    return {
+        "FLOPs.layers": f"2 x {flops.layers} matrix elements that a token passes = {layers}",
+        "FLOPs.logits": logits,
+        "FLOPs.attention": (
+            f"(2 for scores + 2 for values) x {channels} channels of query heads x {seen} tokens "
+            f"seen in all layers = {flops.attention(length)}"
+        ),
+        "FLOPs.decode": f"layers + logits + attention = {flops.decode(length)}",
+        "FLOPs.prefill": (
+            f"({length} tokens x {layers} + logits {2 * flops.logits} + 4 x {channels} x "
+            f"{seen_by_all} tokens seen by all of them in all layers) / {length} = "
+            f"{flops.prefill(length) // length}, rounded down"
+        ),
+    }
+
+
+def _times(plan: Plan, steps: Sequence[StepTime]) -> dict[str, str]:
+    device, ranks = plan.target.device, plan.request.ranks
+    bandwidth = None if device is None else device.bandwidth
+    rate = None if device is None else device.flops_16bit
+    if bandwidth is None or rate is None:
+        return {"least time": "unknown: this device's bandwidth and rate are not in the table"}
+    at_rate = f"FLOPs / {rate:.5g} FLOP/s"
+    if ranks > 1:
+        at_rate = f"FLOPs / {ranks} ranks / {rate:.5g} FLOP/s"
+    general = f"the larger of bytes read / {bandwidth:.5g} B/s and {at_rate}"
+    if any(step.compute_seconds is None for step in steps):
+        general += "; for float32 no rate is assumed"
+    return {"least time": general, **{f"least time {n}": _read(s) for n, s in enumerate(steps, 1)}}
+
+
+def _read(step: StepTime) -> str:
+    read = " + ".join(f"{name} {nbytes}" for name, nbytes in step.reads)
+    return f"{step.name}: reads {read} = {step.read_bytes} B; {step.flops} FLOPs"

@@ -1,0 +1,158 @@
+"""Makes a plan: the same request and the same arithmetic as a server's start, for any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from server.config.server_config import ServerConfig, resolve
+from server.errors import StartupError
+from server.memory.planner.plan import DoesNotFit, MemoryPlan
+from server.memory.planner.planner import changes_that_fit, kv_of, plan_memory, size_memory
+from server.memory.planner.request import PlanRequest
+from server.memory.planner.suggestions import Change, Larger, more_memory
+from server.plan_cli.model import PlannedModel, find_model, not_served
+from server.plan_cli.target import Target, device_that_leaves, find_target, larger_devices
+from server.startup.model_info import plan_request
+from weights.spec import ModelSpec
+from weights.tensor_parallel import check_ranks
+
+RANKS = (1, 2, 4, 8)  # of the what-if grid
+NARROW_KV = "fp8"
+_UNBOUNDED = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What was asked on the command line. ``flags`` are options that ``quire serve`` has too."""
+
+    model: str | None
+    shape: str | None
+    device: str | None
+    kv_format: str | None
+    ranks: int
+    flags: Mapping[str, str]
+    config_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``memory`` is the plan where it fits; else what it would take for the least that was asked,
+    and ``refusal`` and ``changes`` say why it does not and what would. ``start`` is what
+    ``quire serve`` would start with where only the cache cannot hold the whole load at once.
+    """
+
+    model: PlannedModel
+    target: Target
+    request: PlanRequest
+    memory: MemoryPlan
+    refusal: DoesNotFit | None
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]
+    start: MemoryPlan | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.refusal is None
+
+
+def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None) -> Plan:
+    """Plans as ``quire serve`` would start. ``environment`` as server.config.server_config.resolve
+    takes it.
+
+    It fits where the load that was asked for fits at once: so many sequences of such a length where
+    both were given, else one sequence of the length that was given, or that the plan chooses.
+
+    Raises StartupError for what is no plan at all: an option, a file, a name.
+    """
+    config = resolve(options.flags, environment, options.config_file)
+    model = find_model(options.model, options.shape, config.model_dir)
+    target = find_target(config.device if options.device is None else options.device, config)
+    try:
+        check_ranks(model.spec, options.ranks)
+    except ValueError as error:
+        raise StartupError(f"--tensor-parallel-size {options.ranks}: {error}") from None
+    request = plan_request(config, target.placement, model.spec, model.stored)
+    kv_format = None if options.kv_format == request.format else options.kv_format
+    given = config.max_num_seqs is not None
+    request = replace(request, ranks=options.ranks, kv_format=kv_format)
+    request = replace(request, whole_load=True, num_seqs_given=given)
+    notes = (*model.notes, *_notes(model.spec, request, target))
+    available = target.placement.available
+    try:
+        # The way that a server takes, so that both refuse alike.
+        memory = size_memory(model.spec, request, available)
+    except DoesNotFit as refusal:
+        more = _other_hardware(request, target, config)
+        changes = changes_that_fit(
+            model.spec, request, available, refusal, more, larger=_larger_memory(target)
+        )
+        memory = _as_asked(model.spec, request, refusal)
+        start = _start(model.spec, request, available)
+        return Plan(model, target, request, memory, refusal, changes, notes, start)
+    return Plan(model, target, request, memory, None, (), notes)
+
+
+def _notes(spec: ModelSpec, request: PlanRequest, target: Target) -> Iterator[str]:
+    yield from not_served(spec, target.placement.backend)
+    if request.format_reason:
+        yield request.format_reason
+    if request.ranks > 1:
+        yield (
+            f"what-if: {request.ranks} devices share each layer, the figures are one's; the server "
+            "computes on one device yet"
+        )
+    if request.kv_format is not None:
+        yield f"what-if: a KV cache in {request.kv_format}; the server keeps it in --dtype yet"
+
+
+def _start(spec: ModelSpec, request: PlanRequest, available: int) -> MemoryPlan | None:
+    """What a server would start with, which needs a cache for one sequence only."""
+    if not request.is_whole_load:
+        return None
+    try:
+        return size_memory(spec, replace(request, whole_load=False), available)
+    except DoesNotFit:
+        return None
+
+
+def _as_asked(spec: ModelSpec, request: PlanRequest, refusal: DoesNotFit) -> MemoryPlan:
+    """What was refused, on a device without limits: with a cache for the least that was asked."""
+    one = kv_of(spec, request, 1)
+    least = request.least_sequences * one.blocks_of(refusal.max_model_len) * one.page_bytes
+    nbytes = max(least, request.kv_cache_bytes or 0)
+    length = refusal.max_model_len
+    alone = replace(request, max_model_len=length, kv_cache_bytes=nbytes, whole_load=False)
+    return plan_memory(spec, alone, _UNBOUNDED)
+
+
+def _other_hardware(
+    request: PlanRequest, target: Target, config: ServerConfig
+) -> Iterator[list[Change]]:
+    """A larger device. A narrower KV cache and several devices are in the what-if table alone:
+    nobody can serve with them yet."""
+    yield [
+        Change(
+            f"--device {other.name}",
+            request,
+            other.placement.available,
+            other.total_bytes / target.total_bytes,
+        )
+        for other in larger_devices(target, config)
+    ]
+
+
+def _larger_memory(target: Target) -> Larger:
+    """A device of another size, where one was named; this machine's memory cannot be chosen."""
+    if target.device is None:
+        return more_memory
+    return lambda available, needed: device_that_leaves(needed) or more_memory(available, needed)
+
+
+def can_share(spec: ModelSpec, ranks: int) -> bool:
+    """Whether so many devices can share each layer."""
+    try:
+        check_ranks(spec, ranks)
+    except ValueError:
+        return False
+    return True

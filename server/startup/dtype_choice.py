@@ -1,0 +1,106 @@
+"""What --dtype auto comes to on a CPU for a large checkpoint of 16 bits. No torch in this process.
+
+Without instructions for 16-bit numbers their products are converted one by one: on such a machine
+eight users of a bfloat16 model together got fewer tokens a second than one. So the products are
+timed where the server will run, and 16 bits are taken only where many rows are at least as fast.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from server.config.server_config import ServerConfig
+from server.memory.backends.registry import backend_named
+from server.memory.planner.plan import DoesNotFit
+from server.memory.planner.planner import size_memory
+from server.memory.planner.request import PlanRequest
+from weights.formats import FORMATS, tensor_bytes
+from weights.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+# -m looks in the working directory first: it must be ours.
+_FOLDER = Path(__file__).resolve().parents[2]
+_LIMIT_S = 60.0  # torch's import on a busy machine, mostly
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTime:
+    """Least seconds of a product of ``rows`` rows in float32 and in 16 bits."""
+
+    rows: int
+    float32: float
+    narrow: float
+
+    @property
+    def ratio(self) -> float:
+        """Of the 16-bit product's time to float32's: above 1 it is slower."""
+        return self.narrow / self.float32
+
+
+Probe = Callable[[str], tuple[ProductTime, ...]]  # of a 16-bit format
+
+
+@lru_cache(maxsize=2)
+def probe_products(format: str) -> tuple[ProductTime, ...]:
+    """Times products in a process that loads torch for it; () where that fails, which is logged."""
+    name = FORMATS[format].torch_name
+    command = (sys.executable, "-m", "kernels.product_probe", name)
+    try:
+        done = subprocess.run(
+            command, cwd=_FOLDER, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LIMIT_S
+        )
+        done.check_returncode()
+        return tuple(ProductTime(*row) for row in json.loads(done.stdout))
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        log.warning("products in %s could not be timed, and --dtype auto takes it: %s", name, error)
+        return ()
+
+
+def weigh_dtype(
+    config: ServerConfig,
+    model: ModelSpec,
+    request: PlanRequest,
+    available_bytes: int,
+    probe: Probe | None = None,
+) -> PlanRequest:
+    """``request`` in the format to serve in, with the reason where it was a choice.
+
+    Only what --dtype auto left in 16 bits on a CPU is weighed. Float32 takes twice the memory: it
+    is chosen where it is faster and as long a sequence fits.
+    """
+    narrow = tensor_bytes((1,), request.format) == 2
+    weighs = backend_named(request.backend).weighs_dtype
+    if config.dtype != "auto" or not weighs or not narrow:
+        return request
+    wide = replace(request, format="f32")
+    try:
+        longest = size_memory(model, request, available_bytes).max_model_len
+    except DoesNotFit:
+        return request  # nor would it in float32
+    times = (probe or probe_products)(request.format)
+    if not times:
+        return request
+    name = FORMATS[request.format].torch_name
+    found = ", ".join(f"{time.ratio:.1f} x at {time.rows} rows" for time in times)
+    measured = f"{name} products take {found} of float32's time here"
+    if all(time.ratio <= 1.0 for time in times):
+        return replace(request, format_reason=f"{measured}: --dtype auto takes {name}")
+    try:
+        fits = size_memory(model, wide, available_bytes).max_model_len >= longest
+    except DoesNotFit:
+        fits = False
+    if not fits:
+        reason = f"{measured}, but float32 does not fit as well: --dtype auto takes {name}"
+        return replace(request, format_reason=reason)
+    return replace(
+        wide,
+        format_reason=f"{measured}: --dtype auto takes float32, which needs twice the memory",
+    )

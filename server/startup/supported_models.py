@@ -1,0 +1,67 @@
+"""What a ModelSpec may describe and the engine, or a backend, does not compute yet. No torch.
+
+A spec grows with what is published, the decoder with what is served: between the two stands this
+one list. What is on it is planned, and refused at start; it is never computed as if it were not
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from server.memory.backends.record import Backend
+from weights.spec import ModelSpec, NormKind, NormPlacement, ParallelBlock, QkNorm
+
+
+def unserved_features(spec: ModelSpec) -> tuple[str, ...]:
+    """Names, for a message, of what ``spec`` needs and the engine lacks; () where it can serve."""
+    return tuple(_unserved(spec))
+
+
+def _unserved(spec: ModelSpec) -> Iterator[str]:
+    norm, attention = spec.norm, spec.attention
+    if norm.placement is not NormPlacement.PRE:
+        yield f"norms placed {norm.placement}"
+    if norm.kind is NormKind.LAYER and not norm.bias:
+        yield "Layer norms without biases"
+    if spec.parallel is not ParallelBlock.NONE:
+        yield "attention and MLP in parallel"
+    if attention.qk_norm is not QkNorm.NONE:
+        yield "norms of queries and keys"
+    if any(spec.windows):
+        yield "sliding windows"
+    if spec.local_rope is not None:
+        yield "other rotary frequencies in layers with a window"
+    if attention.soft_cap is not None or spec.logit_soft_cap is not None:
+        yield "soft caps"
+    if spec.experts is not None:
+        yield "experts"
+    if spec.embedding_scale != 1.0:
+        yield "a scaled embedding"
+    if spec.position_offset:
+        yield "an offset of learned positions"
+    if spec.unembedding_bias:
+        yield "a bias of the logits"
+
+
+def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
+    """What a model that the engine computes lacks on this backend; None where it can run."""
+    declined = backend.kernels.declined(operations_of(spec))
+    if declined:
+        return f"it has no {', '.join(declined)} there"
+    head_dim, width = spec.attention.head_dim, spec.hidden_size
+    if backend.max_head_dim is not None and head_dim > backend.max_head_dim:
+        return f"heads of {head_dim} are wider than {backend.max_head_dim}"
+    if backend.max_width is not None and width > backend.max_width:
+        return f"rows of {width} are wider than {backend.max_width}"
+    return None
+
+
+def operations_of(spec: ModelSpec) -> tuple[str, ...]:
+    """The operations that serving a model runs, as kernels names them."""
+    return (
+        *("pack_linear", "linear", "embedding", "rotary_store_kv", "copy_blocks"),
+        *("prepare_attention", "paged_attention", "sample", "token_logprobs"),
+        "add_rms_norm" if spec.norm.kind is NormKind.RMS else "add_layer_norm",
+        "gated_activation" if spec.mlp.gated else "activation",
+    )

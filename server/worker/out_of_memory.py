@@ -1,0 +1,80 @@
+"""What is said when memory runs out: at the start, and while serving."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from server.engine.step import OutOfMemoryEvent
+from server.ipc.engine_info import EngineSettings
+from server.memory.accounting.reading import MemoryReading
+from server.memory.kinds import MemoryKind
+from server.memory.layout import Layout, build_layout
+from server.memory.report.tree import memory_table
+from server.units import format_size
+from weights.checkpoint.folder import open_checkpoint
+from weights.families import resolve
+
+log = logging.getLogger("quire.memory")
+
+
+class OutOfMemoryLog:
+    """Logs every step that found no memory, with the books of that moment.
+
+    ``read`` is the accountant's, which is made after the engine that tells of shortages.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._planned = planned_kinds(layout)
+        self.read: Callable[[], MemoryReading | None] = lambda: None
+
+    def __call__(self, shortage: OutOfMemoryEvent) -> None:
+        log.error(
+            "no memory for step %d of %d tokens in %d rows: %s; asked by %s; %s",
+            shortage.step_id,
+            shortage.num_tokens,
+            shortage.num_rows,
+            shortage.reason,
+            ", ".join(shortage.asked) or "nobody that is still there",
+            _decision(shortage),
+        )
+        try:
+            reading = self.read()
+        except (MemoryError, OSError) as error:
+            log.error("the books of that moment cannot be read: %s", error)
+            return
+        if reading is not None:
+            log.error("memory at that moment:\n%s", memory_table(reading, self._planned))
+
+
+def loading_message(reason: str, settings: EngineSettings) -> str:
+    """Why a start ended, and what would take less. The folder's headers were read before."""
+    config = open_checkpoint(Path(settings.model_dir)).config
+    layout = build_layout(resolve(config).spec(config), settings.runner)
+    plan = ", ".join(
+        f"{kind} {format_size(nbytes)}" for kind, nbytes in planned_kinds(layout).items() if nbytes
+    )
+    return (
+        f"out of memory while loading: {reason}. Planned are {plan}. A smaller --kv-cache-memory, "
+        "--max-num-seqs or --max-num-batched-tokens, or a 16-bit --dtype, takes less."
+    )
+
+
+def planned_kinds(layout: Layout) -> dict[str, int]:
+    """Bytes of the kinds that a plan knows."""
+    kinds = (
+        MemoryKind.WEIGHTS,
+        MemoryKind.KV_CACHE,
+        MemoryKind.ACTIVATIONS,
+        MemoryKind.IO,
+        MemoryKind.GRAPHS,
+        MemoryKind.WORKSPACE,
+    )
+    return {str(kind): layout.bytes(kind) for kind in kinds}
+
+
+def _decision(shortage: OutOfMemoryEvent) -> str:
+    if shortage.ended:
+        return f"{', '.join(shortage.ended)} ended with an error, and the others go on"
+    return "each is tried alone"

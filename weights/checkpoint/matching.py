@@ -1,0 +1,196 @@
+"""Matches a checkpoint's tensors with the parameters that a ModelSpec needs. Strict: nothing
+missing, nothing unexpected, every shape and dtype right; and still no tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from weights.checkpoint.folder import Checkpoint
+from weights.checkpoint.safetensors_header import TensorEntry
+from weights.checkpoint.strict_json import show
+from weights.errors import CheckpointError
+from weights.families.base import UNEMBEDDING_TENSOR, Family, Source
+from weights.formats import FORMATS, from_safetensors
+from weights.inventory import Parameter, inventory
+from weights.spec import ModelSpec
+
+_NAMES_SHOWN = 6
+_NO_UNEMBEDDING = (
+    "without an unembedding the model can tell no token (transformers would make one up): save it "
+    "with its head, or set config.json's tie_word_embeddings to true if its embedding is the head"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Output channels [start, start + size) of a tensor are the whole of ``parameter``."""
+
+    parameter: str
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One tensor to read. ``transposed``: the file holds [in, out]."""
+
+    entry: TensorEntry
+    pieces: tuple[Piece, ...]
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedTensor:
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """``tied_copies`` are the unembedding and the embedding where a tied checkpoint has both: their
+    bytes must agree. ``unprefixed`` says that the names lack the family's prefix."""
+
+    placements: tuple[Placement, ...]
+    skipped: tuple[SkippedTensor, ...]
+    tied_copies: tuple[TensorEntry, TensorEntry] | None
+    unprefixed: bool
+
+    @property
+    def bytes_to_read(self) -> int:
+        placed = sum(placement.entry.nbytes for placement in self.placements)
+        return placed + sum(entry.nbytes for entry in self.tied_copies or ())
+
+
+def match(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> Matching:
+    """Where every parameter of ``spec`` comes from.
+
+    Raises CheckpointError naming file and tensor.
+    """
+    entries, unprefixed = _canonical(checkpoint, family)
+    placements: list[Placement] = []
+    missing: list[str] = []
+    for name, source, targets in _expected(family, spec):
+        entry = entries.pop(name, None)
+        if entry is None:
+            missing.append(name)
+        else:
+            placements.append(_place(entry, targets, source.transposed))
+    unembedding = entries.pop(UNEMBEDDING_TENSOR, None) if spec.tied_unembedding else None
+    skipped, unexpected = _skip(entries, family, spec)
+    if missing or unexpected:
+        raise _mismatch(checkpoint, missing, unexpected)
+    tied_copies = None
+    if unembedding is not None:
+        skipped.append(SkippedTensor(unembedding.name, "tied: the embedding is used"))
+        tied_copies = _tied_copies(unembedding, placements[0].entry)
+    return Matching(tuple(placements), tuple(skipped), tied_copies, unprefixed)
+
+
+def _canonical(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, TensorEntry], bool]:
+    """Tensors by the family's full names, and whether some name lacked the prefix."""
+    entries: dict[str, TensorEntry] = {}
+    unprefixed = False
+    for name, entry in checkpoint.tensors.items():
+        full = name
+        if not name.startswith(family.prefix) and name != UNEMBEDDING_TENSOR:
+            full, unprefixed = family.prefix + name, True
+        other = entries.setdefault(full, entry)
+        if other is not entry:
+            raise CheckpointError(
+                f"{entry.file}: tensors {show(other.name)} and {show(name)} are the same parameter"
+            )
+    return entries, unprefixed
+
+
+def _expected(
+    family: Family, spec: ModelSpec
+) -> Iterator[tuple[str, Source, tuple[Parameter, ...]]]:
+    """Tensor names that ``spec`` needs, in the inventory's order of their first parameter."""
+    parameters = {parameter.name: parameter for parameter in inventory(spec)}
+    order = {name: index for index, name in enumerate(parameters)}
+    found: list[tuple[str, Source, tuple[Parameter, ...]]] = []
+    for source in family.sources:
+        layers: Sequence[int] = range(spec.num_layers) if "{i}" in source.pattern else (0,)
+        for index in layers:
+            names = [target.replace("{i}", str(index)) for target in source.targets]
+            if all(name in parameters for name in names):
+                targets = tuple(parameters[name] for name in names)
+                found.append((source.pattern.replace("{i}", str(index)), source, targets))
+    found.sort(key=lambda item: order[item[2][0].name])
+    yield from found
+
+
+def _place(entry: TensorEntry, targets: Sequence[Parameter], transposed: bool) -> Placement:
+    rows = sum(target.shape[0] for target in targets)
+    shape = (rows, *targets[0].shape[1:])
+    expected = shape[::-1] if transposed else shape
+    where = f"{entry.file}: tensor {show(entry.name)}"
+    if entry.shape != expected:
+        raise CheckpointError(
+            f"{where} has the shape {list(entry.shape)}; config.json asks for {list(expected)}"
+        )
+    if from_safetensors(entry.dtype) is None:
+        served = ", ".join(fmt.safetensors_name for fmt in FORMATS.values())
+        raise CheckpointError(f"{where} has the dtype {entry.dtype}; served: {served}")
+    pieces: list[Piece] = []
+    start = 0
+    for target in targets:
+        pieces.append(Piece(target.name, start, target.shape[0]))
+        start += target.shape[0]
+    return Placement(entry, tuple(pieces), transposed)
+
+
+def _skip(
+    entries: dict[str, TensorEntry], family: Family, spec: ModelSpec
+) -> tuple[list[SkippedTensor], list[TensorEntry]]:
+    """The tensors left over: those that the family knows to be no parameters, and the rest."""
+    reasons: dict[str, str] = {}
+    for skip in family.skips:
+        layers: Sequence[int] = range(spec.num_layers) if "{i}" in skip.pattern else (0,)
+        for index in layers:
+            reasons[skip.pattern.replace("{i}", str(index))] = skip.reason
+    skipped = [
+        SkippedTensor(entry.name, reasons[name])
+        for name, entry in entries.items()
+        if name in reasons
+    ]
+    return skipped, [entry for name, entry in entries.items() if name not in reasons]
+
+
+def _mismatch(
+    checkpoint: Checkpoint, missing: list[str], unexpected: list[TensorEntry]
+) -> CheckpointError:
+    parts: list[str] = []
+    if missing:
+        parts.append(f"missing tensors: {_some(missing)}")
+    if UNEMBEDDING_TENSOR in missing:
+        parts.append(_NO_UNEMBEDDING)
+    if unexpected:
+        names = [entry.name for entry in unexpected]
+        parts.append(f"unexpected tensors: {_some(names)}")
+    file = unexpected[0].file if unexpected and not missing else checkpoint.weights_file
+    return CheckpointError(f"{file}: {'; '.join(parts)}")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(show(name) for name in names[:_NAMES_SHOWN])
+    rest = len(names) - _NAMES_SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _tied_copies(
+    unembedding: TensorEntry, embedding: TensorEntry
+) -> tuple[TensorEntry, TensorEntry]:
+    if (unembedding.shape, unembedding.dtype) != (embedding.shape, embedding.dtype):
+        raise tied_copies_differ(unembedding, embedding)
+    return unembedding, embedding
+
+
+def tied_copies_differ(unembedding: TensorEntry, embedding: TensorEntry) -> CheckpointError:
+    """Two meanings, and implementations disagree on which holds: the owner must say."""
+    return CheckpointError(
+        f"{unembedding.file}: tensor {show(unembedding.name)} differs from "
+        f"{show(embedding.name)} although config.json's tie_word_embeddings is true; "
+        "set it to false, or remove the tensor"
+    )

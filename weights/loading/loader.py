@@ -1,0 +1,238 @@
+"""Streams a checkpoint into memory: checks, reads, converts, fuses, packs; strict throughout.
+
+Peak memory: what is held at the end, plus one staging chunk (LoadReport.peak_transient_bytes), plus
+what ``pack`` allocates for one matrix where it does not keep the tensor that it is given. A matrix
+that is to be quantised exists in the plain format until it is packed: that is counted too. Files
+are read with pread, so nothing stays mapped. On a GPU the pinned buffers of
+weights.loading.pinned_reader stand in for the staging chunk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+from weights import families
+from weights.checkpoint.folder import Checkpoint
+from weights.checkpoint.matching import Matching, SkippedTensor, match, tied_copies_differ
+from weights.formats import get_format, get_quantised
+from weights.inventory import QUANTISABLE, Parameter, inventory
+from weights.loading.fusion import FusedLinear, fused_linears, held_name, plain_tensors
+from weights.loading.pinned_reader import CopyStream, PinnedReader
+from weights.loading.tensor_reader import TensorReader, torch_dtype
+from weights.spec import ModelSpec
+
+Progress = Callable[[int, int], None]  # bytes read so far, bytes to read
+_Packed = TypeVar("_Packed")
+_PackedOut = TypeVar("_PackedOut", covariant=True)
+
+
+class Pack(Protocol[_PackedOut]):
+    """Turns a [out, in] matrix and its [out] bias into what the kernels multiply with."""
+
+    def __call__(
+        self, weight: torch.Tensor, format: str, bias: torch.Tensor | None = None
+    ) -> _PackedOut: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """``tensors`` counts those read into parameters; ``held_bytes`` are the parameters' bytes, tied
+    weights once; ``peak_transient_bytes`` what was allocated beside them, at most, at one time;
+    ``unprefixed``: the file's names lack the family's prefix."""
+
+    format: str
+    tensors: int
+    bytes_read: int
+    seconds: float
+    held_bytes: int
+    peak_transient_bytes: int
+    skipped: tuple[SkippedTensor, ...]
+    unprefixed: bool
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.held_bytes + self.peak_transient_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel(Generic[_Packed]):
+    """``linears`` by the names of weights.loading.fusion, packed; ``tensors``: tables and norms."""
+
+    linears: dict[str, _Packed]
+    tensors: dict[str, torch.Tensor]
+    report: LoadReport
+
+
+def load(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    *,
+    format: str,
+    quantization: str | None = None,
+    device: torch.device | str = "cpu",
+    pack: Pack[_Packed],
+    progress: Progress | None = None,
+    copies: CopyStream | None = None,
+) -> LoadedModel[_Packed]:
+    """Every parameter of ``spec`` in ``format`` on ``device``.
+
+    With a ``quantization``, the matrices of weights.inventory.QUANTISABLE are packed in that format
+    instead; their biases keep ``format``. ``copies`` are a GPU's: tensors then pass through pinned
+    memory, read by several threads; without, one thread reads into place.
+
+    Raises CheckpointError, before any tensor is read, where tensors are missing, unexpected or of
+    the wrong shape; ValueError for a format that there is not.
+    """
+    get_format(format)
+    if quantization is not None:
+        get_quantised(quantization)
+    started = time.monotonic()
+    matching = match(checkpoint, families.by_name(spec.family), spec)
+    counter = _ByteCounter(matching.bytes_to_read, progress)
+    assembly = _Assembly(spec, format, quantization, torch.device(device), pack)
+    with _reader(checkpoint, counter.add, copies) as reader:
+        _check_tied_copies(matching, reader)
+        for placement in matching.placements:
+            names = [piece.parameter for piece in placement.pieces]
+            reader.fill(placement, {name: assembly.view(name) for name in names})
+            if assembly.would_pack(names):
+                reader.settle()
+            for name in names:
+                assembly.complete(name)
+        reader.settle()
+        staging_bytes = reader.staging_bytes
+    linears, tensors = assembly.finish()
+    report = LoadReport(
+        format=format,
+        tensors=len(matching.placements),
+        bytes_read=counter.done,
+        seconds=time.monotonic() - started,
+        held_bytes=sum(p.num_bytes(format, quantization) for p in inventory(spec)),
+        peak_transient_bytes=staging_bytes + assembly.peak_unpacked_bytes,
+        skipped=matching.skipped,
+        unprefixed=matching.unprefixed,
+    )
+    return LoadedModel(linears, tensors, report)
+
+
+def _reader(
+    checkpoint: Checkpoint, on_bytes: Callable[[int], None], copies: CopyStream | None
+) -> TensorReader:
+    if copies is None:
+        return TensorReader(checkpoint, on_bytes)
+    return PinnedReader(checkpoint, on_bytes, copies)
+
+
+def _check_tied_copies(matching: Matching, reader: TensorReader) -> None:
+    if matching.tied_copies is not None and not reader.equal(*matching.tied_copies):
+        raise tied_copies_differ(*matching.tied_copies)
+
+
+class _ByteCounter:
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done = 0
+        self._total = total
+        self._progress = progress
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self._progress is not None:
+            self._progress(self.done, self._total)
+
+
+class _Assembly(Generic[_Packed]):
+    """Parameters in their final places. A fused tensor is allocated when its first part arrives
+    and packed when its last one is complete, whatever file or order the parts come in."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        format: str,
+        quantization: str | None,
+        device: torch.device,
+        pack: Pack[_Packed],
+    ) -> None:
+        self._spec = spec
+        self._format = format
+        self._quantization = quantization
+        self._device = device
+        self._pack = pack
+        self._parameters = {parameter.name: parameter for parameter in inventory(spec)}
+        self._owners = {part: linear for linear in fused_linears(spec) for part in linear.parts}
+        self._waiting = {
+            linear.name: sum(name.rpartition(".")[0] in linear.parts for name in self._parameters)
+            for linear in fused_linears(spec)
+        }
+        self._open: dict[str, torch.Tensor] = {}
+        self._plain: dict[str, torch.Tensor] = {}
+        self._linears: dict[str, _Packed] = {}
+        self.peak_unpacked_bytes = 0  # most of matrices that wait to be quantised
+
+    def view(self, name: str) -> torch.Tensor:
+        """The place of parameter ``name``, in its parameter's shape."""
+        parameter = self._parameters[name]
+        part, _, kind = name.rpartition(".")
+        linear = self._owners.get(part)
+        if linear is None:
+            if name not in self._plain:
+                self._plain[name] = self._empty(parameter.shape)
+            return self._plain[name]
+        fused = f"{linear.name}.{kind}"
+        members = [self._parameters[f"{member}.{kind}"] for member in linear.parts]
+        if fused not in self._open:
+            rows = sum(member.shape[0] for member in members)
+            self._open[fused] = self._empty((rows, *parameter.shape[1:]))
+            if self._quantization is not None:
+                unpacked = sum(tensor.nbytes for tensor in self._open.values())
+                self.peak_unpacked_bytes = max(self.peak_unpacked_bytes, unpacked)
+        start = _rows_before(members, name)
+        return self._open[fused][start : start + parameter.shape[0]]
+
+    def would_pack(self, names: list[str]) -> bool:
+        """Completing these may pack a matrix, which reads its values."""
+        return any(name.rpartition(".")[0] in self._owners for name in names)
+
+    def complete(self, name: str) -> None:
+        """Says that ``name`` has its values; packs its matrix when it was the last to come."""
+        linear = self._owners.get(name.rpartition(".")[0])
+        if linear is None:
+            return
+        self._waiting[linear.name] -= 1
+        if not self._waiting[linear.name]:
+            self._linears[linear.name] = self._pack_fused(linear)
+
+    def finish(self) -> tuple[dict[str, _Packed], dict[str, torch.Tensor]]:
+        """(packed linears, plain tensors by the names that the model uses)."""
+        if self._spec.tied_unembedding:
+            # The same storage: a tied unembedding costs nothing where the format allows.
+            table = self._plain["embedding.weight"]
+            self._linears["unembedding"] = self._pack(table, self._format)
+        names = plain_tensors(self._spec)
+        return self._linears, {held_name(name): self._plain[name] for name in names}
+
+    def _pack_fused(self, linear: FusedLinear) -> _Packed:
+        weight = self._open.pop(f"{linear.name}.weight")
+        bias = self._open.pop(f"{linear.name}.bias", None)
+        format = self._quantization if self._is_quantised(linear) else None
+        return self._pack(weight, format or self._format, bias)
+
+    def _is_quantised(self, linear: FusedLinear) -> bool:
+        first = self._parameters[f"{linear.parts[0]}.weight"]
+        return self._quantization is not None and first.component in QUANTISABLE
+
+    def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch_dtype(self._format), device=self._device)
+
+
+def _rows_before(members: list[Parameter], name: str) -> int:
+    rows = 0
+    for member in members:
+        if member.name == name:
+            break
+        rows += member.shape[0]
+    return rows
