@@ -2,9 +2,9 @@
 
     free       no content worth keeping; handed out first
     cached     nobody holds it, but the prefix cache knows its content; the least recently released
-            is evicted when no free block is left
+               is evicted when no free block is left
     allocated  counted references, from block tables and from releases that wait for a step in
-    flight
+               flight
 
 An OrderedDict is the O(1) queue that cached blocks need: a prefix hit takes one from the middle.
 """

@@ -2,10 +2,10 @@
 
 Only a sequence owns tokens, a row and block tables.
 
-    WAITING ──> RUNNING ──> FINISHED_*          FORK_PENDING: a choice that holds a row of its
-       │  └──────> ▲ │                          request's sequence group until the first choice has
-       └> FORK_PENDING ┘ ▼                          computed the prompt that all of them share
-                 PREEMPTED                      PREEMPTED: recomputed when it gets a row again
+    WAITING ──────> RUNNING ──> FINISHED_*      FORK_PENDING: a choice that holds a row of its
+       │  └─────────> ▲ │                       request's sequence group until the first choice
+       └> FORK_PENDING┘ ▼                       has computed the prompt that all of them share
+                     PREEMPTED                  PREEMPTED: recomputed when it gets a row again
 
 WAITING and PREEMPTED sequences are in the waiting queue, except for the later choices of a request
 whose prompt is not computed yet: these follow the first choice, and queue as PREEMPTED should it

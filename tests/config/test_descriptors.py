@@ -68,10 +68,9 @@ def test_not_even_a_handful_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FLOOD = """
 import asyncio, logging, resource, sys
-sys.path.insert(0, "tests/api")
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
 from dataclasses import replace
-from api_fakes import make_state
+from tests.api.api_fakes import make_state
 from server.api.app import create_app
 from server.api.http import serve
 from server.startup.listener import bind

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS / "equivalence"))  # whose harness is used here
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

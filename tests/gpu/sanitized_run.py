@@ -1,14 +1,11 @@
-"""A few steps of a tiny model, for compute-sanitizer to watch. Run from the repository's root."""
+"""A few steps of a tiny model for compute-sanitizer: ``python -m tests.gpu.sanitized_run``."""
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
-sys.path[:0] = [str(FOLDER.parents[1]), str(FOLDER), str(FOLDER.parent / "equivalence")]
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # so that each tensor has its own bounds
 
 

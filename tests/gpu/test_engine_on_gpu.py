@@ -164,11 +164,10 @@ def test_a_short_run_touches_no_memory_that_is_not_its_own(tmp_path: Path) -> No
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).exists():
         pytest.skip("compute-sanitizer is not on this machine")
-    script = Path(__file__).with_name("sanitized_run.py")
     # Libraries ask a driver for functions that it may not have: that is no access to memory.
     check = [tool, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"]
     result = subprocess.run(
-        [*check, sys.executable, str(script)],
+        [*check, sys.executable, "-m", "tests.gpu.sanitized_run"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -1,13 +1,8 @@
-"""Makes the fake executor importable here, and prints what the state machines visited."""
+"""Prints what the state machines visited."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 from tests.invariants.engine_oracle import Visits
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.e2e.server_process import ServerProcess, wait_until
 from tests.memory.adversarial_mixes import BLOCK_BYTES, LEAST_BLOCKS, LIMITS, MAX_LEN, MODEL, VOCAB
 from weights.synthetic.checkpoint import write_checkpoint, write_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "e2e"))
-from tests.e2e.server_process import ServerProcess, wait_until
 
 KINDS = ("weights", "kv_cache", "io", "workspace", "activations")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +18,6 @@ from server.output.choice import Delta
 from server.output.logprobs import chat_logprobs, completion_logprobs
 from server.output.processor import ChoiceResult, Collector, OutputOptions, OutputProcessor
 from server.text.tokenizer import Tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
-
 from tests.text.tiny_tokenizers import byte_fallback, byte_level
 
 LEVEL = Tokenizer(byte_level())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +17,6 @@ from server.output.choice import Delta
 from server.output.logprobs import completion_logprobs
 from server.output.processor import OutputOptions, OutputProcessor
 from server.text.tokenizer import Tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
-
 from tests.text.tiny_tokenizers import ALL_KINDS, byte_fallback, byte_level
 
 TOKENIZERS = {name: Tokenizer(make()) for name, make in ALL_KINDS.items()}

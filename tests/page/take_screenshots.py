@@ -1,6 +1,6 @@
 """Takes the pictures in docs/: the demo model's page under load, light, dark and on a phone.
 
-    .venv/bin/python tests/page/take_screenshots.py [SECONDS]
+    .venv/bin/python -m tests.page.take_screenshots [SECONDS]
 
 Serves, loads for SECONDS (90) and writes docs/page-{light,dark,narrow}.png. Look at them before
 they are committed, and take them on a machine that does nothing else. Needs pillow besides the test
@@ -18,9 +18,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
 import httpx
 from PIL import Image, ImageColor

@@ -14,8 +14,7 @@ from tests.living import is_running
 from tests.processes.supervised_engine import FAKE, FAST, ROOT, Engine
 
 PARENT = """
-import sys, time
-sys.path.insert(0, {root!r})
+import time
 from server.ipc.gauges import GaugeBlock
 from server.client.process import spawn_engine
 engine = spawn_engine(({fake!r}) + ("serves",), GaugeBlock.create(("heartbeat",)).fd)
@@ -25,7 +24,7 @@ time.sleep(600)
 
 
 def test_kill_9_of_the_parent_leaves_no_engine_behind() -> None:
-    code = PARENT.format(root=ROOT, fake=FAKE)
+    code = PARENT.format(fake=FAKE)
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-TESTS = Path(__file__).parents[2]
-for folder in ("parity", "equivalence", "execution", "kernels"):  # whose helpers are used here
-    sys.path.insert(0, str(TESTS / folder))
 
 if not torch.cuda.is_available():
     if "triton" in sys.modules:
