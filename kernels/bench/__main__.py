@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 
-from kernels.bench.limits import measure_limits
 from kernels.bench.report import RESULTS, costs, document, environment, save, table
 from kernels.bench.row import Row
 from kernels.bench.suite import NO_KERNEL, Machine, all_rows, run_rows
-from kernels.bench.timing import GraphTimer, HostTimer, Timer
+from kernels.bench.timing import GraphTimer, HostTimer, Timer, measure_limits
 from kernels.dispatch import gpu_index
 from kernels.gpu.interpreter import interpreted
 

@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
-from server.api.live_requests import LiveRequests
 from server.api.trace import RequestTrace
 from server.api.usage import memory_usage, timings, token_usage
 from server.engine.events import ChoiceOutput, EngineClient, Event, RequestMemory
@@ -32,7 +31,7 @@ class Surroundings:
     engine: EngineClient
     tokenizer: Tokenizer
     metrics: RequestMetrics
-    live: LiveRequests[OpenRequest]
+    live: OpenRequests
 
 
 @dataclass(slots=True)
@@ -189,3 +188,35 @@ async def _close(events: AsyncIterator[Event]) -> None:
     """Ends an iterator that was left early, where it is one that can be told."""
     if isinstance(events, AsyncGenerator):
         await events.aclose()
+
+
+_PREFIXES = ("cmpl-", "chatcmpl-")  # of the id in an answer's body
+
+
+class OpenRequests:
+    """The requests that are under way, by the ids under which a client knows them.
+
+    Not thread-safe: one event loop owns it.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, OpenRequest] = {}
+
+    @contextmanager
+    def listed(self, request: OpenRequest) -> Iterator[None]:
+        """While entered, the request can be found."""
+        self._by_id[request.request_id] = request
+        try:
+            yield
+        finally:
+            del self._by_id[request.request_id]
+
+    def find(self, name: str) -> list[OpenRequest]:
+        """By the server's id, as it stands in the answer or without its prefix; else all that
+        carry this label of the client's, which need not be unique."""
+        own = name
+        for prefix in _PREFIXES:
+            own = own.removeprefix(prefix)
+        if own in self._by_id:
+            return [self._by_id[own]]
+        return [request for request in self._by_id.values() if request.label == name]

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from server.api.live_requests import LiveRequests
-from server.api.open_request import OpenRequest
+from server.api.open_request import OpenRequests
 from server.engine.events import EngineClient
 from server.errors import ErrorCode, QuireError
 from server.host_budget import HostBudget
@@ -122,7 +121,7 @@ class ApiState:
     render_metrics: Callable[[], bytes]
     health: HealthView
     version: Mapping[str, str] = field(default_factory=dict)
-    live: LiveRequests[OpenRequest] = field(default_factory=LiveRequests)
+    live: OpenRequests = field(default_factory=OpenRequests)
 
 
 # Whether the server takes requests, and the refusals of one that does not.

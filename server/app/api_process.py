@@ -16,10 +16,9 @@ from server.api.app import create_app
 from server.api.http import serve as http_server
 from server.api.sampling import generation_defaults
 from server.api.state import ApiState, GenerationDefaults, HttpLimits, ModelCard
-from server.app.health import Health
 from server.client.ipc import IpcEngineClient, shutting_down
 from server.client.process import EngineProcess
-from server.client.supervisor import EngineState, Supervisor
+from server.client.supervisor import EngineState, Health, Supervisor
 from server.config.server_config import ServerConfig
 from server.errors import StartupError
 from server.host_budget import HostBudget
@@ -31,8 +30,7 @@ from server.memory.accounting.reading import MemoryReading
 from server.memory.report.tree import MemoryReport, MemorySources
 from server.metrics.gauges import GaugeSources, ServedModel
 from server.metrics.prometheus import PrometheusMetrics
-from server.metrics.request_log import RequestLog
-from server.metrics.stats import RequestMetricsFanOut
+from server.metrics.stats import RequestLog, RequestMetricsFanOut
 from server.startup.descriptors import ConnectionLimits
 from server.startup.listener import address
 from server.startup.model_info import ModelInfo, engine_settings

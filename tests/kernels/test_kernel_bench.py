@@ -14,12 +14,11 @@ import torch
 pytest.importorskip("triton", reason="no Triton for this machine")
 
 from kernels.bench.attention_rows import DECODE_FULL, PREFILL_FULL
-from kernels.bench.limits import measure_limits
 from kernels.bench.paged import Step, log_uniform, tensors
 from kernels.bench.report import costs, document, table
 from kernels.bench.row import Call, Contender, Goal, Limit, Limits, Row, outcome_of, spread
 from kernels.bench.suite import NO_KERNEL, Machine, all_rows, run_row, run_rows
-from kernels.bench.timing import HostTimer, Run, sets_for
+from kernels.bench.timing import HostTimer, Run, measure_limits, sets_for
 from tests.kernels.own_process import run_python
 
 LIMITS = Limits(copy=4e12, product=8e14)

@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 
 from server.logs import JsonFormatter, TextFormatter
-from server.metrics.request_log import RequestLog
-from server.metrics.stats import Outcome, RequestRecord
+from server.metrics.stats import Outcome, RequestLog, RequestRecord
 
 RECORD = RequestRecord(
     request_id="r1",

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.app.health import Health
-from server.client.supervisor import EngineState, RestartPolicy
+from server.client.supervisor import EngineState, Health, RestartPolicy
 from server.errors import ErrorCode, QuireError, StartupError
 from tests.processes.supervised_engine import FAST, Engine, engine, request, tokens
 

@@ -17,10 +17,9 @@ import enum
 
 from server.api.http1.body import BodyReader, ChunkedBody, LengthBody
 from server.api.http1.exchange import Exchange
-from server.api.http1.head import Head, HeadReader
+from server.api.http1.head import Head, HeadReader, request_scope
 from server.api.http1.line import Line
 from server.api.http1.places import PROBES, Place, Quiet
-from server.api.http1.scope import request_scope
 from server.api.http1.shared import Shared, refusal
 from server.api.http1.turns import FULL_READ, SMALL_READ, Work
 from server.errors import ErrorCode, QuireError

@@ -6,7 +6,10 @@ A head that two parsers could read differently hides a second request in the bod
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
@@ -181,3 +184,28 @@ def _body_length(headers: list[tuple[bytes, bytes]], version: str) -> int | None
     if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > _MAX_LENGTH_DIGITS:
         raise _invalid("Content-Length must be one number of bytes, once")
     return int(lengths[0])
+
+
+# A request's head as ASGI's scope (version 3.0).
+
+
+def request_scope(
+    head: Head, transport: asyncio.BaseTransport, app_state: Mapping[str, Any]
+) -> dict[str, Any]:
+    server = transport.get_extra_info("sockname")
+    client = transport.get_extra_info("peername")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": head.version,
+        "server": tuple(server[:2]) if isinstance(server, tuple) else None,
+        "client": tuple(client[:2]) if isinstance(client, tuple) else None,
+        "scheme": "http",
+        "root_path": "",
+        "method": head.method,
+        "path": head.path,
+        "raw_path": head.raw_path,
+        "query_string": head.query,
+        "headers": head.headers,
+        "state": dict(app_state),
+    }
