@@ -24,6 +24,7 @@ SIZES = (
     "max_num_batched_tokens",
     "max_model_len",
 )
+FLASH_THREADS = 8  # whose scratch is booked inside torch's flash operation
 ALIGNMENT = 64  # every region of the scratch starts on a cache line
 
 
@@ -170,12 +171,33 @@ def cpu_attention_regions(shape: AttentionShape) -> dict[str, int]:
 
 
 def attention_temporary_bytes(shape: AttentionShape) -> int:
-    """A bound on what torch allocates and frees inside one call, beyond the workspace.
+    """A bound on what torch allocates and frees inside one call, beyond workspace and result."""
+    return max(wave_temporary_bytes(shape, tile) for tile in QUERY_TILES)
 
-    The flash operation's own result, that result in float32 or multiplied, and the queries before
-    they are laid out (three tensors of a wave's queries in float32), with its log-sums; and the
-    per-thread scratch of the operation, a constant here.
+
+def wave_temporary_bytes(shape: AttentionShape, query_tile: int) -> int:
+    """What one full wave of this query tile holds at its largest moment.
+
+    Its queries are picked before they are laid out, and a mask is made before it is spread over the
+    heads; these are gone when the products begin. The flash operation holds its result, its
+    log-sums, which are merged in three more of them, and its threads' scratch. At the end the rows
+    that are no padding are set apart.
     """
-    per_thread = 1 << 20
-    waves = (scratch_regions(shape, tile) for tile in QUERY_TILES)
-    return max(3 * wave.result + 4 * wave.log_sums for wave in waves) + 4 * per_thread
+    items = items_per_wave(shape, query_tile)
+    rows = items * shape.num_query_heads * query_tile
+    values, queries = rows * shape.head_dim, rows * shape.head_dim * shape.element_bytes
+    mask = 4 * items * query_tile * shape.widest_tile
+    narrow = shape.element_bytes < 4
+    flash = 4 * values + 16 * rows + FLASH_THREADS * _flash_thread_bytes(shape, query_tile)
+    if query_tile == 1:
+        flash += mask + (queries if narrow else 0)  # its result, before it is widened
+    set_apart = 4 * values + (queries if narrow else 0)
+    return max(queries, mask, flash, set_apart)
+
+
+def _flash_thread_bytes(shape: AttentionShape, query_tile: int) -> int:
+    """Scores, their maxima and sums, and results of the queries that a thread works on at once:
+    torch's choice, which grows with the queries of a head."""
+    queries = shape.group * query_tile
+    at_once = 256 if queries >= 768 else 64 if queries >= 192 else 32
+    return 4 * at_once * (shape.widest_tile + shape.head_dim + 2)

@@ -10,7 +10,8 @@ import torch
 import kernels
 from kernels import AttentionShape, AttentionWorkspace
 from kernels.backends import TORCH_CPU
-from kernels.footprint.attention import attention_temporary_bytes
+from kernels.footprint import attention as attention_footprint
+from kernels.footprint.attention import attention_temporary_bytes, wave_temporary_bytes
 from tests.kernels.attention_cases import make_step, run
 
 LLAMA_1B = AttentionShape(
@@ -52,21 +53,31 @@ def test_a_step_stays_within_what_its_shape_announced():
     )
 
 
-def test_torch_allocates_little_beyond_the_workspace():
-    step = make_step([(1, 900), (200, 700), (33, 33)], heads=(16, 4), head_dim=64)
+FULL_WAVES = ([(512, 512)], [(8, 600)] * 8)
+MIXED = [(1, 900), (200, 700), (33, 33)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("rows", [*FULL_WAVES, MIXED], ids=str)
+def test_torch_allocates_what_was_announced_beyond_the_workspace(rows, dtype, monkeypatch):
+    monkeypatch.setattr(attention_footprint, "FLASH_THREADS", torch.get_num_threads())
+    step = make_step(rows, heads=(16, 4), head_dim=128, dtype=dtype)
     workspace = AttentionWorkspace(step.shape)
-    largest = 0
+    held = largest = 0
     run(step)
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         kernels.paged_attention(
             step.q, step.cache, step.metadata, scale=step.scale, workspace=workspace
         )
-    held = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             largest = max(largest, held)
-    assert 0 < largest <= attention_temporary_bytes(step.shape) + step.q.nbytes
+    taken = largest - step.q.nbytes  # the result
+    tiles = {wave.query_tile for wave in step.metadata.work.waves}
+    met = max(wave_temporary_bytes(step.shape, tile) for tile in tiles)
+    assert 0 < taken <= met <= attention_temporary_bytes(step.shape)
+    assert rows not in FULL_WAVES or met <= 1.05 * taken, "nothing is announced that is not taken"
 
 
 def test_a_workspace_that_is_too_small_is_refused():

@@ -104,6 +104,11 @@ def test_an_engine_takes_what_was_planned(index: int, fleet: Fleet) -> None:
     assert_as_planned(fleet.measure(FEW[index], dtype, limits))
 
 
+def test_attention_of_wide_heads_takes_what_was_planned(fleet: Fleet) -> None:
+    """Its queries are three times the hidden state: what attention holds decides the step."""
+    assert_as_planned(fleet.measure("wide heads", "float32", "middle"))
+
+
 @pytest.mark.parametrize(
     "turn",
     [pytest.param(0, marks=pytest.mark.slow), *(pytest.param(n, marks=SWEEP) for n in (1, 2))],
