@@ -265,7 +265,7 @@ def _divided(operation: str, left: Meaning, right: Meaning) -> Quantity:
         return Quantity(a.unit)
     if b == Quantity(Unit.SECONDS) and not a.per_second:
         return Quantity(a.unit, per_second=True)
-    raise QueryError(f"{a} / {b} is no amount of anything")
+    raise QueryError(f"{a} / {b} is not a quantity")
 
 
 def _multiplied(operation: str, left: Meaning, right: Meaning) -> Quantity:
@@ -273,7 +273,7 @@ def _multiplied(operation: str, left: Meaning, right: Meaning) -> Quantity:
     for one, other in ((a, b), (b, a)):
         if other == NUMBER or other.unit in (Unit.FLAG, Unit.RATIO):
             return one
-    raise QueryError(f"{a} * {b} is no amount of anything")
+    raise QueryError(f"{a} * {b} is not a quantity")
 
 
 _ARITHMETIC: Mapping[str, Callable[[str, Meaning, Meaning], Quantity]] = {

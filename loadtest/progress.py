@@ -42,7 +42,7 @@ class Progress:
         self._failed += sum(not record.ok for record in moment.records[self._counted :])
         self._counted = len(moment.records)
         return (
-            f"{self._label} {moment.second:5.0f} s  {moment.driver.in_flight} under way, "
+            f"{self._label} {moment.second:5.0f} s  {moment.driver.in_flight} in progress, "
             f"{len(moment.records)} ended, {self._failed} failed{ttft}"
             f"{f', LOOP LATE {seconds(moment.lag)}' if moment.lag > 0.05 else ''}"
         )

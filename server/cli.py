@@ -85,7 +85,7 @@ def _add_plan(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
 
     plan = add_parser(
         "plan",
-        help="tell whether a model fits, and what its memory would be",
+        help="say whether a model fits and how its memory would be split",
         description=DESCRIPTION,
         epilog=epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -25,7 +25,7 @@ def end_of_sequence_ids(spec: ModelSpec, generation_config: Mapping[str, Any]) -
     named = _named(generation_config)
     for token in named:
         if isinstance(token, bool) or not isinstance(token, int):
-            raise CheckpointError(f"generation_config.json: {_KEY} {token!r} is no integer")
+            raise CheckpointError(f"generation_config.json: {_KEY} {token!r} is not an integer")
         if not 0 <= token < spec.vocab_size:
             raise CheckpointError(
                 f"generation_config.json: {_KEY} {token} is not below the vocabulary's "

@@ -79,11 +79,13 @@ SHAPE_KEYS: Mapping[str, ShapeKey] = MappingProxyType(
         "num_experts": ShapeKey("N", "0", "experts of a layer; 0 is a plain MLP"),
         "experts_per_token": ShapeKey("N", "needed with num_experts", "chosen for each token"),
         "expert_size": ShapeKey("N", "needed with num_experts", "inner width of one expert"),
-        "shared_expert_size": ShapeKey("N", "0", "inner width of what every token passes besides"),
+        "shared_expert_size": ShapeKey(
+            "N", "0", "inner width of the experts that every token passes"
+        ),
         "shared_expert_gate": ShapeKey("true|false", "false", "a gate weighs the shared expert"),
         "num_dense_layers": ShapeKey("N", "0", "first layers that have no experts"),
-        "family": ShapeKey("NAME", "shape", "what the architecture is called"),
+        "family": ShapeKey("NAME", "shape", "name of the architecture"),
         "source": ShapeKey("TEXT", "none", "where the shape was published"),
-        "note": ShapeKey("TEXT", "none", "what a reader of its plan must know"),
+        "note": ShapeKey("TEXT", "none", "note that the plan shows"),
     }
 )

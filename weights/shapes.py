@@ -141,10 +141,10 @@ def _attention(facts: ConfigReader, hidden: int) -> AttentionSpec:
     query = facts.integer("num_query_heads", high=_MOST_HEADS)
     kv = facts.integer("num_kv_heads", query, high=_MOST_HEADS)
     if query % kv:
-        raise facts.error("num_query_heads", f"{query} is no multiple of num_kv_heads {kv}")
+        raise facts.error("num_query_heads", f"{query} is not a multiple of num_kv_heads {kv}")
     if "head_dim" not in facts and hidden % query:
         raise facts.error(
-            "hidden_size", f"{hidden} is no multiple of num_query_heads {query}; give head_dim"
+            "hidden_size", f"{hidden} is not a multiple of num_query_heads {query}; give head_dim"
         )
     head_dim = facts.integer("head_dim", max(1, hidden // query), high=1 << 16)
     return AttentionSpec(

@@ -68,7 +68,7 @@ def _variable_faults(dashboard: Json, catalogue: Catalogue) -> Iterator[str]:
             continue
         found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
         if found is None:
-            yield f"the variable {name} is no label_values(metric, label)"
+            yield f"the variable {name} is not a label_values(metric, label)"
             continue
         try:
             labels = meaning(found[1], catalogue).labels or ()

@@ -37,7 +37,7 @@ _NOW = Row(
         ),
         Stat(
             "Free",
-            "What nobody uses. On a GPU the KV cache has taken what it can, so little is left.",
+            "Unused memory. On a GPU the KV cache has taken what it can, so little is left.",
             "bytes",
             (Query(total(r.MEMORY, kind="free")),),
         ),
@@ -52,7 +52,7 @@ _NOW = Row(
         ),
         Stat(
             "Other processes",
-            "Used on the devices by somebody else. On a CPU the API process is among them.",
+            "Used on the devices by other processes. On a CPU the API process is among them.",
             "bytes",
             (Query(total(r.MEMORY, kind="other_processes")),),
         ),
@@ -191,7 +191,7 @@ _PARTS = Row(
         Graph(
             "Unaccounted by server",
             "What no kind accounts for, for each server and device, with its sign. A line that "
-            "rises and stays up is a leak, or a library that keeps what nobody planned.",
+            "rises and stays up is a leak, or a library that keeps unplanned memory.",
             "bytes",
             (
                 Query(
@@ -204,7 +204,7 @@ _PARTS = Row(
         Graph(
             "Unaccounted, by where it lies",
             "tensors: the allocator gave it to tensors that are in no list of ours; measured on a "
-            "GPU. outside: nobody asked the allocator for it.",
+            "GPU. outside: taken without the allocator.",
             "bytes",
             (
                 Query(

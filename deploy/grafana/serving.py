@@ -53,8 +53,8 @@ _NOW = Row(
         ),
         Stat(
             "Oldest in the queue",
-            "How long the request has waited that has waited longest for its first step. 0: nobody "
-            "waits.",
+            "How long the oldest queued request has waited for its first step. 0: the queue is "
+            "empty.",
             "s",
             (Query(highest(r.QUEUE_AGE)),),
             width=3,
@@ -140,7 +140,7 @@ _LATENCY = Row(
         ),
         Graph(
             "Oldest in the queue by server",
-            "How long the request has waited that has waited longest, for each server. Past "
+            "How long the oldest request of each server has waited. Past "
             "--queue-timeout (60 seconds unless set) it gets a 503.",
             "s",
             (Query(highest(r.QUEUE_AGE, "instance"), "{{instance}}"),),

@@ -51,7 +51,7 @@ async def find_model(address: Address, headers: dict[str, str], timeout_s: float
         return str(json.loads(exchange.body)["data"][0]["id"])
     except (ValueError, LookupError, TypeError):
         raise ServerUnreachable(
-            f"{where}/v1/models is no list of models: is the base URL right?"
+            f"{where}/v1/models is not a list of models: is the base URL right?"
         ) from None
 
 

@@ -85,7 +85,7 @@ class _Connection(asyncio.BufferedProtocol):
         try:
             parser.feed_data(self._buffer[:nbytes])
         except httptools.HttpParserError as error:
-            self._end(Failure.MALFORMED, f"no HTTP/1.1: {error}")
+            self._end(Failure.MALFORMED, f"not HTTP/1.1: {error}")
             return
         if self._exchange is not None and exchange.pause_s and self.transport is not None:
             self.transport.pause_reading()
@@ -248,7 +248,7 @@ class HttpClient:
             self._timeout_s,
             connection.fail,
             Failure.TIMEOUT,
-            f"no whole answer within {self._timeout_s:g} s",
+            f"no complete answer within {self._timeout_s:g} s",
         )
         try:
             await done

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class Failure(StrEnum):
-    """Why an exchange has no whole answer. A whole answer with an HTTP error is no failure here."""
+    """Why an exchange has no complete answer. One with an HTTP error is not a failure here."""
 
     CONNECT = "connect"  # no connection
     CLOSED = "closed"  # the server closed before the end

@@ -56,7 +56,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Requests of the steady parts, chaos aside, and how many of them got no whole answer."""
+    """Requests of the steady parts, chaos aside, and how many of them got no complete answer."""
 
     failed: tuple[int, int]
     asked: tuple[int, int]

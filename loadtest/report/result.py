@@ -85,7 +85,7 @@ class RunResult:
 
     @property
     def failures(self) -> dict[str, str]:
-        """What was said about the first of each outcome that is no whole answer."""
+        """What was said about the first of each outcome that is no complete answer."""
         found: dict[str, str] = {}
         for record in self.records:
             if not record.ok and record.kind == "normal":
@@ -122,11 +122,11 @@ class RunResult:
         if self.refused is not None:
             found.append(f"the server refuses this scenario's requests: {self.refused}")
         elif self.records and not self.outcomes["ok"]:
-            found.append("no request got a whole answer")
+            found.append("no request got a complete answer")
         if self.client.complaint:
             found.append(self.client.complaint)
         if self.not_sent:
-            found.append(f"{self.not_sent} requests were due and not sent: too many under way")
+            found.append(f"{self.not_sent} requests were due and not sent: too many in progress")
         if not self.steady.settled:
             found.append(f"no steady state: {self.steady.reason}")
         if self.interrupted:
@@ -213,9 +213,9 @@ def load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
-        raise ScenarioError(f"{path}: no JSON: {error}") from None
+        raise ScenarioError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise ScenarioError(f"{path}: no result of this program (format {FORMAT})")
+        raise ScenarioError(f"{path}: not a result of this program (format {FORMAT})")
     return value
 
 

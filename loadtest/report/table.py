@@ -74,7 +74,7 @@ def _head(result: RunResult) -> str:
 
 def _measures(result: RunResult) -> str:
     if not result.summaries:
-        return "no whole answer: nothing to measure"
+        return "no complete answer: nothing to measure"
     rows = [["", *(f"p{value:g}" for value in PERCENTILES), "mean", "max", "n"]]
     bounds = [[f"{CONFIDENCE:.0%} intervals", *(f"p{value:g}" for value in _BOUNDED)]]
     for measure in shown(result.closed_loop):

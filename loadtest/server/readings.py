@@ -9,7 +9,7 @@ from loadtest.server.scrape import Reading, ServerSeries
 
 QUEUE_DEFINITION = (
     "from a request's arrival in the server's queue to the first step that computes it, by the "
-    "server's own histogram, whose bounds are all that it tells"
+    "server's own histogram, to the precision of its buckets"
 )
 NOT_ITS_OWN = ("free", "other_processes")  # kinds of memory that the server does not hold
 _SHARES = (0.5, 0.95, 0.99)

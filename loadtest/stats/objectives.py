@@ -25,7 +25,7 @@ class Goodput:
     rate: float
     share: Estimate
     count: int
-    missed: dict[str, int]  # by objective; "failed" where there was no whole answer
+    missed: dict[str, int]  # by objective; "failed" where there was no complete answer
 
     @property
     def holds(self) -> bool:

@@ -91,7 +91,7 @@ class _Answer:
 
     def take(self, value: object, time: float) -> None:
         if not isinstance(value, dict):
-            self.malformed = "an event is no JSON object"
+            self.malformed = "an event is not a JSON object"
             return
         if value.get("error"):
             self.error = _error_text(value["error"])
@@ -100,7 +100,7 @@ class _Answer:
             self.usage = value["usage"]
         choices = value.get("choices") or []
         if not isinstance(choices, list) or not all(isinstance(one, dict) for one in choices):
-            self.malformed = "an event's choices are no list of objects"
+            self.malformed = "an event's choices are not a list of objects"
             return
         for choice in choices:
             text = _text_of(choice)

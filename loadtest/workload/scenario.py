@@ -115,7 +115,7 @@ def load_scenario(path: Path) -> Scenario:
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: no TOML: {error}") from None
+        raise ScenarioError(f"{path}: not TOML: {error}") from None
     return read_scenario(values, str(path))
 
 

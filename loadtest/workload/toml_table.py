@@ -83,7 +83,7 @@ class Table:
         unknown = sorted(set(self._values) - self._known)
         if unknown:
             known = ", ".join(sorted(self._known))
-            raise self.error(unknown[0], f"is no key here; known: {known}")
+            raise self.error(unknown[0], f"is not a key here; known: {known}")
 
     def _take(self, key: str, default: Any) -> Any:
         self._known.add(key)

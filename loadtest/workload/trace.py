@@ -67,7 +67,7 @@ def _json_lines(text: str, path: Path) -> Iterable[tuple[int, Mapping[str, objec
         except ValueError:
             values = None
         if not isinstance(values, dict):
-            raise ScenarioError(f"{path}:{number}: no JSON object")
+            raise ScenarioError(f"{path}:{number}: not a JSON object")
         yield number, values
 
 

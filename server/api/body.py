@@ -68,7 +68,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _invalid(f"The request body is not valid JSON: {name} is no JSON number.")
+    raise _invalid(f"The request body is not valid JSON: {name} is not a JSON number.")
 
 
 def _check_surrogates(value: Any) -> None:
@@ -77,7 +77,7 @@ def _check_surrogates(value: Any) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise _invalid(
-                f"The string {shown(value)} holds a lone surrogate: it is no valid Unicode."
+                f"The string {shown(value)} holds a lone surrogate: it is not valid Unicode."
             ) from None
     elif isinstance(value, list):
         for item in value:

@@ -194,7 +194,7 @@ def _over_http(port: int, size: int, options: Options, folder: Path) -> Over:
         raise SystemExit(f"the load test failed: {done.stderr.strip() or done.stdout.strip()}")
     found = json.loads(result.read_text(encoding="utf-8"))
     if not found["outcomes"].get("ok"):
-        raise SystemExit(f"the load test got no whole answer: {'; '.join(found['complaints'])}")
+        raise SystemExit(f"the load test got no complete answer: {'; '.join(found['complaints'])}")
     return Over(
         output_tokens_per_second=found["rates"]["output_tokens"],
         ttft=_percentiles(found, "ttft"),

@@ -145,8 +145,8 @@ class Stillness:
         """Why a lost engine is killed."""
         if self.is_loading:
             return (
-                f"while it loaded it read no byte and computed nothing for {self.idle_s:.0f} s: "
-                "is the disk or the network file system of the model there?"
+                f"while loading it read no bytes and computed nothing for {self.idle_s:.0f} s: "
+                "check the model's disk or network file system"
             )
         return (
             f"it made no progress for {self.still_s:.0f} s; its longest step took "

@@ -199,7 +199,7 @@ class Supervisor:
             reason = await self._exit_reason(process)
             return stillness.reason if stillness.standing is Standing.LOST else reason
         except FrameError as error:
-            return f"it sent what is no message: {error}"
+            return f"it sent an invalid message: {error}"
         finally:
             watchdog.cancel()
             writer.close()

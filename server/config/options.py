@@ -193,7 +193,7 @@ DEBUG_CHECK_INVARIANTS = Option(
     read_switch,
     "off",
     "on|off",
-    "check the KV cache's books after every step (slow)",
+    "check the KV cache's invariants after every step (slow)",
 )
 
 

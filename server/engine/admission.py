@@ -186,7 +186,7 @@ class Admission:
         if held + needed <= limits.max_bytes:
             return None
         message = (
-            f"The answers under way may take {held} bytes of the server's memory and this one "
+            f"The answers in progress may take {held} bytes of the server's memory and this one "
             f"{needed}; it keeps {limits.max_bytes} for all of them. Try again later, or ask for "
             "fewer logprobs, a smaller n or fewer tokens."
         )

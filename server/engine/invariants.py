@@ -176,7 +176,7 @@ def _check_places(state: SchedulerState) -> None:
     """Every sequence of every live request is in exactly the place that its state names."""
     ranks = [sequence.priority_key for sequence in state.running]
     if ranks != sorted(set(ranks)):
-        raise InvariantError(f"running is not in priority order: {ranks}")
+        raise InvariantError(f"running is not in the order of priority: {ranks}")
     queued = set(state.waiting)
     running = set(state.running)
     expected_queue, expected_running = set(), set()
@@ -189,7 +189,7 @@ def _check_places(state: SchedulerState) -> None:
                 expected_running.add(sequence)
             elif sequence.state is SequenceState.FORK_PENDING:
                 if not is_behind:
-                    raise InvariantError(f"{sequence!r} holds a row of no sequence group")
+                    raise InvariantError(f"{sequence!r} has a row but no sequence group")
             elif not is_behind:
                 expected_queue.add(sequence)
     if running != expected_running:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class FrameError(Exception):
-    """The other side sent what is no message: the connection cannot be trusted any more."""
+    """The other side sent an invalid message: the connection cannot be trusted any more."""
 
 
 # API process -> engine process

@@ -64,7 +64,7 @@ def _named(name: str) -> PlannedModel:
     if stat.S_ISDIR(kind):
         return _folder(Path(name))
     if stat.S_ISREG(kind):
-        raise StartupError(f"{name} is a file: a shape is given with --shape {name}")
+        raise StartupError(f"{name} is a file: give a shape with --shape {name}")
     preset = find_preset(name)
     notes = (preset.note,) if preset.note else ()
     return PlannedModel(preset.name, preset.spec, preset.spec.parameter_dtype, preset.source, notes)
@@ -86,16 +86,16 @@ def not_served(spec: ModelSpec, backend: Backend) -> tuple[str, ...]:
     features = unserved_features(spec)
     if features:
         return (
-            f"not served yet, a plan alone: the engine lacks {', '.join(features)}; activations "
+            f"plan only, not served yet: the engine lacks {', '.join(features)}; activations "
             "are planned as those of a block that is served",
         )
     if spec.family not in {family.name for family in families.FAMILIES}:
         served = ", ".join(family.name for family in families.FAMILIES)
-        return (f"a plan alone: of families quire serve reads {served}, and this is {spec.family}",)
+        return (f"plan only: quire serve reads the families {served}, not {spec.family}",)
     try:
         refuse_model(spec, backend)
     except StartupError as error:
-        return (f"not served there yet, a plan alone: {error}",)
+        return (f"plan only, not served there yet: {error}",)
     return ()
 
 

@@ -27,7 +27,7 @@ KV_DTYPES: dict[str, str | None] = {
 }
 
 DESCRIPTION = """\
-Tells whether a model fits on a device, and how its memory would be split, before anything is
+Says whether a model fits on a device, and how its memory would be split, before anything is
 loaded: from a preset of a published shape, a shape of your own, or a checkpoint folder. Needs no
 GPU, and reads no weights.
 """

@@ -60,7 +60,9 @@ def probe_products(format: str) -> tuple[ProductTime, ...]:
         done.check_returncode()
         return tuple(ProductTime(*row) for row in json.loads(done.stdout))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        log.warning("products in %s could not be timed, and --dtype auto takes it: %s", name, error)
+        log.warning(
+            "products in %s could not be timed, so --dtype auto takes that dtype: %s", name, error
+        )
         return ()
 
 

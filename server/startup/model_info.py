@@ -87,8 +87,8 @@ def read_model(config: ServerConfig) -> ModelInfo:
     missing = unserved_features(spec)
     if missing:
         raise StartupError(
-            f"{folder}: the model needs what is not computed yet: {', '.join(missing)}; "
-            "quire plan tells what memory it would take"
+            f"{folder}: the model needs features that are not served yet: {', '.join(missing)}; "
+            "quire plan shows the memory that it would take"
         )
     refuse_model(spec, placement.backend)
     _refuse_tensors(checkpoint, family, spec)

@@ -119,7 +119,7 @@ def _usable(
         problem = f"there is a {gpu.name}, but the installed torch is built without CUDA"
     elif not gpu.is_served:
         major, minor = gpu.capability
-        problem = f"the {gpu.name} has compute capability {major}.{minor}; 8.0 is the least served"
+        problem = f"the {gpu.name} has compute capability {major}.{minor}; 8.0 is the minimum"
     if problem is None:
         return gpu
     if device != "auto":

@@ -139,7 +139,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
         ("sampling", _defaults(facts)),
         ("ends at ids", _ends(facts)),
         ("rope", _rope(facts)),
-        ("promise", served_promise(plan)),
+        ("determinism", served_promise(plan)),
         ("ready in", f"{facts.seconds:.1f} s (weights {engine.load_seconds:.1f} s)"),
     ]  # fmt: skip
     if engine.kernel_cache is not None:
@@ -212,7 +212,7 @@ def _endpoints(facts: ReportInput) -> list[str]:
         chat = f"({facts.no_chat}: no {chat})"
     return [
         f"POST /v1/completions {chat}",
-        "GET  / (the page) /v1/models /health /ready /version /metrics /memory /docs /openapi.json",
+        "GET  / (web UI) /v1/models /health /ready /version /metrics /memory /docs /openapi.json",
         f"memory, line by line: curl '{facts.address}/memory?format=text'",
         "",
         "try:",

@@ -81,7 +81,7 @@ class ChatTemplate:
             reply = await self._attempt(None)
             problem = reply.get("error")
         if problem is not None:
-            log.warning("%s cannot be used, and chats will fail: %s", self.file, problem)
+            log.warning("%s cannot be used, so chats will be refused: %s", self.file, problem)
 
     async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt of a conversation, the answer's opening included.
@@ -105,9 +105,9 @@ class ChatTemplate:
                 break
             last = attempt == _ATTEMPTS - 1
             log.warning(
-                "rendering a chat: %s; %s",
+                "chat template: %s; %s",
                 reply["error"],
-                "the chat is refused" if last else "it is tried once more",
+                "refusing the chat" if last else "retrying once",
             )
         if "text" in reply:
             return reply["text"]

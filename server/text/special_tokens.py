@@ -138,7 +138,7 @@ def _decoder_tokens(given: object) -> dict[int, AddedAt]:
     added: dict[int, AddedAt] = {}
     for key, value in given.items():
         if not key.isascii() or not key.isdigit() or not isinstance(value, dict):
-            raise StartupError(f"{where}: {show(key)} is no id of a token")
+            raise StartupError(f"{where}: {show(key)} is not a token id")
         added[int(key)] = AddedAt(int(key), _added(value, where), where)
     return added
 

@@ -173,6 +173,6 @@ def check_text(text: str, param: str | None = None) -> None:
         raise QuireError(
             ErrorCode.INVALID_VALUE,
             f"The text holds a lone surrogate at character {error.start}: "
-            "it is no valid Unicode. Send the whole character.",
+            "it is not valid Unicode. Send the whole character.",
             param=param,
         ) from None

@@ -91,10 +91,10 @@ def _options(folder: Path) -> dict[str, Any]:
             raise ValueError(f"it is above {MAX_FILE_BYTES} bytes")
         options = json.loads(path.read_bytes())
     except (ValueError, RecursionError, OSError, CheckpointError) as error:
-        log.warning("%s cannot be read, and its special tokens are not known: %s", path, error)
+        log.warning("%s cannot be read; its special tokens are ignored: %s", path, error)
         return {}
     if not isinstance(options, dict):
-        log.warning("%s holds no object, and its special tokens are not known", path)
+        log.warning("%s is not a JSON object; its special tokens are ignored", path)
         return {}
     for key in ("init_inputs", "fast_tokenizer_files"):
         if options.get(key) not in (None, [], [TOKENIZER_FILE]):

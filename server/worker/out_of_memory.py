@@ -20,7 +20,7 @@ log = logging.getLogger("quire.memory")
 
 
 class OutOfMemoryLog:
-    """Logs every step that found no memory, with the books of that moment.
+    """Logs every step that found no memory, with the memory accounting of that moment.
 
     ``read`` is the accountant's, which is made after the engine that tells of shortages.
     """
@@ -31,21 +31,20 @@ class OutOfMemoryLog:
 
     def __call__(self, shortage: OutOfMemoryEvent) -> None:
         log.error(
-            "no memory for step %d of %d tokens in %d rows: %s; asked by %s; %s",
+            "out of memory in step %d (%d tokens, %d rows): %s; %s",
             shortage.step_id,
             shortage.num_tokens,
             shortage.num_rows,
             shortage.reason,
-            ", ".join(shortage.asked) or "nobody that is still there",
             _decision(shortage),
         )
         try:
             reading = self.read()
         except (MemoryError, OSError) as error:
-            log.error("the books of that moment cannot be read: %s", error)
+            log.error("the memory accounting cannot be read: %s", error)
             return
         if reading is not None:
-            log.error("memory at that moment:\n%s", memory_table(reading, self._planned))
+            log.error("memory when the step failed:\n%s", memory_table(reading, self._planned))
 
 
 def loading_message(reason: str, settings: EngineSettings) -> str:
@@ -75,6 +74,9 @@ def planned_kinds(layout: Layout) -> dict[str, int]:
 
 
 def _decision(shortage: OutOfMemoryEvent) -> str:
+    if not shortage.asked:
+        return "needed by requests that have ended"
+    requests = ", ".join(shortage.asked)
     if shortage.ended:
-        return f"{', '.join(shortage.ended)} ended with an error, and the others go on"
-    return "each is tried alone"
+        return f"needed by {requests}; ending {', '.join(shortage.ended)} with an error"
+    return f"needed by {requests}; retrying them one at a time"

@@ -177,7 +177,7 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, Any], str, str]] = [
     (BOTH, {"include_stop_str_in_output": True}, "Keeping the stop string", ""),
     (BOTH, {"mirostat": 2}, "This way of sampling is not served", ""),
     (BOTH, {"mirostat": False}, "This way of sampling is not served", ""),
-    (BOTH, {"service_tier": "flex"}, "Tiers of service are not served", ""),
+    (BOTH, {"service_tier": "flex"}, "Service tiers are not served", ""),
     (BOTH, {"store": True}, "Keeping answers is not served", ""),
     (
         BOTH,

@@ -197,7 +197,7 @@ def test_an_unknown_request_is_a_404_that_says_why(name: str) -> None:
     assert response.status_code == 404
     error = response.json()["error"]
     assert (error["code"], error["param"]) == ("not_found", "request_id")
-    assert "under way" in error["message"]
+    assert "in progress" in error["message"]
 
 
 def test_a_finished_request_is_forgotten() -> None:

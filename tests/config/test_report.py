@@ -63,7 +63,7 @@ def test_it_begins_with_the_page() -> None:
     title, page, *_ = report().splitlines()
     assert title == "Quire serves quire-demo at http://127.0.0.1:8000"
     assert page.startswith("  open http://127.0.0.1:8000/ in a browser: ")
-    assert "GET  / (the page) /v1/models " in report()
+    assert "GET  / (web UI) /v1/models " in report()
 
 
 def test_an_address_for_all_is_told_as_one_that_a_browser_can_open() -> None:
@@ -96,7 +96,7 @@ def test_the_version_tells_the_device_and_its_promise() -> None:
     model = read_model(config)
     told = version_report(config, model)
     assert (told["device"], told["dtype"]) == ("cpu", "bf16")
-    assert "--dtype float32 promises" in told["determinism"]
+    assert "--dtype float32 guarantees" in told["determinism"]
 
     runner = replace(model.plan.runner, backend="cuda", batch_invariant=True)
     layout = replace(model.plan.layout, config=runner)

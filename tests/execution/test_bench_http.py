@@ -44,7 +44,7 @@ def test_a_row_holds_both_rates_and_the_books_under_load(
 
 @pytest.mark.slow
 def test_a_server_that_refuses_the_load_is_no_figure_of_zero(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no whole answer: .*must be a token id from 0 to 511"):
+    with pytest.raises(SystemExit, match=r"no complete answer: .*must be a token id from 0 to 511"):
         bench_http.main(arguments(tmp_path / "model", 512))
 
 

@@ -86,7 +86,7 @@ class FakeServer:
             request = json.loads(body)
             tokens = int(request.get("max_tokens", 1))
         except (ValueError, AttributeError):
-            self._error(writer, 400, "no JSON object")
+            self._error(writer, 400, "not a JSON object")
             return True
         script = request.get("script", {})
         self.truth[str(request.get("seed"))] = truth

@@ -131,10 +131,10 @@ def test_a_client_that_is_late_shows_in_the_intended_times_alone(fake_port: int)
         ({"failure": "closed"}, "truncated", "closed by the server"),
         ({"failure": "no_http"}, "malformed", "no HTTP/1.1"),
         ({"failure": "no_events"}, "malformed", "neither server-sent events nor JSON"),
-        ({"failure": "no_json"}, "malformed", "no JSON object"),
+        ({"failure": "no_json"}, "malformed", "not a JSON object"),
         ({"failure": "error_event"}, "error", "as scripted"),
         ({"failure": "error_and_close"}, "error", "as scripted"),
-        ({"failure": "odd_choices"}, "malformed", "choices are no list of objects"),
+        ({"failure": "odd_choices"}, "malformed", "choices are not a list of objects"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -167,7 +167,7 @@ def test_a_server_that_refuses_the_scenario_is_not_asked_for_long(fake_port: int
 def test_a_server_that_is_full_for_a_moment_is_asked_on(fake_port: int) -> None:
     result = run(fake_port, scenario({"status": 429}))
     assert result.outcomes == {"http_429": 20} and result.refused is None
-    assert not result.is_good and "no request got a whole answer" in result.complaints
+    assert not result.is_good and "no request got a complete answer" in result.complaints
 
 
 def test_a_conversation_goes_on_by_its_answers(fake_port: int) -> None:

@@ -46,7 +46,7 @@ def serve(folder: Path, kv_bytes: int, first: int, count: int) -> dict[str, Any]
         timeout=3000,
     )
     assert result.returncode == 0, result.stderr
-    assert "no memory for step" not in result.stderr
+    assert "out of memory in step" not in result.stderr
     found: dict[str, Any] = json.loads(result.stdout)
     return found
 

@@ -114,7 +114,7 @@ def test_it_fits_and_costs_no_torch_and_little_more_than_its_interpreter() -> No
         (("gpt-3", "--kv-cache-dtype", "int2"), "invalid choice: 'int2'"),
         (("--shape", "/no/such.toml"), "/no/such.toml: No such file"),
         (("gpt-3", "--shape", "own.toml"), "gpt-3 and --shape own.toml: give one of them"),
-        ((__file__,), "is a file: a shape is given with --shape"),
+        ((__file__,), "is a file: give a shape with --shape"),
         (("--shpae", "own.toml"), "unknown option --shpae; did you mean --shape?"),
         (("",), "MODEL is empty"),
         (("--shape", ""), "--shape is empty"),

@@ -127,9 +127,7 @@ def test_what_does_not_fit_tells_what_the_split_is_of() -> None:
 def test_a_family_that_no_checkpoint_is_read_of_is_told() -> None:
     for device in ("cpu", "l4"):
         notes = facts("qwen2.5-7b", device)["notes"]
-        assert notes == [
-            "a plan alone: of families quire serve reads llama, gpt2, and this is qwen2"
-        ]
+        assert notes == ["plan only: quire serve reads the families llama, gpt2, not qwen2"]
     assert facts("llama-3.1-8b")["notes"] == []
 
 

@@ -93,5 +93,5 @@ def test_a_start_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return replace(family, read=lambda facts: replace(family.read(facts), windows=(64, 0, 64)))
 
     monkeypatch.setattr(model_facts, "resolve", windowed)
-    with pytest.raises(StartupError, match="not computed yet: sliding windows; quire plan"):
+    with pytest.raises(StartupError, match="not served yet: sliding windows; quire plan"):
         model_facts.read_model(resolve({"model-dir": str(tmp_path), "device": "cpu"}, {}))

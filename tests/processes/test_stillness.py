@@ -123,7 +123,7 @@ def test_what_a_load_took_is_not_held_against_the_engine_that_is_ready() -> None
 def test_an_engine_that_loads_is_lost_when_it_reads_and_computes_nothing() -> None:
     it = Stillness(Patience(), lambda: (5, 5))
     assert seconds_until(it, Standing.LOST) == 120.0
-    assert "read no byte and computed nothing for 120 s" in it.reason
+    assert "read no bytes and computed nothing for 120 s" in it.reason
 
 
 def test_an_engine_that_loads_from_a_slow_disk_is_never_lost() -> None:

@@ -124,7 +124,7 @@ def test_a_stopped_engine_ends_its_streams_in_an_error() -> None:
 def test_a_first_engine_that_stops_while_it_loads_is_a_start_up_error() -> None:
     async def story() -> None:
         it = Engine(["hangs"], RestartPolicy(loading_s=0.3, check_s=0.02))
-        with pytest.raises(StartupError, match="read no byte and computed nothing for 0 s"):
+        with pytest.raises(StartupError, match="read no bytes and computed nothing for 0 s"):
             await it.supervisor.run(it.spawn())
         it.gauges.close()
 

@@ -156,7 +156,7 @@ def test_a_template_that_is_none_is_told_at_start_with_its_file_and_line(
     assert template.is_broken
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    told = f"{tmp_path / file} cannot be used, and chats will fail: {words}"
+    told = f"{tmp_path / file} cannot be used, so chats will be refused: {words}"
     assert record.getMessage().startswith(told)
 
 

@@ -117,7 +117,7 @@ def test_a_process_that_stands_still_for_long_is_replaced_and_the_chat_tried_aga
     run(template, story)
     [told] = [record.getMessage() for record in caplog.records]
     assert "not done after 61 s, in which it got 0.0" in told
-    assert told.endswith("it is tried once more")
+    assert told.endswith("retrying once")
 
 
 def test_a_machine_that_is_too_busy_for_both_tries_is_told_as_such(

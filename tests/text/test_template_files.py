@@ -114,7 +114,7 @@ def test_an_unusable_file_is_warned_of_and_chats_are_refused_with_the_same_words
     assert template.is_broken
     [record] = caplog.records
     told = record.getMessage()
-    start = f"{tmp_path / file} cannot be used, and chats will fail: "
+    start = f"{tmp_path / file} cannot be used, so chats will be refused: "
     assert record.levelno == logging.WARNING
     assert told.startswith(start)
     assert words in told

@@ -118,8 +118,11 @@ def test_a_document_of_every_key_has_no_key_that_is_not_read() -> None:
         ({"num_layers": 0}, r"num_layers is 0; it must lie in 1\.\."),
         ({"hidden_size": "64"}, 'hidden_size must be a whole number, not "64"'),
         ({"hidden_size": True}, "hidden_size must be a whole number, not true"),
-        ({"hidden_size": 60}, "hidden_size 60 is no multiple of num_query_heads 8; give head_dim"),
-        ({"num_kv_heads": 3}, "num_query_heads 8 is no multiple of num_kv_heads 3"),
+        (
+            {"hidden_size": 60},
+            "hidden_size 60 is not a multiple of num_query_heads 8; give head_dim",
+        ),
+        ({"num_kv_heads": 3}, "num_query_heads 8 is not a multiple of num_kv_heads 3"),
         ({"rotary_dim": 3}, "rotary_dim is 3; channels turn in pairs"),
         ({"rotary_dim": 16}, r"rotary_dim is 16; it must lie in 2\.\.8"),
         ({"full_every": 2}, "full_every needs a window"),

@@ -206,7 +206,7 @@ def test_yarn_without_a_factor_takes_the_ratio_of_contexts() -> None:
         ({"scale_attn_weights": 1}, "scale_attn_weights must be true or false"),
         ({"add_cross_attention": True}, "add_cross_attention is true"),
         ({"n_ctx": 512}, "n_ctx contradicts n_positions 1024"),
-        ({"n_head": 7}, "n_embd 768 is no multiple of n_head 7"),
+        ({"n_head": 7}, "n_embd 768 is not a multiple of n_head 7"),
         ({"activation_function": "quick_gelu"}, 'activation_function is "quick_gelu"'),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder"),

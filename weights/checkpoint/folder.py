@@ -84,7 +84,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         entries = read_header(inside(folder, WEIGHTS_FILE), WEIGHTS_FILE)
         tensors = {entry.name: entry for entry in entries}
     if not tensors:
-        raise CheckpointError(f"{weights_file}: there is no tensor in it")
+        raise CheckpointError(f"{weights_file}: it has no tensors")
     files = dict.fromkeys(entry.file for entry in tensors.values())
     return Checkpoint(
         folder=folder,
@@ -247,7 +247,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors"):
             raise CheckpointError(
-                f"{INDEX_FILE}: tensor {show(name)}: {show(str(file))} is no .safetensors file"
+                f"{INDEX_FILE}: tensor {show(name)}: {show(str(file))} is not a .safetensors file"
             )
         if "/" in file or "\\" in file or "\0" in file:
             raise CheckpointError(

@@ -17,7 +17,8 @@ from weights.spec import ModelSpec
 
 _NAMES_SHOWN = 6
 _NO_UNEMBEDDING = (
-    "without an unembedding the model can tell no token (transformers would make one up): save it "
+    "without an unembedding the model cannot choose a token (transformers would initialize one "
+    "at random): save it "
     "with its head, or set config.json's tie_word_embeddings to true if its embedding is the head"
 )
 

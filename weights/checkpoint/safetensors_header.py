@@ -129,7 +129,7 @@ def _offsets(value: Any) -> tuple[int, int]:
         raise _Fault(": data_offsets must be two whole numbers")
     begin, end = value
     if not 0 <= begin <= end < 1 << 62:
-        raise _Fault(f": data_offsets [{_text(begin)}, {_text(end)}] are no range")
+        raise _Fault(f": data_offsets [{_text(begin)}, {_text(end)}] are not a range")
     return begin, end
 
 

@@ -39,7 +39,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
     hidden = facts.integer("n_embd")
     heads = facts.integer("n_head", high=1 << 16)
     if hidden % heads:
-        raise facts.error("n_embd", f"{hidden} is no multiple of n_head {heads}")
+        raise facts.error("n_embd", f"{hidden} is not a multiple of n_head {heads}")
     head_dim = hidden // heads
     _refuse_unserved(facts)
     vocab_size = facts.integer("vocab_size")

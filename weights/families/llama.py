@@ -62,10 +62,12 @@ def _attention(facts: ConfigReader, hidden: int) -> AttentionSpec:
     kv_heads = facts.integer("num_key_value_heads", heads, high=1 << 16)
     if heads % kv_heads:
         raise facts.error(
-            "num_attention_heads", f"{heads} is no multiple of num_key_value_heads {kv_heads}"
+            "num_attention_heads", f"{heads} is not a multiple of num_key_value_heads {kv_heads}"
         )
     if "head_dim" not in facts and hidden % heads:
-        raise facts.error("hidden_size", f"{hidden} is no multiple of num_attention_heads {heads}")
+        raise facts.error(
+            "hidden_size", f"{hidden} is not a multiple of num_attention_heads {heads}"
+        )
     head_dim = facts.integer("head_dim", max(hidden // heads, 1), high=1 << 16)
     bias = facts.flag("attention_bias", False)
     return AttentionSpec(

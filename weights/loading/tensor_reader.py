@@ -205,7 +205,7 @@ def format_of(dtype: torch.dtype) -> str:
     """The format of one element a number that a torch dtype is."""
     name = from_torch_name(str(dtype))
     if name is None:
-        raise ValueError(f"{dtype} is no format")
+        raise ValueError(f"{dtype} is not a format")
     return name
 
 

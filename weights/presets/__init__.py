@@ -23,7 +23,7 @@ _FOLDER = Path(__file__).parent
 class Preset:
     name: str
     source: str
-    note: str  # what a reader of its plan must know; "" where there is nothing
+    note: str  # note that the plan shows; "" where there is nothing
     document: Mapping[str, Any]
 
     @property

@@ -97,7 +97,7 @@ class Acceptor:
         if self._reported is None or now - self._reported >= REPORT_S:
             self._reported = now
             log.warning(
-                "connections could not be accepted (%d times so far): %s; quiet ones are closed",
+                "accept failed (%d times so far): %s; closing idle connections",
                 self._failures,
                 error.strerror or error,
             )

@@ -155,14 +155,14 @@ class ChunkedBody:
         self._left = size + 2 if size else 0
 
     def _trailer_line(self, line: memoryview) -> None:
-        """Trailers are allowed, and read by nobody."""
+        """Trailers are allowed and ignored."""
         self._trailer += len(line)
         self._trailer_lines += 1
         if self._trailer > self._max_trailer or self._trailer_lines > MAX_FIELDS:
             raise QuireError(
                 ErrorCode.HEADERS_TOO_LARGE,
-                f"The request's trailers have more than {self._max_trailer} bytes or "
-                f"{MAX_FIELDS} fields, which are allowed.",
+                f"The request's trailers exceed the limit of {self._max_trailer} bytes or "
+                f"{MAX_FIELDS} fields.",
             )
         self._feed(line)
         if self.complete != (len(line) == 2):

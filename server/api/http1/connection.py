@@ -292,10 +292,10 @@ class Connection(Line):
     def _too_slow(self) -> None:
         self._receive_timer = None
         seconds = self._limits.receive_timeout_s
-        message = f"The request did not arrive within {seconds:g} s: its %s not whole by then."
+        message = f"The request did not arrive within {seconds:g} s: its %s incomplete."
         if self._phase is Phase.HEAD:
-            self._refuse(QuireError(ErrorCode.REQUEST_TIMEOUT, message % "headers were"))
+            self._refuse(QuireError(ErrorCode.REQUEST_TIMEOUT, message % "headers are"))
         elif self._exchange is None or self._exchange.complete:
             self._transport.abort()
         else:
-            self._break(QuireError(ErrorCode.REQUEST_TIMEOUT, message % "body was"))
+            self._break(QuireError(ErrorCode.REQUEST_TIMEOUT, message % "body is"))

@@ -94,9 +94,9 @@ class Exchange:
         try:
             await app(self._scope, self.receive, self.send)
             if not self.complete and not self.disconnected:
-                log.error("the application left a request without a whole answer")
+                log.error("the application ended a request without a complete response")
         except Exception:
-            log.exception("the application failed past its own error boundary")
+            log.exception("the application raised outside its error handler")
         finally:
             if not self.complete and not self.disconnected:
                 self._wire.abort()
@@ -173,7 +173,7 @@ class Exchange:
         elif self._left is not None:
             self._left -= len(body)
             if self._left < 0 or (self._left and not more):
-                raise RuntimeError("the answer is not as long as its Content-Length says")
+                raise RuntimeError("the response's length differs from its Content-Length")
         self._flush(body)
         if not more:
             self.complete = True

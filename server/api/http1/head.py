@@ -71,7 +71,7 @@ class HeadReader:
         self._bound(data, end)
         self._feed(data, end)
         if data.startswith(b"PRI * HTTP/2"):
-            raise _invalid("HTTP/2 is not spoken here")
+            raise _invalid("HTTP/2 is not supported")
         if self._beyond or self._messages > 1 or self._whole != (found >= 0):
             raise _invalid("its head does not end where it seems to")
         if found < 0:
@@ -84,8 +84,8 @@ class HeadReader:
         if end > self._limit or self._lines > MAX_FIELDS + 2:  # the request's line, the empty one
             raise QuireError(
                 ErrorCode.HEADERS_TOO_LARGE,
-                f"The request's headers have more than {self._limit} bytes or {MAX_FIELDS} fields, "
-                "which are allowed.",
+                f"The request's headers exceed the limit of {self._limit} bytes or "
+                f"{MAX_FIELDS} fields.",
             )
 
     def _feed(self, data: bytearray, end: int) -> None:
@@ -103,7 +103,7 @@ class HeadReader:
         method = self._parser.get_method().decode("ascii")
         del self._parser  # it and this object hold each other
         if version not in ("1.0", "1.1"):
-            raise _invalid(f"HTTP/{version} is not spoken here")
+            raise _invalid(f"HTTP/{version} is not supported")
         if version == "1.1" and sum(name == b"host" for name, _ in self._headers) != 1:
             raise _invalid("it must have exactly one Host header")
         raw_path, _, query = _origin_form(self._target).partition(b"?")
@@ -151,7 +151,7 @@ class HeadReader:
 
 
 def _invalid(why: str) -> QuireError:
-    message = f"This is no valid HTTP/1.1 request: {why.rstrip('.')}."
+    message = f"This is not a valid HTTP/1.1 request: {why.rstrip('.')}."
     return QuireError(ErrorCode.INVALID_REQUEST, message)
 
 

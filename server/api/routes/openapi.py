@@ -45,8 +45,8 @@ def decimals_up_to(most: int) -> str:
 
 
 DESCRIPTION = (
-    "OpenAI-style completions and chats of one model, and what the server tells of itself. "
-    "A field may be null, which is as good as absent. A value that asks for something is served "
+    "OpenAI-style completions and chats of one model, and the server's own reports. "
+    "A field may be null, which means that it is absent. A value that asks for something is served "
     "or refused by name."
 )
 _BESIDE_ROUTES: Sequence[type[BaseModel]] = (ErrorAnswer, CompletionChunk, ChatCompletionChunk)

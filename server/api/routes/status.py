@@ -91,7 +91,7 @@ class StatusRoutes:
         found = [await self._live_request(live) for live in self._state.live.find(name)]
         if not found:
             message = (
-                f"No request {shown(name)} is under way: it has ended, or never came. "
+                f"No request {shown(name)} is in progress: it has ended or was never received. "
                 "With usage_details a request's answer says what it held."
             )
             raise QuireError(ErrorCode.NOT_FOUND, message, param="request_id")
@@ -116,7 +116,7 @@ def _query(request: Request, known: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
         if name not in known:
-            message = f"The parameter {shown(name)} is unknown. Known are: {', '.join(known)}."
+            message = f"The parameter {shown(name)} is unknown. Known: {', '.join(known)}."
             raise QuireError(ErrorCode.INVALID_VALUE, message)
         if name in found:
             raise QuireError(

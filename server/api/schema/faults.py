@@ -84,7 +84,7 @@ def _refusal(one: ErrorDetails) -> QuireError:
     path += more.get("at", "")
     value = more.get("value", one["input"])
     if kind == MISSING:
-        message = f"{path} is missing, and needed."
+        message = f"{path} is required and missing."
         return QuireError(ErrorCode.MISSING_PARAMETER, message, param=path)
     if kind == UNKNOWN:
         return _unknown(path, more["name"], more["known"])
@@ -101,7 +101,7 @@ def _refusal(one: ErrorDetails) -> QuireError:
 def _unknown(path: str, name: str, known: list[str]) -> QuireError:
     """A key that nobody knows: most likely a misspelt one, whose wish must not vanish."""
     where = f"{path}." if path else ""
-    message = f"The field {where}{shown(name)} is unknown. Known are: {joined(known)}."
+    message = f"The field {where}{shown(name)} is unknown. Known: {joined(known)}."
     param = where + name
     return QuireError(
         ErrorCode.UNKNOWN_PARAMETER,

@@ -53,7 +53,7 @@ RULES = (  # of several fields, for which JSON Schema has no words
 
 MaxTokens = Annotated[int | None, Whole(0, "max_model_len")]
 Label = Annotated[
-    str | None, Text(0, 1024), Field(description="Changes nothing: for the client's own books.")
+    str | None, Text(0, 1024), Field(description="Changes nothing: for the client's own records.")
 ]
 Switch = Annotated[bool, Truth()]
 
@@ -154,7 +154,7 @@ class CommonFields(SamplingFields):
     metadata: Annotated[
         dict[str, str] | None,
         Labels(16, Text(0, 64), Text(0, 512)),
-        Field(description="Changes nothing: for the client's own books."),
+        Field(description="Changes nothing: for the client's own records."),
     ] = None
     prompt_cache_key: Label = None
     prompt_cache_retention: Label = None

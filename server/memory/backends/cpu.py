@@ -88,6 +88,6 @@ CPU: Backend = Backend(
     runner="server.execution.model_runner:ModelRunner",
     device="server.execution.cpu_device:CpuDevice",
     books="server.execution.cpu_device:open_with_books",
-    equal_bits="--dtype float32 promises equal tokens",
+    equal_bits="--dtype float32 guarantees equal tokens",
     weighs_dtype=True,
 )

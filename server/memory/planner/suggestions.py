@@ -159,7 +159,7 @@ def _resized(request: PlanRequest, name: str, value: int) -> PlanRequest:
             return replace(request, max_num_seqs=value, num_seqs_given=True)
         case "max_num_batched_tokens":
             return replace(request, max_num_batched_tokens=value)
-    raise ValueError(f"{name!r} is no size of a request")
+    raise ValueError(f"{name!r} is not a size of a request")
 
 
 def largest_that(holds: Callable[[int], bool], least: int, most: int, step: int = 1) -> int | None:
