@@ -11,13 +11,17 @@ INTEGERS = (torch.int32, torch.int64)
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
     """None in ``shape`` allows any size."""
-    given = tuple(tensor.shape)
+    given = tensor.shape
     if given == shape:
         return
-    matches = [want in (None, got) for got, want in zip(given, shape, strict=False)]
-    if len(given) != len(shape) or not all(matches):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} has shape {list(given)}; it must be [{wanted}]")
+    if len(given) == len(shape):
+        for got, want in zip(given, shape, strict=True):
+            if want is not None and want != got:
+                break
+        else:
+            return
+    wanted = ", ".join("any" if size is None else str(size) for size in shape)
+    raise ValueError(f"{name} has shape {list(given)}; it must be [{wanted}]")
 
 
 def check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:

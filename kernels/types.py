@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from kernels.checks import check_contiguous, check_dtype, check_same_device, check_shape
+from kernels.footprint.row_state import NUM_FLOATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +112,15 @@ class SampleOutput:
     non_finite: Tensor
 
 
+_INT = (torch.int32,)
+_LONG = (torch.int64,)
+
+
 @dataclass(frozen=True, slots=True)
 class StepBuffers:
     """What gather_step fills, for up to R rows and T tokens. Persistent: a captured graph of CUDA
-    work reads and writes these very addresses."""
+    work reads and writes these very addresses. Checked once, here: raises ValueError for a wrong
+    one."""
 
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
@@ -119,7 +128,27 @@ class StepBuffers:
     query_start_loc: Tensor  # [R + 1] int32
     seq_lens: Tensor  # [R] int32
     block_tables: Tensor  # [R, max_blocks] int32
-    floats: Tensor  # [6, R] float32, in the order of row_state.FLOATS_AT
+    floats: Tensor  # [6, at least R] float32, in the order of row_state.FLOATS_AT
     top_k: Tensor  # [R] int64
     keys: Tensor  # [R] int64
     output_positions: Tensor  # [R] int64
+
+    def __post_init__(self) -> None:
+        tokens = tuple(self.token_ids.shape)
+        for name, dtypes, shape in (
+            ("token_ids", _LONG, (None,)),
+            ("positions", _LONG, tokens),
+            ("slot_mapping", _LONG, tokens),
+            ("query_start_loc", _INT, (None,)),
+            ("seq_lens", _INT, (None,)),
+            ("block_tables", _INT, (None, None)),
+            ("floats", (torch.float32,), (NUM_FLOATS, None)),
+            ("top_k", _LONG, (None,)),
+            ("keys", _LONG, (None,)),
+            ("output_positions", _LONG, (None,)),
+        ):
+            tensor: Tensor = getattr(self, name)
+            check_shape(f"buffers.{name}", tensor, shape)
+            check_dtype(f"buffers.{name}", tensor, dtypes)
+            check_contiguous(f"buffers.{name}", tensor)
+            check_same_device(token_ids=self.token_ids, **{f"buffers.{name}": tensor})

@@ -115,23 +115,26 @@ def _cut(row: int, start: int, end: int, context: int, causal: bool) -> Iterator
 
 
 def _wave(items: list[_Item], tile: int, shape: AttentionShape, lookup: BlockLookup) -> Wave:
-    counts = torch.tensor([item.count for item in items]).unsqueeze(1)
-    tokens = torch.tensor([item.token for item in items]).unsqueeze(1)
-    seen_first = torch.tensor([item.seen_first for item in items]).unsqueeze(1)
-    seen_last = torch.tensor([item.seen_last for item in items]).unsqueeze(1)
-    offsets = torch.arange(tile)
-    query_ids = tokens + torch.minimum(offsets, counts - 1)
-    limits = torch.minimum(seen_first + offsets, seen_last) - 1
-    if tile == 1:
-        valid, token_ids = None, query_ids.view(-1)
+    tokens = torch.tensor([item.token for item in items])
+    valid: tuple[Tensor, Tensor] | None = None
+    if tile == 1:  # as many queries as items
+        query_ids = token_ids = tokens
+        limits = torch.tensor([float(item.seen_last - 1) for item in items])
     else:
+        counts = torch.tensor([item.count for item in items]).unsqueeze(1)
+        seen_first = torch.tensor([item.seen_first for item in items]).unsqueeze(1)
+        seen_last = torch.tensor([item.seen_last for item in items]).unsqueeze(1)
+        offsets = torch.arange(tile)
+        ids = tokens.unsqueeze(1) + torch.minimum(offsets, counts - 1)
+        limits = (torch.minimum(seen_first + offsets, seen_last) - 1).float()
         item_ids, offset_ids = (offsets < counts).nonzero(as_tuple=True)
-        valid, token_ids = (item_ids, offset_ids), query_ids[item_ids, offset_ids]
+        valid = (item_ids, offset_ids)
+        query_ids, token_ids = ids.view(-1), ids[item_ids, offset_ids]
     return Wave(
         query_tile=tile,
         items=len(items),
-        query_ids=query_ids.reshape(-1),
-        limits=limits.float().view(-1, 1, tile, 1),  # exact: a position is below 2**24
+        query_ids=query_ids,
+        limits=limits.view(-1, 1, tile, 1),  # exact: a position is below 2**24
         valid=valid,
         token_ids=token_ids,
         segments=tuple(_segments(items, shape, lookup)),
@@ -215,7 +218,7 @@ def paged_lookup(block_tables: Tensor, contexts: list[int], shape: AttentionShap
     A block past a row's context is never looked up in the table, whose entry may be anything: the
     row's own first block stands in for it.
     """
-    used = (torch.tensor(contexts) + shape.block_size - 1) // shape.block_size
+    used = torch.tensor([-(-context // shape.block_size) for context in contexts])
     heads = torch.arange(shape.num_kv_heads).unsqueeze(1)
     halves = torch.arange(2).view(2, 1, 1, 1)
 

@@ -25,7 +25,7 @@ from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
 from server.execution.held import HeldBytes
 from server.execution.model import Decoder, rotary_table
-from server.execution.runner import Runner
+from server.execution.model_runner import ModelRunner
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
 from server.memory.kv_groups import kv_cache_spec
@@ -49,7 +49,7 @@ class BuiltRunner:
     intermediates of the largest step.
     """
 
-    runner: Runner
+    runner: ModelRunner
     model: ModelSpec
     layout: Layout
     kv: KVCacheSpec
@@ -108,7 +108,7 @@ def build_runner(
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
     decoder = Decoder(model, loaded.linears, loaded.tensors, table)
     with using(backend.kernels):
-        runner: Runner = backend.load(backend.runner)(
+        runner = ModelRunner(
             decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=poison
         )
     return BuiltRunner(

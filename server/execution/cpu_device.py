@@ -39,6 +39,7 @@ class HostEvent:
 class CpuDevice:
     """This machine's processors, and its memory."""
 
+    overlaps = False
     kernel_cache: str | None = None
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
-"""A device that runs by itself: work is handed over, and the host goes on.
+"""A device: work is handed over, and where the device runs by itself the host goes on.
 
-Work is handed over as a function of no arguments that starts kernels and copies. On a GPU it is
-called at once, because what it calls only enqueues; it may not ask for a result. One stream does
-everything in order: what a step uploads and downloads is kilobytes, so a second stream would save
-less than its events cost.
+Work is handed over as a function of no arguments that starts kernels and copies; it may not ask for
+a result. It is called at once: a CPU (server.execution.cpu_device) does it then, and for a GPU what
+is called only enqueues. There one stream does everything in order: what a step uploads and
+downloads is kilobytes, so a second stream would save less than its events cost.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ class Device(Protocol):
     @property
     def description(self) -> str:
         """What it is, for people."""
+        ...
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the host goes on while work that was handed over is done."""
         ...
 
     @property
@@ -146,6 +151,8 @@ class CudaEvent:
 
 class CudaDevice:
     """One NVIDIA GPU, with a stream and a pool for graphs of its own."""
+
+    overlaps = True
 
     def __init__(self, index: int = 0, kernel_cache: str | None = None) -> None:
         self.torch_device = torch.device("cuda", index)

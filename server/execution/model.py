@@ -108,9 +108,13 @@ class Decoder:
             raise ValueError("a decoder needs at least one layer")
         return x, residual
 
-    def pick(self, x: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """The final norm of the chosen rows alone: [T, D], [T, D], [R] int64 -> [R, D]."""
-        normed, _ = self.final_norm(x.index_select(0, rows), residual.index_select(0, rows))
+    def pick(
+        self, x: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The final norm of the chosen rows alone, or of all: [T, D], [T, D], [R] -> [R, D]."""
+        if rows is not None:
+            x, residual = x.index_select(0, rows), residual.index_select(0, rows)
+        normed, _ = self.final_norm(x, residual)
         return normed
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

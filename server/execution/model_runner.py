@@ -1,12 +1,15 @@
 """Runs step plans: rows in, forward pass, tokens out. The engine's Executor on one device.
 
-    plan -> rows released, blocks copied, rows admitted and extended   (InputBatch, KVCache)
-         -> one forward pass over all scheduled tokens                        (Decoder)
-         -> the positions whose logits are asked for, through the final norm  (Picks)
-         -> tokens and log-probabilities, a bounded number of rows at a time  (Sampler)
+    plan -> what changes about rows, and which take part, as one packet   (Rows, PacketDraft)
+         -> rows and cache blocks changed on the device                   (DeviceStep.change)
+         -> one forward pass, captured for decode steps on a GPU          (DeviceStep, DecodeGraphs)
+         -> tokens and log-probabilities, into the rows and to the host   (DeviceStep.sample)
 
-On a CPU the forward pass is done when ``forward`` returns; the four-call seam of the Executor
-stays, so that a device that runs by itself fits the same engine.
+``forward`` and ``sample`` hand work over to the device and return. A CPU does it there and then; a
+GPU does it while the host goes on. The token that a row chose is written into the row on the
+device, where the next step reads it, so that step can be planned and handed over before the host
+has seen the token: a plan tells places and lengths, never tokens. ``result`` waits for an event
+behind the step and reads what lies in the step's own slot.
 """
 
 from __future__ import annotations
@@ -14,83 +17,66 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from time import perf_counter
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 import kernels
 from kernels.dispatch import using
 from server.engine.request import SamplingParams
-from server.engine.step_plan import (
-    ForwardHandle,
-    PendingResult,
-    RowResult,
-    StepPlan,
-    StepResult,
-)
-from server.execution.cuda_graphs import GraphMode
-from server.execution.device import Device
-from server.execution.input_batch import InputBatch, StepInputs
-from server.execution.kv_cache import KVCache
-from server.execution.live_bytes import PeakMeter, storage_bytes
-from server.execution.model import Decoder, StepTensors
+from server.engine.step_plan import ForwardHandle, PendingResult, StepPlan, StepResult
+from server.execution.cuda_graphs import DecodeGraphs, GraphMode
+from server.execution.device import Device, Event
+from server.execution.live_bytes import PeakMeter
+from server.execution.model import Decoder
 from server.execution.out_of_memory import attribute_oom
-from server.execution.row_results import row_result
-from server.execution.sampler import Sampled, Sampler, SampleWork, Scored
-from server.execution.warm_up import largest_plan, step_seconds
+from server.execution.packet import EMPTY, PacketDraft
+from server.execution.rows import RowChanges, Rows, StepRows
+from server.execution.sampling_batch import SampleWork, plan_sampling
+from server.execution.step import BlockChanges, DeviceStep, OnDevice
+from server.execution.step_slots import PendingStep, Slots, StepEvents, StepSlot
+from server.execution.warm_up import copy_plans, kernel_plans, largest_plan, step_seconds
 from server.memory.backends.registry import backend_named
-from server.memory.intermediates import sample_rows
-from server.memory.layout import Layout
-from server.memory.runner_config import attention_shape
-
-Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Picks:
-    """Which tokens of a step need logits, as indices into its T tokens.
-
-    ``scored`` are prompt positions whose following token's log-probability was asked for, all of a
-    row's together; ``sampled`` the last token of each row that chooses a new one.
-    """
-
-    scored: Int64  # [P]
-    scored_for: Int64  # [P] the row that asked
-    targets: Int64  # [P] the prompt token that follows each
-    sampled: Int64  # [S]
-
-    @property
-    def rows(self) -> Int64:
-        return np.concatenate((self.scored, self.sampled))
+from server.memory.layout import Layout, decode_graph_sizes
+from server.memory.runner_buffers import MOST_ROW_WORDS, row_layout
 
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """A forward pass that is done, up to the final norm: ``hidden`` [P + S, D]."""
+    """A forward pass that was handed over. ``params`` are its rows' when it was planned: when the
+    result is read a row may belong to another sequence."""
 
     plan: StepPlan
-    picks: Picks
-    hidden: torch.Tensor
-    seconds: float
+    rows: StepRows
+    params: tuple[SamplingParams, ...]
+    work: SampleWork
+    slot: StepSlot
+    started: Event
+    forwarded: Event
+    tensors: OnDevice
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """A result that needs no waiting for."""
+class RowsChanged:
+    """The handle and the result of a plan without rows."""
 
-    value: StepResult
+    step_id: int
 
     def result(self) -> StepResult:
-        return self.value
+        return StepResult(self.step_id, ())
 
 
 class ModelRunner:
     """Holds a decoder, its rows and its cache, all in the buffers of one layout.
 
-    ``eos_token_ids`` are what min_tokens forbids beside a request's own stop ids. ``poison`` fills
-    blocks with NaN when they are handed out (tests).
+    Args:
+        layout: of the configuration that the buffers were made for.
+        buffers: the layout's, on the device, zeroed.
+        eos_token_ids: what min_tokens forbids beside a request's own stop ids.
+        graphs: when decode steps are captured.
+        poison: fill blocks with NaN when they are handed out (tests).
+
+    Raises:
+        ValueError: rows times tokens of a context are more than records can number.
     """
 
     def __init__(
@@ -101,210 +87,196 @@ class ModelRunner:
         eos_token_ids: tuple[int, ...],
         device: Device,
         *,
-        graphs: GraphMode = GraphMode.OFF,
+        graphs: GraphMode = GraphMode.LAZY,
         poison: bool = False,
     ) -> None:
+        config = layout.config
+        if buffers["row_state"].numel() > MOST_ROW_WORDS:
+            raise ValueError(
+                f"max_num_seqs {config.max_num_seqs} times max_model_len {config.max_model_len} is"
+                f" too much: all rows hold at most {MOST_ROW_WORDS} numbers"
+            )
         self.layout = layout
         self.decoder = decoder
-        self.cache = KVCache(buffers["kv_cache"], poison=poison)
-        self.batch = InputBatch(
-            buffers, block_size=layout.config.block_size, vocab_size=decoder.spec.vocab_size
+        self.device = device
+        self.rows = Rows(
+            row_layout(config), max_num_seqs=config.max_num_seqs, block_size=config.block_size
         )
-        self.peak = PeakMeter(device.peak_meter)
+        self.slots = Slots(device, layout, buffers)
+        self._backend = backend_named(config.backend)
+        self.limits = self._backend.logit_limits(decoder.spec, config)
+        self.step = DeviceStep(decoder, layout, buffers, device, self.limits)
+        sizes = decode_graph_sizes(config) if self._backend.captures_graphs else ()
+        self.graphs = DecodeGraphs(device, sizes, self.step.decode, self.step.forget, mode=graphs)
         self.largest_step_seconds = 0.0  # before the warm-up
-        self.workspace = kernels.AttentionWorkspace(attention_shape(decoder.spec, layout.config))
-        self.workspace.buffer.zero_()  # resident from the start
         self._eos_token_ids = eos_token_ids
-        self._kernels = backend_named(layout.config.backend).kernels
-        self._sampler = Sampler(
-            decoder.logits,
-            self.batch.sampling,
-            logit_rows=layout.config.logit_rows,
-            sample_rows=sample_rows(decoder.spec.vocab_size),
-        )
+        self._poison = poison
+        self._last: Forwarded | RowsChanged | None = None
+        device.synchronize()  # weights and buffers are there
+        device.run(self.step.clear)
+        if poison:
+            device.run(lambda: _poison(buffers["kv_cache"]))
+        device.synchronize()
 
     @property
     def overlaps(self) -> bool:
-        """On a CPU a step is done when ``forward`` and ``sample`` return."""
-        return False
+        """The next step may be handed over before the last result was asked for."""
+        return self.device.overlaps
+
+    @property
+    def peak(self) -> PeakMeter:
+        return self.step.peak
+
+    @property
+    def workspace(self) -> kernels.AttentionWorkspace:
+        return self.step.workspace
 
     @property
     def pinned_bytes(self) -> int:
-        """Nothing is copied from or to a device."""
-        return 0
+        return self.slots.pinned_bytes
 
     def around_capture(self, watch: Callable[[], AbstractContextManager[None]]) -> None:
-        """Nothing is captured."""
+        self.graphs.around_capture = watch
 
     def warm_up(self) -> int:
-        """Measures the intermediates of the largest step, before the first request: bytes.
+        """Runs the largest step, and where kernels are compiled smaller ones that meet the others;
+        leaves no row behind. One layer is enough: all have the same intermediates.
 
-        Runs one layer and the sampler with everything switched on; leaves no row behind. What all
-        layers take follows from it: ``largest_step_seconds``.
+        Captures all decode sizes where the mode says so, before anything else: a capture gives back
+        what the allocator keeps for later, which is to be the largest step's. Returns the bytes of
+        intermediates that the largest step had alive at once; ``largest_step_seconds`` is what that
+        step takes.
         """
-        plan = largest_plan(self.layout.config)
-        with using(self._kernels):
-            handle = self.forward_layers(plan, 1)
-        result = self.sample(handle, None).result()
-        self.largest_step_seconds = step_seconds(result, self.decoder.spec.num_layers)
-        self.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
+        if self.graphs.mode is GraphMode.START:
+            self.graphs.capture_all()
+        config = self.layout.config
+        compiles = self._backend.compiles_kernels
+        smaller = kernel_plans(config, self.limits) if compiles else ()
+        for plan in (largest_plan(config), *smaller):
+            result = self.sample(self.forward_layers(plan, 1), None).result()
+            seconds = step_seconds(result, self.decoder.spec.num_layers)
+            self.largest_step_seconds = max(self.largest_step_seconds, seconds)
+            self.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
+        for plan in copy_plans(config) if compiles else ():
+            self.forward(plan)
+        self.device.synchronize()
         return self.peak.peak_bytes
 
-    def forward(self, plan: StepPlan) -> Forwarded:
-        """Applies the plan to rows and cache, and runs the model over its tokens.
+    def forward(self, plan: StepPlan) -> Forwarded | RowsChanged:
+        """Applies the plan to rows and cache, and hands over the model's work on its tokens.
 
         Raises:
             ValueError: the plan asks for tokens or slots that a row does not have, or for a
                 feature that this runner does not serve.
-            StepOutOfMemory: an allocation failed.
+            StepOutOfMemory: an allocation failed while the work was handed over.
         """
-        with using(self._kernels), attribute_oom(row.row for row in plan.rows):
-            return self.forward_layers(plan, None)
+        return self.forward_layers(plan, None)
 
-    @torch.inference_mode()
-    def forward_layers(self, plan: StepPlan, num_layers: int | None) -> Forwarded:
+    def forward_layers(self, plan: StepPlan, num_layers: int | None) -> Forwarded | RowsChanged:
         """As ``forward``, through the first ``num_layers`` layers only (to measure by)."""
-        started = perf_counter()
-        self._apply(plan)
-        if not plan.rows:
-            empty = np.zeros(0, dtype=np.int64)
-            nothing = self.decoder.embedding.new_empty(0, self.decoder.spec.hidden_size)
-            picks = Picks(empty, empty, empty, empty)
-            return Forwarded(plan, picks, nothing, perf_counter() - started)
-        inputs = self.batch.step_inputs(plan.rows)
-        picks = self._picks(plan, inputs)
-        with self.peak.watch(plan.num_tokens, 0):
-            hidden = self._hidden(inputs, picks, num_layers)
-        return Forwarded(plan, picks, hidden, perf_counter() - started)
+        with using(self._backend.kernels), attribute_oom(row.row for row in plan.rows):
+            return self._forward(plan, num_layers)
 
-    @torch.inference_mode()
+    def _forward(self, plan: StepPlan, num_layers: int | None) -> Forwarded | RowsChanged:
+        packet = PacketDraft(self.step.table)
+        blocks = self._block_changes(plan, packet)
+        changes = self.rows.apply(plan, packet)
+        if not plan.rows:
+            if blocks or changes:
+                self._hand_over(packet, blocks, changes)
+            self._last = RowsChanged(plan.step_id)
+            return self._last
+        rows = self.rows.step(plan.rows)
+        params = tuple(self.rows.params_of(row.row) for row in plan.rows)
+        packet.set_rows(rows.rows, rows.starts, rows.computed, rows.places, rows.outputs)
+        work = plan_sampling(
+            plan, self.rows, rows, packet, limits=self.limits, eos_token_ids=self._eos_token_ids
+        )
+        size = self._graph_size(plan) if num_layers is None else None
+        # Captured before the packet is uploaded: a capture takes every row out of the batch.
+        graph = None if size is None else self.graphs.graph(size)
+        started = self.device.record()
+        slot, on = self._hand_over(packet, blocks, changes)
+        if graph is None:
+            self.device.run(lambda: self.step.forward(rows, work, on, num_layers))
+        else:
+            self.device.replay(graph)
+        forwarded = self.device.record()
+        self._last = Forwarded(plan, rows, params, work, slot, started, forwarded, on)
+        return self._last
+
     def sample(self, handle: ForwardHandle, masks: dict[int, bytes] | None) -> PendingResult:
-        """Chooses tokens and scores prompt positions of a forward pass.
+        """Hands over the choice of tokens and the scoring of prompts of the last forward pass.
 
         Raises:
-            ValueError: the handle is not this runner's, or grammar masks are given.
-            StepOutOfMemory: an allocation failed.
+            ValueError: the handle is not this runner's last, grammar masks are given, or a row
+                that chooses a token is full.
+            StepOutOfMemory: an allocation failed while the work was handed over.
         """
-        if not isinstance(handle, Forwarded):
+        if not isinstance(handle, Forwarded | RowsChanged):
             raise ValueError(f"{type(handle).__name__} is no forward pass of this runner")
         if masks:
             raise ValueError("grammar masks are not served by this runner")
-        started = perf_counter()
-        picks, plan = handle.picks, handle.plan
-        logit_rows = min(len(picks.rows), self.layout.config.logit_rows)
-        with using(self._kernels), attribute_oom(row.row for row in plan.rows):
-            with self.peak.watch(0, logit_rows, storage_bytes(handle.hidden)):
-                scored = self._score(handle)
-                sampled = self._choose(handle)
-            results = self._results(plan, scored, sampled)
-        return Done(
-            StepResult(
-                step_id=plan.step_id,
-                rows=results,
-                forward_seconds=handle.seconds,
-                sample_seconds=perf_counter() - started,
-                peak_activation_bytes=self.peak.peak_bytes,
+        if isinstance(handle, RowsChanged):
+            return handle
+        if handle is not self._last:
+            raise ValueError(
+                f"step {handle.plan.step_id} is sampled after a later step was handed over"
             )
+        rows, work, slot, on = handle.rows, handle.work, handle.slot, handle.tensors
+        self.rows.append(rows)
+        self._last = None  # once
+        with using(self._backend.kernels), attribute_oom(row.row for row in handle.plan.rows):
+            self.device.run(lambda: self.step.sample(rows, work, on, slot.tensors))
+        events = StepEvents(handle.started, handle.forwarded, self.device.record())
+        pending = PendingStep(handle.plan, work, handle.params, slot.views, events, self.step.peak)
+        slot.hold(pending)
+        return pending
+
+    def _hand_over(
+        self, draft: PacketDraft, blocks: BlockChanges, rows: RowChanges
+    ) -> tuple[StepSlot, OnDevice]:
+        """Brings a packet to the device and changes what it says about rows and blocks."""
+        slot = self.slots.take()
+        packet = slot.fill(draft)
+        on = OnDevice(packet)
+        if slot.is_pinned:
+            self.device.run(lambda: self.step.upload(packet, on))
+            slot.sent(self.device.record())
+        if blocks or rows:
+            self.device.run(lambda: self.step.change(on, blocks, rows))
+        return slot, on
+
+    def _block_changes(self, plan: StepPlan, packet: PacketDraft) -> BlockChanges:
+        sources = [source for source, _ in plan.block_copies]
+        destinations = [destination for _, destination in plan.block_copies]
+        return BlockChanges(
+            packet.put(sources),
+            packet.put(destinations),
+            packet.put(self._new_blocks(plan)) if self._poison else EMPTY,
         )
 
-    def _apply(self, plan: StepPlan) -> None:
-        block_size = self.cache.block_size
+    def _new_blocks(self, plan: StepPlan) -> list[int]:
+        """Blocks in which nothing may be read before it is written."""
+        block_size = self.layout.config.block_size
         new: list[int] = []
         for admitted in plan.admitted:
             new += admitted.block_tables[0][-(-admitted.num_computed_tokens // block_size) :]
         for row in plan.rows:
             new += row.new_block_ids[0] if row.new_block_ids else ()
-        self.cache.copy(plan.block_copies)
-        self.cache.hand_out(new)
-        self.batch.apply(plan)
+        return new
 
-    def _picks(self, plan: StepPlan, inputs: StepInputs) -> Picks:
-        starts = inputs.query_start_loc
-        scored = [
-            np.arange(start, start + row.num_prompt_logits)
-            for start, row in zip(starts.tolist(), plan.rows, strict=False)
-            if row.num_prompt_logits
-        ]
-        samples = np.array([row.samples for row in plan.rows], dtype=np.bool_)
-        sampled = starts[1:][samples].astype(np.int64) - 1
-        if not scored:
-            none = np.zeros(0, dtype=np.int64)
-            return Picks(none, none, none, sampled)
-        tokens = np.concatenate(scored)
-        row_of_token = inputs.rows[np.searchsorted(starts, tokens, side="right") - 1]
-        targets = self.batch.token_ids[row_of_token, inputs.positions[tokens] + 1]
-        return Picks(tokens, row_of_token, targets.astype(np.int64), sampled)
-
-    def _hidden(self, inputs: StepInputs, picks: Picks, num_layers: int | None) -> torch.Tensor:
-        x, residual = self.decoder.forward(self._step_tensors(inputs), num_layers)
-        return self.decoder.pick(x, residual, torch.from_numpy(picks.rows))
-
-    def _step_tensors(self, inputs: StepInputs) -> StepTensors:
-        positions = torch.from_numpy(inputs.positions)
-        slot_mapping = torch.from_numpy(inputs.slot_mapping)
-        return StepTensors(
-            token_ids=torch.from_numpy(inputs.token_ids),
-            positions=positions,
-            slot_mapping=slot_mapping,
-            cache=self.cache.tensor,
-            metadata=kernels.prepare_attention(
-                query_start_loc=torch.from_numpy(inputs.query_start_loc),
-                seq_lens=torch.from_numpy(inputs.seq_lens),
-                block_tables=torch.from_numpy(inputs.block_tables),
-                slot_mapping=slot_mapping,
-                positions=positions,
-                shape=self.workspace.shape,
-            ),
-            workspace=self.workspace,
+    def _graph_size(self, plan: StepPlan) -> int | None:
+        """The size of the captured step that runs this plan: one token of each row, each chosen
+        after. None for everything else."""
+        if not self.graphs.sizes:
+            return None
+        decodes = all(
+            row.num_scheduled_tokens == 1 and row.samples and not row.num_prompt_logits
+            for row in plan.rows
         )
+        return self.graphs.size_for(len(plan.rows)) if decodes else None
 
-    def _score(self, handle: Forwarded) -> Scored:
-        num_top = max(
-            (
-                self._params(row.row).prompt_logprobs or 0
-                for row in handle.plan.rows
-                if row.num_prompt_logits
-            ),
-            default=0,
-        )
-        hidden = handle.hidden[: len(handle.picks.scored)]
-        picks = handle.picks
-        return self._sampler.score(hidden, picks.targets, picks.scored_for, num_top)
 
-    def _choose(self, handle: Forwarded) -> Sampled:
-        planned = [row for row in handle.plan.rows if row.samples]
-        rows = np.array([row.row for row in planned], dtype=np.int64)
-        work = SampleWork(
-            rows=rows,
-            output_positions=self.batch.num_tokens[rows] - self.batch.num_prompt[rows],
-            forbidden=[
-                (*self._eos_token_ids, *self._params(row.row).stop_token_ids)
-                if row.min_tokens_pending
-                else ()
-                for row in planned
-            ],
-            num_top=[self._params(row.row).logprobs for row in planned],
-        )
-        return self._sampler.sample(handle.hidden[len(handle.picks.scored) :], work)
-
-    def _params(self, row: int) -> SamplingParams:
-        params = self.batch.sampling.params[row]
-        if params is None:
-            raise ValueError(f"row {row} holds no sequence")
-        return params
-
-    def _results(self, plan: StepPlan, scored: Scored, sampled: Sampled) -> tuple[RowResult, ...]:
-        """Reads results out in the order of the plan, and gives each row its new token."""
-        results: list[RowResult] = []
-        position = choice = 0
-        for planned in plan.rows:
-            positions = slice(position, position + planned.num_prompt_logits)
-            with attribute_oom((planned.row,)):
-                params = self._params(planned.row)
-                result = row_result(planned, params, scored, positions, sampled, choice)
-                for token_id in result.token_ids:
-                    self.batch.append(planned.row, token_id)
-            results.append(result)
-            position = positions.stop
-            choice += planned.samples
-        return tuple(results)
+def _poison(cache: torch.Tensor) -> None:
+    cache.fill_(float("nan"))

@@ -65,9 +65,9 @@ class PacketDraft:
 
     def put(self, values: npt.NDArray[np.integer] | Sequence[int]) -> Span:
         """Adds words, and says where they will lie."""
-        words = np.asarray(values, dtype=np.int32).reshape(-1)
-        if not len(words):
+        if not len(values):
             return EMPTY
+        words = np.asarray(values, dtype=np.int32)
         span = Span(self.num_words, len(words))
         self._parts.append(words)
         filling = -len(words) % ALIGNMENT

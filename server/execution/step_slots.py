@@ -1,7 +1,8 @@
-"""Pinned memory of steps in flight: a packet on its way up, results on their way down.
+"""What host and device exchange about steps in flight: packets one way, results the other.
 
-There are two slots, used in turn. A step's packet is put together in one while the step before it
-runs from the other, and its results stay readable until the slot is used again.
+A device with memory of its own has two slots of pinned memory, used in turn: a step's packet is put
+together in one while the step before it runs from the other, and its results stay readable until
+the slot is used again. A device that shares the host's memory has one, in the layout's buffers.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from server.engine.request import SamplingParams
 from server.engine.step_plan import LogprobArrays, RowResult, StepPlan, StepResult
 from server.execution.buffers import dtype_of
 from server.execution.device import Device, Event
-from server.execution.gpu_sampling import SampleWork
 from server.execution.live_bytes import PeakMeter
 from server.execution.out_of_memory import attribute_oom, release_frames
 from server.execution.packet import PacketDraft
 from server.execution.packing import pack_logprobs
-from server.memory.backends.gpu_layout import NUM_SLOTS
+from server.execution.sampling_batch import SampleWork
 from server.memory.kinds import Buffer
+from server.memory.layout import Layout
+from server.memory.runner_buffers import NUM_SLOTS, slot_shapes
 
 
 class Unread(Protocol):
@@ -33,14 +35,15 @@ class Unread(Protocol):
 
 
 class StepSlot:
-    """One set of pinned buffers. ``pinned`` are for the device; ``views`` the same for the host."""
+    """One set of buffers. ``tensors`` are for the device; ``views`` the same for the host."""
 
-    def __init__(self, device: Device, buffers: Sequence[Buffer]) -> None:
+    def __init__(
+        self, device: Device, tensors: Mapping[str, torch.Tensor], *, is_pinned: bool
+    ) -> None:
         self._device = device
-        self.pinned = {
-            buffer.name: device.pinned(buffer.shape, dtype_of(buffer.format)) for buffer in buffers
-        }
-        self.views = {name: tensor.numpy() for name, tensor in self.pinned.items()}
+        self.tensors = tensors
+        self.is_pinned = is_pinned
+        self.views = {name: tensor.numpy() for name, tensor in tensors.items()}
         self._uploaded: Event | None = None
         self._unread: Unread | None = None
 
@@ -54,8 +57,8 @@ class StepSlot:
         self._uploaded = self._unread = None
 
     def fill(self, draft: PacketDraft) -> torch.Tensor:
-        """The packet in pinned memory; in memory of its own where it is longer than the slot's."""
-        packet, words = self.pinned["packet"], self.views["packet"]
+        """The packet in the slot; in memory of its own where it is longer than the slot's."""
+        packet, words = self.tensors["packet"], self.views["packet"]
         if draft.num_words > len(words):
             packet = self._device.pinned((draft.num_words,), torch.int32)
             words = packet.numpy()
@@ -71,23 +74,28 @@ class StepSlot:
 
 
 class Slots:
-    def __init__(self, device: Device, buffers: Sequence[Buffer]) -> None:
-        self._slots = [StepSlot(device, buffers) for _ in range(NUM_SLOTS)]
-        self._next = 0
+    """``buffers`` are the layout's; ``pinned_bytes`` those of memory that all slots have beside."""
 
-    @property
-    def nbytes(self) -> int:
-        return sum(
-            tensor.untyped_storage().nbytes()
-            for slot in self._slots
-            for tensor in slot.pinned.values()
+    def __init__(self, device: Device, layout: Layout, buffers: Mapping[str, torch.Tensor]) -> None:
+        sets = [_pinned(device, layout.pinned) for _ in range(NUM_SLOTS if layout.pinned else 0)]
+        self.pinned_bytes = sum(
+            tensor.untyped_storage().nbytes() for one in sets for tensor in one.values()
         )
+        self._slots = [StepSlot(device, one, is_pinned=True) for one in sets]
+        if not sets:
+            shared = {name: buffers[name] for name, _, _ in slot_shapes(layout.config)}
+            self._slots.append(StepSlot(device, shared, is_pinned=False))
+        self._next = 0
 
     def take(self) -> StepSlot:
         slot = self._slots[self._next]
         self._next = (self._next + 1) % len(self._slots)
         slot.take()
         return slot
+
+
+def _pinned(device: Device, buffers: Sequence[Buffer]) -> dict[str, torch.Tensor]:
+    return {buffer.name: device.pinned(buffer.shape, dtype_of(buffer.format)) for buffer in buffers}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,7 @@ class StepEvents:
     done: Event
 
 
-class GpuPending:
+class PendingStep:
     """A step on its way. ``params`` are its rows' when it was planned, ``views`` its slot's, which
     stay its own until it was read: the slot holds it."""
 
@@ -161,21 +169,24 @@ def read_rows(
     scored = _Report(views["scored_ids"], views["scored_logprobs"], work.scored_width)
     results: list[RowResult] = []
     choice = 0
-    for planned, given in zip(plan.rows, params, strict=True):
-        prompt = logprobs = None
-        finite = True
-        token_ids: tuple[int, ...] = ()
-        if planned.num_prompt_logits:
-            prompt, finite = scored.next(planned.num_prompt_logits, given.prompt_logprobs or 0)
-        if planned.samples:
-            asked = None
-            if given.logprobs is not None:
-                asked, _ = chosen.next(1, given.logprobs)
-            finite = finite and tokens[choice] >= 0
-            if finite:
-                token_ids, logprobs = (tokens[choice],), asked
-            choice += 1
-        results.append(RowResult(planned.row, token_ids, not finite, logprobs, prompt))
+    reading: list[int] = []  # the row whose part it is
+    with attribute_oom(reading):
+        for planned, given in zip(plan.rows, params, strict=True):
+            reading[:] = (planned.row,)
+            prompt = logprobs = None
+            finite = True
+            token_ids: tuple[int, ...] = ()
+            if planned.num_prompt_logits:
+                prompt, finite = scored.next(planned.num_prompt_logits, given.prompt_logprobs or 0)
+            if planned.samples:
+                asked = None
+                if given.logprobs is not None:
+                    asked, _ = chosen.next(1, given.logprobs)
+                finite = finite and tokens[choice] >= 0
+                if finite:
+                    token_ids, logprobs = (tokens[choice],), asked
+                choice += 1
+            results.append(RowResult(planned.row, token_ids, not finite, logprobs, prompt))
     return tuple(results)
 
 

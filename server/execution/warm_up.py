@@ -1,10 +1,26 @@
-"""The largest step that a configuration allows, as a plan, and how long it takes."""
+"""Plans for the time before the first request: the largest step that a configuration allows, and
+those with which every kernel that serving can need is compiled and has run once.
+
+Where kernels are compiled, one is when a configuration of it first runs, which takes up to seconds;
+a request must not pay for that. Configurations differ by sizes that the tuning table tells apart,
+so steps of rising sizes run through one layer; and by what rows ask of the sampler, so everything
+is asked of it. Compiled kernels are kept on disk, so a later start only reads them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from server.engine.request import SamplingParams
 from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan, StepResult
+from server.memory.graph_sizes import SIZES
+from server.memory.runner_buffers import LogitLimits
 from server.memory.runner_config import RunnerConfig
+
+GREEDY = SamplingParams(seed=0, temperature=0.0)
+DRAWN = SamplingParams(seed=0)
+TRUNCATED = replace(DRAWN, top_p=0.9)
 
 
 def largest_plan(config: RunnerConfig) -> StepPlan:
@@ -45,6 +61,80 @@ def largest_plan(config: RunnerConfig) -> StepPlan:
 def step_seconds(one_layer: StepResult, num_layers: int) -> float:
     """What a step takes through all layers, by a run of it through one."""
     return num_layers * one_layer.forward_seconds + one_layer.sample_seconds
+
+
+def kernel_plans(config: RunnerConfig, limits: LogitLimits) -> Iterator[StepPlan]:
+    """One prompt of every size, as many rows of one token, and a row for everything to ask for."""
+    longest = min(
+        config.max_num_batched_tokens,
+        config.max_model_len - 1,
+        config.num_blocks * config.block_size,
+    )
+    for length in _sizes(longest):
+        yield _plan([length], GREEDY, config)
+    for rows in _sizes(min(config.max_num_seqs, config.num_blocks, longest)):
+        yield _plan([1] * rows, DRAWN, config)
+    if longest > 0:
+        for sampling, pending in _everything_asked(limits):
+            yield _plan([1], sampling, config, min_tokens_pending=pending)
+
+
+def copy_plans(config: RunnerConfig) -> Iterator[StepPlan]:
+    """Copies of 1, 2, 4, ... blocks, as many as all rows can fork: they hold nothing yet."""
+    count = 1
+    while count <= min(config.max_num_seqs, config.num_blocks // 2):
+        pairs = tuple((2 * index, 2 * index + 1) for index in range(count))
+        yield StepPlan(0, block_copies=pairs)
+        count *= 2
+
+
+def _sizes(most: int) -> Iterator[int]:
+    """Those that decode steps are captured at, then twice as many each time, up to ``most``."""
+    size = 0
+    while size < most:
+        size = min(most, next((one for one in SIZES if one > size), 2 * size))
+        yield size
+
+
+def _everything_asked(limits: LogitLimits) -> Iterator[tuple[SamplingParams, bool]]:
+    """Every combination that the sampler tells apart, with whether end ids are forbidden."""
+    for drawing in (GREEDY, DRAWN, TRUNCATED):
+        for penalised in (drawing, replace(drawing, repetition_penalty=1.1)):
+            for sampling in (penalised, replace(penalised, logit_bias=((0, 1.0),))):
+                yield sampling, False
+            yield replace(penalised, stop_token_ids=(0,)), True
+    for number in limits.num_tops:
+        yield replace(GREEDY, logprobs=number), False
+
+
+def _plan(
+    lengths: list[int],
+    sampling: SamplingParams,
+    config: RunnerConfig,
+    *,
+    min_tokens_pending: bool = False,
+) -> StepPlan:
+    admitted: list[AdmittedRow] = []
+    block = 0
+    for row, length in enumerate(lengths):
+        blocks = -(-length // config.block_size)
+        admitted.append(
+            AdmittedRow(
+                row=row,
+                token_ids=(0,) * length,
+                num_prompt_tokens=length,
+                num_computed_tokens=0,
+                sampling=sampling,
+                choice=0,
+                block_tables=(tuple(range(block, block + blocks)),),
+            )
+        )
+        block += blocks
+    rows = tuple(
+        PlannedRow(row, length, samples=True, min_tokens_pending=min_tokens_pending)
+        for row, length in enumerate(lengths)
+    )
+    return StepPlan(0, rows=rows, admitted=tuple(admitted))
 
 
 def _everything(max_logprobs: int) -> SamplingParams:

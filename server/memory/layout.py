@@ -16,14 +16,20 @@ from dataclasses import dataclass, replace
 
 from kernels.backends import attention_workspace_bytes
 from server.engine.kv_spec import KVCacheSpec
-from server.memory.backends.gpu_layout import NUM_SLOTS
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
 from server.memory.expert_intermediates import expert_phases
 from server.memory.graph_sizes import graph_sizes
 from server.memory.intermediates import Phase
-from server.memory.kinds import ELEMENT_BYTES, Buffer, MemoryKind, io_buffers
+from server.memory.kinds import ELEMENT_BYTES, Buffer, MemoryKind, Shapes, io_buffers
 from server.memory.kv_groups import kv_cache_spec
+from server.memory.runner_buffers import (
+    NUM_SLOTS,
+    captured_shapes,
+    own_memory_shapes,
+    row_shapes,
+    slot_shapes,
+)
 from server.memory.runner_config import RunnerConfig, attention_shape
 from weights.formats import QUANTISED
 from weights.inventory import tally
@@ -38,9 +44,10 @@ class Layout:
     """Everything a runner of ``model`` under ``config`` will hold.
 
     ``buffers`` are persistent; ``phases`` are the largest step's intermediates, one phase alive at
-    a time; ``weights`` maps a component of the inventory to its bytes (tied tables once). On a GPU
-    ``pinned`` is one set of the host's buffers that the device copies from and to, and
-    ``graph_phase`` what captured decode steps keep: the largest one's peak, in a pool for all.
+    a time; ``weights`` maps a component of the inventory to its bytes (tied tables once). For a
+    device with memory of its own ``pinned`` is one set of the host's buffers that it copies from
+    and to; where decode steps are captured ``graph_phase`` is what these keep: the largest one's
+    peak, in a pool for all.
     """
 
     model: ModelSpec
@@ -108,14 +115,23 @@ def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
         config=config,
         buffers=(
             *_kv_cache(part, config),
-            *io_buffers(backend.buffers(part, config)),
+            *io_buffers(_runner_shapes(backend, part, config)),
             *_positions(part, config),
             _attention_workspace(backend, part, config),
         ),
         phases=_phases(backend, part, config, config.max_num_batched_tokens, config.logit_rows),
         weights=_weights(model, config),
-        pinned=io_buffers(backend.pinned(config)),
+        pinned=io_buffers(slot_shapes(config)) if backend.own_memory else (),
         graph_phase=graph_phase,
+    )
+
+
+def _runner_shapes(backend: Backend, part: ModelSpec, config: RunnerConfig) -> Shapes:
+    return (
+        *row_shapes(part, config),
+        *(own_memory_shapes(config) if backend.own_memory else slot_shapes(config)),
+        *(captured_shapes(part, config) if backend.captures_graphs else ()),
+        *backend.buffers(part, config),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from kernels import derive_key
 from server.engine.core import EngineCore
 from server.engine.request import EngineRequest
-from server.execution import gpu_rows, row_sampling
+from server.execution import rows
 from tests.equivalence import harness, rounding, workloads
 from tests.equivalence.checkpoints import SPECS as SPECS
 from tests.equivalence.checkpoints import write as write
@@ -138,11 +138,11 @@ class _keys:
         self._derive = derive
 
     def __enter__(self) -> None:
-        self._before = row_sampling.derive_key
-        row_sampling.derive_key = gpu_rows.derive_key = self._derive
+        self._before = rows.derive_key
+        rows.derive_key = self._derive
 
     def __exit__(self, *_: object) -> None:
-        row_sampling.derive_key = gpu_rows.derive_key = self._before
+        rows.derive_key = self._before
 
 
 def near_the_exact_answer(setting: Setting) -> None:

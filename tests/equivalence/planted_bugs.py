@@ -16,13 +16,13 @@ import torch
 from pytest import MonkeyPatch
 
 import kernels
+from kernels.footprint import row_state
 from server.engine.step import ScheduledRow
 from server.engine.step_plan import AdmittedRow, PlannedRow
-from server.execution.input_batch import InputBatch, StepInputs
-from server.execution.kv_cache import KVCache
+from server.execution import model_runner, sampling_batch
 from server.execution.model import Decoder, Norm
-from server.execution.model_runner import ModelRunner, Picks
-from server.execution.row_sampling import RowSampling
+from server.execution.rows import Rows
+from server.execution.sampler import Sampler
 
 Apply = Callable[[MonkeyPatch], None]
 
@@ -44,47 +44,68 @@ def _wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> Apply:
     return apply
 
 
-def _change_inputs(change: Callable[[StepInputs], StepInputs]) -> Apply:
-    return _wrap(
-        InputBatch, "step_inputs", lambda real: lambda self, planned: change(real(self, planned))
-    )
+@dataclass(frozen=True)
+class StepInputs:
+    """What a step's T tokens of B rows were given; changed in place."""
+
+    positions: Any  # [T]
+    slots: Any  # [T]
+    starts: Any  # [B + 1]
+    seq_lens: Any  # [B]
+    block_tables: Any  # [B, blocks]
+
+
+def _change_inputs(change: Callable[[StepInputs], None]) -> Apply:
+    def make(real: Any) -> Any:
+        def gather(rows: Any, packet: Any, buffers: Any, *, num_rows: int, **how: Any) -> None:
+            real(rows, packet, buffers, num_rows=num_rows, **how)
+            starts = buffers.query_start_loc.numpy()[: num_rows + 1]
+            change(
+                StepInputs(
+                    positions=buffers.positions.numpy()[: starts[-1]],
+                    slots=buffers.slot_mapping.numpy()[: starts[-1]],
+                    starts=starts,
+                    seq_lens=buffers.seq_lens.numpy()[:num_rows],
+                    block_tables=buffers.block_tables.numpy()[:num_rows],
+                )
+            )
+
+        return gather
+
+    return _wrap(kernels, "gather_step", make)
 
 
 # -- positions, slots, tables --------------------------------------------------------------------
 
 
-def _position_plus_one(inputs: StepInputs) -> StepInputs:
-    return replace(inputs, positions=inputs.positions + 1)
+def _position_plus_one(inputs: StepInputs) -> None:
+    inputs.positions[:] += 1
 
 
-def _position_plus_one_after_the_first_chunk(inputs: StepInputs) -> StepInputs:
-    chunks = np.diff(inputs.query_start_loc)
-    is_later = np.repeat(inputs.seq_lens > chunks, chunks)
-    return replace(inputs, positions=inputs.positions + is_later)
+def _position_plus_one_after_the_first_chunk(inputs: StepInputs) -> None:
+    chunks = np.diff(inputs.starts)
+    inputs.positions[:] += np.repeat(inputs.seq_lens > chunks, chunks)
 
 
-def _stale_slot(inputs: StepInputs) -> StepInputs:
+def _stale_slot(inputs: StepInputs) -> None:
     """A chunk's first token goes where the chunk before it ended."""
-    slots = inputs.slot_mapping.copy()
-    starts = inputs.query_start_loc[:-1]
-    slots[starts] -= inputs.positions[starts] > 0
-    return replace(inputs, slot_mapping=slots)
+    firsts = inputs.starts[:-1]
+    inputs.slots[firsts] -= inputs.positions[firsts] > 0
 
 
-def _neighbours_block_table(inputs: StepInputs) -> StepInputs:
-    return replace(inputs, block_tables=np.roll(inputs.block_tables, 1, axis=0))
+def _neighbours_block_table(inputs: StepInputs) -> None:
+    inputs.block_tables[:] = np.roll(inputs.block_tables, 1, axis=0)
 
 
-def _context_is_the_chunk_alone(inputs: StepInputs) -> StepInputs:
-    return replace(inputs, seq_lens=np.diff(inputs.query_start_loc))
+def _context_is_the_chunk_alone(inputs: StepInputs) -> None:
+    inputs.seq_lens[:] = np.diff(inputs.starts)
 
 
 def _new_blocks_overwrite_the_table(real: Any) -> Any:
-    def extend(self: InputBatch, row: int, block_ids: tuple[int, ...]) -> None:
-        held = int(self.num_blocks[row])
-        real(self, row, block_ids)
-        if held and block_ids:
-            self.block_tables[row, held - 1] = block_ids[0]
+    def extend(self: Rows, row: int, block_ids: tuple[int, ...], packet: Any) -> list[int]:
+        segment: list[int] = real(self, row, block_ids, packet)
+        _, column, first, _ = segment
+        return [*segment, row, column - 1, first, 1]
 
     return extend
 
@@ -176,23 +197,27 @@ def _one_layers_cache_for_all(real: Any) -> Any:
 
 
 def _output_forgotten_on_resume(real: Any) -> Any:
-    def admit(self: RowSampling, row: int, params: Any, **kwargs: Any) -> None:
-        real(self, row, params, **(kwargs | {"output": kwargs["output"][:0]}))
+    def count(
+        rows: Any, packet: Any, counts: Any, mask: Any, *, counted_at: int, **how: Any
+    ) -> None:
+        real(rows, packet, counts, mask, counted_at=counted_at, **how)
+        counts[packet[counted_at :: row_state.COUNTED_WORDS][: how["num_counted"]].long()] = 0
 
-    return admit
+    return count
 
 
 def _output_position_off_by_one_on_resume(real: Any) -> Any:
-    def admit(self: InputBatch, row: AdmittedRow) -> None:
-        real(self, row)
+    def admit(self: Rows, row: AdmittedRow, packet: Any) -> Any:
+        segments = real(self, row, packet)
         self.num_prompt[row.row] -= len(row.token_ids) > row.num_prompt_tokens
+        return segments
 
     return admit
 
 
 def _counts_of_another_row(real: Any) -> Any:
-    def tensors(self: RowSampling, rows: Any, *args: Any) -> Any:
-        params = real(self, rows, *args)
+    def tensors(self: Sampler, *args: Any) -> Any:
+        params = real(self, *args)
         if params.output_counts is None:
             return params
         return replace(params, output_counts=params.output_counts.roll(1, 0))
@@ -201,11 +226,12 @@ def _counts_of_another_row(real: Any) -> Any:
 
 
 def _keys_by_place_in_the_batch(real: Any) -> Any:
-    def tensors(self: RowSampling, rows: Any, *args: Any) -> Any:
-        params = real(self, rows, *args)
+    def tensors(self: Sampler, *args: Any) -> Any:
+        params = real(self, *args)
         if params.key is None:
             return params
-        return replace(params, key=torch.from_numpy(self._keys[: len(rows)].copy()))
+        words = self._rows[: len(params.key), row_state.KEY_LOW : row_state.KEY_HIGH + 1]
+        return replace(params, key=words.contiguous().view(torch.int64).view(-1))
 
     return tensors
 
@@ -231,19 +257,20 @@ def _hit_one_block_too_long(patch: MonkeyPatch) -> None:
 
 
 def _wrong_tokens_logits(real: Any) -> Any:
-    def picks(self: ModelRunner, plan: Any, inputs: StepInputs) -> Picks:
-        chosen = real(self, plan, inputs)
-        return replace(chosen, sampled=np.maximum(chosen.sampled - 1, 0))
+    def plan(plan: Any, state: Any, step: Any, *rest: Any, **how: Any) -> Any:
+        starts = step.starts.copy()
+        starts[1:] = np.maximum(starts[1:] - 1, 1)
+        return real(plan, state, replace(step, starts=starts), *rest, **how)
 
-    return picks
+    return plan
 
 
 def _scored_tokens_off_by_one(real: Any) -> Any:
-    def picks(self: ModelRunner, plan: Any, inputs: StepInputs) -> Picks:
-        chosen = real(self, plan, inputs)
-        return replace(chosen, targets=np.roll(chosen.targets, 1))
+    def scored(*args: Any) -> Any:
+        tokens, targets = real(*args)
+        return tokens, np.roll(targets, 1)
 
-    return picks
+    return scored
 
 
 BUGS = (
@@ -276,7 +303,7 @@ BUGS = (
         "a new block overwrites the last",
         "chunked equals whole",
         "llama",
-        _wrap(InputBatch, "_extend", _new_blocks_overwrite_the_table),
+        _wrap(Rows, "_extend", _new_blocks_overwrite_the_table),
     ),
     PlantedBug("mask one short", "logits parity", "llama", _attention(see=-1)),
     PlantedBug("mask one too far", "logits parity", "llama", _attention(see=1)),
@@ -329,25 +356,25 @@ BUGS = (
         "penalty counts not rebuilt on resume",
         "preempted equals not",
         "llama",
-        _wrap(RowSampling, "admit", _output_forgotten_on_resume),
+        _wrap(kernels, "count_tokens", _output_forgotten_on_resume),
     ),
     PlantedBug(
         "output position off by one on resume",
         "preempted equals not",
         "llama",
-        _wrap(InputBatch, "_admit", _output_position_off_by_one_on_resume),
+        _wrap(Rows, "_admit", _output_position_off_by_one_on_resume),
     ),
     PlantedBug(
         "penalty counts of another row",
         "batched equals alone",
         "gpt2",
-        _wrap(RowSampling, "tensors", _counts_of_another_row),
+        _wrap(Sampler, "_tensors", _counts_of_another_row),
     ),
     PlantedBug(
         "random keys by place in the batch",
         "batched equals alone",
         "llama",
-        _wrap(RowSampling, "tensors", _keys_by_place_in_the_batch),
+        _wrap(Sampler, "_tensors", _keys_by_place_in_the_batch),
     ),
     PlantedBug(
         "prefix hit one block too long",
@@ -359,18 +386,18 @@ BUGS = (
         "copy missing on fork",
         "choices equal separate requests",
         "llama",
-        _wrap(KVCache, "copy", lambda real: lambda self, pairs: None),
+        _wrap(kernels, "copy_blocks", lambda real: lambda *args: None),
     ),
     PlantedBug(
         "logits of the token before",
         "chunked equals whole",
         "llama",
-        _wrap(ModelRunner, "_picks", _wrong_tokens_logits),
+        _wrap(model_runner, "plan_sampling", _wrong_tokens_logits),
     ),
     PlantedBug(
         "scored tokens off by one",
         "scored prompt parity",
         "llama",
-        _wrap(ModelRunner, "_picks", _scored_tokens_off_by_one),
+        _wrap(sampling_batch, "_scored", _scored_tokens_off_by_one),
     ),
 )

@@ -138,6 +138,7 @@ class FakeDevice:
     """Implements server.execution.device.Device."""
 
     description = "a device that runs late"
+    overlaps = True
     kernel_cache = None
 
     def __init__(self) -> None:

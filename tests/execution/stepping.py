@@ -10,7 +10,7 @@ import torch
 from server.engine.request import SamplingParams
 from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan, StepResult
 from server.execution.build import BuiltRunner, build_runner
-from server.execution.model_runner import ModelRunner
+from server.execution.model_runner import Forwarded, ModelRunner
 from server.execution.packing import unpack_logprobs
 from server.memory.runner_config import RunnerConfig
 from weights.spec import ModelSpec
@@ -31,8 +31,8 @@ def small_config(**changes: object) -> RunnerConfig:
     return RunnerConfig(**(sizes | changes))  # type: ignore[arg-type]
 
 
-def built(folder: Path, **changes: object) -> BuiltRunner:
-    return build_runner(folder, small_config(**changes), poison=True, warm_up=False)
+def built(folder: Path, *, poison: bool = True, **changes: object) -> BuiltRunner:
+    return build_runner(folder, small_config(**changes), poison=poison, warm_up=False)
 
 
 def built_from_spec(spec: ModelSpec, folder: Path, seed: int = 0, **changes: object) -> BuiltRunner:
@@ -102,9 +102,10 @@ def all_logits(runner: ModelRunner, ids: list[int]) -> torch.Tensor:
     """[len(ids), V] float32 logits of one row's prompt."""
     blocks = blocks_for(len(ids), runner.layout.config.block_size)
     row = admitted(ids, SamplingParams(seed=0), blocks)
-    runner.batch.apply(StepPlan(1, admitted=(row,)))
-    inputs = runner.batch.step_inputs((PlannedRow(0, len(ids)),))
-    x, residual = runner.decoder.forward(runner._step_tensors(inputs))
-    hidden = runner.decoder.pick(x, residual, torch.arange(len(ids)))
+    planned = PlannedRow(0, len(ids), samples=True, num_prompt_logits=len(ids) - 1)
+    handle = runner.forward(StepPlan(1, rows=(planned,), admitted=(row,)))
+    if not isinstance(handle, Forwarded) or handle.tensors.hidden is None:
+        raise AssertionError("the step kept no hidden states")
+    hidden = handle.tensors.hidden
     runner.forward(StepPlan(2, released=(0,)))
     return runner.decoder.logits(hidden)

@@ -13,7 +13,7 @@ from server.execution.cuda_graphs import DecodeGraphs, GraphMode
 from server.execution.device import Work
 from server.memory.graph_sizes import graph_sizes, next_size
 from tests.equivalence import checks
-from tests.execution import gpu_runners, stepping
+from tests.execution import late_runners, stepping
 from tests.execution.fake_device import FakeDevice, Operation
 
 GREEDY = SamplingParams(seed=0, temperature=0.0, max_tokens=64)
@@ -102,7 +102,7 @@ def test_a_size_is_captured_when_it_is_first_needed() -> None:
     assert graphs(device, steps, GraphMode.OFF).size_for(1) is None
 
 
-def decode(built: gpu_runners.FakeBuilt, rows: int, **changes: object) -> None:
+def decode(built: late_runners.FakeBuilt, rows: int, **changes: object) -> None:
     """A prompt for each of so many rows, then one step of a token each."""
     ids = [5, 9, 33]
     admitted = tuple(stepping.admitted(ids, GREEDY, (row,), row=row) for row in range(rows))
@@ -117,7 +117,7 @@ def decode(built: gpu_runners.FakeBuilt, rows: int, **changes: object) -> None:
 def test_a_pure_decode_step_runs_captured(
     rows: int, size: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = gpu_runners.build(folder, monkeypatch, max_model_len=256)
+    built = late_runners.build(folder, monkeypatch, max_model_len=256)
     decode(built, rows)
     assert built.runner.graphs.captured == (size,)
     assert built.device.replays == 1
@@ -126,7 +126,7 @@ def test_a_pure_decode_step_runs_captured(
 def test_a_batch_larger_than_the_rows_of_logits_runs_uncaptured(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = gpu_runners.build(folder, monkeypatch, max_model_len=256, max_logit_rows=3)
+    built = late_runners.build(folder, monkeypatch, max_model_len=256, max_logit_rows=3)
     assert built.runner.graphs.sizes == (1, 2, 3)
     decode(built, 4)
     assert built.device.replays == 0
@@ -137,7 +137,7 @@ def test_a_batch_larger_than_the_rows_of_logits_runs_uncaptured(
 def test_steps_that_are_more_than_a_token_a_row_run_uncaptured(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = gpu_runners.build(folder, monkeypatch, max_model_len=256)
+    built = late_runners.build(folder, monkeypatch, max_model_len=256)
     one = stepping.admitted([5, 9, 33, 7], GREEDY, (1,))
     plans = [
         StepPlan(1, rows=(PlannedRow(0, 1),), admitted=(one,)),  # chooses nothing
@@ -152,7 +152,7 @@ def test_steps_that_are_more_than_a_token_a_row_run_uncaptured(
 def test_a_start_captures_every_size_and_leaves_no_row(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = gpu_runners.build(folder, monkeypatch, graphs=GraphMode.START, max_model_len=256)
+    built = late_runners.build(folder, monkeypatch, graphs=GraphMode.START, max_model_len=256)
     assert built.runner.warm_up() > 0
     assert built.runner.graphs.captured == (1, 2, 4, 8)
     assert not built.runner.rows.num_tokens.any()
@@ -160,6 +160,6 @@ def test_a_start_captures_every_size_and_leaves_no_row(
     got = stepping.greedy(built.runner, ids, 12)
     assert built.device.captures == captures
     with pytest.MonkeyPatch.context() as patch:
-        eager = gpu_runners.build(folder, patch, graphs=GraphMode.OFF, max_model_len=256)
+        eager = late_runners.build(folder, patch, graphs=GraphMode.OFF, max_model_len=256)
         assert stepping.greedy(eager.runner, ids, 12) == got
         assert eager.device.replays == 0

@@ -13,13 +13,13 @@ import torch
 
 from server.engine.request import EngineRequest
 from server.engine.step_plan import StepOutOfMemory
-from server.execution import input_batch, row_results
+from server.execution import rows, step_slots
 from server.execution.build import BuiltRunner
 from server.execution.cuda_graphs import GraphMode
 from server.execution.live_bytes import LiveBytes
 from server.execution.out_of_memory import attribute_oom, is_out_of_memory
 from tests.equivalence import checks, harness, workloads
-from tests.execution import gpu_runners
+from tests.execution import late_runners
 from tests.execution.failing_memory import (
     WORDS,
     Bounded,
@@ -65,7 +65,7 @@ def on_cpu(built: BuiltRunner) -> Runner:
 @pytest.fixture
 def on_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """On a device that runs late, two steps in flight."""
-    fake = gpu_runners.build(folder, monkeypatch, graphs=GraphMode.OFF, max_model_len=256)
+    fake = late_runners.build(folder, monkeypatch, graphs=GraphMode.OFF, max_model_len=256)
 
     def run(requests: tuple[EngineRequest, ...], memory: Any, **how: Any) -> ShortRun:
         return run_short(fake.runner, fake.kv, fake.layout.config, requests, memory, **how)
@@ -220,9 +220,7 @@ def test_the_message_says_how_much_of_a_step_it_was(on_cpu: Runner) -> None:
     assert "can't allocate memory" in shortage.reason
 
 
-@pytest.mark.parametrize(
-    ("module", "name"), [(row_results, "pack_logprobs"), (input_batch.np, "array")]
-)
+@pytest.mark.parametrize(("module", "name"), [(step_slots, "pack_logprobs"), (rows, "record_head")])
 def test_what_numpy_cannot_have_is_a_shortage_too(
     module: Any, name: str, on_cpu: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ def measured(built: BuiltRunner, patch: pytest.MonkeyPatch) -> dict[str, int]:
     with phases:
         handle = built.runner.forward_layers(largest_plan(built.layout.config), LAYERS)
     patch.setattr(kernels, "linear", linear)  # the unembedding's is a part of its phase
-    phases.watch(patch, built.runner._sampler, "_logits", lambda _: "logits")
+    phases.watch(patch, built.runner.step._sampler, "_logits", lambda _: "logits")
     with phases:
         built.runner.sample(handle, None)
     return phases.peaks

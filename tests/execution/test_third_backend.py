@@ -27,7 +27,7 @@ from server.ipc.engine_info import EngineSettings
 from server.memory.accounting.cpu import CpuMemory
 from server.memory.accounting.process import take
 from server.memory.backends import registry as backends
-from server.memory.backends.cpu import CPU, buffers
+from server.memory.backends.cpu import CPU
 from server.memory.backends.registry import backend_named, register
 from server.memory.kinds import MemoryKind, Shapes
 from server.memory.planner.plan import MemoryPlan
@@ -75,7 +75,7 @@ def attention_regions(shape: AttentionShape) -> dict[str, int]:
 
 
 def own_buffers(model: ModelSpec, config: RunnerConfig) -> Shapes:
-    return (*buffers(model, config), ("own_counters", (config.max_num_seqs, 1024), "i64"))
+    return (("own_counters", (config.max_num_seqs, 1024), "i64"),)
 
 
 def open_with_books(config: RunnerConfig, model_dir: Path) -> OpenedDevice:

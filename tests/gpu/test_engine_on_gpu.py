@@ -16,7 +16,7 @@ import torch
 from server.engine.core import EngineCore
 from server.engine.request import EngineLimits
 from server.execution.cuda_graphs import GraphMode
-from server.execution.gpu_runner import GpuRunner
+from server.execution.model_runner import ModelRunner
 from tests.gpu.gpu_engine import Model, bits_of, run, shape, tokens_of
 from weights.checkpoint.folder import open_checkpoint
 from weights.families import resolve
@@ -62,7 +62,7 @@ def test_captured_steps_give_the_bits_of_eager_ones(model: Model) -> None:
     eager = run(model.build(graphs=GraphMode.OFF), requests)
     built = model.build(graphs=GraphMode.START)
     if built.layout.graph_phase is not None:
-        graphs = cast(GpuRunner, built.runner).graphs
+        graphs = cast(ModelRunner, built.runner).graphs
         assert graphs.captured == graphs.sizes
     assert bits_of(run(built, requests)) == bits_of(eager)
 
@@ -73,7 +73,7 @@ def test_overlapped_steps_give_the_bits_of_single_ones(
     # A row that ends late stays in one more batch, which may only change nothing in this mode.
     requests = model.requests(12, max_tokens=20, ignore_eos=False)
     overlapped = run(model.build(batch_invariant=True), requests)
-    monkeypatch.setattr(GpuRunner, "overlaps", property(lambda _: False))
+    monkeypatch.setattr(ModelRunner, "overlaps", property(lambda _: False))
     assert bits_of(run(model.build(batch_invariant=True), requests)) == bits_of(overlapped)
 
 

@@ -8,8 +8,9 @@ from kernels.backends import TORCH_CPU
 from server.memory.accounting.formulas import cpu_formulas, cpu_notes
 from server.memory.backends.record import Accounting, Backend, Defaults
 from server.memory.expert_intermediates import without_experts
-from server.memory.intermediates import Phase, phases
-from server.memory.kinds import MemoryKind, Shapes
+from server.memory.intermediates import Phase, phases, sample_rows
+from server.memory.kinds import MemoryKind
+from server.memory.runner_buffers import LogitLimits
 from server.memory.runner_config import RunnerConfig, attention_shape
 from weights.formats import tensor_bytes
 from weights.inventory import num_parameters
@@ -18,30 +19,11 @@ from weights.spec import ModelSpec
 SMALL_MODEL_BYTES = 2**30  # in float32; --dtype auto widens what takes no more
 
 
-def buffers(model: ModelSpec, config: RunnerConfig) -> Shapes:
-    """What a row keeps between steps, then what a step is told, rebuilt from the plan in place."""
-    rows, tokens, vocab = config.max_num_seqs, config.max_num_batched_tokens, model.vocab_size
-    return (
-        ("token_ids", (rows, config.max_model_len), "i32"),
-        ("block_tables", (rows, config.max_blocks_per_row), "i32"),
-        ("output_counts", (rows, vocab), "i32"),
-        ("prompt_mask", (rows, vocab), "bool"),
-        ("row_lengths", (4, rows), "i64"),  # tokens, computed, prompt, blocks
-        ("row_sampling", (6, rows), "f32"),
-        ("row_top_k", (rows,), "i64"),
-        ("row_keys", (rows,), "i64"),
-        ("step_token_ids", (tokens,), "i64"),
-        ("positions", (tokens,), "i64"),
-        ("slot_mapping", (tokens,), "i64"),
-        ("query_start_loc", (rows + 1,), "i32"),
-        ("seq_lens", (rows,), "i32"),
-        ("step_block_tables", (rows, config.max_blocks_per_row), "i32"),
+def logit_limits(model: ModelSpec, config: RunnerConfig) -> LogitLimits:
+    rows = sample_rows(model.vocab_size)
+    return LogitLimits(
+        config.logit_rows, rows, rows, num_tops=tuple(range(config.max_logprobs + 1))
     )
-
-
-def no_pinned(config: RunnerConfig) -> Shapes:
-    """The device reads the host's memory itself."""
-    return ()
 
 
 def step_phases(
@@ -81,11 +63,9 @@ CPU: Backend = Backend(
         runtime="torch and loaded code",
         own_allocator=False,
     ),
-    buffers=buffers,
-    pinned=no_pinned,
+    logit_limits=logit_limits,
     phases=step_phases,
     auto_format=auto_format,
-    runner="server.execution.model_runner:ModelRunner",
     device="server.execution.cpu_device:CpuDevice",
     books="server.execution.cpu_device:open_with_books",
     equal_bits="--dtype float32 guarantees equal tokens",

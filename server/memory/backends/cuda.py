@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from kernels.backends import TRITON_CUDA
 from server.memory.accounting.formulas import gpu_formulas, gpu_notes
-from server.memory.backends.gpu_intermediates import gpu_phases
-from server.memory.backends.gpu_layout import MOST_ROW_WORDS, device_shapes, pinned_shapes
+from server.memory.backends.gpu_intermediates import gpu_phases, table_rows
 from server.memory.backends.record import Accounting, Backend, Defaults
 from server.memory.expert_intermediates import without_experts
 from server.memory.intermediates import Phase
 from server.memory.kinds import ELEMENT_BYTES
+from server.memory.runner_buffers import LogitLimits, few_num_tops
 from server.memory.runner_config import RunnerConfig
 from weights.formats import tensor_bytes
 from weights.spec import ModelSpec
+
+
+def logit_limits(model: ModelSpec, config: RunnerConfig) -> LogitLimits:
+    """All rows of logits are sampled at once, but for those whose tables are set apart."""
+    return LogitLimits(
+        rows=config.logit_rows,
+        sampled_rows=config.logit_rows,
+        penalised_rows=table_rows(model.vocab_size),
+        num_tops=few_num_tops(config.max_logprobs),
+    )
 
 
 def step_phases(
@@ -48,11 +58,9 @@ CUDA: Backend = Backend(
         runtime="the driver's context and loaded kernels",
         own_allocator=True,
     ),
-    buffers=device_shapes,
-    pinned=pinned_shapes,
+    logit_limits=logit_limits,
     phases=step_phases,
     auto_format=auto_format,
-    runner="server.execution.gpu_runner:GpuRunner",
     device="server.execution.device:open_cuda",
     books="server.execution.gpu_memory:open_with_books",
     equal_bits="--batch-invariant guarantees equal bits",
@@ -60,8 +68,8 @@ CUDA: Backend = Backend(
     suggested_quantisations=("int8", "int4"),
     batch_invariant=True,
     captures_graphs=True,
+    compiles_kernels=True,
     own_memory=True,
     max_head_dim=256,
     max_width=16384,
-    max_row_words=MOST_ROW_WORDS,
 )

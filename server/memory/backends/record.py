@@ -15,6 +15,7 @@ from kernels.backends import KernelBackend
 from server.memory.accounting.reading import MemoryReading
 from server.memory.intermediates import Phase
 from server.memory.kinds import MemoryKind, Shapes
+from server.memory.runner_buffers import LogitLimits
 from server.memory.runner_config import RunnerConfig
 from weights.formats import QuantisedFormat
 from weights.spec import ModelSpec
@@ -47,16 +48,20 @@ class Accounting:
     own_allocator: bool
 
 
+def no_buffers(model: ModelSpec, config: RunnerConfig) -> Shapes:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """What a model runs on.
 
     ``name`` is what --device, /version and /memory call it, ``place`` what a message does ("a
-    GPU"). ``buffers``, ``pinned`` and ``phases`` list what a runner allocates beside the KV cache,
-    the rotary tables and attention's scratch: persistent shapes of a model under a configuration;
-    one set of pinned host shapes; and the intermediates of a step of so many tokens and rows of
-    logits. ``runner``, ``device`` and ``books`` are "module:function", imported by the engine
-    process only, because they need torch.
+    GPU"). ``phases`` lists the intermediates of a step of so many tokens and rows of logits,
+    ``logit_limits`` says how these rows are cut, and ``buffers`` lists what it keeps beside the
+    runner's buffers (server.memory.runner_buffers), the KV cache, the rotary tables and attention's
+    scratch. ``device`` and ``books`` are "module:function", imported by the engine process only,
+    because they need torch.
     """
 
     name: str
@@ -64,11 +69,9 @@ class Backend:
     kernels: KernelBackend
     defaults: Defaults
     accounting: Accounting
-    buffers: Callable[[ModelSpec, RunnerConfig], Shapes]
-    pinned: Callable[[RunnerConfig], Shapes]
+    logit_limits: Callable[[ModelSpec, RunnerConfig], LogitLimits]
     phases: Callable[[ModelSpec, RunnerConfig, int, int], tuple[Phase, ...]]
     auto_format: Callable[[ModelSpec, str], str]  # --dtype auto, of a checkpoint's format
-    runner: str
     device: str  # () -> server.execution.device.Device
     books: str  # (RunnerConfig, model folder) -> the device and its memory, read before the model
     equal_bits: str  # what promises equal requests more than 16 bits do
@@ -77,11 +80,12 @@ class Backend:
     packed_formats: tuple[QuantisedFormat, ...] = ()  # that no other backend knows
     batch_invariant: bool = False  # whether --batch-invariant is served
     captures_graphs: bool = False
+    compiles_kernels: bool = False  # when a form of one is first run
     own_memory: bool = False  # the device has memory of its own, which nothing else needs
     weighs_dtype: bool = False  # 16-bit products may be slower than float32's: auto times them
     max_head_dim: int | None = None
     max_width: int | None = None  # of a row that is normalised
-    max_row_words: int | None = None  # of all rows' records
+    buffers: Callable[[ModelSpec, RunnerConfig], Shapes] = no_buffers
 
     def __post_init__(self) -> None:
         missing = set(self.suggested_quantisations) - set(self.quantisations)

@@ -17,7 +17,6 @@ from dataclasses import replace
 from server.config.options import MAX_MODEL_LEN
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
-from server.memory.backends.gpu_layout import row_words
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
 from server.memory.kinds import MemoryKind
@@ -32,6 +31,7 @@ from server.memory.planner.suggestions import (
     more_memory,
     smallest_changes,
 )
+from server.memory.runner_buffers import MOST_ROW_WORDS, row_words
 from server.memory.runner_config import RunnerConfig
 from server.units import format_size
 from weights.formats import FORMATS
@@ -228,15 +228,14 @@ def _pool_bytes(
 
 def _refuse_rows(config: RunnerConfig) -> None:
     """Rows may be numbered word by word, however much memory there is."""
-    backend, words = backend_named(config.backend), row_words(config)
-    most = backend.max_row_words
-    if most is not None and words > most:
+    words, place = row_words(config), backend_named(config.backend).place
+    if words > MOST_ROW_WORDS:
         raise DoesNotFit(
             f"{config.max_num_seqs} sequences of {config.max_model_len} tokens take {words} words "
-            f"of rows on {backend.place}, which numbers at most {most}",
+            f"of rows on {place}, which numbers at most {MOST_ROW_WORDS}",
             kind=MemoryKind.IO,
             nbytes=4 * words,
-            over=4 * (words - most),
+            over=4 * (words - MOST_ROW_WORDS),
             max_model_len=config.max_model_len,
         )
 

@@ -17,7 +17,7 @@ from server.execution.gpu_memory import read_allocator
 from server.memory.runner_config import RunnerConfig
 from tests.equivalence import checks, harness
 from tests.equivalence.checks import Setting
-from tests.execution import gpu_runners
+from tests.execution import late_runners
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -28,9 +28,9 @@ class CudaSetting(Setting):
 
     patch: pytest.MonkeyPatch = field(kw_only=True)
     graphs: GraphMode = GraphMode.LAZY
-    made: list[gpu_runners.FakeBuilt] = field(default_factory=list)
+    made: list[late_runners.FakeBuilt] = field(default_factory=list)
 
-    def built(self, num_tokens: int = 4096) -> gpu_runners.FakeBuilt:  # type: ignore[override]
+    def built(self, num_tokens: int = 4096) -> late_runners.FakeBuilt:  # type: ignore[override]
         config = RunnerConfig(
             format="f32",
             block_size=self.block_size,
@@ -43,7 +43,7 @@ class CudaSetting(Setting):
             batch_invariant=True,
         )
         device = CudaDevice()
-        built = gpu_runners.build_from(
+        built = late_runners.build_from(
             self.folder, config, self.patch, graphs=self.graphs, device=device
         )
         self.made.append(built)

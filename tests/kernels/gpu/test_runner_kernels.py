@@ -14,9 +14,9 @@ import torch
 from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan
 from server.execution.device import CudaDevice
 from tests.equivalence import workloads
-from tests.execution import gpu_runners, stepping
+from tests.execution import late_runners, stepping
 from tests.execution.fake_device import FakeDevice
-from tests.execution.gpu_plans import GREEDY, IDS, assert_overlapped_steps_are, decode
+from tests.execution.late_plans import GREEDY, IDS, assert_overlapped_steps_are, decode
 from tests.kernels.gpu import interpreted_kernels
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
@@ -76,7 +76,7 @@ def test_the_kernels_of_a_gpu_answer_as_a_cpu_does(
     sizes = {"max_model_len": 64, "max_num_batched_tokens": 64, "max_num_seqs": 4, "num_blocks": 8}
     runner = stepping.built(tmp_path, **sizes).runner
     expected = [stepping.step(runner, plan) for plan in plans()]
-    built = gpu_runners.build(
+    built = late_runners.build(
         tmp_path,
         monkeypatch,
         device=CudaDevice() if device.type == "cuda" else FakeDevice(),

@@ -17,15 +17,15 @@ from server.engine.step_plan import PendingResult, PlannedRow, StepPlan, StepRes
 from server.execution.model_runner import ModelRunner
 from server.execution.packing import unpack_logprobs
 from tests.equivalence import workloads
-from tests.execution import gpu_runners, stepping
+from tests.execution import late_runners, stepping
 
 IDS = list(workloads.prompt(3, 21))
 GREEDY = SamplingParams(seed=0, temperature=0.0, max_tokens=64, logprobs=2)
 PENALISED = replace(workloads.SEEDED, logprobs=1)
 
 
-def build(folder: Path, patch: pytest.MonkeyPatch, **changes: object) -> gpu_runners.FakeBuilt:
-    return gpu_runners.build(folder, patch, max_model_len=256, **changes)  # type: ignore[arg-type]
+def build(folder: Path, patch: pytest.MonkeyPatch, **changes: object) -> late_runners.FakeBuilt:
+    return late_runners.build(folder, patch, max_model_len=256, **changes)  # type: ignore[arg-type]
 
 
 def prompts(samplings: list[SamplingParams], first_block: int = 0) -> StepPlan:
@@ -71,7 +71,7 @@ def on_cpu(folder: Path, plans: list[StepPlan], **changes: object) -> list[StepR
 
 def assert_as_on_cpu(
     folder: Path, patch: pytest.MonkeyPatch, plans: list[StepPlan], **changes: object
-) -> gpu_runners.FakeBuilt:
+) -> late_runners.FakeBuilt:
     """Two steps in flight all the way, and the same answers as one after the other on a CPU."""
     expected = on_cpu(folder, plans, **changes)
     built = build(folder, patch, **changes)

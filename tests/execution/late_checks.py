@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from server.execution.cuda_graphs import GraphMode
-from server.execution.gpu_runner import GpuRunner
+from server.execution.model_runner import ModelRunner
 from server.memory.runner_config import RunnerConfig
 from tests.equivalence import checks, harness, workloads
 from tests.equivalence.checks import Setting
 from tests.equivalence.harness import Run
-from tests.execution import gpu_runners
+from tests.execution import late_runners
 
 
 def plain_runs(folder: Path) -> dict[tuple[str, ...], Run]:
@@ -32,16 +32,16 @@ def plain_runs(folder: Path) -> dict[tuple[str, ...], Run]:
 
 
 @dataclass(frozen=True)
-class GpuSetting(Setting):
+class LateSetting(Setting):
     """A checkpoint, and how the runner on a fake device runs it."""
 
     patch: pytest.MonkeyPatch = field(kw_only=True)
     graphs: GraphMode = GraphMode.LAZY
     overlaps: bool = True
     changes: dict[str, int] = field(default_factory=dict)
-    made: list[gpu_runners.FakeBuilt] = field(default_factory=list)
+    made: list[late_runners.FakeBuilt] = field(default_factory=list)
 
-    def built(self, num_tokens: int = 4096) -> gpu_runners.FakeBuilt:  # type: ignore[override]
+    def built(self, num_tokens: int = 4096) -> late_runners.FakeBuilt:  # type: ignore[override]
         config = RunnerConfig(
             format="f32",
             block_size=self.block_size,
@@ -54,8 +54,8 @@ class GpuSetting(Setting):
         )
         config = replace(config, **self.changes)  # type: ignore[arg-type]
         if not self.overlaps:
-            self.patch.setattr(GpuRunner, "overlaps", property(lambda _: False))
-        built = gpu_runners.build_from(self.folder, config, self.patch, graphs=self.graphs)
+            self.patch.setattr(ModelRunner, "overlaps", property(lambda _: False))
+        built = late_runners.build_from(self.folder, config, self.patch, graphs=self.graphs)
         self.made.append(built)
         return built
 

@@ -12,9 +12,9 @@ from server.engine.invariants import InvariantError
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
 from tests.equivalence import checks, harness
 from tests.equivalence.checks import Setting
-from tests.execution import gpu_checks
-from tests.execution.gpu_checks import GpuSetting
-from tests.execution.planted_gpu_bugs import BUGS, PlantedBug
+from tests.execution import late_checks
+from tests.execution.late_checks import LateSetting
+from tests.execution.planted_late_bugs import BUGS, PlantedBug
 
 Known = dict[tuple[str, ...], harness.Run]
 
@@ -29,7 +29,7 @@ class Models:
     def __getitem__(self, name: str) -> tuple[Path, Known]:
         if name not in self._made:
             folder = checks.write(name, self._factory.mktemp(name))
-            self._made[name] = (folder, gpu_checks.plain_runs(folder))
+            self._made[name] = (folder, late_checks.plain_runs(folder))
         return self._made[name]
 
 
@@ -38,9 +38,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(tmp_path_factory)
 
 
-def setting(models: Models, family: str, patch: pytest.MonkeyPatch, **how: Any) -> GpuSetting:
+def setting(models: Models, family: str, patch: pytest.MonkeyPatch, **how: Any) -> LateSetting:
     folder, known = models[family]
-    return GpuSetting(folder, known=known, patch=patch, **how)
+    return LateSetting(folder, known=known, patch=patch, **how)
 
 
 WAYS: dict[str, dict[str, Any]] = {

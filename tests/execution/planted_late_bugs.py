@@ -1,5 +1,5 @@
 """Bugs of the runner on a device, each with the check that notices it: planted one at a time by
-test_gpu_runner_equivalence.py."""
+test_late_runner_equivalence.py."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 
 import kernels
 from kernels.cpu import step_inputs as cpu_step_inputs
-from server.execution import gpu_rows, step_slots
+from server.execution import rows as row_module
+from server.execution import step_slots
 from server.execution.cuda_graphs import DecodeGraphs
-from server.execution.device_sampler import DeviceSampler
-from server.execution.gpu_rows import GpuRows
-from server.execution.gpu_step import GpuStep
 from server.execution.packet import PacketDraft
-from server.execution.step_slots import GpuPending, Slots
+from server.execution.rows import Rows
+from server.execution.sampler import Sampler
+from server.execution.step import DeviceStep
+from server.execution.step_slots import PendingStep, Slots
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,19 @@ def _step_with(**change: Callable[[Any], Any]) -> Callable[[Any], None]:
     """Rows of a step with some fields changed."""
 
     def make(real: Any) -> Any:
-        def step(self: GpuRows, planned: Any) -> Any:
+        def step(self: Rows, planned: Any) -> Any:
             rows = real(self, planned)
             return replace(rows, **{name: alter(rows) for name, alter in change.items()})
 
         return step
 
-    return _wrap(GpuRows, "step", make)
+    return _wrap(Rows, "step", make)
 
 
 def _forget_the_packet(real: Any) -> Any:
     """A replay without its upload: the batch of the step before, once more."""
 
-    def upload(self: GpuStep, pinned: Any, tensors: Any) -> None:
+    def upload(self: DeviceStep, pinned: Any, tensors: Any) -> None:
         before = self._buffers["packet"].clone()
         real(self, pinned, tensors)
         if tensors.packet[0] == before[0]:  # as many rows as in the last step
@@ -70,25 +71,25 @@ def _forget_the_packet(real: Any) -> Any:
 
 def _params_when_read(patch: pytest.MonkeyPatch) -> None:
     """What a row asked for is looked up when the result is read, whoever has it then."""
-    real = GpuPending.__init__
+    real = PendingStep.__init__
 
     def init(self: Any, plan: Any, work: Any, params: Any, *rest: Any) -> None:
         real(self, plan, work, params, *rest)
         self._params = _Late(made[-1], plan)
 
-    made: list[GpuRows] = []
-    real_rows = GpuRows.__init__
+    made: list[Rows] = []
+    real_rows = Rows.__init__
 
-    def rows(self: GpuRows, *args: Any, **kwargs: Any) -> None:
+    def rows(self: Rows, *args: Any, **kwargs: Any) -> None:
         real_rows(self, *args, **kwargs)
         made.append(self)
 
-    patch.setattr(GpuRows, "__init__", rows)
-    patch.setattr(GpuPending, "__init__", init)
+    patch.setattr(Rows, "__init__", rows)
+    patch.setattr(PendingStep, "__init__", init)
 
 
 class _Late:
-    def __init__(self, rows: GpuRows, plan: Any) -> None:
+    def __init__(self, rows: Rows, plan: Any) -> None:
         self._rows, self._plan = rows, plan
 
     def __iter__(self) -> Any:
@@ -97,16 +98,16 @@ class _Late:
 
 def _read_at_once(patch: pytest.MonkeyPatch) -> None:
     """Without waiting for the event."""
-    patch.setattr(GpuPending, "_collect", lambda self: self._result)
+    patch.setattr(PendingStep, "_collect", lambda self: self._result)
     real = step_slots.read_rows
 
-    def read(self: GpuPending) -> None:
+    def read(self: PendingStep) -> None:
         if self._result is None:
             rows = real(self._plan, self._work, self._params, self._views)
             self._result = step_slots.StepResult(self._plan.step_id, rows)
             self._events.done.device.catch_up(self._events.done.position)
 
-    patch.setattr(GpuPending, "read", read)
+    patch.setattr(PendingStep, "read", read)
 
 
 def _commit_by_place(real: Any) -> Any:
@@ -122,7 +123,7 @@ def _commit_by_place(real: Any) -> Any:
 
 
 def _tables_by_place(real: Any) -> Any:
-    def tensors(self: DeviceSampler, work: Any, part: Any, packet: Any) -> Any:
+    def tensors(self: Sampler, work: Any, part: Any, packet: Any) -> Any:
         given = real(self, work, part, packet)
         if given.output_counts is None:
             return given
@@ -134,7 +135,7 @@ def _tables_by_place(real: Any) -> Any:
 def _hidden_of_scored(real: Any) -> Any:
     """Rows that choose are taken from the front, where the scored ones are."""
 
-    def choose(self: DeviceSampler, work: Any, packet: Any, hidden: Any, pinned: Any) -> Any:
+    def choose(self: Sampler, work: Any, packet: Any, hidden: Any, pinned: Any) -> Any:
         return real(self, work, packet, None if hidden is None else hidden.roll(1, 0), pinned)
 
     return choose
@@ -166,7 +167,7 @@ BUGS = (
     PlantedBug(
         "the packet of the step before",
         "batched equals alone",
-        _wrap(GpuStep, "upload", _forget_the_packet),
+        _wrap(DeviceStep, "upload", _forget_the_packet),
     ),
     PlantedBug("a token is read before its event", "batched equals alone", _read_at_once),
     PlantedBug(
@@ -185,7 +186,7 @@ BUGS = (
     PlantedBug(
         "tokens not counted as they are chosen",
         "batched equals alone",
-        _set(gpu_rows, "tables_read", lambda params: 0),
+        _set(row_module, "tables_read", lambda params: 0),
     ),
     PlantedBug(
         "tokens go to the place in the batch",
@@ -195,7 +196,7 @@ BUGS = (
     PlantedBug(
         "penalty counts by place in the batch",
         "batched equals alone",
-        _wrap(DeviceSampler, "_tensors", _tables_by_place),
+        _wrap(Sampler, "_tensors", _tables_by_place),
     ),
     PlantedBug(
         "output position off by one",
@@ -205,7 +206,7 @@ BUGS = (
     PlantedBug(
         "new blocks do not reach the device",
         "short of blocks equals plenty",
-        _wrap(GpuRows, "_extend", lambda real: lambda *args: real(*args) and []),
+        _wrap(Rows, "_extend", lambda real: lambda *args: real(*args) and []),
     ),
     PlantedBug(
         "copies for forks are left out",
@@ -215,7 +216,7 @@ BUGS = (
     PlantedBug(
         "logits of a neighbour",
         "batched equals alone",
-        _wrap(DeviceSampler, "choose", _hidden_of_scored),
+        _wrap(Sampler, "choose", _hidden_of_scored),
     ),
     PlantedBug(
         "a graph one size too small",
@@ -225,12 +226,12 @@ BUGS = (
     PlantedBug(
         "a capture knows its first contexts for all",
         "short of blocks equals plenty",
-        _wrap(GpuStep, "_step_tensors", _short_contexts),
+        _wrap(DeviceStep, "_step_tensors", _short_contexts),
     ),
     PlantedBug(
         "the host asks for a value",
         "batched equals alone",
-        _wrap(GpuStep, "_gather", _with_a_question),
+        _wrap(DeviceStep, "_gather", _with_a_question),
     ),
     PlantedBug(
         "biases with the wrong sign",

@@ -1,4 +1,4 @@
-"""What a runner on a device refuses, how it fails, what it holds, and how it warms up."""
+"""How a runner on a device that runs late fails, what it holds, and how it warms up."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import pytest
 import torch
 
 import kernels
-from server.engine.step_plan import PlannedRow, StepPlan
-from server.execution import gpu_runner
+from server.engine.step_plan import StepPlan
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
 from server.memory.kinds import MemoryKind
 from tests.equivalence import checks, harness, workloads
-from tests.execution import gpu_runners, stepping
+from tests.execution import late_runners, stepping
 from tests.execution.fake_device import NotEnqueued
-from tests.execution.gpu_plans import (
+from tests.execution.late_plans import (
     GREEDY,
-    IDS,
     PENALISED,
     assert_same,
     build,
@@ -36,61 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checks.write("llama", tmp_path_factory.mktemp("llama"))
 
 
-# -- what is refused -----------------------------------------------------------------------------
-
-
-def test_what_is_not_served_is_refused_by_name(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner = build(folder, monkeypatch).runner
-    plan = prompts([GREEDY])
-    handle = runner.forward(plan)
-    with pytest.raises(ValueError, match="grammar masks"):
-        runner.sample(handle, {0: b""})
-    with pytest.raises(ValueError, match="no forward pass"):
-        runner.sample(object(), None)
-    runner.forward(StepPlan(2, released=(0,)))
-    with pytest.raises(ValueError, match="step 1 is sampled after a later step"):
-        runner.sample(handle, None)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (PlannedRow(0, 2), "row 0 knows 16 tokens"),
-        (PlannedRow(1, 1), "row 1 knows 0 tokens"),
-        (PlannedRow(0, 1, new_block_ids=(tuple(range(20)),)), "row 0 would have 23 blocks"),
-    ],
-)
-def test_tokens_and_slots_that_a_row_does_not_have_are_refused(
-    row: PlannedRow, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner = build(folder, monkeypatch).runner
-    start(runner, prompts([GREEDY]))  # in flight, its token counted on
-    with pytest.raises(ValueError, match=message):
-        runner.forward(StepPlan(2, rows=(row,)))
-
-
-def test_a_token_is_not_chosen_before_the_context_is_computed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner = build(folder, monkeypatch).runner
-    plan = prompts([GREEDY])
-    with pytest.raises(ValueError, match="before its last one is computed"):
-        runner.forward(replace(plan, rows=(PlannedRow(0, 7, samples=True),)))
-
-
-def test_too_many_blocks_for_a_row_and_slots_too_few_are_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner = build(folder, monkeypatch).runner
-    plan = prompts([GREEDY])
-    tables = (tuple(range(17)),)
-    with pytest.raises(ValueError, match="17 blocks; it holds 256 and 16"):
-        runner.forward(replace(plan, admitted=(replace(plan.admitted[0], block_tables=tables),)))
-    short = replace(plan.admitted[0], token_ids=tuple(IDS), block_tables=((1,),))
-    with pytest.raises(ValueError, match="row 0 has 1 blocks"):
-        runner.forward(StepPlan(1, rows=(PlannedRow(0, len(IDS)),), admitted=(short,)))
+# -- how it fails ----------------------------------------------------------------------------------
 
 
 def test_a_step_that_raised_is_told_by_its_result_and_the_rows_can_be_rebuilt(
@@ -129,7 +73,7 @@ def test_the_largest_step_stays_within_the_plan(
 ) -> None:
     write_checkpoint(SPECS[name], tmp_path, seed=1, format=format)
     sizes = {"num_blocks": 256, "max_num_seqs": 16, "max_num_batched_tokens": 2048}
-    built = gpu_runners.build(
+    built = late_runners.build(
         tmp_path, monkeypatch, format=format, max_logit_rows=64, max_model_len=256, **sizes
     )
     measured = built.runner.warm_up()
@@ -146,17 +90,9 @@ def test_the_largest_step_stays_within_the_plan(
 
 def test_pinned_memory_is_that_of_the_layout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = build(folder, monkeypatch)
-    assert built.runner.slots.nbytes == built.layout.pinned_bytes > 0
+    assert built.runner.pinned_bytes == built.layout.pinned_bytes > 0
     on_device = {buffer.name for buffer in built.layout.buffers}
     assert {"row_state", "packet", "logits", "kv_cache", "rotary_table"} <= on_device
-
-
-def test_rows_that_cannot_be_numbered_are_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu_runner, "MOST_ROW_WORDS", 1000)
-    with pytest.raises(ValueError, match="max_num_seqs 8 times max_model_len 256 is too much"):
-        build(folder, monkeypatch)
 
 
 # -- before the first request --------------------------------------------------------------------

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan
-from server.memory.backends import gpu_layout
+from server.memory import runner_buffers
 from tests.equivalence import checks
 from tests.execution import stepping
-from tests.execution.gpu_plans import (
+from tests.execution.late_plans import (
     GREEDY,
     IDS,
     PENALISED,
@@ -41,7 +41,7 @@ def test_a_step_reads_the_token_that_the_step_in_flight_chooses(
     plans = [prompts([GREEDY, PENALISED]), *(decode(i, [0, 1]) for i in range(2, 12))]
     built = assert_as_on_cpu(folder, monkeypatch, plans)
     assert built.device.replays == 10
-    assert built.device.most_queued >= 8  # upload, changes, forward and sample, twice
+    assert built.device.most_queued >= 6  # upload, forward and sample, twice
 
 
 def test_a_decode_step_makes_the_host_wait_for_nothing(
@@ -177,7 +177,7 @@ def test_a_packet_longer_than_its_buffer_goes_up_all_the_same(
         prompts([biased, PENALISED]),
         *(decode(i, [0, 1]) for i in range(2, 6)),
     ]
-    monkeypatch.setattr(gpu_layout, "packet_words", lambda config: 144)
+    monkeypatch.setattr(runner_buffers, "packet_words", lambda config: 144)
     built = assert_as_on_cpu(folder, monkeypatch, plans)
     assert built.layout.buffer("packet").shape == (144,)
     assert built.runner.step.table.words <= 144

@@ -14,14 +14,14 @@ import torch
 import kernels
 from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
 from server.execution.device import Device
-from server.execution.device_sampler import DeviceSampler
-from server.execution.gpu_rows import RowChanges, StepRows
-from server.execution.gpu_sampling import SampleWork, SamplingLimits
 from server.execution.live_bytes import PeakMeter, storage_bytes
 from server.execution.model import Decoder, StepTensors
 from server.execution.packet import Span
-from server.memory.backends.gpu_layout import row_layout
+from server.execution.rows import RowChanges, StepRows
+from server.execution.sampler import Sampler
+from server.execution.sampling_batch import SampleWork
 from server.memory.layout import Layout
+from server.memory.runner_buffers import LogitLimits, row_layout
 from server.memory.runner_config import attention_shape
 
 
@@ -33,16 +33,19 @@ class BlockChanges:
     destinations: Span
     new: Span  # filled with NaN where the runner poisons
 
+    def __bool__(self) -> bool:
+        return bool(self.sources or self.new)
+
 
 @dataclass(slots=True)
 class OnDevice:
     """Tensors of one step, filled in as its work is run."""
 
-    packet: torch.Tensor | None = None
+    packet: torch.Tensor  # where the host wrote it, until it was uploaded
     hidden: torch.Tensor | None = None  # [P + S, D]; None after a captured step
 
 
-class GpuStep:
+class DeviceStep:
     """
     Args:
         buffers: the layout's, on the device.
@@ -54,7 +57,7 @@ class GpuStep:
         layout: Layout,
         buffers: Mapping[str, torch.Tensor],
         device: Device,
-        limits: SamplingLimits,
+        limits: LogitLimits,
     ) -> None:
         config = layout.config
         self.decoder = decoder
@@ -66,8 +69,9 @@ class GpuStep:
         self._config = config
         self._layout = row_layout(config)
         self._buffers = buffers
+        self._copies = bool(layout.pinned)  # else a slot is where the device writes itself
         self._inputs = _step_buffers(buffers)
-        self._sampler = DeviceSampler(buffers, decoder.logits, limits)
+        self._sampler = Sampler(buffers, decoder.logits, limits)
 
     def clear(self) -> None:
         """Scratch starts as zeros, which its kernels may count on."""
@@ -97,7 +101,7 @@ class GpuStep:
         rows: RowChanges,
     ) -> None:
         """Rows and cache blocks, in the order of a plan's effects."""
-        packet = _there(tensors.packet)
+        packet = tensors.packet
         cache = self._buffers["kv_cache"]
         if blocks.sources:
             sources, destinations = blocks.sources.of(packet), blocks.destinations.of(packet)
@@ -126,14 +130,17 @@ class GpuStep:
         self, step: StepRows, work: SampleWork, tensors: OnDevice, num_layers: int | None
     ) -> None:
         """Any step: the model over its tokens, then the final norm of those that need logits."""
-        packet = _there(tensors.packet)
+        packet = tensors.packet
         self._gather(packet, step.num_rows)
         with self.peak.watch(step.num_tokens, 0):
-            inputs = self._step_tensors(
-                step.num_rows, step.num_tokens, step.max_query_len, step.max_seq_len
+            x, residual = self.decoder.forward(
+                self._step_tensors(
+                    step.num_rows, step.num_tokens, step.max_query_len, step.max_seq_len
+                ),
+                num_layers,
             )
-            x, residual = self.decoder.forward(inputs, num_layers)
-            tensors.hidden = self.decoder.pick(x, residual, work.picks.of(packet))
+            picks = None if work.picks_all else work.picks.of(packet)
+            tensors.hidden = self.decoder.pick(x, residual, picks)
 
     def decode(self, num_rows: int) -> None:
         """One token of every row, up to the logits of all. The packet may name fewer rows."""
@@ -149,31 +156,32 @@ class GpuStep:
         step: StepRows,
         work: SampleWork,
         tensors: OnDevice,
-        pinned: Mapping[str, torch.Tensor],
+        slot: Mapping[str, torch.Tensor],
     ) -> None:
-        """Scores prompts and chooses tokens; these go into their rows and to the host."""
-        packet, hidden, scored = _there(tensors.packet), tensors.hidden, work.num_scored
+        """Scores prompts and chooses tokens; these go into their rows and into the slot."""
+        packet, hidden, scored = tensors.packet, tensors.hidden, work.num_scored
         logit_rows = min(scored + work.num_sampled, self._config.logit_rows)
         with self.peak.watch(0, logit_rows, storage_bytes(hidden)):
             if scored:
-                self._sampler.score(work, packet, _there(hidden)[:scored], pinned)
+                self._sampler.score(work, packet, _there(hidden)[:scored], slot)
             if not work.num_sampled:
                 return
-            to_choose = None if hidden is None else hidden[scored:]
-            token_ids, non_finite = self._sampler.choose(work, packet, to_choose, pinned)
+            to_choose = hidden[scored:] if hidden is not None and scored else hidden
+            got = self._sampler.choose(work, packet, to_choose, slot)
         chosen = self._buffers["chosen"][: work.num_sampled]
         kernels.commit_tokens(
             self._buffers["row_state"],
             packet,
-            token_ids,
-            non_finite,
+            got.token_ids,
+            got.non_finite,
             self._buffers["output_counts"],
             chosen,
             layout=self._layout,
             table=self.table,
             num_rows=step.num_rows,
         )
-        pinned["chosen"][: work.num_sampled].copy_(chosen, non_blocking=True)
+        if self._copies:
+            slot["chosen"][: work.num_sampled].copy_(chosen, non_blocking=True)
         tensors.hidden = None
 
     def _gather(self, packet: torch.Tensor, num_rows: int) -> None:

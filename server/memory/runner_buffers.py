@@ -1,12 +1,16 @@
-"""What a runner on a GPU holds between steps: device buffers, and their pinned mirrors.
+"""What a runner holds between steps: its rows, the inputs of a step, and what a step answers.
 
-Rows live on the device (kernels.footprint.row_state has their layout). A step's packet is put
-together in pinned memory and uploaded in one copy; what a step answers comes back into pinned
-memory. There are two of each pinned buffer, because a step is put together while the one before it
-runs.
+Rows lie on the device (kernels.footprint.row_state has their layout). What changes about them and
+which take part goes there as one packet; what a step answers comes back beside it, in a slot. A
+device with memory of its own copies packets and answers from and to pinned memory of the host, of
+which there are NUM_SLOTS slots, because a step is put together while the one before it runs. Where
+device and host share their memory there is one slot, in place, and nothing is copied.
 """
 
 from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
 
 from kernels.footprint.row_state import FLOATS_AT, NUM_FLOATS, TABLE_AT, RowLayout, StepTable
 from server.memory.kinds import Shapes
@@ -15,6 +19,33 @@ from weights.spec import ModelSpec
 
 NUM_SLOTS = 2  # steps in flight
 MOST_ROW_WORDS = 2**31 - 1  # of all records: places in them are int32
+FEW_LOGPROBS = 5  # what most who ask for alternatives ask for
+
+
+@dataclass(frozen=True, slots=True)
+class LogitLimits:
+    """How many rows of logits exist at once, how many of these are sampled or ranked at a time, and
+    how many where penalties read tables. ``num_tops`` are the numbers of alternatives that are
+    computed, rising."""
+
+    rows: int
+    sampled_rows: int
+    penalised_rows: int
+    num_tops: tuple[int, ...]
+
+    def num_top(self, asked: int) -> int:
+        """What is computed where ``asked`` are asked for."""
+        return self.num_tops[bisect_left(self.num_tops, asked)]
+
+    def spans(self, total: int) -> tuple[tuple[int, int], ...]:
+        """First and behind the last of the rows, out of so many, whose logits exist at once."""
+        firsts = range(0, total, self.rows)
+        return tuple((first, min(first + self.rows, total)) for first in firsts)
+
+
+def few_num_tops(max_logprobs: int) -> tuple[int, ...]:
+    """Where each number of alternatives has a kernel of its own, which is compiled."""
+    return tuple(sorted({0, min(FEW_LOGPROBS, max_logprobs), max_logprobs}))
 
 
 def row_layout(config: RunnerConfig) -> RowLayout:
@@ -38,15 +69,14 @@ def packet_words(config: RunnerConfig) -> int:
     return -(-words // 16) * 16
 
 
-def device_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
-    """Everything on the device but the KV cache, the rotary table and the workspace."""
+def row_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
+    """What rows keep between steps, then what a step is given, gathered from them in place."""
     tokens, rows, vocab_size = config.max_num_batched_tokens, config.max_num_seqs, model.vocab_size
     aligned = -(-rows // 16) * 16  # each row of floats starts on a cache line
     return (
         ("row_state", (rows, row_layout(config).words), "i32"),
         ("output_counts", (rows, vocab_size), "i32"),
         ("prompt_mask", (rows, vocab_size), "bool"),
-        ("packet", (packet_words(config),), "i32"),
         ("step_token_ids", (tokens,), "i64"),
         ("positions", (tokens,), "i64"),
         ("slot_mapping", (tokens,), "i64"),
@@ -57,15 +87,24 @@ def device_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
         ("step_top_k", (rows,), "i64"),
         ("step_keys", (rows,), "i64"),
         ("step_output_positions", (rows,), "i64"),
-        ("logits", (config.logit_rows, vocab_size), "f32"),
-        ("chosen_ids", (rows,), "i64"),
-        ("chosen_non_finite", (rows,), "bool"),
-        ("chosen", (rows,), "i32"),
     )
 
 
-def pinned_shapes(config: RunnerConfig) -> Shapes:
-    """Host memory that the device copies from and to: one set, of which there are NUM_SLOTS."""
+def own_memory_shapes(config: RunnerConfig) -> Shapes:
+    """Where a device with memory of its own has what it exchanges with a slot."""
+    return (
+        ("packet", (packet_words(config),), "i32"),
+        ("chosen", (config.max_num_seqs,), "i32"),
+    )
+
+
+def captured_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
+    """Where captured decode steps leave what is sampled from."""
+    return (("logits", (config.logit_rows, model.vocab_size), "f32"),)
+
+
+def slot_shapes(config: RunnerConfig) -> Shapes:
+    """One slot: a packet on its way, and what comes of its step."""
     rows, width = config.max_num_seqs, 1 + config.max_logprobs
     scored = config.max_num_batched_tokens
     return (

@@ -14,8 +14,8 @@ from server.engine.kv_spec import KVCacheSpec
 from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
-from server.execution.gpu_runner import GpuRunner
 from server.execution.model import Decoder, rotary_table
+from server.execution.model_runner import ModelRunner
 from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import Layout, build_layout
 from server.memory.runner_config import RunnerConfig
@@ -31,7 +31,7 @@ Install = Callable[[FakeDevice, pytest.MonkeyPatch], None]
 
 @dataclass(frozen=True)
 class FakeBuilt:
-    runner: GpuRunner
+    runner: ModelRunner
     device: FakeDevice
     layout: Layout
     kv: KVCacheSpec
@@ -80,6 +80,8 @@ def build_from(
     decoder = Decoder(
         model, loaded.linears, loaded.tensors, None if table is None else table.to(there)
     )
-    runner = GpuRunner(decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=True)
+    runner = ModelRunner(
+        decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=True
+    )
     kv = kv_cache_spec(model, config.format, config.block_size, config.num_blocks)
     return FakeBuilt(runner, device, layout, kv, eos_token_ids)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from enum import IntFlag
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +26,25 @@ from server.execution.packet import PacketDraft, Span
 Int64 = npt.NDArray[np.int64]
 
 
+class Feature(IntFlag):
+    """What a row asks of the sampler, so that one question tells it of many rows."""
+
+    RANDOM = 1  # a temperature above 0
+    TRUNCATES = 2  # top_k, top_p, min_p
+    PENALISES = 4  # presence, frequency, repetition
+    BIASES = 8
+    REPORTS = 16  # log-probabilities of its tokens
+
+
 @dataclass(frozen=True, slots=True)
 class RowChanges:
     """What a plan does to records on the device, as spans of its packet."""
 
     segments: Span  # for kernels.write_rows
     counted: Span  # for kernels.count_tokens
+
+    def __bool__(self) -> bool:
+        return bool(self.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +54,11 @@ class StepRows:
     rows: Int64  # [B]
     starts: Int64  # [B + 1] of each row's tokens among the step's
     computed: Int64  # [B] tokens of its context before this step
-    ends: Int64  # [B] its context with this step's tokens
     samples: npt.NDArray[np.bool_]  # [B]
+    all_sample: bool
     outputs: Int64  # [B] index of the token to choose among the generated ones
+    max_query_len: int
+    max_seq_len: int  # contexts with this step's tokens
 
     @property
     def num_rows(self) -> int:
@@ -52,20 +69,14 @@ class StepRows:
         return int(self.starts[-1])
 
     @property
-    def max_query_len(self) -> int:
-        return int((self.ends - self.computed).max())
-
-    @property
-    def max_seq_len(self) -> int:
-        return int(self.ends.max())
-
-    @property
     def places(self) -> Int64:
         """[B] each row's place among those that choose a token, -1 for none."""
+        if self.all_sample:
+            return np.arange(len(self.rows))
         return np.where(self.samples, np.cumsum(self.samples) - 1, -1)
 
 
-class GpuRows:
+class Rows:
     """Lengths and sampling parameters by row."""
 
     def __init__(self, layout: RowLayout, *, max_num_seqs: int, block_size: int) -> None:
@@ -74,16 +85,15 @@ class GpuRows:
         self._lengths = np.zeros((4, max_num_seqs), dtype=np.int64)
         self.num_tokens, self.num_computed, self.num_prompt, self.num_blocks = self._lengths
         self.params: list[SamplingParams | None] = [None] * max_num_seqs
-        # The same, for questions about many rows at once.
-        self.floats = np.zeros((row_state.NUM_FLOATS, max_num_seqs), dtype=np.float32)
-        self._facts = np.zeros((4, max_num_seqs), dtype=np.int64)
-        self.top_k, self.tables, self.num_top, self.num_biases = self._facts
+        # Of the same, for questions about many rows at once.
+        self._features = np.zeros(max_num_seqs, dtype=np.int64)
+        self.num_top = np.zeros(max_num_seqs, dtype=np.int64)  # -1: nothing is reported
 
     def apply(self, plan: StepPlan, packet: PacketDraft) -> RowChanges:
         """Releases, admits and extends rows, in the plan's order of effects.
 
         Raises:
-            ValueError: the plan asks for an adapter, or for more than a row can hold.
+            ValueError: the plan asks for more than a row can hold.
         """
         for row in plan.released:
             self._release(row)
@@ -105,30 +115,43 @@ class GpuRows:
         Raises:
             ValueError: a row is asked for tokens that it does not have or has no slots for.
         """
-        rows = np.array([row.row for row in planned], dtype=np.int64)
-        counts = np.array([row.num_scheduled_tokens for row in planned], dtype=np.int64)
-        samples = np.array([row.samples for row in planned], dtype=np.bool_)
+        asked = [(row.row, row.num_scheduled_tokens, row.samples) for row in planned]
+        rows, counts, chooses = np.array(asked, dtype=np.int64).T
+        samples = chooses.astype(np.bool_)
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(counts, out=starts[1:])
-        computed = self.num_computed[rows]
+        counts.cumsum(out=starts[1:])
+        known, computed, prompt, blocks = self._lengths[:, rows]
         ends = computed + counts
-        self._check(rows, ends, samples)
+        bad = (ends > known) | (ends > blocks * self.block_size) | samples & (ends < known)
+        if bad.any():
+            index = int(bad.argmax())
+            self._refuse(int(rows[index]), int(ends[index]))
         self.num_computed[rows] = ends
-        return StepRows(rows, starts, computed, ends, samples, ends - self.num_prompt[rows])
+        return StepRows(
+            rows,
+            starts,
+            computed,
+            samples,
+            all_sample=bool(samples.all()),
+            outputs=ends - prompt,
+            max_query_len=int(counts.max()),
+            max_seq_len=int(ends.max()),
+        )
 
-    def append(self, rows: Int64) -> None:
-        """Counts the tokens that these rows are choosing as theirs.
+    def append(self, step: StepRows) -> None:
+        """Counts the tokens that rows of a step are choosing as theirs.
 
         Raises:
             ValueError: a row is full.
         """
-        full = self.num_tokens[rows] >= self.layout.max_tokens
-        if full.any():
-            row = int(rows[np.argmax(full)])
-            raise ValueError(
-                f"row {row} already holds max_model_len = {self.layout.max_tokens} tokens"
-            )
-        self.num_tokens[rows] += 1
+        if step.max_seq_len >= self.layout.max_tokens:
+            full = step.samples & (self.num_tokens[step.rows] >= self.layout.max_tokens)
+            if full.any():
+                row = int(step.rows[np.argmax(full)])
+                raise ValueError(
+                    f"row {row} already holds max_model_len = {self.layout.max_tokens} tokens"
+                )
+        self.num_tokens[step.rows] += step.samples
 
     def params_of(self, row: int) -> SamplingParams:
         params = self.params[row]
@@ -136,19 +159,17 @@ class GpuRows:
             raise ValueError(f"row {row} holds no sequence")
         return params
 
-    def _check(self, rows: Int64, ends: Int64, samples: npt.NDArray[np.bool_]) -> None:
-        known = self.num_tokens[rows]
-        if (ends > known).any():
-            row = int(rows[np.argmax(ends > known)])
-            raise ValueError(f"row {row} knows {self.num_tokens[row]} tokens: more are scheduled")
-        early = samples & (ends < known)
-        if early.any():
-            row = int(rows[np.argmax(early)])
-            raise ValueError(f"row {row} is to choose a token before its last one is computed")
-        room = self.num_blocks[rows] * self.block_size
-        if (ends > room).any():
-            row = int(rows[np.argmax(ends > room)])
-            raise ValueError(f"row {row} has {self.num_blocks[row]} blocks: too few for its tokens")
+    def features_of(self, rows: Int64) -> int:
+        """Every Feature that one of ``rows`` has."""
+        return int(np.bitwise_or.reduce(self._features[rows]))
+
+    def _refuse(self, row: int, end: int) -> NoReturn:
+        known, blocks = self.num_tokens[row], self.num_blocks[row]
+        if end > known:
+            raise ValueError(f"row {row} knows {known} tokens: more are scheduled")
+        if end > blocks * self.block_size:
+            raise ValueError(f"row {row} has {blocks} blocks: too few for its tokens")
+        raise ValueError(f"row {row} is to choose a token before its last one is computed")
 
     def _admit(self, admitted: AdmittedRow, packet: PacketDraft) -> list[int]:
         """Two segments: the record's head with the block table, and the known tokens."""
@@ -164,21 +185,13 @@ class GpuRows:
             admitted.num_prompt_tokens,
             len(blocks),
         )
-        self._set_params(row, admitted.sampling)
-        head = packet.put((*record_head(admitted.sampling, admitted.choice), *blocks))
+        params = self.params[row] = admitted.sampling
+        self._features[row] = features(params)
+        self.num_top[row] = -1 if params.logprobs is None else params.logprobs
+        head = packet.put((*record_head(params, admitted.choice), *blocks))
         tokens = packet.put(admitted.token_ids)
         at = self.layout.tokens_at
         return [row, 0, head.first, head.length, row, at, tokens.first, tokens.length]
-
-    def _set_params(self, row: int, params: SamplingParams) -> None:
-        self.params[row] = params
-        self.floats[:, row] = _floats(params)
-        self._facts[:, row] = (
-            params.top_k,
-            tables_read(params),
-            -1 if params.logprobs is None else params.logprobs,
-            len(params.logit_bias),
-        )
 
     def _extend(self, row: int, block_ids: tuple[int, ...], packet: PacketDraft) -> list[int]:
         held = int(self.num_blocks[row])
@@ -196,6 +209,21 @@ class GpuRows:
         self.params[row] = None
 
 
+def features(params: SamplingParams) -> Feature:
+    found = Feature(0)
+    if params.temperature > 0:
+        found |= Feature.RANDOM
+    if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
+        found |= Feature.TRUNCATES
+    if tables_read(params):
+        found |= Feature.PENALISES
+    if params.logit_bias:
+        found |= Feature.BIASES
+    if params.logprobs is not None:
+        found |= Feature.REPORTS
+    return found
+
+
 def tables_read(params: SamplingParams) -> int:
     """Which tables the penalties read: a sum of row_state.COUNTS_OUTPUT and COUNTS_PROMPT."""
     if params.repetition_penalty != 1.0:
@@ -208,14 +236,8 @@ def tables_read(params: SamplingParams) -> int:
 def record_head(params: SamplingParams, choice: int) -> tuple[int, ...]:
     """The words of a record before its block table."""
     key = struct.pack("<q", as_int64(derive_key(params.seed, choice)))
-    words = struct.unpack("<8i", key + struct.pack("<6f", *_floats(params)))
-    head = (tables_read(params), params.top_k, *words)
-    return (*head, *(0,) * (row_state.TABLE_AT - len(head)))
-
-
-def _floats(params: SamplingParams) -> tuple[float, ...]:
-    """In the order of row_state.FLOATS_AT."""
-    return (
+    floats = struct.pack(
+        "<6f",  # in the order of row_state.FLOATS_AT
         params.temperature,
         params.top_p,
         params.min_p,
@@ -223,3 +245,5 @@ def _floats(params: SamplingParams) -> tuple[float, ...]:
         params.frequency_penalty,
         params.repetition_penalty,
     )
+    head = (tables_read(params), params.top_k, *struct.unpack("<8i", key + floats))
+    return (*head, *(0,) * (row_state.TABLE_AT - len(head)))
