@@ -1,4 +1,4 @@
-"""Shape of paged attention, and its scratch on a CPU, in integers: what a memory plan books.
+"""Shape of paged attention, and its scratch on a CPU, in integers: what a memory plan counts.
 
 No torch. The CPU backend cuts a step into *items*: a row and up to ``query_tile`` of its query
 tokens. Items of one query tile size are worked on in *waves* of so many that their keys, values and

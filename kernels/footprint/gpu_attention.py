@@ -1,4 +1,4 @@
-"""Scratch of paged attention on a GPU, in integers: what a memory plan books. No torch, no Triton.
+"""Scratch of paged attention on a GPU, in integers: what a memory plan counts. No torch, no Triton.
 
 Decode attention is cut evenly over a fixed number of programs, whatever the batch, so that its
 scratch depends on the programs and hardly on the rows: a program leaves at most two unfinished

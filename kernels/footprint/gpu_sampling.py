@@ -1,4 +1,4 @@
-"""Scratch of sampling and of log-probabilities on a GPU, in integers: what a memory plan books.
+"""Scratch of sampling and of log-probabilities on a GPU, in integers: what a memory plan counts.
 
 No torch. A call allocates one buffer of exactly these bytes (and its results) and frees it when it
 returns; under a captured graph it lies in the graph's pool.

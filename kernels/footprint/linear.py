@@ -1,6 +1,6 @@
 """Which form a CPU's matrix product takes, and what it holds beside its result. No torch.
 
-The forms themselves are in kernels.cpu.linear; a memory plan books their temporaries, and a start
+The forms themselves are in kernels.cpu.linear; a memory plan counts their temporaries, and a start
 runs each padded size once, from the numbers here.
 """
 

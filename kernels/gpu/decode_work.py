@@ -40,7 +40,7 @@ class WorkList:
 
 @dataclass(frozen=True, slots=True)
 class DecodeScratch:
-    """The workspace, cut as kernels.footprint.gpu_attention books it."""
+    """The workspace, cut as kernels.footprint.gpu_attention counts it."""
 
     lists: Tensor  # int32, a WorkList for each window
     counters: Tensor  # [MAX_PROGRAMS] int32

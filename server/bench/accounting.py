@@ -1,4 +1,4 @@
-"""What the books cost: ``python -m server.bench books [MODEL_DIR] ...``, see --help.
+"""What the memory accountant costs: ``python -m server.bench books [MODEL_DIR] ...``, see --help.
 
 Three figures, each a median with [min..max].
 
@@ -125,7 +125,7 @@ class Timed:
 
 
 def measure_throughput(options: Options) -> Throughput:
-    """The engine of one server in this process, with and without its books being read."""
+    """The engine of one server in this process, with and without its memory account being read."""
     config = options.config
     engine = build_engine(engine_settings(config, read_model(config)), lambda text: None)
     logging.getLogger("quire.memory").setLevel(logging.ERROR)  # this process is no engine process

@@ -1,4 +1,4 @@
-"""Admission: what is refused at the door, and with which words.
+"""Admission: which requests the engine refuses, and with which message.
 
 A submitted list is accepted or refused whole. Refused is what could never run (too long, too large
 for the cache alone) and what finds the queue full. Everything accepted can run to its end, because
@@ -195,7 +195,7 @@ class Admission:
 
 
 def _sampling_problem(sampling: SamplingParams) -> Problem | None:
-    """What would leave float32. The edge refuses it too; the engine has other clients as well."""
+    """What would leave float32. The API refuses it too; the engine has other clients as well."""
     for name, allowed in SAMPLING_RANGES.items():
         value = getattr(sampling, name)
         if value not in allowed:

@@ -12,7 +12,7 @@ from server.engine.sequence import Sequence, SequenceState
 
 
 class InvariantError(Exception):
-    """The books do not balance. The message has the numbers."""
+    """An invariant does not hold. The message has the numbers."""
 
 
 def check_invariants(state: SchedulerState) -> None:

@@ -1,7 +1,7 @@
 """What crosses from the API to the engine: one immutable request; and the words of its end.
 
 Plain standard-library dataclasses, encoded as they are by server.ipc. Everything in them was
-validated at the edge; the engine re-checks only what it alone can know (capacity, queue bounds).
+validated by the API; the engine re-checks only what it alone can know (capacity, queue bounds).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class SamplingParams:
 
     ``logprobs`` and ``prompt_logprobs`` are the number of top alternatives reported beside each
     chosen token (0 reports the token alone); None reports nothing. ``seed`` is always set: drawn
-    at the edge where the client gave none.
+    by the API where the client gave none.
     """
 
     seed: int  # 0 <= seed < 2**63
@@ -133,7 +133,7 @@ class EngineLimits:
             raise ValueError(f"max_preemptions is {self.max_preemptions}; it must not be negative")
 
 
-# The ranges of the sampling numbers: checked at the edge and again at admission, written here.
+# The ranges of the sampling numbers: checked by the API and again at admission, written here.
 #
 # They keep float32 finite for every row of logits within +-1e36, whatever is combined, with room
 # for what no checkpoint that means anything comes near. Only the repetition penalty multiplies: by

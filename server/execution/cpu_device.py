@@ -79,7 +79,7 @@ class CpuDevice:
         """Everything is done."""
 
 
-def open_with_books(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
+def open_cpu(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
     """Makes the libraries set themselves up, then takes the base reading.
 
     Raises:

@@ -35,7 +35,7 @@ class DecodeGraphs:
         step: starts a decode step of so many rows, in the order of capture.
         prepare: makes a step that is run for the capture's sake change nothing.
 
-    ``around_capture`` is entered for every capture: the books ask what it takes of the driver.
+    ``around_capture`` is entered for every capture: the accountant asks what it takes.
     """
 
     def __init__(

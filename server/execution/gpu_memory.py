@@ -1,8 +1,8 @@
-"""Opens a GPU and its books: the context, the libraries' handles, then the base reading.
+"""Opens a GPU and its memory account: the context, the libraries' handles, then the base reading.
 
 Handles of cuBLAS and cuBLASLt belong to a stream, and each takes tens of MiB of the allocator's
 memory as it is first used. So they are made here, on the stream that the engine computes on, and
-the books know them before there is a model.
+the account knows them before there is a model.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from server.memory.runner_config import RunnerConfig
 _WARM_SIZE = 1024  # rows and columns of products that make the libraries set themselves up
 
 
-def open_with_books(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
-    """The device that everything is to be run on, and its books; the folder says nothing of them.
+def open_gpu(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
+    """The device that everything is to be run on, and its memory; the folder says nothing of them.
 
     Raises:
         StartupError: there is no GPU that torch can use, or its compiled kernels cannot be kept.

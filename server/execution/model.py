@@ -83,7 +83,7 @@ class Decoder:
 
         ``num_layers`` runs only the first of them: all have the same intermediates, so one is
         enough to measure by. Tensors are dropped as soon as the next operation no longer needs
-        them: the peak of intermediates that the memory layout books is the peak of this very order.
+        them: the layout counts the peak of this very order.
         """
         x = self._embed(step)
         residual: torch.Tensor | None = None

@@ -17,7 +17,7 @@ from server.logs import log_fields
 
 
 class Outcome(StrEnum):
-    """How a request ended: exactly one for every request, those refused at the edge included."""
+    """How a request ended: exactly one for every request, refused ones included."""
 
     STOP = "stop"  # every choice ended by itself or by a stop sequence
     LENGTH = "length"  # at least one choice met its token limit

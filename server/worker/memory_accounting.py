@@ -1,5 +1,5 @@
-"""The engine's books: its device is opened and read before the model is loaded, and joined to what
-the engine holds afterwards.
+"""The engine's memory accounting: its device is opened and read before the model is loaded, and
+joined to what the engine holds afterwards.
 
     open_device --> libraries set up, base reading --> the model is loaded --> accounting_sources
 """
@@ -30,7 +30,9 @@ def open_device(settings: EngineSettings) -> OpenedDevice:
         CheckpointError: the folder is refused.
     """
     backend = backend_named(settings.runner.backend)
-    opened: OpenedDevice = backend.load(backend.books)(settings.runner, Path(settings.model_dir))
+    opened: OpenedDevice = backend.load(backend.open_device)(
+        settings.runner, Path(settings.model_dir)
+    )
     return opened
 
 

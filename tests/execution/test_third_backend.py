@@ -78,7 +78,7 @@ def own_buffers(model: ModelSpec, config: RunnerConfig) -> Shapes:
     return (("own_counters", (config.max_num_seqs, 1024), "i64"),)
 
 
-def open_with_books(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
+def open_fake(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
     return OpenedDevice(CpuDevice(), CpuMemory(take()))
 
 
@@ -91,7 +91,7 @@ THIRD = replace(
     place="the third backend",
     kernels=KernelBackend("third", "cpu", OPERATIONS, attention_regions),
     buffers=own_buffers,
-    books=f"{__name__}:open_with_books",
+    open_device=f"{__name__}:open_fake",
     quantisations=(SCALED.name,),
     packed_formats=(SCALED,),
 )

@@ -12,7 +12,7 @@ from server.engine.request import EngineError, EngineLimits, EngineRequest
 from server.engine.step import StepInFlight
 from tests.engine.fake_executor import FakeExecutor, kv_spec
 from tests.invariants.engine_asks import Asks, expected_refusal
-from tests.invariants.engine_books import AccountingSources
+from tests.invariants.engine_checks import EngineChecks
 from tests.invariants.engine_clients import Clients
 from tests.invariants.engine_decisions import Decisions
 from tests.invariants.engine_oracle import Choice, Promise, Visits, solo_run
@@ -54,7 +54,7 @@ class Harness:
         turns = self.core.scheduler.turns
         self.decisions = Decisions(config, self.state, turns, self.executor, self.promises, visits)
         self.asks = Asks(config)
-        self.books = AccountingSources(config, self.core, self.executor, self.clients, visits)
+        self.checks = EngineChecks(config, self.core, self.executor, self.clients, visits)
         self.in_flight: list[StepInFlight] = []
         self.num_void = 0  # of those, followed a step that failed
         self.is_drained = False
@@ -265,7 +265,7 @@ class Harness:
             assert len(self.state.requests) <= live, "draining never adds a live request"
         assert not self.core.has_work, f"a drained engine is empty within {bound} steps"
         assert not self.clients.live(), "every accepted choice ends in exactly one outcome"
-        self.books.check_nothing_is_left()
+        self.checks.check_nothing_is_left()
 
     # -- the world -----------------------------------------------------------------------------
 

@@ -170,7 +170,7 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def books_balance(self) -> None:
         if hasattr(self, "harness"):
-            self.harness.books.check()
+            self.harness.checks.check()
 
     def teardown(self) -> None:
         if hasattr(self, "harness"):

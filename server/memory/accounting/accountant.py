@@ -1,6 +1,6 @@
 """The accountant: says at any moment what each byte of a device is for.
 
-The books are the same for every device:
+The account has the same form for every device:
 
     total = weights + kv_cache + activations + io + graphs + workspace
           + allocator_slack + runtime + other_processes + free + unaccounted      (always)
@@ -62,23 +62,23 @@ class AccountingSources:
 
 
 class Accountant:
-    def __init__(self, books: AccountingSources) -> None:
-        self._books = books
+    def __init__(self, sources: AccountingSources) -> None:
+        self._sources = sources
         self._peak: dict[MemoryKind, int] = {}
 
     def read(self) -> MemoryReading:
         """Costs some milliseconds."""
-        held = self._books.held_bytes()
-        device = self._books.device.read()
+        held = self._sources.held_bytes()
+        device = self._sources.device.read()
         kinds = _kinds(held, device)
         for kind, nbytes in kinds.items():
             self._peak[kind] = max(self._peak.get(kind, nbytes), nbytes)
         self._peak[MemoryKind.ACTIVATIONS] = max(
-            self._peak[MemoryKind.ACTIVATIONS], self._books.peak_activation_bytes()
+            self._peak[MemoryKind.ACTIVATIONS], self._sources.peak_activation_bytes()
         )
         parts = {
             **device.parts,
-            MemoryKind.KV_CACHE: self.split_kv(self._books.kv_use(), kinds[MemoryKind.KV_CACHE]),
+            MemoryKind.KV_CACHE: self.split_kv(self._sources.kv_use(), kinds[MemoryKind.KV_CACHE]),
             MemoryKind.UNACCOUNTED: _unaccounted_parts(kinds[MemoryKind.UNACCOUNTED], held, device),
         }
         return MemoryReading(
@@ -96,15 +96,15 @@ class Accountant:
             anonymous=device.anonymous,
             available=device.available,
             allocator=device.allocator,
-            host=self._books.host(),
+            host=self._sources.host(),
         )
 
     def split_kv(self, use: KVUse, kv_bytes: int) -> dict[str, int]:
         """The parts of the KV cache: what the pool's ``kv_bytes`` are in use for. Costs nothing."""
-        books = self._books
-        tail = (use.reserved_tokens - use.filled_tokens) * books.kv_token_bytes
-        active = use.active_blocks * books.kv_page_bytes - tail
-        cached = use.cached_blocks * books.kv_page_bytes
+        sources = self._sources
+        tail = (use.reserved_tokens - use.filled_tokens) * sources.kv_token_bytes
+        active = use.active_blocks * sources.kv_page_bytes - tail
+        cached = use.cached_blocks * sources.kv_page_bytes
         free = kv_bytes - active - cached - tail
         return {"active": active, "cached": cached, "tail_waste": tail, "free": free}
 

@@ -1,4 +1,4 @@
-"""A reading: one moment of one device's books, as the accountant makes it and everybody takes it.
+"""A reading: one moment of one device's account, as the accountant makes it and everybody takes it.
 
 Each kind stands with what it holds now, its peak, and the parts of it that are measured by
 themselves. Two places need a reading as a flat row of integers: the block of memory that the two

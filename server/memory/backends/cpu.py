@@ -67,7 +67,7 @@ CPU: Backend = Backend(
     phases=step_phases,
     auto_format=auto_format,
     device="server.execution.cpu_device:CpuDevice",
-    books="server.execution.cpu_device:open_with_books",
+    open_device="server.execution.cpu_device:open_cpu",
     equal_bits="--dtype float32 guarantees equal tokens",
     weighs_dtype=True,
 )

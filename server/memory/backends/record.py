@@ -1,7 +1,7 @@
 """One record for each backend: what a model runs on, and all that follows from it. No torch.
 
-A third backend is one such record and a folder of kernels: plans, buffers, the books and the runner
-ask the record, and nobody asks for a backend's name.
+A third backend is one such record and a folder of kernels: plans, buffers, the memory account and
+the runner ask the record, and nobody asks for a backend's name.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Backend:
     GPU"). ``phases`` lists the intermediates of a step of so many tokens and rows of logits,
     ``logit_limits`` says how these rows are cut, and ``buffers`` lists what it keeps beside the
     runner's buffers (server.memory.runner_buffers), the KV cache, the rotary tables and attention's
-    scratch. ``device`` and ``books`` are "module:function", imported by the engine process only,
-    because they need torch.
+    scratch. ``device`` and ``open_device`` are "module:function", imported by the engine process
+    only, because they need torch.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Backend:
     phases: Callable[[ModelSpec, RunnerConfig, int, int], tuple[Phase, ...]]
     auto_format: Callable[[ModelSpec, str], str]  # --dtype auto, of a checkpoint's format
     device: str  # () -> server.execution.device.Device
-    books: str  # (RunnerConfig, model folder) -> the device and its memory, read before the model
+    open_device: str  # (RunnerConfig, model folder) -> OpenedDevice, before the model
     equal_bits: str  # what promises equal requests more than 16 bits do
     quantisations: tuple[str, ...] = ()  # that --quantization may name
     suggested_quantisations: tuple[str, ...] = ()  # of these, when memory is short

@@ -1,4 +1,4 @@
-"""The books for people and programs: GET /memory as a tree, and as a table.
+"""The memory account for people and programs: GET /memory as a tree, and as a table.
 
 Measured figures come from the accountant's latest reading, planned ones from the plan, so that the
 two stand side by side.
@@ -175,7 +175,7 @@ class MemoryReport:
 
 
 def memory_table(reading: MemoryReading | None, planned: Mapping[str, int]) -> str:
-    """One moment's books as a table: kinds with what they hold now, at most and by the plan.
+    """One moment's account as a table: kinds with what they hold now, at most and by the plan.
 
     ``reading`` is the accountant's, ``planned`` bytes by kind. Of a reading that is not there yet
     the table says so. For a log: no formula, no component, a line break at its end.

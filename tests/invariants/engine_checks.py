@@ -1,4 +1,4 @@
-"""The engine's books against a recount: blocks, gauges, requests; and that nothing is left."""
+"""The engine's figures against a recount: blocks, gauges, requests; and that nothing is left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.invariants.engine_clients import Clients
 from tests.invariants.engine_oracle import Visits
 
 
-class AccountingSources:
+class EngineChecks:
     def __init__(
         self,
         config: dict[str, Any],
