@@ -7,7 +7,7 @@ A query is read into its syntax tree, and the tree is evaluated over meanings in
     sum by (outcome) (                  )   requests per second, by outcome
 
 What cannot mean anything is refused on the way: a name or label that does not exist, a counter
-that is shown or added up before its rate, a rate of a gauge, a quantile of what is no histogram,
+that is shown or added up before its rate, a rate of a gauge, a quantile of a non-histogram,
 bytes added to tokens, two sides that have no label set in common.
 """
 

@@ -45,7 +45,7 @@ class TracedWorkload(Workload):
     """Jobs with the lengths and groups of a trace's rows."""
 
     def __init__(self, scenario: Scenario, model: str | None, rows: tuple[TraceRow, ...]) -> None:
-        """Raises ScenarioError for groups whose prefix nobody gives a length."""
+        """Raises ScenarioError for groups whose prefix has no length."""
         super().__init__(scenario, model)
         if not scenario.kinds[0].shared_prefix_tokens and any(
             row.group is not None and row.prefix is None for row in rows

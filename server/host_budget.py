@@ -4,7 +4,7 @@ Half of it, about, is for what is *held*: bodies that arrive, requests that were
 events that a slow client has not read. Each grows only where there is room, and is refused or given
 up where there is none; nothing waits for it. The rest is for *work* that needs much for a moment,
 parsing, rendering, tokenising: that waits its turn. Who works holds nothing that another who works
-waits for, and who holds never waits for what is held, so nobody waits for ever.
+waits for, and who holds never waits for what is held, so there is no deadlock.
 
     held   |-- large bodies --|-- small bodies --|-- requests --|-- events --|
            0                 1/2               3/4            7/8            1

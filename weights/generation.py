@@ -20,7 +20,7 @@ def end_of_sequence_ids(spec: ModelSpec, generation_config: Mapping[str, Any]) -
     The tokenizer's eos_token is a word for templates and ends nothing, there as here.
 
     Raises:
-        CheckpointError: generation_config.json names something that is no id of the vocabulary.
+        CheckpointError: generation_config.json names something that is not an id of the vocabulary.
     """
     named = _named(generation_config)
     for token in named:

@@ -1,6 +1,6 @@
 """ModelSpec -> every parameter, unfused, in the order in which a forward pass meets them.
 
-Matrices are [out, in]. A tied unembedding is no parameter of its own: the embedding appears once.
+Matrices are [out, in]. A tied unembedding is not a parameter: the embedding appears once.
 The loader, the planner, the accountant and the synthetic checkpoints all read this one list.
 """
 

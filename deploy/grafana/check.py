@@ -140,7 +140,7 @@ def _query_faults(panel: Json, target: Json, catalogue: Catalogue) -> Iterator[s
 
 
 def _several(found: Meaning) -> bool:
-    """Whether nobody said how several targets go together."""
+    """Whether it is undefined how several targets go together."""
     return set(TARGET_LABELS) <= (found.labels or frozenset())
 
 

@@ -157,7 +157,7 @@ def ref_id(index: int) -> str:
 def _look(panel: Panel) -> tuple[str, Json, Json]:
     """Grafana's name of the panel, its options, and what its fields have of their own."""
     now = {"calcs": ["lastNotNull"], "fields": "", "values": False}
-    # A share of no requests is no number: to be said, and not passed over for an older one.
+    # A share of no requests is not a number: to be said, and not passed over for an older one.
     last = {**now, "calcs": ["last"]}
     match panel:
         case Graph():

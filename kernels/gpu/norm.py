@@ -71,7 +71,7 @@ def dense_rows(x: Tensor) -> Tensor:
 
 
 def compile_cases(arch: int) -> Iterator[CompileCase]:
-    """Every row of the table at its widest, and a width that is no power of two."""
+    """Every row of the table at its widest, and a width that is not a power of two."""
     for width in (512, 1024, 5120, 8192, MAX_WIDTH):
         tuned = tuning.lookup("add_norm", arch, width=width)
         for residual, centred in ((True, False), (False, False), (True, True)):

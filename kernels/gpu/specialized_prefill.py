@@ -78,7 +78,7 @@ def run(
     """As kernels.gpu.prefill_attention.paged_prefill, for a case that ``chosen`` has chosen.
 
     The kernel makes its descriptors in scratch that Triton asks an allocator for, 128 bytes each
-    and three a program. It comes from torch's own pool for this launch: torch hands it to nobody
+    and three a program. It comes from torch's own pool for this launch: torch hands it to no one
     who runs before the kernel on this stream, and to a captured graph from the graph's pool. The
     allocator is set in a copy of the context, so that no other launch finds it there.
     """

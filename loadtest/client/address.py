@@ -13,7 +13,7 @@ from loadtest.errors import ScenarioError, ServerUnreachable
 def parse_base_url(text: str) -> Address:
     """``http://host:port`` with or without a path; a last /v1 is ours to add and is taken off.
 
-    Raises ScenarioError for what is no such address.
+    Raises ScenarioError for anything else.
     """
     given = f"--base-url {text}"
     try:

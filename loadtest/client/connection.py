@@ -79,7 +79,7 @@ class _Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         exchange, parser = self._exchange, self._parser
         if exchange is None or parser is None:
-            self.close()  # bytes that nobody asked for
+            self.close()  # bytes without a request
             return
         exchange.bytes_in += nbytes
         try:
@@ -139,7 +139,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.reusable = False
-        self._parser = None  # it knows this connection: a circle that nobody else would break
+        self._parser = None  # it knows this connection: a reference cycle
         if self._exchange is None:
             return
         if self._exchange.headers is None:
@@ -254,7 +254,7 @@ class HttpClient:
             await done
         except asyncio.CancelledError:
             connection.fail(Failure.CANCELLED, "the measurement was stopped")
-            connection.close()  # the exchange may just have ended, and nobody keeps it any more
+            connection.close()  # the exchange may just have ended, and nothing refers to it
             raise
         finally:
             timer.cancel()

@@ -29,7 +29,7 @@ class Exchange:
     """What is sent, and what came back.
 
     ``pieces`` are a stream's body as it arrived and ``piece_times`` the time of each; ``body`` is
-    the answer where it is no stream. ``cancel_after`` closes the connection when so many events
+    the answer where it is not a stream. ``cancel_after`` closes the connection when so many events
     have come; ``pause_s`` waits so long before each further small read: a slow reader.
     """
 

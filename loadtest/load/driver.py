@@ -1,8 +1,8 @@
 """Sends a workload by its arrivals and gathers what became of each request.
 
 An open schedule is kept by one task that sleeps until a request is due and starts it, whatever the
-others do; the next body is made before the sleep, so that making it delays nobody. A closed loop is
-as many tasks as users, who come a few at a time. Times are seconds from the start.
+others do; the next body is made before the sleep, so that making it delays no request. A closed
+loop is as many tasks as users, who come a few at a time. Times are seconds from the start.
 """
 
 from __future__ import annotations

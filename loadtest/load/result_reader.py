@@ -28,7 +28,7 @@ class ResultReader:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, reading: Reading) -> asyncio.Future[RequestRecord]:
-        """The future holds the record, for who needs it; nobody else has to look at it."""
+        """The future holds the record, for callers that need it."""
         loop = asyncio.get_running_loop()
         read: asyncio.Future[RequestRecord] = loop.create_future()
         self._waiting.append((reading, read))

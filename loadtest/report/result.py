@@ -85,7 +85,7 @@ class RunResult:
 
     @property
     def failures(self) -> dict[str, str]:
-        """What was said about the first of each outcome that is no complete answer."""
+        """What was said about the first of each outcome without a complete answer."""
         found: dict[str, str] = {}
         for record in self.records:
             if not record.ok and record.kind == "normal":

@@ -49,7 +49,7 @@ class ServerSeries:
 def read_metrics(text: str, second: float) -> tuple[Dialect | None, Reading]:
     """The facts in an exposition; no dialect where no known server wrote it.
 
-    Raises ValueError for a text that is no exposition.
+    Raises ValueError for a text that is not an exposition.
     """
     lines = text.splitlines()
     dialect = next(

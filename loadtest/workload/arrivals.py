@@ -33,7 +33,7 @@ class Arrivals(Protocol):
 class ClosedLoop:
     """``concurrency`` users, each of whom sends the next request when its last has ended.
 
-    It is no schedule: a slow server is asked less often, so that its worst moments are
+    It is not a schedule: a slow server is asked less often, so that its worst moments are
     under-represented (coordinated omission). Reports say so.
     """
 

@@ -1,4 +1,4 @@
-"""A scenario: what is sent, when, for how long, and what is promised. One TOML file, one dataclass.
+"""A scenario: what is sent, when, for how long, and its objectives. One TOML file, one dataclass.
 
 name = "chat"                     # shown in reports
 api = "completions"               # or "chat"

@@ -9,7 +9,7 @@ from loadtest.errors import ScenarioError
 
 
 class Table:
-    """One table of a scenario file. ``finish`` refuses keys that nobody asked for."""
+    """One table of a scenario file. ``finish`` refuses keys that were not read."""
 
     def __init__(self, values: Mapping[str, Any], source: str, name: str = "") -> None:
         self._values = dict(values)

@@ -93,7 +93,7 @@ def _invalid(message: str) -> QuireError:
 
 
 class Body:
-    """The bytes of one body. They are taken once, so that nobody keeps them by a name."""
+    """The bytes of one body. They are taken once, so that no name keeps them alive."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -103,7 +103,7 @@ class Body:
 
         Raises:
             ClientDisconnected
-            QuireError: there is no room for so much; it came too slowly, or is too large.
+            QuireError: it does not fit the budget, came too slowly, or is too large.
         """
         announced = header(scope, b"content-length")
         if announced is not None and announced.isdigit():

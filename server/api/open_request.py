@@ -114,7 +114,7 @@ class OpenRequest(RequestTrace):
 
     def abort(self) -> None:
         """Ends what has not ended. To be called before the events are left: an engine client may
-        forget a request whose events nobody reads."""
+        forget a request whose events are not read."""
         open_ids = [
             request.request_id
             for request, processor in zip(self.requests, self._processors, strict=True)

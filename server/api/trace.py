@@ -25,7 +25,7 @@ _OVERLOAD = (
 
 
 class ClientDisconnected(Exception):
-    """The client went away: there is nobody to answer."""
+    """The client disconnected: there is no one to answer."""
 
 
 @dataclass(slots=True)

@@ -1,9 +1,9 @@
 """What an answer says about its cost: OpenAI's usage object, and ours inside it.
 
-``memory`` sums over the prompts of a request; a choice is no unit of its own, because choices share
-their prompt's blocks. A block counts whole in ``peak_blocks``. In ``byte_seconds`` it is divided by
-its holders at each moment, so that the figures of all requests add up to the time that the cache
-was held.
+``memory`` sums over the prompts of a request; a choice is not a unit of its own, because choices
+share their prompt's blocks. A block counts whole in ``peak_blocks``. In ``byte_seconds`` it is
+divided by its holders at each moment, so that the figures of all requests add up to the time that
+the cache was held.
 """
 
 from __future__ import annotations

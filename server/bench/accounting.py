@@ -128,7 +128,7 @@ def measure_throughput(options: Options) -> Throughput:
     """The engine of one server in this process, with and without its memory account being read."""
     config = options.config
     engine = build_engine(engine_settings(config, read_model(config)), lambda text: None)
-    logging.getLogger("quire.memory").setLevel(logging.ERROR)  # this process is no engine process
+    logging.getLogger("quire.memory").setLevel(logging.ERROR)  # this is not an engine process
     clock = Stopwatch()
     with GaugeBlock.create(GAUGE_NAMES) as block:
         publish = GaugePublisher(engine.core, engine.accountant, block, clock=clock)

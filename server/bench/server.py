@@ -42,7 +42,7 @@ def started_server(arguments: Sequence[str]) -> Iterator[int]:
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
-    """(status, body). Raises OSError where nobody answers."""
+    """(status, body). Raises OSError where no server answers."""
     connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_S)
     try:
         connection.request("GET", path)

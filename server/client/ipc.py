@@ -70,7 +70,7 @@ class IpcEngineClient:
             del self._questions[number]
 
     def drain(self) -> None:
-        """The engine takes nothing more; what is open goes on. Whoever submits asks first whether
+        """The engine accepts no more requests; open ones go on. Callers of submit ask first whether
         the server drains (server.api.state)."""
         if self._send is not None:
             self._send(Drain())
@@ -88,7 +88,7 @@ class IpcEngineClient:
                 answer.set_exception(unavailable(error.message))
 
     def tell(self, memory: Memory) -> None:
-        """The attached engine's answer to a question, if somebody still waits for it."""
+        """The attached engine's answer to a question, if the question is still open."""
         answer = self._questions.get(memory.number)
         if answer is not None and not answer.done():
             answer.set_result(memory.requests)

@@ -1,8 +1,8 @@
 """Spawns the engine process, and makes sure that it never outlives this one.
 
-The two speak over a socket pair: it has no name in the file system, nobody else can connect to it,
-and its end of stream is the notice of the other side's death. Two more ties hold the engine to its
-parent: PR_SET_PDEATHSIG (the kernel kills the engine when the spawning thread ends, so only the
+The two speak over a socket pair: it has no name in the file system, no other process can connect to
+it, and its end of stream is the notice of the other side's death. Two more ties hold the engine to
+its parent: PR_SET_PDEATHSIG (the kernel kills the engine when the spawning thread ends, so only the
 main thread may spawn), and a pipe whose other end only the parent holds.
 """
 

@@ -195,7 +195,7 @@ class Supervisor:
                             raise StartupError(message)
                         return message
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._lose()  # before the wait below: nobody waits for a dead engine
+            self._lose()  # before the wait below: no request waits for a dead engine
             reason = await self._exit_reason(process)
             return stillness.reason if stillness.standing is Standing.LOST else reason
         except FrameError as error:

@@ -187,7 +187,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
 )
 
-# Read from its variable alone: for debugging Quire itself, and nobody's to serve with.
+# Read from its variable alone: for debugging Quire itself, not for serving.
 DEBUG_CHECK_INVARIANTS = Option(
     "debug-check-invariants",
     read_switch,

@@ -1,7 +1,7 @@
 """BlockPool: which block ids are free, cached or allocated, and by how many.
 
     free       no content worth keeping; handed out first
-    cached     nobody holds it, but the prefix cache knows its content; the least recently released
+    cached     not held, but the prefix cache knows its content; the least recently released
                is evicted when no free block is left
     allocated  counted references, from block tables and from releases that wait for a step in
                flight

@@ -92,7 +92,7 @@ def _check_request_blocks(state: SchedulerState) -> None:
 
 
 def _check_writable(state: SchedulerState) -> None:
-    """What a sequence may still write is its alone, and is no cached prefix; sharing is of equals.
+    """What a sequence may still write is its alone and not a cached prefix; sharing is of equals.
 
     Blocks from ``num_committed_tokens`` on may be written by a step in flight or to come.
     """

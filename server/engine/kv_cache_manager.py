@@ -96,7 +96,7 @@ class KVCacheManager:
         )
 
     def will_have_blocks(self, sequence: Sequence, num_tokens: int) -> bool:
-        """``extend`` will succeed when the steps in flight are done, if nobody else takes more."""
+        """``extend`` will succeed when the steps in flight are done, if none is taken meanwhile."""
         if not self._deferred:
             return False
         available = self.pool.num_available + len(self.reserved_block_ids())

@@ -7,7 +7,7 @@ with blocks reserved for its whole length, so it needs none and is never asked f
 What got its row in the order of arrival (server.engine.turns), and what came before that, gives way
 after all others and latest first: else those that it waited for would send it back at once.
 
-Why this always progresses: the sequence that arrived first keeps what it has. Where nobody is left
+Why this always progresses: the sequence that arrived first keeps what it has. Where none is left
 to give way to it, all the others are protected; they need no block, so they run to their end and
 free theirs. Every other sequence gives way a bounded number of times.
 """

@@ -1,6 +1,6 @@
 """A step that raised: which of its requests are tried again, and which end.
 
-Nobody knows what the executor still holds, so every row is given up and rebuilt, and what a request
+What the executor still holds is unknown, so every row is given up and rebuilt, and what a request
 has computed so far stands. Whoever may be at fault is then tried alone once:
 
     raised                 once: each request of the step is tried alone    again, alone: it ends

@@ -71,7 +71,7 @@ def apply_result(
 
 def _apply_row(state: SchedulerState, row: ScheduledRow, result: RowResult) -> None:
     """
-    1. The step went through: its request is no quarantined any more.
+    1. The step went through: its request is no longer quarantined.
     2. The computed tokens are confirmed, and full blocks offered to the cache.
     3. Prompt log-probabilities are delivered, where they are numbers.
     4. Where the prompt is complete, the other choices fork.

@@ -90,7 +90,7 @@ class Scheduler:
         return counts
 
     def take_discarded(self) -> int:
-        """Tokens that were chosen for nobody since the last call: their sequence had ended, at the
+        """Tokens that were discarded since the last call: their sequence had ended, at the
         engine or at its client, or had lost its row. Counted here and nowhere else."""
         count, self.state.num_discarded_tokens = self.state.num_discarded_tokens, 0
         return count
@@ -125,7 +125,7 @@ class Scheduler:
     # -- from outside ------------------------------------------------------------------------
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Ends these requests now. An unknown id is no error: it may just have ended."""
+        """Ends these requests now. An unknown id is not an error: it may just have ended."""
         for request_id in request_ids:
             request = self.state.requests.get(request_id)
             if request is not None:
@@ -196,7 +196,7 @@ class Scheduler:
         """The new blocks that ``num_tokens`` tokens need, taken from others where it must be.
 
         None: the sequence waits with what it has, or gave way itself. It waits as well where enough
-        blocks come free when the steps in flight are done: nobody else gives way for it.
+        blocks come free when the steps in flight are done: no other sequence gives way for it.
         """
         while (new_ids := self.kv.extend(sequence, num_tokens)) is None:
             builder.was_short_of_blocks = True

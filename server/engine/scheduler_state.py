@@ -60,7 +60,7 @@ class RowTable:
             self._to_release[row] = None
 
     def release_again(self, rows: Iterable[int]) -> None:
-        """After a step that raised nobody knows whether it released these."""
+        """After a step that raised it is unknown whether it released these."""
         self._to_release.update(dict.fromkeys(rows))
 
     def collect_released(self) -> tuple[int, ...]:
@@ -86,7 +86,7 @@ class SchedulerState:
         self.copies: dict[Sequence, tuple[Sequence, BlockCopies]] = {}  # by child: parent, pairs
         self.quarantined: dict[str, Request] = {}  # were in the last step that failed
         self.num_preemptions = 0
-        self.num_discarded_tokens = 0  # chosen for nobody, since they were last told
+        self.num_discarded_tokens = 0  # since they were last reported
 
     def add(self, request: Request) -> None:
         self.requests[request.id] = request

@@ -58,7 +58,7 @@ class StepPlan:
 
     ``block_copies`` are (source, destination) block ids; all sources are read before any write.
     ``released`` may name a row that the executor does not hold,
-    which is no error: after a step that raised, every row of that step is released again.
+    which is not an error: after a step that raised, every row of that step is released again.
     """
 
     step_id: int

@@ -22,7 +22,7 @@ FREE_STEPS = 4  # a few urgent requests among others go first and owe nothing
 
 class Turns:
     """``debt`` is in tokens, ``step_tokens`` the most that a step computes. The debt is forgiven
-    when nobody waits."""
+    when none waits."""
 
     def __init__(self, step_tokens: int) -> None:
         self._free = FREE_STEPS * step_tokens

@@ -32,7 +32,7 @@ class HostEvent:
 
     def seconds_since(self, earlier: Event) -> float:
         if not isinstance(earlier, HostEvent):
-            raise ValueError(f"{type(earlier).__name__} is no event of this device")
+            raise ValueError(f"{type(earlier).__name__} is not an event of this device")
         return self.seconds - earlier.seconds
 
 

@@ -118,8 +118,8 @@ class OpenedDevice:
 def lost_with_the_context() -> Iterator[None]:
     """An error of the device itself leaves its context unusable for ever: ExecutorLost.
 
-    Running out of memory is no such error: the allocator raises it as one of another kind, and a
-    launch that finds no room for its own says so.
+    Running out of memory is not such an error: the allocator raises it as one of another kind, and
+    a launch that finds no room for its own says so.
     """
     try:
         yield
@@ -145,7 +145,7 @@ class CudaEvent:
 
     def seconds_since(self, earlier: Event) -> float:
         if not isinstance(earlier, CudaEvent):
-            raise ValueError(f"{type(earlier).__name__} is no event of this device")
+            raise ValueError(f"{type(earlier).__name__} is not an event of this device")
         return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
@@ -156,8 +156,8 @@ class CudaDevice:
 
     def __init__(self, index: int = 0, kernel_cache: str | None = None) -> None:
         self.torch_device = torch.device("cuda", index)
-        # Partial sums of a product stay in float32, as linear promises; the library's default lets
-        # it round them to 16 bits where it splits a product over its inner dimension.
+        # Partial sums of a product stay in float32, as linear guarantees; the library's default
+        # lets it round them to 16 bits where it splits a product over its inner dimension.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         self._stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
@@ -210,7 +210,7 @@ class CudaDevice:
 
     def replay(self, graph: Graph) -> None:
         if not isinstance(graph, torch.cuda.CUDAGraph):
-            raise ValueError(f"{type(graph).__name__} is no graph of this device")
+            raise ValueError(f"{type(graph).__name__} is not a graph of this device")
         with (
             lost_with_the_context(),
             torch.cuda.device(self.torch_device),

@@ -214,7 +214,7 @@ class ModelRunner:
             StepOutOfMemory: an allocation failed while the work was handed over.
         """
         if not isinstance(handle, Forwarded | RowsChanged):
-            raise ValueError(f"{type(handle).__name__} is no forward pass of this runner")
+            raise ValueError(f"{type(handle).__name__} is not a forward pass of this runner")
         if masks:
             raise ValueError("grammar masks are not served by this runner")
         if isinstance(handle, RowsChanged):

@@ -2,7 +2,7 @@
 
 Each message is one msgpack map tagged with its type, behind a 4-byte little-endian length. Requests
 and frames are the engine's own dataclasses, encoded as they are. Decoding checks every type; there
-is no pickle.
+is not pickle.
 """
 
 from __future__ import annotations

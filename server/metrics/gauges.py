@@ -53,7 +53,7 @@ class GaugeSources:
 
 
 def read_gauges(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
-    """Every gauge with its samples. A figure that nobody measured has none: it is no zero."""
+    """Every gauge with its samples. A figure that was not measured has none, not 0."""
     yield from _engine(sources)
     yield from _memory(sources)
     if sources.model is not None:
@@ -104,7 +104,7 @@ def _queue_age(engine: Mapping[str, int], now: float) -> float:
 
 
 def _memory(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
-    """Without a reading there is no engine: its device is not empty, nobody has looked."""
+    """Without a reading there is no engine: its device is not empty, only not measured."""
     device, reading = sources.device, sources.memory()
     kinds = {} if reading is None else reading.kinds
     yield registry.MEMORY, _by({kind: held.now for kind, held in kinds.items()}, device)

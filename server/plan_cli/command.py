@@ -29,7 +29,7 @@ _MOST_RANKS = 1024
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Prints the plan. Raises StartupError for what is no plan at all."""
+    """Prints the plan. Raises StartupError for what cannot be planned."""
     if parsed.list:
         if parsed.model is not None or parsed.shape is not None:
             raise StartupError("--list plans nothing: leave it out, or the model")

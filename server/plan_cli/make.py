@@ -63,7 +63,7 @@ def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None
     It fits where the load that was asked for fits at once: so many sequences of such a length where
     both were given, else one sequence of the length that was given, or that the plan chooses.
 
-    Raises StartupError for what is no plan at all: an option, a file, a name.
+    Raises StartupError for what cannot be planned: an option, a file, a name.
     """
     config = resolve(options.flags, environment, options.config_file)
     model = find_model(options.model, options.shape, config.model_dir)
@@ -130,7 +130,7 @@ def _other_hardware(
     request: PlanRequest, target: Target, config: ServerConfig
 ) -> Iterator[list[Change]]:
     """A larger device. A narrower KV cache and several devices are in the what-if table alone:
-    nobody can serve with them yet."""
+    quire serve has none of them yet."""
     yield [
         Change(
             f"--device {other.name}",

@@ -78,7 +78,7 @@ def weight_traffic(plan: Plan, tokens: int) -> int:
     nbytes -= by_component.get(Component.POSITION, 0)
     if spec.experts is not None:
         count, chosen = spec.experts.count, spec.experts.chosen
-        idle = count * (1 - chosen / count) ** tokens  # experts that nobody is expected to choose
+        idle = count * (1 - chosen / count) ** tokens  # experts that no token is expected to choose
         held = held_format(Component.UP, request.format, request.quantization)
         nbytes -= int(idle * expert_elements(spec) * _width(held) / request.ranks)
     return nbytes

@@ -26,7 +26,7 @@ def bind(host: str, port: int, backlog: int = 2048) -> socket.socket:
 
 
 def explain(error: OSError, host: str, port: int) -> str:
-    """Why nobody can listen there, and who can be asked or what can be done."""
+    """Why listening there fails, and what can be done."""
     reason = error.strerror or str(error)
     if error.errno == errno.EADDRINUSE:
         return (

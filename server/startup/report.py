@@ -42,7 +42,7 @@ class ReportInput:
 
 
 def print_report(report: str) -> None:
-    """A reader that has gone, or a full disk, is no reason not to serve."""
+    """A reader that has gone, or a full disk, does not keep the server from serving."""
     try:
         print(report, flush=True)
     except OSError as error:

@@ -1,6 +1,6 @@
 """Where a checkpoint folder keeps its chat template.
 
-Read as transformers reads it. A file that cannot be used is no reason not to start, because
+Read as transformers reads it. A file that cannot be used does not stop the start, because
 completions need no template: it becomes the ``problem`` of what was found.
 """
 

@@ -92,7 +92,7 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
 def loading_display(
     log_format: str, progress: Progress, stream: TextIO, label: str = "loading"
 ) -> Callable[[int, int], None]:
-    """Takes bytes done and bytes to do: a bar where somebody watches the text log, else lines."""
+    """Takes bytes done and bytes to do: a bar on a terminal with the text log, else lines."""
     if log_format == "text" and stream.isatty():
         return ProgressBar(stream, label=label)
     return _Loading(progress, label)

@@ -30,7 +30,7 @@ class EngineChannel:
         self._decoder = Decoder()
 
     def send(self, report: Report) -> None:
-        """Raises ChannelClosed when nobody is there any more."""
+        """Raises ChannelClosed when the API process is gone."""
         try:
             self._socket.sendall(encode(report))
         except OSError as error:
@@ -41,7 +41,7 @@ class EngineChannel:
 
         Raises:
             ChannelClosed: the other end is closed.
-            FrameError: what arrived is no message.
+            FrameError: what arrived is not a message.
         """
         wait_ms = int(timeout_s * 1000)
         while self._poll.poll(wait_ms):

@@ -116,7 +116,7 @@ class GaugePublisher:
 
 
 class UnaccountedAlarm:
-    """One warning when what nobody explains exceeds its bound, and one when it is back."""
+    """One warning when unaccounted memory exceeds its bound, and one when it is back."""
 
     def __init__(self) -> None:
         self._is_raised = False

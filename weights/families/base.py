@@ -43,7 +43,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A tensor of published folders that is no parameter, and why it is not read."""
+    """A tensor of published folders that is not a parameter, and why it is not read."""
 
     pattern: str
     reason: str

@@ -19,7 +19,7 @@ PASS_CHUNKS = 64
 # costs us far more than itself. So many are free, then one more for each so many bytes.
 FREE_CHUNKS = 4096
 MIN_MEAN_CHUNK = 64
-MAX_CHUNK_LINE = 256  # the size, and extensions, which nobody sends
+MAX_CHUNK_LINE = 256  # the size, and extensions, which clients do not send
 _PRIMER = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
 _SIZE = re.compile(rb"0*([0-9A-Fa-f]{1,15})(?=;|\Z)")
 

@@ -256,7 +256,7 @@ class Connection(Line):
         return QuireError(ErrorCode.TOO_MANY_CONNECTIONS, message, retry_after=1)
 
     def _refuse(self, error: QuireError, *, linger: bool = True) -> None:
-        """Answers what is no request for the application, counts it, and closes."""
+        """Answers what is not a request for the application, counts it, and closes."""
         if self._transport.is_closing():
             return
         self._stop_receiving()
@@ -275,7 +275,7 @@ class Connection(Line):
         self.regulate()
 
     def _linger(self) -> None:
-        """Closes our side, and the whole when the client has: bytes that nobody reads would reset
+        """Closes our side, and the whole when the client has: unread bytes would reset
         the connection, and the answer with it."""
         if self._stopping or self._lost:
             self._close()

@@ -29,7 +29,7 @@ class Wire(Protocol):
     def write(self, data: bytes) -> None: ...
 
     async def drained(self) -> None:
-        """Returns once what was written may be added to, or nobody will read it any more."""
+        """Returns once what was written may be added to, or it will not be read any more."""
         ...
 
     def wants_body(self) -> None:

@@ -34,7 +34,7 @@ class Shared:
     app_state: dict[str, Any] = field(default_factory=dict)
 
 
-# The answer to what is no request for the application: one piece, and the last.
+# The answer to what is not a request for the application: one piece, and the last.
 
 
 def refusal(error: QuireError) -> bytes:

@@ -110,7 +110,7 @@ class Turns:
             self._pass(worker)
 
     def _next(self) -> Work:
-        """The queue whose first is next. One of them at least has somebody."""
+        """The queue whose first is next. At least one of them is not empty."""
         probes, heads, bodies = (bool(self._queues[work]) for work in Work)
         if probes and (self._passes_left > PASSES - PROBE_PASSES or not (heads or bodies)):
             return Work.PROBE

@@ -4,7 +4,7 @@ A proxy takes a connection that is silent for a minute for a dead one. So a stre
 nothing for ``interval_s`` gets a comment, which every reader of server-sent events ignores (WHATWG
 HTML, section 9.2): from the moment that the engine accepted the request, whether it waits in the
 queue, in a long step or for an engine that stands still. Before that there is no status to send,
-and an answer that is no stream has nothing that could be sent ahead of it.
+and an answer that is not a stream has nothing that could be sent ahead of it.
 """
 
 from __future__ import annotations

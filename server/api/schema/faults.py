@@ -99,7 +99,7 @@ def _refusal(one: ErrorDetails) -> QuireError:
 
 
 def _unknown(path: str, name: str, known: list[str]) -> QuireError:
-    """A key that nobody knows: most likely a misspelt one, whose wish must not vanish."""
+    """An unknown key: most likely a misspelt one, whose wish must not vanish."""
     where = f"{path}." if path else ""
     message = f"The field {where}{shown(name)} is unknown. Known: {joined(known)}."
     param = where + name

@@ -182,7 +182,7 @@ class CommonFields(SamplingFields):
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     def forget_text(self) -> None:
-        """Lets go of prompts or messages: once there are ids, nobody needs them."""
+        """Lets go of prompts or messages: once there are ids, they are not needed."""
         setattr(self, self.text_field, ())
 
     @model_validator(mode="after")

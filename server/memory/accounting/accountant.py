@@ -8,7 +8,7 @@ The account has the same form for every device:
 Every term but the last is measured by itself: tensors as the sum over live distinct storages, the
 rest by the device (server.memory.accounting.cpu, server.memory.accounting.cuda). ``unaccounted`` is
 what is then left of the total, and nothing else absorbs it: a foreign allocation is in no list of
-tensors, is in use for the allocator and so is no slack, and came after the base, so it shows,
+tensors, is in use for the allocator and so is not slack, and came after the base, so it shows,
 whole, until it is freed. On a CPU Python's own growth under load (requests, block tables, hashes)
 is foreign in this sense: small, signed, in view.
 

@@ -7,7 +7,7 @@
 ``base`` is the snapshot from that time: later memory in no list of tensors shows as unaccounted.
 
 Loaded code is resident and yet available: the kernel can take its pages back, and in a container
-it charges them to whoever read them first. So it is no part of what others are told from, and
+it charges them to whoever read them first. So it is not part of what others are told from, and
 ``free``, which is what is left of the total, reads low by it.
 """
 

@@ -1,14 +1,14 @@
 """A GPU as a device: the driver's figures beside those of torch's allocator.
 
     total    = free + kept by the driver + other processes + ours
-    ours     = reserved by the allocator + runtime [+ what nobody explains]
+    ours     = reserved by the allocator + runtime [+ what is unaccounted]
     reserved = tensors + captured graphs + allocator_slack
 
 Where the driver lists processes and ours is among them, every line but ``unaccounted`` is measured
 by itself. What this process takes from the driver behind the allocator's back is in no line, so it
 is unaccounted.
 
-Where ours is not listed (in most containers) nobody can tell another process's bytes from what we
+Where ours is not listed (in most containers) one cannot tell another process's bytes from what we
 took behind the allocator's back. Then ``runtime`` is what the context took when it was made, the
 difference of two readings that were each repeated until they were equal, ``other_processes`` is the
 remainder, and both are marked as estimates.
@@ -54,7 +54,7 @@ class CudaMemory:
     Args:
         use: the driver's figures now.
         allocator: the allocator's now, from one snapshot.
-        before: the driver's figures from before the context; None where nobody could read them.
+        before: the driver's figures from before the context; None where they could not be read.
         pid: this process's id.
     """
 

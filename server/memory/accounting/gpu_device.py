@@ -34,7 +34,7 @@ class GpuDevice:
     """The first GPU that this process may use. Bytes.
 
     ``nvml`` reads its memory as the driver sees it; None where there is no NVML, and then ``free``
-    is all of ``total``, because nobody says what is used.
+    is all of ``total``, because what is used is unknown.
     """
 
     name: str

@@ -106,7 +106,7 @@ class MemoryReading:
         return replace(self, kinds={**self.kinds, kind: changed})
 
 
-# What is shown where nobody has read anything.
+# What is shown before the first reading.
 NOTHING = MemoryReading(
     total=0,
     resident=0,

@@ -11,7 +11,7 @@ class PlanRequest:
 
     ``whole_load`` asks, where both sizes are given, for a cache that holds ``max_num_seqs``
     sequences of ``max_model_len`` tokens at once; without it, one at least, which is what a server
-    needs to start. ``num_seqs_given`` says that ``max_num_seqs`` is no default.
+    needs to start. ``num_seqs_given`` says that ``max_num_seqs`` is not a default.
     ``format_reason`` says why ``format`` was taken, for people, where that was weighed.
     ``kv_format`` is the KV cache's where it is another than ``format``; ``ranks`` is the number of
     devices that share each layer, of which one is planned. Both are for plans only: no server
