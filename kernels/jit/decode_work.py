@@ -61,8 +61,8 @@ def build_decode_work(
     total *= NUM_KV_HEADS
     share = tl.maximum((total + programs - 1) // programs, least_tiles)
 
-    mine = me * PROGRAMS + tl.arange(0, PROGRAMS)
-    target = mine * share
+    owned = me * PROGRAMS + tl.arange(0, PROGRAMS)
+    target = owned * share
     rank = tl.zeros([PROGRAMS], tl.int32)
     head = tl.zeros([PROGRAMS], tl.int32)
     tile = tl.zeros([PROGRAMS], tl.int32)
@@ -90,11 +90,11 @@ def build_decode_work(
         tiles_before += tl.sum(tiles)
         rows_before += tl.sum(decodes.to(tl.int32))
 
-    there = mine < programs
-    start = program_starts + mine * 4
+    there = owned < programs
+    start = program_starts + owned * 4
     tl.store(start, rank, mask=there)
     tl.store(start + 1, head, mask=there)
     tl.store(start + 2, tile, mask=there)
     tl.store(start + 3, tl.minimum(tl.maximum(total - target, 0), share), mask=there)
-    tl.store(counters + mine, tl.zeros([PROGRAMS], tl.int32), mask=there)
+    tl.store(counters + owned, tl.zeros([PROGRAMS], tl.int32), mask=there)
     tl.store(header, share, mask=me == 0)

@@ -123,11 +123,11 @@ def merge_logprobs(
             for first in range(0, vocab, STEP):
                 offsets = first + tl.arange(0, STEP)
                 x = load_ranked(logits + row * logits_stride, offsets, offsets < vocab)
-                mine, mine_id = best_after(x, offsets, offsets < vocab, value, last)
+                next_value, next_id = best_after(x, offsets, offsets < vocab, value, last)
                 # Ids rise from step to step: a later equal ranks behind, but for a first -inf.
-                better = (mine_id < NO_ID) & ((mine > found) | (found_id == NO_ID))
-                found = tl.where(better, mine, found)
-                found_id = tl.where(better, mine_id, found_id)
+                better = (next_id < NO_ID) & ((next_value > found) | (found_id == NO_ID))
+                found = tl.where(better, next_value, found)
+                found_id = tl.where(better, next_id, found_id)
             value, last = found, found_id
             tl.store(ids + out + 1 + i, last)
             tl.store(logprobs + out + 1 + i, value - best - log_total)

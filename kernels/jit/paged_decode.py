@@ -44,10 +44,10 @@ def split_scale(scales):
 def in_units(queries, PRODUCT_TYPE: tl.constexpr, INTERPRETED: tl.constexpr):
     """Queries [M, D] divided by their rows' largest, and these [M]: float16, which numbers of 8
     bits become in one instruction, then holds what bfloat16 may hold."""
-    wide = queries.to(tl.float32)
-    largest = tl.max(tl.abs(wide), 1)
+    queries32 = queries.to(tl.float32)
+    largest = tl.max(tl.abs(queries32), 1)
     units = tl.where(largest == 0.0, 1.0, largest)
-    return numbers(wide / units[:, None], PRODUCT_TYPE, INTERPRETED), units
+    return numbers(queries32 / units[:, None], PRODUCT_TYPE, INTERPRETED), units
 
 
 @triton.jit
@@ -168,10 +168,10 @@ def join_parts(
         )
         now = tl.maximum(highest, tl.max(peaks, 0))
         origin = origin_of(now)
-        worth = tl.exp2(peaks - origin[None, :])
+        rescale = tl.exp2(peaks - origin[None, :])
         kept = tl.exp2(highest - origin)
-        total = total * kept + tl.sum(worth * masses, 0)
-        weighted = weighted * kept[:, None] + tl.sum(worth[:, :, None] * values, 0)
+        total = total * kept + tl.sum(rescale * masses, 0)
+        weighted = weighted * kept[:, None] + tl.sum(rescale[:, :, None] * values, 0)
         highest = now
     return highest, total, weighted
 
@@ -304,10 +304,10 @@ def paged_decode(
             INTERPRETED,
         )
         # 3. Write a whole pair; leave a part, and join the parts if this was the last to come.
-        mine = out + token * (NUM_KV_HEADS * GROUP * HEAD_DIM)
+        own_rows = out + token * (NUM_KV_HEADS * GROUP * HEAD_DIM)
         if stop - tile == tiles:
             store_heads(
-                mine,
+                own_rows,
                 highest,
                 total,
                 weighted,
@@ -351,7 +351,7 @@ def paged_decode(
                     PARTS,
                 )
                 store_heads(
-                    mine,
+                    own_rows,
                     highest_of_all,
                     total_of_all,
                     weighted_of_all,

@@ -79,7 +79,7 @@ def paged_prefill_specialized(
     length = tl.load(query_start_loc + row + 1) - start
     context = tl.load(seq_lens + row)
     first_token = (tile - (start // BLOCK_Q + row)) * BLOCK_Q
-    mine = (first_token < length) & (length > 1) & (context >= length)
+    owned = (first_token < length) & (length > 1) & (context >= length)
 
     # Boxes read whole tiles: the next row's queries are not stored, stale keys are masked. Stale
     # values would join as 0 * NaN, so the boxes of values end where the context does. A plane is
@@ -116,7 +116,7 @@ def paged_prefill_specialized(
     last_query = context - length + tl.minimum(first_token + BLOCK_Q, length) - 1
     positions = context - length + tokens
     low = first_visible(first_query, window, HAS_WINDOW) // BLOCK_SIZE
-    high = tl.where(mine, last_query // BLOCK_SIZE + 1, low)
+    high = tl.where(owned, last_query // BLOCK_SIZE + 1, low)
     table = block_tables + row.to(tl.int64) * table_stride
     factor = score_factor(scale, HAS_SOFT_CAP, False)
     highest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -141,4 +141,4 @@ def paged_prefill_specialized(
     result = normalised(weighted, total).to(out.dtype.element_ty)
     lines = (start + tokens).to(tl.int64)[:, None] * (NUM_HEADS * HEAD_DIM)
     places = lines + head * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    tl.store(out + places, result, mask=(mine & (tokens < length))[:, None])
+    tl.store(out + places, result, mask=(owned & (tokens < length))[:, None])

@@ -84,13 +84,13 @@ def link_sparse(
     row = tl.full([BLOCK], -1, tl.int64)
     token = tl.full([BLOCK], -1, tl.int64)
     if bias_rows is not None:
-        mine = entry < num_bias
-        row = tl.load(bias_rows + entry, mine, other=-1)
-        token = tl.load(bias_ids + entry, mine, other=-1)
+        owned = entry < num_bias
+        row = tl.load(bias_rows + entry, owned, other=-1)
+        token = tl.load(bias_ids + entry, owned, other=-1)
     if forbidden_rows is not None:
-        mine = (entry >= num_bias) & (entry < num_entries)
-        row = tl.where(mine, tl.load(forbidden_rows + entry - num_bias, mine, other=-1), row)
-        token = tl.where(mine, tl.load(forbidden_ids + entry - num_bias, mine, other=-1), token)
+        owned = (entry >= num_bias) & (entry < num_entries)
+        row = tl.where(owned, tl.load(forbidden_rows + entry - num_bias, owned, other=-1), row)
+        token = tl.where(owned, tl.load(forbidden_ids + entry - num_bias, owned, other=-1), token)
     valid = (row >= 0) & (row < rows) & (token >= 0) & (token < vocab)
     # The order of a list is that of arrival, and does not matter: see apply_list.
     before = tl.atomic_xchg(heads + row * num_tiles + token // TILE, entry, mask=valid)
@@ -198,10 +198,10 @@ def scan_tiles(
     row = tl.program_id(0) // num_tiles
     tile = tl.program_id(0) % num_tiles
     place = tl.program_id(0)
-    wide = row.to(tl.int64)
+    row64 = row.to(tl.int64)
     offsets = tile * TILE + tl.arange(0, TILE)
     inside = offsets < vocab
-    x = tl.load(logits + wide * logits_stride + offsets, inside, other=float("-inf"))
+    x = tl.load(logits + row64 * logits_stride + offsets, inside, other=float("-inf"))
     bad = tl.max((inside & not_finite(x)).to(tl.int32), axis=0)
     draws = row < 0
     if key is not None:
@@ -213,7 +213,7 @@ def scan_tiles(
             if changed:
                 prompt_row = None
                 if prompt_mask is not None:
-                    prompt_row = prompt_mask + wide * prompt_stride
+                    prompt_row = prompt_mask + row64 * prompt_stride
                 x = penalise(
                     x,
                     row,
@@ -222,7 +222,7 @@ def scan_tiles(
                     presence,
                     frequency,
                     repetition,
-                    counts + wide * counts_stride,
+                    counts + row64 * counts_stride,
                     prompt_row,
                     INTERPRETED,
                 )
@@ -232,14 +232,14 @@ def scan_tiles(
             x = apply_list(x, head, offsets, links, num_bias, bias_ids, bias_values, forbidden_ids)
         if bitmask is not None:
             changed = changed | (row >= 0)
-            allowed = tl.load(bitmask + wide * bitmask_stride + offsets // 32, inside, other=0)
+            allowed = tl.load(bitmask + row64 * bitmask_stride + offsets // 32, inside, other=0)
             x = tl.where(((allowed >> (offsets % 32)) & 1) != 0, x, float("-inf"))
         x = tl.where(inside, x, float("-inf"))
         # Minus infinity is how a token is forbidden; a NaN or an overflow is not.
         bad |= tl.max((not_finite(x) & (x != float("-inf"))).to(tl.int32), axis=0)
         tl.store(heads + place, tl.where(changed, 0, -1))
         if changed & draws:
-            tl.store(processed + wide * vocab + offsets, x, inside)
+            tl.store(processed + row64 * vocab + offsets, x, inside)
 
     best = tl.max(x, axis=0)
     best_id = tl.min(tl.where(x == best, offsets, NO_ID), axis=0)
@@ -265,13 +265,13 @@ def scan_tiles(
 
 
 @triton.jit
-def contend(rough, scaled, ids, lead, best, best_id, stream):
+def resolve_winner(rough, scaled, ids, top_rough, best, best_id, stream):
     """Scores exactly whichever tokens may win: (highest rough score, highest score, its id) so far.
 
     rough and scaled are minus infinity for what may not be chosen.
     """
-    lead = tl.maximum(lead, tl.max(rough, axis=0))
-    open_ = (rough >= lead - MARGIN) & (rough > float("-inf"))
+    top_rough = tl.maximum(top_rough, tl.max(rough, axis=0))
+    open_ = (rough >= top_rough - MARGIN) & (rough > float("-inf"))
     count = tl.sum(open_.to(tl.int32), axis=0)
     while count > 0:
         token = tl.min(tl.where(open_, ids, NO_ID), axis=0)
@@ -283,7 +283,7 @@ def contend(rough, scaled, ids, lead, best, best_id, stream):
         best_id = tl.where(better, token, best_id)
         open_ = open_ & (ids != token)
         count -= 1
-    return lead, best, best_id
+    return top_rough, best, best_id
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
@@ -312,33 +312,33 @@ def finish_rows(
     INTERPRETED: tl.constexpr,
 ):
     row = tl.program_id(0)
-    wide = row.to(tl.int64)
+    row64 = row.to(tl.int64)
     tiles = tl.arange(0, TILES)
     there = tiles < num_tiles
-    bests = tl.load(tile_best + wide * num_tiles + tiles, there, other=float("-inf"))
-    ids = tl.load(tile_id + wide * num_tiles + tiles, there, other=NO_ID)
+    bests = tl.load(tile_best + row64 * num_tiles + tiles, there, other=float("-inf"))
+    ids = tl.load(tile_id + row64 * num_tiles + tiles, there, other=NO_ID)
     best = tl.max(bests, axis=0)
     bad = (tl.min(ids, axis=0) < 0) | not_finite(best)
-    heat = tl.load(temperature + row)
+    row_temperature = tl.load(temperature + row)
     token = tl.min(tl.where((bests == best) & there, ids, NO_ID), axis=0)
     if key is None:
-        bad = bad | (heat > 0.0)  # a draw needs a key: an answer would be a wrong one
+        bad = bad | (row_temperature > 0.0)  # a draw needs a key: an answer would be a wrong one
     else:
-        mine = (heat > 0.0) & (bad == 0)
-        if mine & (truncates(row, top_k, top_p, min_p, vocab) == 0):
+        draws = (row_temperature > 0.0) & (bad == 0)
+        if draws & (truncates(row, top_k, top_p, min_p, vocab) == 0):
             stream = stream_of(key + row, position + row)
-            scores = tl.load(tile_score + wide * num_tiles + tiles, there, other=float("-inf"))
-            scores = tl.where(there, (bests - best) / heat + scores, float("-inf"))
+            scores = tl.load(tile_score + row64 * num_tiles + tiles, there, other=float("-inf"))
+            scores = tl.where(there, (bests - best) / row_temperature + scores, float("-inf"))
             open_ = scores >= tl.max(scores, axis=0) - MARGIN
             count = tl.sum(open_.to(tl.int32), axis=0)
-            lead = tl.full((), float("-inf"), tl.float32)
-            score = lead
-            logits_row = logits + wide * logits_stride
+            top_rough = tl.full((), float("-inf"), tl.float32)
+            score = top_rough
+            logits_row = logits + row64 * logits_stride
             processed_row = None
             heads_row = None
             if processed is not None:
-                processed_row = processed + wide * vocab
-                heads_row = heads + wide * num_tiles
+                processed_row = processed + row64 * vocab
+                heads_row = heads + row64 * num_tiles
             while count > 0:
                 tile = tl.min(tl.where(open_, tiles, TILES), axis=0)
                 open_ = open_ & (tiles != tile)
@@ -349,13 +349,13 @@ def finish_rows(
                 for start in range(0, TILE, STEP):
                     offsets = tile * TILE + start + tl.arange(0, STEP)
                     x = load_tile(logits_row, processed_row, head, offsets, offsets < vocab)
-                    scaled = tl.div_rn(x - best, heat)
+                    scaled = tl.div_rn(x - best, row_temperature)
                     words = run_of_words(tile * TILE + start, stream, STEP)
-                    lead, score, token = contend(
+                    top_rough, score, token = resolve_winner(
                         scaled + rough_gumbel(words, INTERPRETED),
                         scaled,
                         offsets,
-                        lead,
+                        top_rough,
                         score,
                         token,
                         stream,

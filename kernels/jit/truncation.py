@@ -17,7 +17,14 @@ import triton
 import triton.language as tl
 
 from kernels.jit.philox import rough_gumbel, stream_of, words_of
-from kernels.jit.sampling import ABS_MASK, INFINITY_BITS, NO_ID, contend, load_tile, truncates
+from kernels.jit.sampling import (
+    ABS_MASK,
+    INFINITY_BITS,
+    NO_ID,
+    resolve_winner,
+    load_tile,
+    truncates,
+)
 
 NO_KEY = tl.constexpr(0x7FFFFFFF)
 LARGEST_KEY = tl.constexpr(0x7F7FFFFF)  # of a token that is allowed
@@ -31,8 +38,8 @@ BY_ID = tl.constexpr(2)
 
 
 @triton.jit
-def keys_of(x, best, heat):
-    return tl.div_rn(x - best, heat).to(tl.int32, bitcast=True) & ABS_MASK
+def keys_of(x, best, row_temperature):
+    return tl.div_rn(x - best, row_temperature).to(tl.int32, bitcast=True) & ABS_MASK
 
 
 @triton.jit
@@ -82,8 +89,8 @@ def chosen_p(row, top_p):
 @triton.jit
 def drops_tokens(row, row_best, temperature, top_k, top_p, min_p, vocab):
     """Whether a row is this file's business: it draws, truncates and is finite."""
-    mine = (tl.load(temperature + row) > 0.0) & (tl.load(row_best + row) < float("inf"))
-    return mine & truncates(row, top_k, top_p, min_p, vocab)
+    draws = (tl.load(temperature + row) > 0.0) & (tl.load(row_best + row) < float("inf"))
+    return draws & truncates(row, top_k, top_p, min_p, vocab)
 
 
 @triton.jit(do_not_specialize=["num_tiles"])
@@ -105,9 +112,9 @@ def bound_rows(
     PER_TILE: tl.constexpr,  # TILE / GROUP
 ):
     row = tl.program_id(0)
-    wide = row.to(tl.int64)
+    row64 = row.to(tl.int64)
     if drops_tokens(row, row_best, temperature, top_k, top_p, min_p, vocab):
-        heat = tl.load(temperature + row)
+        row_temperature = tl.load(temperature + row)
         best = tl.load(row_best + row)
         limit = min_p_key(row, min_p)
         k = chosen_k(row, top_k, vocab)
@@ -115,19 +122,19 @@ def bound_rows(
         if (k > 0) | (p < 1.0):
             places = tl.arange(0, TILES * PER_TILE)
             there = places < num_tiles * PER_TILE
-            start = group_best + wide * num_tiles * PER_TILE
+            start = group_best + row64 * num_tiles * PER_TILE
             x = tl.load(start + places, there, other=float("-inf"))
-            keys = tl.where(there, keys_of(x, best, heat), NO_KEY)
+            keys = tl.where(there, keys_of(x, best, row_temperature), NO_KEY)
             weights = tl.where(there, 1.0, 0.0)
             target = k.to(tl.float32)
             if k == 0:
                 tiles = tl.arange(0, TILES)
                 held = tiles < num_tiles
-                bests = tl.load(tile_best + wide * num_tiles + tiles, held, other=float("-inf"))
+                bests = tl.load(tile_best + row64 * num_tiles + tiles, held, other=float("-inf"))
                 target = tl.zeros((), tl.float32)
                 if tile_mass is not None:
-                    masses = tl.load(tile_mass + wide * num_tiles + tiles, held, other=0.0)
-                    masses *= tl.exp((bests - best) / heat)
+                    masses = tl.load(tile_mass + row64 * num_tiles + tiles, held, other=0.0)
+                    masses *= tl.exp((bests - best) / row_temperature)
                     target = tl.sum(tl.where(bests > float("-inf"), masses, 0.0), axis=0)
                 target *= p * SLACK
                 weights = tl.where(there, tl.exp(scaled_of(keys)), 0.0)
@@ -169,7 +176,7 @@ def collect_tiles(
 ):
     row = tl.program_id(0) // num_tiles
     tile = tl.program_id(0) % num_tiles
-    wide = row.to(tl.int64)
+    row64 = row.to(tl.int64)
     if drops_tokens(row, row_best, temperature, top_k, top_p, min_p, vocab):
         limit = tl.load(limits + row)
         if limit >= 0:
@@ -178,9 +185,9 @@ def collect_tiles(
             processed_row = processed
             head = None
             if processed is not None:
-                processed_row = processed + wide * vocab
-                head = heads + wide * num_tiles + tile
-            x = load_tile(logits + wide * logits_stride, processed_row, head, offsets, inside)
+                processed_row = processed + row64 * vocab
+                head = heads + row64 * num_tiles + tile
+            x = load_tile(logits + row64 * logits_stride, processed_row, head, offsets, inside)
             keys = keys_of(x, tl.load(row_best + row), tl.load(temperature + row))
             keep = inside & (keys <= limit)
             count = tl.sum(keep.to(tl.int32), axis=0)
@@ -188,8 +195,8 @@ def collect_tiles(
                 first = tl.atomic_add(survivor_counts + row, count)
                 place = first + tl.cumsum(keep.to(tl.int32), axis=0) - 1
                 keep = keep & (place < CAPACITY)
-                tl.store(survivor_keys + wide * CAPACITY + place, keys, keep)
-                tl.store(survivor_ids + wide * CAPACITY + place, offsets, keep)
+                tl.store(survivor_keys + row64 * CAPACITY + place, keys, keep)
+                tl.store(survivor_ids + row64 * CAPACITY + place, offsets, keep)
             if top_p is not None:  # noqa: SIM102 (settled when compiling; the next is a row's)
                 if (chosen_k(row, top_k, vocab) == 0) & (chosen_p(row, top_p) < 1.0):
                     keeps = inside & (keys <= min_p_key(row, min_p))
@@ -210,7 +217,7 @@ def read_tokens(start, tokens, changed, heads, TILE: tl.constexpr, STEP: tl.cons
     best logit, its temperature). A tuple holds no None, so ``changed``, which may be None, stands
     beside it: the row's processed logits, and ``heads``.
     """
-    length, compact, keys_row, ids_row, logits_row, best, heat = tokens
+    length, compact, keys_row, ids_row, logits_row, best, row_temperature = tokens
     offsets = start + tl.arange(0, STEP)
     inside = offsets < length
     if compact:
@@ -221,7 +228,7 @@ def read_tokens(start, tokens, changed, heads, TILE: tl.constexpr, STEP: tl.cons
         if changed is not None:
             head = heads + start // TILE
         x = load_tile(logits_row, changed, head, offsets, inside)
-        keys = tl.where(inside, keys_of(x, best, heat), NO_KEY)
+        keys = tl.where(inside, keys_of(x, best, row_temperature), NO_KEY)
         ids = offsets
     return keys, ids
 
@@ -329,25 +336,25 @@ def draw_truncated(
     INTERPRETED: tl.constexpr,
 ):
     row = tl.program_id(0)
-    wide = row.to(tl.int64)
+    row64 = row.to(tl.int64)
     if drops_tokens(row, row_best, temperature, top_k, top_p, min_p, vocab):
-        heat = tl.load(temperature + row)
+        row_temperature = tl.load(temperature + row)
         best = tl.load(row_best + row)
         survivors = tl.load(survivor_counts + row)
         compact = survivors <= CAPACITY
         length = tl.where(compact, survivors, vocab)
         changed = processed
         if processed is not None:
-            changed = processed + wide * vocab
-            heads += wide * num_tiles
+            changed = processed + row64 * vocab
+            heads += row64 * num_tiles
         tokens = (
             length,
             compact,
-            survivor_keys + wide * CAPACITY,
-            survivor_ids + wide * CAPACITY,
-            logits + wide * logits_stride,
+            survivor_keys + row64 * CAPACITY,
+            survivor_ids + row64 * CAPACITY,
+            logits + row64 * logits_stride,
             best,
-            heat,
+            row_temperature,
         )
         key_cut = min_p_key(row, min_p)
         id_cut = tl.full((), NO_ID, tl.int32)
@@ -380,15 +387,21 @@ def draw_truncated(
                     STEP,
                 )
         stream = stream_of(key + row, position + row)
-        lead = tl.full((), float("-inf"), tl.float32)
-        score = lead
+        top_rough = tl.full((), float("-inf"), tl.float32)
+        score = top_rough
         token = tl.zeros((), tl.int32)
         for start in range(0, tokens[0], STEP):
             keys, ids = read_tokens(start, tokens, changed, heads, TILE, STEP)
             kept = is_kept(keys, ids, key_cut, id_cut)
             scaled = tl.where(kept, scaled_of(keys), float("-inf"))
             words = words_of(ids, stream)
-            lead, score, token = contend(
-                scaled + rough_gumbel(words, INTERPRETED), scaled, ids, lead, score, token, stream
+            top_rough, score, token = resolve_winner(
+                scaled + rough_gumbel(words, INTERPRETED),
+                scaled,
+                ids,
+                top_rough,
+                score,
+                token,
+                stream,
             )
         tl.store(token_ids + row, token.to(tl.int64))
