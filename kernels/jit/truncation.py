@@ -21,8 +21,8 @@ from kernels.jit.sampling import (
     ABS_MASK,
     INFINITY_BITS,
     NO_ID,
-    resolve_winner,
     load_tile,
+    resolve_winner,
     truncates,
 )
 

@@ -51,7 +51,7 @@ def print_report(report: str) -> None:
             sys.stdout.close()  # what it still holds would fail again at the exit
 
 
-def promise(format: str, backend: Backend, *, batch_invariant: bool = False) -> str:
+def determinism(format: str, backend: Backend, *, batch_invariant: bool = False) -> str:
     """What equal requests may expect of each other, whatever shares their batch."""
     if batch_invariant:
         return "equal requests get equal tokens and log-probabilities, bit for bit, in any batch"
@@ -66,9 +66,9 @@ def promise(format: str, backend: Backend, *, batch_invariant: bool = False) -> 
     )
 
 
-def served_promise(plan: MemoryPlan) -> str:
-    """The promise of the server that runs this plan."""
-    return promise(
+def served_determinism(plan: MemoryPlan) -> str:
+    """What the server that runs this plan guarantees."""
+    return determinism(
         plan.runner.format,
         backend_named(plan.runner.backend),
         batch_invariant=plan.runner.batch_invariant,
@@ -88,7 +88,7 @@ def version_report(config: ServerConfig, model: ModelInfo) -> dict[str, str]:
         "dtype": model.plan.runner.format,
         "device": device_name(model.plan),
         "system_fingerprint": model.fingerprint,
-        "determinism": served_promise(model.plan),
+        "determinism": served_determinism(model.plan),
     }
 
 
@@ -139,7 +139,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
         ("sampling", _defaults(facts)),
         ("ends at ids", _ends(facts)),
         ("rope", _rope(facts)),
-        ("determinism", served_promise(plan)),
+        ("determinism", served_determinism(plan)),
         ("ready in", f"{facts.seconds:.1f} s (weights {engine.load_seconds:.1f} s)"),
     ]  # fmt: skip
     if engine.kernel_cache is not None:

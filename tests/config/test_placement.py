@@ -22,7 +22,7 @@ from server.startup.placement import (
     place,
     refuse_model,
 )
-from server.startup.report import promise
+from server.startup.report import determinism
 from weights.synthetic.tiny_specs import tiny_llama
 
 GIB = 2**30
@@ -132,11 +132,11 @@ def test_a_model_that_a_backend_lacks_something_for_is_refused_by_name() -> None
     refuse_model(wide, CPU)
 
 
-def test_the_promise_is_to_the_bit_in_batch_invariant_mode_only() -> None:
-    assert "bit for bit" in promise("bf16", CUDA, batch_invariant=True)
-    assert "--batch-invariant" in promise("bf16", CUDA)
-    assert "--dtype float32" in promise("bf16", CPU)
-    assert "bit for bit" not in promise("bf16", CUDA)
+def test_answers_are_equal_to_the_bit_in_batch_invariant_mode_only() -> None:
+    assert "bit for bit" in determinism("bf16", CUDA, batch_invariant=True)
+    assert "--batch-invariant" in determinism("bf16", CUDA)
+    assert "--dtype float32" in determinism("bf16", CPU)
+    assert "bit for bit" not in determinism("bf16", CUDA)
 
 
 # -- the driver's libraries -----------------------------------------------------------------------

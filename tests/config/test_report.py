@@ -91,7 +91,7 @@ def test_it_says_why_there_is_no_chat() -> None:
     assert "(no chat template: no /v1/chat/completions)" in report(no_chat="no chat template")
 
 
-def test_the_version_tells_the_device_and_its_promise() -> None:
+def test_the_version_says_the_device_and_its_guarantee() -> None:
     config = resolve({"device": "cpu", "dtype": "bfloat16"}, {})
     model = read_model(config)
     told = version_report(config, model)

@@ -120,7 +120,7 @@ RATE = "sum by (status) (rate("
         (1, edit("Errors", ":ratio_rate5m", ":ratio_rate1m"), "there is no metric"),
         (2, change_variable(1, "label_values(quire_engine, job)"), "the variable job"),
         (2, change_variable(2, "label_values(quire_model_info, name)"), "the label 'name'"),
-        (2, change_variable(3, "query_result(up)"), "is no label_values"),
+        (2, change_variable(3, "query_result(up)"), "is not a label_values"),
     ],
 )
 def test_a_planted_mistake_is_found(

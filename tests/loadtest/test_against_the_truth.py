@@ -129,7 +129,7 @@ def test_a_client_that_is_late_shows_in_the_intended_times_alone(fake_port: int)
         ({"status": 500}, "http_500", "as scripted"),
         ({"failure": "truncated"}, "truncated", "without data: [DONE]"),
         ({"failure": "closed"}, "truncated", "closed by the server"),
-        ({"failure": "no_http"}, "malformed", "no HTTP/1.1"),
+        ({"failure": "no_http"}, "malformed", "not HTTP/1.1"),
         ({"failure": "no_events"}, "malformed", "neither server-sent events nor JSON"),
         ({"failure": "no_json"}, "malformed", "not a JSON object"),
         ({"failure": "error_event"}, "error", "as scripted"),
