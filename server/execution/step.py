@@ -14,8 +14,9 @@ import torch
 import kernels
 from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
 from server.execution.device import Device
+from server.execution.layers import StepTensors
 from server.execution.live_bytes import PeakMeter, storage_bytes
-from server.execution.model import Decoder, StepTensors
+from server.execution.model import Decoder
 from server.execution.packet import Span
 from server.execution.rows import RowChanges, StepRows
 from server.execution.sampler import Sampler

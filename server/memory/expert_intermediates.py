@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from server.memory.intermediates import Phase
+from server.memory.phases import Phase
 from weights.spec import ModelSpec
 
 

@@ -1,9 +1,8 @@
-"""Bytes of the largest step's intermediate tensors, phase by phase.
+"""Bytes of the largest step's intermediate tensors on a CPU, phase by phase.
 
-A step walks through a layer's operations; what one operation no longer needs is gone before the
-next allocates. So each operation is a phase, listed with everything alive during it, and the peak
-is the largest phase. Temporaries that kernels hold inside an operation are listed beside its
-inputs and outputs. A test holds this list against the allocations of a real step.
+What a layer's operations read and make follows from its program (server.memory.layer_program); what
+torch's kernels hold inside them is listed here, and so are the logits and the choice of tokens. The
+peak is the largest phase. A test holds this list against the allocations of a real step.
 
 Letters: T tokens in the step, D hidden size, I intermediate size, hd head_dim, V vocabulary, R rows
 of logits.
@@ -12,9 +11,20 @@ of logits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 from kernels.footprint.attention import QUERY_TILES, AttentionShape, attention_temporary_bytes
 from kernels.footprint.linear import FEW_ROWS, is_transposed, product_temporaries, result_rows
+from server.memory.layer_program import (
+    Activate,
+    Attend,
+    Embed,
+    Norm,
+    Operation,
+    Product,
+    Value,
+)
+from server.memory.phases import Phase, Tensors, forward_phases
 from weights.spec import ModelSpec, NormKind, PositionKind
 
 # The sampler works on this much of the logits at a time; beside them it holds, in bytes per logit:
@@ -23,20 +33,6 @@ from weights.spec import ModelSpec, NormKind, PositionKind
 SAMPLE_LOGIT_BYTES = 2 << 20
 SAMPLE_TEMPORARY = 49
 LOGPROB_TEMPORARY = 16  # likewise: rows set apart (4), and their ranking where logits are equal
-
-Tensors = tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """What is alive during one operation of a step: (name, bytes) of each tensor."""
-
-    name: str
-    tensors: Tensors
-
-    @property
-    def nbytes(self) -> int:
-        return sum(nbytes for _, nbytes in self.tensors)
 
 
 def phases(
@@ -47,9 +43,9 @@ def phases(
     ``logit_rows`` are the most rows of logits at once, ``num_top`` the most alternatives reported.
     """
     work_list = ("work_list", _work_list(shape))  # made once, alive in every layer
-    layer = (*_attention_phases(model, shape), *_mlp_phases(model, shape))
+    forward = forward_phases(model, CpuFootprint(model, shape))
     return (
-        *(Phase(phase.name, (*phase.tensors, work_list)) for phase in layer),
+        *(Phase(phase.name, (*phase.tensors, work_list)) for phase in forward),
         *_logit_phases(model, shape, logit_rows, num_top),
     )
 
@@ -74,70 +70,61 @@ def sample_rows(vocab_size: int) -> int:
     return max(1, SAMPLE_LOGIT_BYTES // (4 * vocab_size))
 
 
-def _attention_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, ...]:
-    tokens, element = shape.max_num_batched_tokens, shape.element_bytes
-    heads = model.attention
-    hidden = tokens * model.hidden_size * element
-    residual = ("residual", hidden)
-    qkv_size = heads.query_size + 2 * heads.kv_size
-    tall = result_rows(tokens, element)  # of what a product made
-    qkv = ("qkv", tall * qkv_size * element)
-    attended = ("attended", tokens * heads.query_size * element)
-    made = ("hidden", tall * model.hidden_size * element)
-    scratch = ("attention_temporary", attention_temporary_bytes(shape))
-    widened_qkv = product_temporaries(tokens, model.hidden_size, qkv_size, element)
-    widened_output = product_temporaries(tokens, heads.query_size, model.hidden_size, element)
-    embed: Tensors = (("hidden", hidden),)
-    if model.position is PositionKind.LEARNED:
-        embed += (("positions", hidden),)
-    return (
-        Phase("embedding", embed),
-        Phase("attention_norm", _norm(model, tokens, element)),
-        Phase("qkv", (residual, ("normed", hidden), qkv, *widened_qkv)),
-        Phase("rotary", (residual, qkv, *_rotary(model, tokens, element))),
-        Phase("store", (residual, qkv, *_store(model, tokens, element))),
-        Phase("attention", (residual, qkv, attended, scratch)),
-        Phase("attention_output", (residual, attended, made, *widened_output)),
-    )
+@dataclass(frozen=True, slots=True)
+class CpuFootprint:
+    """What torch's operations hold in a step of ``shape.max_num_batched_tokens`` tokens."""
+
+    model: ModelSpec
+    shape: AttentionShape
+
+    def bytes_of(self, step: Operation, value: Value) -> int:
+        tokens, element = self.shape.max_num_batched_tokens, self.shape.element_bytes
+        rows = result_rows(tokens, element) if isinstance(step, Product) else tokens
+        return rows * value.channels * element
+
+    def moments(self, step: Operation) -> tuple[Phase, ...]:
+        model, tokens = self.model, self.shape.max_num_batched_tokens
+        element = self.shape.element_bytes
+        made = tuple((value.name, self.bytes_of(step, value)) for value in step.writes)
+        match step:
+            case Embed():
+                looked_up = (("positions", made[0][1]),) if step.learned_positions else ()
+                return (Phase(step.name, (*made, *looked_up)),)
+            case Norm():
+                return (Phase(step.name, _normalising(model, tokens, element)),)
+            case Product():
+                (out,) = step.writes
+                held = product_temporaries(tokens, step.columns, out.channels, element)
+                return (Phase(step.name, (*made, *held)),)
+            case Attend():
+                inside = ("attention_temporary", attention_temporary_bytes(self.shape))
+                return (
+                    Phase("rotary", _rotary(model, tokens, element)),
+                    Phase("store", _store(model, tokens, element)),
+                    Phase(step.name, (*made, inside)),
+                )
+            case Activate():
+                return (Phase(step.name, _activating(model, tokens, element) or made),)
+        assert_never(step)
 
 
-def _mlp_phases(model: ModelSpec, shape: AttentionShape) -> tuple[Phase, ...]:
-    tokens, element = shape.max_num_batched_tokens, shape.element_bytes
-    hidden = tokens * model.hidden_size * element
-    residual = ("residual", hidden)
-    wide = tokens * model.mlp.intermediate_size
-    up_size = (2 if model.mlp.gated else 1) * model.mlp.intermediate_size
-    tall = result_rows(tokens, element)  # of what a product made
-    up = ("up", tall * up_size * element)
-    made = ("hidden", tall * model.hidden_size * element)
-    widened_up = product_temporaries(tokens, model.hidden_size, up_size, element)
-    widened_down = product_temporaries(
-        tokens, model.mlp.intermediate_size, model.hidden_size, element
-    )
-    inner = ("inner", wide * element)
-    # A gated 16-bit activation works on float32 copies: of the gate, then of its image.
-    lifted: Tensors = (inner,)
-    if model.mlp.gated and element < 4:
-        lifted = (("gate_float32", 4 * wide), ("inner_float32", 4 * wide))
-    return (
-        Phase("mlp_norm", _norm(model, tokens, element)),
-        Phase("up", (residual, ("normed", hidden), up, *widened_up)),
-        Phase("activation", (residual, up, *lifted)),
-        Phase("down", (residual, inner, made, *widened_down)),
-    )
+def _activating(model: ModelSpec, tokens: int, element: int) -> Tensors:
+    """A gated 16-bit activation works on float32 copies: of the gate, then of its image."""
+    wide = 4 * tokens * model.mlp.intermediate_size
+    lifted = model.mlp.gated and element < 4
+    return (("gate_float32", wide), ("inner_float32", wide)) if lifted else ()
 
 
-def _norm(model: ModelSpec, rows: int, element: int) -> Tensors:
-    """Both inputs, their sum, and the kernel's way from the sum to the result."""
+def _normalising(model: ModelSpec, rows: int, element: int) -> Tensors:
+    """The sum of both inputs, and the kernel's way from it to the result."""
     size = rows * model.hidden_size
-    made = result_rows(rows, element) * model.hidden_size * element
-    given = (("hidden", made), ("residual", size * element), ("total", size * element))
+    total = ("total", size * element)
     if element == 4:
-        return (*given, ("normed", size * 4))
+        return (total, ("normed", size * 4))
     lifted = (("total_float32", size * 4), ("normed_float32", size * 4))
     if model.norm.kind is NormKind.LAYER:
-        return (*given, *lifted)
-    return (*given, *lifted, ("normed", size * element))
+        return (total, *lifted)
+    return (total, *lifted, ("normed", size * element))
 
 
 def _rotary(model: ModelSpec, tokens: int, element: int) -> Tensors:
@@ -171,10 +158,11 @@ def _logit_phases(
     every = (("all_hidden", hidden), ("all_residual", hidden))
     picked_rows = rows + sampled  # those that are scored, and those that are sampled
     picked = ("picked", picked_rows * model.hidden_size * element)
+    picks = (("picked_hidden", picked[1]), ("picked_residual", picked[1]))
     logits = ("logits", 4 * rows * vocab)
     at_once = min(sampled, sample_rows(vocab))
     return (
-        Phase("final_norm", (*every, *_norm(model, picked_rows, element))),
+        Phase("final_norm", (*every, *picks, *_normalising(model, picked_rows, element))),
         Phase("logits", (picked, logits, *_unembedding(model, rows, element))),
         Phase(
             "logprobs",

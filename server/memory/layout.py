@@ -20,9 +20,9 @@ from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
 from server.memory.expert_intermediates import expert_phases
 from server.memory.graph_sizes import graph_sizes
-from server.memory.intermediates import Phase
 from server.memory.kinds import ELEMENT_BYTES, Buffer, MemoryKind, Shapes, io_buffers
 from server.memory.kv_groups import kv_cache_spec
+from server.memory.phases import Phase
 from server.memory.runner_buffers import (
     NUM_SLOTS,
     captured_shapes,

@@ -20,7 +20,8 @@ from kernels.footprint import row_state
 from server.engine.step import ScheduledRow
 from server.engine.step_plan import AdmittedRow, PlannedRow
 from server.execution import model_runner, sampling_batch
-from server.execution.model import Decoder, Norm
+from server.execution.layers import Attention, Norm
+from server.execution.model import Decoder
 from server.execution.rows import Rows
 from server.execution.sampler import Sampler
 
@@ -155,7 +156,8 @@ def _keys_not_rotated(real: Any) -> Any:
 def _tied_head_permuted(real: Any) -> Any:
     def init(self: Decoder, spec: Any, linears: Any, tensors: Any, table: Any) -> None:
         real(self, spec, linears, tensors, table)
-        self.unembedding = kernels.pack_linear(self.embedding.roll(1, 0), "f32")
+        rolled = kernels.pack_linear(self.embedding.roll(1, 0), "f32")
+        self.unembedding = replace(self.unembedding, weight=rolled)
 
     return init
 
@@ -187,8 +189,8 @@ def _gate_and_up_swapped(real: Any) -> Any:
 
 
 def _one_layers_cache_for_all(real: Any) -> Any:
-    def attend(self: Decoder, qkv: Any, step: Any, index: int) -> Any:
-        return real(self, qkv, step, 0)
+    def attend(self: Attention, qkv: Any, step: Any) -> Any:
+        return real(replace(self, layer=0), qkv, step)
 
     return attend
 
@@ -350,7 +352,7 @@ BUGS = (
         "one layer's cache for all",
         "chunked equals whole",
         "llama",
-        _wrap(Decoder, "_attend", _one_layers_cache_for_all),
+        _wrap(Attention, "attend", _one_layers_cache_for_all),
     ),
     PlantedBug(
         "penalty counts not rebuilt on resume",

@@ -95,7 +95,7 @@ def measured(built: BuiltRunner, patch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("format", ["f32", "bf16"])
-@pytest.mark.parametrize("name", ["wide mlp", "gpt2"])
+@pytest.mark.parametrize("name", ["wide mlp", "many wide heads", "gpt2"])
 def test_each_phase_holds_what_the_plan_lists_for_it(
     name: str, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

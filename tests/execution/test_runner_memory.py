@@ -9,8 +9,8 @@ import torch
 
 import kernels
 from server.execution.build import BuiltRunner, build_runner
+from server.execution.layers import Mlp
 from server.execution.live_bytes import LiveBytes
-from server.execution.model import Decoder
 from server.execution.warm_up import largest_plan
 from server.memory.intermediates import sample_rows
 from server.memory.kinds import Buffer, MemoryKind
@@ -72,13 +72,13 @@ def test_every_large_intermediate_is_on_the_list(name: str, format: str, tmp_pat
 def test_an_allocation_that_is_not_on_the_list_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Decoder._activate
+    real = Mlp.activate
 
-    def activate(self: Decoder, up: torch.Tensor) -> torch.Tensor:
+    def activate(self: Mlp, up: torch.Tensor) -> torch.Tensor:
         torch.empty(MIB + 4096, dtype=torch.uint8)
         return real(self, up)
 
-    monkeypatch.setattr(Decoder, "_activate", activate)
+    monkeypatch.setattr(Mlp, "activate", activate)
     assert set(unlisted(build("wide mlp", "f32", tmp_path))) == {MIB + 4096}
 
 

@@ -8,8 +8,9 @@ from kernels.backends import TORCH_CPU
 from server.memory.accounting.formulas import cpu_formulas, cpu_notes
 from server.memory.backends.record import Accounting, Backend, Defaults
 from server.memory.expert_intermediates import without_experts
-from server.memory.intermediates import Phase, phases, sample_rows
+from server.memory.intermediates import phases, sample_rows
 from server.memory.kinds import MemoryKind
+from server.memory.phases import Phase
 from server.memory.runner_buffers import LogitLimits
 from server.memory.runner_config import RunnerConfig, attention_shape
 from weights.formats import tensor_bytes

@@ -7,8 +7,8 @@ from server.memory.accounting.formulas import gpu_formulas, gpu_notes
 from server.memory.backends.gpu_intermediates import gpu_phases, table_rows
 from server.memory.backends.record import Accounting, Backend, Defaults
 from server.memory.expert_intermediates import without_experts
-from server.memory.intermediates import Phase
 from server.memory.kinds import ELEMENT_BYTES
+from server.memory.phases import Phase
 from server.memory.runner_buffers import LogitLimits, few_num_tops
 from server.memory.runner_config import RunnerConfig
 from weights.formats import tensor_bytes

@@ -1,20 +1,23 @@
 """Bytes of a step's intermediate tensors on a GPU, phase by phase.
 
 As server.memory.intermediates, but the kernels of a layer work in registers and leave nothing
-beside their results, and logits go into a persistent buffer. What libraries take inside a product
-is theirs (workspace), and is not listed here.
+beside their results, and logits go into a persistent buffer. Products of few rows, and of quantised
+weights, have scratch of our own; what libraries take inside a product is theirs (workspace), and is
+not listed here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from kernels.footprint.gpu_linear import gpu_product_temporaries
 from kernels.footprint.gpu_sampling import logprob_workspace_bytes, sampling_workspace_bytes
-from server.memory.intermediates import Phase, Tensors
+from server.memory.layer_program import Norm, Operation, Product, Value
+from server.memory.phases import Phase, Tensors, forward_phases
 from weights.spec import ModelSpec
 
-Product = Callable[..., Tensors]  # (rows, columns, out, [format]) -> what a product holds
+Scratch = Callable[..., Tensors]  # (rows, columns, out, [format]) -> what a product holds
 
 # Rows whose penalties read counts and masks are sampled in parts of this much of the logits: a
 # part's counts (4 bytes a logit) and masks (1) are set apart beside them.
@@ -34,7 +37,7 @@ def gpu_phases(
 ) -> tuple[Phase, ...]:
     """Every phase of a step of ``tokens`` tokens and ``logit_rows`` rows of logits at once."""
 
-    def product(rows: int, columns: int, out: int, format: str | None = quantization) -> Tensors:
+    def scratch(rows: int, columns: int, out: int, format: str | None = quantization) -> Tensors:
         return gpu_product_temporaries(
             rows,
             columns,
@@ -45,8 +48,8 @@ def gpu_phases(
         )
 
     return (
-        *_layer_phases(model, tokens, element_bytes, product),
-        *_logit_phases(model, tokens, rows, element_bytes, logit_rows, num_top, product),
+        *forward_phases(model, GpuFootprint(tokens, element_bytes, scratch)),
+        *_logit_phases(model, tokens, rows, element_bytes, logit_rows, num_top, scratch),
     )
 
 
@@ -56,33 +59,29 @@ def table_rows(vocab_size: int) -> int:
     return max(1, rows if rows < 16 else rows // 16 * 16)
 
 
-def _layer_phases(
-    model: ModelSpec, tokens: int, element: int, product: Product
-) -> tuple[Phase, ...]:
-    heads, mlp = model.attention, model.mlp
-    hidden = tokens * model.hidden_size * element
-    residual, given, normed = ("residual", hidden), ("hidden", hidden), ("normed", hidden)
-    qkv_size = heads.query_size + 2 * heads.kv_size
-    qkv = ("qkv", tokens * qkv_size * element)
-    attended = ("attended", tokens * heads.query_size * element)
-    up_size = (2 if mlp.gated else 1) * mlp.intermediate_size
-    up = ("up", tokens * up_size * element)
-    inner = ("inner", tokens * mlp.intermediate_size * element)
-    return (
-        Phase("norm", (given, residual, ("total", hidden), normed)),
-        Phase("qkv", (residual, normed, qkv, *product(tokens, model.hidden_size, qkv_size))),
-        Phase("attention", (residual, qkv, attended)),
-        Phase(
-            "attention_output",
-            (residual, attended, given, *product(tokens, heads.query_size, model.hidden_size)),
-        ),
-        Phase("up", (residual, normed, up, *product(tokens, model.hidden_size, up_size))),
-        Phase("activation", (residual, up, inner)),
-        Phase(
-            "down",
-            (residual, inner, given, *product(tokens, mlp.intermediate_size, model.hidden_size)),
-        ),
-    )
+@dataclass(frozen=True, slots=True)
+class GpuFootprint:
+    """What our kernels hold in a step of so many tokens: their results, and a product's scratch."""
+
+    tokens: int
+    element_bytes: int
+    scratch: Scratch
+
+    def bytes_of(self, step: Operation, value: Value) -> int:
+        return self.tokens * value.channels * self.element_bytes
+
+    def moments(self, step: Operation) -> tuple[Phase, ...]:
+        made = tuple((value.name, self.bytes_of(step, value)) for value in step.writes)
+        match step:
+            case Norm():
+                (_, normed), (_, total) = made
+                return (Phase(step.name, (("normed", normed), ("total", total))),)
+            case Product():
+                (out,) = step.writes
+                held = self.scratch(self.tokens, step.columns, out.channels)
+                return (Phase(step.name, (*made, *held)),)
+            case _:
+                return (Phase(step.name, made),)
 
 
 def _logit_phases(
@@ -92,7 +91,7 @@ def _logit_phases(
     element: int,
     logit_rows: int,
     num_top: int,
-    product: Product,
+    product: Scratch,
 ) -> tuple[Phase, ...]:
     vocab = model.vocab_size
     scratch = product(logit_rows, model.hidden_size, vocab, "bf16")  # never quantised

@@ -13,8 +13,8 @@ from typing import Any
 
 from kernels.backends import KernelBackend
 from server.memory.accounting.reading import MemoryReading
-from server.memory.intermediates import Phase
 from server.memory.kinds import MemoryKind, Shapes
+from server.memory.phases import Phase
 from server.memory.runner_buffers import LogitLimits
 from server.memory.runner_config import RunnerConfig
 from weights.formats import QuantisedFormat

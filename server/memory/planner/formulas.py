@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from server.memory.backends.registry import backend_named
-from server.memory.intermediates import Phase
 from server.memory.kinds import MemoryKind
 from server.memory.layout import decode_graph_sizes
+from server.memory.phases import Phase
 from server.memory.planner.plan import MemoryPlan
 from server.memory.runner_config import RunnerConfig, attention_shape
 from weights.formats import FORMATS, get_format

@@ -1,0 +1,212 @@
+"""A decoder layer: its program (server.memory.layer_program) bound to its weights.
+
+Every branch here is a fact of the spec, never the name of a family. Letters in shapes as in the
+program: T tokens in the step, D hidden size, Hq and Hkv query and key heads, hd head_dim, I
+intermediate size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import itemgetter, methodcaller
+from typing import assert_never
+
+import torch
+
+import kernels
+from kernels import AttentionMetadata, AttentionWorkspace, LinearWeight
+from server.memory import layer_program as program
+from weights.spec import AttentionSpec, MlpSpec, ModelSpec, NormKind, NormSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """What the model reads in a step. ``cache`` has kernels' layout and is written in place."""
+
+    token_ids: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64
+    slot_mapping: torch.Tensor  # [T] int64
+    cache: torch.Tensor  # [layers, blocks, 2, Hkv, block_size, hd]
+    metadata: AttentionMetadata
+    workspace: AttentionWorkspace
+
+
+Values = dict[str, torch.Tensor]  # those that are alive, by the program's names
+Call = Callable[[Values, StepTensors], None]
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One matrix of the model: [T, in] -> [T, out].
+
+    Raises ValueError where the weight has not the shape that the program multiplies by.
+    """
+
+    name: str
+    weight: LinearWeight
+    shape: tuple[int, int]  # (out, in)
+
+    def __post_init__(self) -> None:
+        if self.weight.shape != self.shape:
+            raise ValueError(f"{self.name} is {self.weight.shape}; the model needs {self.shape}")
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.linear(x, self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A pre-normalisation fused with the addition of the residual before it."""
+
+    spec: NormSpec
+    weight: torch.Tensor  # [D]
+    bias: torch.Tensor | None  # [D]; LayerNorm only
+
+    def __call__(
+        self, x: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[T, D], [T, D] -> norm(x + residual), x + residual."""
+        if self.spec.kind is NormKind.RMS:
+            return kernels.add_rms_norm(x, residual, self.weight, self.spec.epsilon)
+        if self.bias is None:
+            raise ValueError("a LayerNorm needs a bias")
+        return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.spec.epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What attention has beside its matrices: its heads, and its layer's part of the cache."""
+
+    layer: int
+    heads: AttentionSpec
+    rotary_table: torch.Tensor | None  # [max_model_len, rope.dim] float32
+    interleaved: bool
+
+    def attend(self, qkv: torch.Tensor, step: StepTensors) -> torch.Tensor:
+        """[T, (Hq + 2 Hkv) hd] -> [T, Hq hd]; stores this step's keys and values."""
+        heads = self.heads
+        by_head = qkv.view(qkv.shape[0], -1, heads.head_dim)
+        q = by_head[:, : heads.num_query_heads]
+        k = by_head[:, heads.num_query_heads : -heads.num_kv_heads]
+        v = by_head[:, -heads.num_kv_heads :]
+        cache_layer = step.cache[self.layer]
+        kernels.rotary_store_kv(
+            q,
+            k,
+            v,
+            cache_layer,
+            step.slot_mapping,
+            positions=None if self.rotary_table is None else step.positions,
+            cos_sin=self.rotary_table,
+            interleaved=self.interleaved,
+        )
+        attended = kernels.paged_attention(
+            q, cache_layer, step.metadata, scale=heads.scale, workspace=step.workspace
+        )
+        return attended.view(qkv.shape[0], heads.query_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """What an MLP has beside its matrices."""
+
+    spec: MlpSpec
+
+    def activate(self, up: torch.Tensor) -> torch.Tensor:
+        """[T, 2 I] where the MLP is gated, else [T, I] -> [T, I]."""
+        kind = self.spec.activation.value
+        if self.spec.gated:
+            return kernels.gated_activation(up, kind)
+        return kernels.activation(up, kind)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """The calls that a layer's program comes to. ``values`` has, before and after, what the program
+    is given and hands on: the hidden state, and the residual but for the first layer."""
+
+    calls: tuple[Call, ...]
+
+    def run(self, values: Values, step: StepTensors) -> None:
+        for call in self.calls:
+            call(values, step)
+
+
+def build_layer(
+    spec: ModelSpec,
+    index: int,
+    linears: Mapping[str, LinearWeight],
+    tensors: Mapping[str, torch.Tensor],
+    rotary_table: torch.Tensor | None,
+) -> DecoderLayer:
+    """Layer ``index`` of a model, with its weights."""
+    prefix = f"layers.{index}"
+    attention = Attention(index, spec.attention, rotary_table, spec.rope.interleaved)
+    mlp = Mlp(spec.mlp)
+
+    def bound(operation: program.LayerOperation, dying: frozenset[str]) -> Call:
+        reads, writes = operation.reads, tuple(value.name for value in operation.writes)
+        match operation:
+            case program.Norm():
+                norm = build_norm(spec, tensors, f"{prefix}.{operation.weights}")
+                return _normalising(norm, reads, writes, dying)
+            case program.Product():
+                name, (out,) = f"{prefix}.{operation.matrix}", operation.writes
+                linear = Linear(name, linears[name], (out.channels, operation.columns))
+                return _making(linear, reads, writes, dying)
+            case program.Attend():
+                return _attending(attention, reads, writes, dying)
+            case program.Activate():
+                return _making(mlp.activate, reads, writes, dying)
+        assert_never(operation)
+
+    steps = program.layer_program(spec)
+    return DecoderLayer(tuple(map(bound, steps, program.last_reads(steps))))
+
+
+def build_norm(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], name: str) -> Norm:
+    return Norm(spec.norm, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+
+
+def _taking(value: str, dying: frozenset[str]) -> Callable[[Values], torch.Tensor]:
+    """Reads ``value``; where it dies, out of the values, so that nothing holds it but the call."""
+    return methodcaller("pop", value) if value in dying else itemgetter(value)
+
+
+def _making(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    reads: Names,
+    writes: Names,
+    dying: frozenset[str],
+) -> Call:
+    (x,), (out,) = reads, writes
+    take = _taking(x, dying)
+
+    def call(values: Values, step: StepTensors) -> None:
+        values[out] = function(take(values))
+
+    return call
+
+
+def _attending(attention: Attention, reads: Names, writes: Names, dying: frozenset[str]) -> Call:
+    (qkv,), (attended,) = reads, writes
+    take = _taking(qkv, dying)
+
+    def call(values: Values, step: StepTensors) -> None:
+        values[attended] = attention.attend(take(values), step)
+
+    return call
+
+
+def _normalising(norm: Norm, reads: Names, writes: Names, dying: frozenset[str]) -> Call:
+    (x, residual), (normed, total) = reads, writes
+    take = _taking(x, dying)
+    # Before the first layer there is none.
+    take_residual = methodcaller("pop" if residual in dying else "get", residual, None)
+
+    def call(values: Values, step: StepTensors) -> None:
+        values[normed], values[total] = norm(take(values), take_residual(values))
+
+    return call

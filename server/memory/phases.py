@@ -1,0 +1,68 @@
+"""A program's bytes: which intermediates are alive together at each moment of a step. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.memory.layer_program import (
+    Operation,
+    Value,
+    embedding,
+    given,
+    last_reads,
+    layer_program,
+)
+from weights.spec import ModelSpec
+
+Tensors = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What is alive at one moment of a step: (name, bytes) of each tensor."""
+
+    name: str
+    tensors: Tensors
+
+    @property
+    def nbytes(self) -> int:
+        return sum(nbytes for _, nbytes in self.tensors)
+
+
+class Footprint(Protocol):
+    """What the operations of a backend hold, in bytes, at one size of a step."""
+
+    def bytes_of(self, step: Operation, value: Value) -> int:
+        """What ``value``, which ``step`` wrote, keeps alive."""
+
+    def moments(self, step: Operation) -> tuple[Phase, ...]:
+        """The moments of ``step``: each what is alive then beside what was before it began. Those
+        that hold no more than another may be left out."""
+
+
+def forward_phases(model: ModelSpec, footprint: Footprint) -> Iterator[Phase]:
+    """Every moment from the tokens to what the last layer leaves; layers are alike, so one is
+    added up."""
+    yield from add_up((embedding(model),), footprint)
+    yield from add_up(layer_program(model), footprint)
+
+
+def add_up(program: Sequence[Operation], footprint: Footprint) -> Iterator[Phase]:
+    """Every moment of ``program``, in order, with all that is alive then.
+
+    What the program is given has the size of what it hands on under that name: the plan is of a
+    layer between others.
+    """
+    sizes = {
+        value.name: footprint.bytes_of(step, value) for step in program for value in step.writes
+    }
+    alive = {name: sizes[name] for name in given(program)}
+    for step, dying in zip(program, last_reads(program), strict=True):
+        before = tuple(alive.items())
+        for moment in footprint.moments(step):
+            yield Phase(moment.name, (*before, *moment.tensors))
+        for name in dying:
+            del alive[name]
+        alive |= {value.name: footprint.bytes_of(step, value) for value in step.writes}
