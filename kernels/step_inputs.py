@@ -47,6 +47,7 @@ def gather_step(
     table: StepTable,
     num_rows: int,
     block_size: int,
+    group: int = 0,
 ) -> None:
     """A step's token ids, positions, slots, starts, lengths, block tables and sampling parameters.
 
@@ -54,13 +55,15 @@ def gather_step(
     up to. A row beyond the count has one token of id 0 at position 0, slot -1 and a context of no
     tokens, so it must be skipped by what reads or writes the cache. Block tables are written as far
     as a row's context reaches; sampling parameters of the rows that choose a token lie in the order
-    of the packet's ``sample`` column. Raises ValueError for a wrong argument.
+    of the packet's ``sample`` column. Slots and block tables are those of one ``group`` of the KV
+    cache; the rest is the same for all. Raises ValueError for a wrong argument.
     """
     _check_packet(rows, packet, 0, table.words)
     check_range("num_rows", num_rows, 1, table.max_num_seqs)
+    check_range("group", group, 0, layout.groups - 1)
     _check_buffers(rows, buffers, layout, num_rows)
     run = select("gather_step", rows.device)
-    run(rows, packet, buffers, layout, table, num_rows, block_size)
+    run(rows, packet, buffers, layout, table, num_rows, block_size, group)
 
 
 def count_tokens(

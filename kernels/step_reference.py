@@ -29,6 +29,7 @@ def gather_step(
     table: StepTable,
     num_rows: int,
     block_size: int,
+    group: int = 0,
 ) -> None:
     words = packet.tolist()
     tokens = 0
@@ -39,7 +40,7 @@ def gather_step(
         start, end = words[table.starts_at + b : table.starts_at + b + 2]
         for token in range(start, end):
             position = computed + token - start
-            block = record[row_state.TABLE_AT + position // block_size]
+            block = record[layout.table_at(group) + position // block_size]
             buffers.token_ids[token] = record[layout.tokens_at + position]
             buffers.positions[token] = position
             buffers.slot_mapping[token] = block * block_size + position % block_size
@@ -47,7 +48,7 @@ def gather_step(
         buffers.query_start_loc[b + 1] = end
         buffers.seq_lens[b] = context
         for i in range(-(-context // block_size)):
-            buffers.block_tables[b, i] = record[row_state.TABLE_AT + i]
+            buffers.block_tables[b, i] = record[layout.table_at(group) + i]
         place = words[table.samples_at + b]
         if place >= 0:
             _sampling(record, place, words[table.outputs_at + b], buffers)

@@ -33,6 +33,7 @@ def gather_step(
     table: StepTable,
     num_rows: int,
     block_size: int,
+    group: int = 0,
 ) -> None:
     records, words = rows.numpy(), packet.numpy()
     given = int(words[0])
@@ -47,8 +48,8 @@ def gather_step(
         row_of_token = np.repeat(row, counts)
         positions = np.repeat(computed - starts[:-1], counts) + np.arange(tokens, dtype=np.int32)
         contexts = computed + counts
-    block = positions // block_size
-    slots = records[row_of_token, row_state.TABLE_AT + block].astype(np.int64)
+    block, table_at = positions // block_size, layout.table_at(group)
+    slots = records[row_of_token, table_at + block].astype(np.int64)
     slots *= block_size
     slots += positions - block * block_size
     buffers.token_ids.numpy()[:tokens] = records[row_of_token, layout.tokens_at + positions]
@@ -57,7 +58,7 @@ def gather_step(
     buffers.query_start_loc.numpy()[: given + 1] = starts
     buffers.seq_lens.numpy()[:given] = contexts
     width = -(-int(contexts.max(initial=0)) // block_size)
-    tables = records[:, row_state.TABLE_AT : row_state.TABLE_AT + width]
+    tables = records[:, table_at : table_at + width]
     buffers.block_tables.numpy()[:given, :width] = tables[row]
     if given < num_rows:
         _fill_up(buffers, tokens, given, num_rows)

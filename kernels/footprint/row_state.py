@@ -46,14 +46,20 @@ def _aligned(words: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """The record of a row that holds up to ``max_blocks`` blocks and ``max_tokens`` tokens."""
+    """The record of a row that holds up to ``max_tokens`` tokens, and for each of ``groups`` of the
+    KV cache up to ``max_blocks`` blocks. The groups' tables lie one after the other."""
 
     max_blocks: int
     max_tokens: int
+    groups: int = 1
 
     @property
     def tokens_at(self) -> int:
-        return _aligned(TABLE_AT + self.max_blocks)
+        return _aligned(self.table_at(self.groups))
+
+    def table_at(self, group: int) -> int:
+        """The first word of a group's block table."""
+        return TABLE_AT + group * self.max_blocks
 
     @property
     def words(self) -> int:

@@ -43,6 +43,7 @@ def gather_step(
     table: StepTable,
     num_rows: int,
     block_size: int,
+    group: int = 0,
 ) -> None:
     tuned = _tuned("gather_step", rows)
     jit.step_inputs_kernel[(num_rows,)](
@@ -67,7 +68,7 @@ def gather_step(
         table.outputs_at,
         buffers.block_tables.shape[1],
         buffers.floats.shape[1],
-        **_gather_constants(block_size, tuned),
+        **_gather_constants(block_size, tuned, layout.table_at(group)),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
@@ -140,9 +141,11 @@ _COUNT_CONSTANTS = {
 _COMMIT_CONSTANTS = {"COUNTS": row_state.COUNTS, "COUNTS_OUTPUT": row_state.COUNTS_OUTPUT}
 
 
-def _gather_constants(block_size: int, tuned: tuning.Tuning) -> dict[str, int]:
+def _gather_constants(
+    block_size: int, tuned: tuning.Tuning, table_at: int = row_state.TABLE_AT
+) -> dict[str, int]:
     return {
-        "TABLE_AT": row_state.TABLE_AT,
+        "TABLE_AT": table_at,
         "TOP_K": row_state.TOP_K,
         "KEY_LOW": row_state.KEY_LOW,
         "FLOATS_AT": row_state.FLOATS_AT,

@@ -21,6 +21,8 @@ from server.engine.kv_spec import GroupKind, KVCacheSpec
 from server.engine.prefix_cache import Digest, PrefixCache, sha256_digest
 from server.engine.sequence import Sequence
 
+# A window's blocks are kept to the end of their sequence.
+_SERVED = (GroupKind.FULL, GroupKind.WINDOW)
 BlockIds = tuple[tuple[int, ...], ...]  # one tuple a group
 
 
@@ -55,8 +57,8 @@ class KVCacheManager:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for group in spec.groups:
-            if group.kind is not GroupKind.FULL:
-                raise ValueError(f"KV cache groups of kind {group.kind} are not served, only full")
+            if group.kind not in _SERVED:
+                raise ValueError(f"KV cache groups of kind {group.kind} are not served")
         self.block_sizes = tuple(group.block_size for group in spec.groups)
         self._alignment = math.lcm(*self.block_sizes)
         self._prefix_caching = prefix_caching

@@ -15,8 +15,9 @@ from typing import assert_never
 import torch
 
 import kernels
-from kernels import AttentionMetadata, AttentionWorkspace, LinearWeight
+from kernels import AttentionFeatures, AttentionMetadata, AttentionWorkspace, LinearWeight
 from server.memory import layer_program as program
+from server.memory.kv_groups import group_of_layer
 from weights.spec import AttentionSpec, MlpSpec, ModelSpec, NormKind, NormSpec
 
 
@@ -26,9 +27,8 @@ class StepTensors:
 
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
-    slot_mapping: torch.Tensor  # [T] int64
-    cache: torch.Tensor  # [layers, blocks, 2, Hkv, block_size, hd]
-    metadata: AttentionMetadata
+    cache: torch.Tensor  # [layers of a group, blocks, 2, Hkv, block_size, hd]
+    metadata: tuple[AttentionMetadata, ...]  # of each group of the KV cache
     workspace: AttentionWorkspace
 
 
@@ -79,7 +79,9 @@ class Norm:
 class Attention:
     """What attention has beside its matrices: its heads, and its layer's part of the cache."""
 
-    layer: int
+    group: int  # of the KV cache, whose block tables it reads
+    place: int  # among the group's layers
+    features: AttentionFeatures
     heads: AttentionSpec
     rotary_table: torch.Tensor | None  # [max_model_len, rope.dim] float32
     interleaved: bool
@@ -91,19 +93,24 @@ class Attention:
         q = by_head[:, : heads.num_query_heads]
         k = by_head[:, heads.num_query_heads : -heads.num_kv_heads]
         v = by_head[:, -heads.num_kv_heads :]
-        cache_layer = step.cache[self.layer]
+        cache_layer, metadata = step.cache[self.place], step.metadata[self.group]
         kernels.rotary_store_kv(
             q,
             k,
             v,
             cache_layer,
-            step.slot_mapping,
+            metadata.slot_mapping,
             positions=None if self.rotary_table is None else step.positions,
             cos_sin=self.rotary_table,
             interleaved=self.interleaved,
         )
         attended = kernels.paged_attention(
-            q, cache_layer, step.metadata, scale=heads.scale, workspace=step.workspace
+            q,
+            cache_layer,
+            metadata,
+            scale=heads.scale,
+            workspace=step.workspace,
+            features=self.features,
         )
         return attended.view(qkv.shape[0], heads.query_size)
 
@@ -143,7 +150,11 @@ def build_layer(
 ) -> DecoderLayer:
     """Layer ``index`` of a model, with its weights."""
     prefix = f"layers.{index}"
-    attention = Attention(index, spec.attention, rotary_table, spec.rope.interleaved)
+    group, place = group_of_layer(spec, index)
+    features = AttentionFeatures(window=spec.window(index))
+    attention = Attention(
+        group, place, features, spec.attention, rotary_table, spec.rope.interleaved
+    )
     mlp = Mlp(spec.mlp)
 
     def bound(operation: program.LayerOperation, dying: frozenset[str]) -> Call:

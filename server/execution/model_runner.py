@@ -100,7 +100,9 @@ class ModelRunner:
         self.decoder = decoder
         self.device = device
         self.rows = Rows(
-            row_layout(config), max_num_seqs=config.max_num_seqs, block_size=config.block_size
+            row_layout(decoder.spec, config),
+            max_num_seqs=config.max_num_seqs,
+            block_size=config.block_size,
         )
         self.slots = Slots(device, layout, buffers)
         self._backend = backend_named(config.backend)
@@ -149,10 +151,10 @@ class ModelRunner:
         """
         if self.graphs.mode is GraphMode.START:
             self.graphs.capture_all()
-        config = self.layout.config
+        config, groups = self.layout.config, self.rows.layout.groups
         compiles = self._backend.compiles_kernels
-        smaller = kernel_plans(config, self.limits) if compiles else ()
-        for plan in (largest_plan(config), *smaller):
+        smaller = kernel_plans(config, self.limits, groups) if compiles else ()
+        for plan in (largest_plan(config, groups), *smaller):
             result = self.sample(self.forward_layers(plan, 1), None).result()
             seconds = step_seconds(result, self.decoder.spec.num_layers)
             self.largest_step_seconds = max(self.largest_step_seconds, seconds)
@@ -261,9 +263,11 @@ class ModelRunner:
         block_size = self.layout.config.block_size
         new: list[int] = []
         for admitted in plan.admitted:
-            new += admitted.block_tables[0][-(-admitted.num_computed_tokens // block_size) :]
+            for table in admitted.block_tables:
+                new += table[-(-admitted.num_computed_tokens // block_size) :]
         for row in plan.rows:
-            new += row.new_block_ids[0] if row.new_block_ids else ()
+            for block_ids in row.new_block_ids:
+                new += block_ids
         return new
 
     def _graph_size(self, plan: StepPlan) -> int | None:

@@ -84,6 +84,7 @@ class Rows:
         self.block_size = block_size
         self._lengths = np.zeros((4, max_num_seqs), dtype=np.int64)
         self.num_tokens, self.num_computed, self.num_prompt, self.num_blocks = self._lengths
+        self._held = np.zeros((layout.groups, max_num_seqs), dtype=np.int64)  # blocks by group
         self.params: list[SamplingParams | None] = [None] * max_num_seqs
         # Of the same, for questions about many rows at once.
         self._features = np.zeros(max_num_seqs, dtype=np.int64)
@@ -105,8 +106,9 @@ class Rows:
             if tables_read(admitted.sampling):
                 counted += (admitted.row, admitted.num_prompt_tokens, len(admitted.token_ids))
         for planned in plan.rows:
-            if planned.new_block_ids and planned.new_block_ids[0]:
-                segments += self._extend(planned.row, planned.new_block_ids[0], packet)
+            for group, block_ids in enumerate(planned.new_block_ids):
+                if block_ids:
+                    segments += self._extend(planned.row, group, block_ids, packet)
         return RowChanges(packet.put(segments), packet.put(counted))
 
     def step(self, planned: tuple[PlannedRow, ...]) -> StepRows:
@@ -172,37 +174,51 @@ class Rows:
         raise ValueError(f"row {row} is to choose a token before its last one is computed")
 
     def _admit(self, admitted: AdmittedRow, packet: PacketDraft) -> list[int]:
-        """Two segments: the record's head with the block table, and the known tokens."""
-        row, blocks = admitted.row, admitted.block_tables[0]
-        if len(blocks) > self.layout.max_blocks or len(admitted.token_ids) > self.layout.max_tokens:
+        """Segments: the record's head with the first block table, its tokens, the other tables."""
+        row, tables = admitted.row, admitted.block_tables
+        held = [len(table) for table in tables]
+        if len(tables) != self.layout.groups:
             raise ValueError(
-                f"row {row} is given {len(admitted.token_ids)} tokens and {len(blocks)} blocks;"
+                f"row {row} is given {len(tables)} block tables; the KV cache has"
+                f" {self.layout.groups} groups"
+            )
+        if max(held) > self.layout.max_blocks or len(admitted.token_ids) > self.layout.max_tokens:
+            raise ValueError(
+                f"row {row} is given {len(admitted.token_ids)} tokens and {max(held)} blocks;"
                 f" it holds {self.layout.max_tokens} and {self.layout.max_blocks}"
             )
+        self._held[:, row] = held
         self._lengths[:, row] = (
             len(admitted.token_ids),
             admitted.num_computed_tokens,
             admitted.num_prompt_tokens,
-            len(blocks),
+            min(held),
         )
         params = self.params[row] = admitted.sampling
         self._features[row] = features(params)
         self.num_top[row] = -1 if params.logprobs is None else params.logprobs
-        head = packet.put((*record_head(params, admitted.choice), *blocks))
+        head = packet.put((*record_head(params, admitted.choice), *tables[0]))
         tokens = packet.put(admitted.token_ids)
         at = self.layout.tokens_at
-        return [row, 0, head.first, head.length, row, at, tokens.first, tokens.length]
+        segments = [row, 0, head.first, head.length, row, at, tokens.first, tokens.length]
+        for group, table in enumerate(tables[1:], start=1):
+            span = packet.put(table)
+            segments += (row, self.layout.table_at(group), span.first, span.length)
+        return segments
 
-    def _extend(self, row: int, block_ids: tuple[int, ...], packet: PacketDraft) -> list[int]:
-        held = int(self.num_blocks[row])
+    def _extend(
+        self, row: int, group: int, block_ids: tuple[int, ...], packet: PacketDraft
+    ) -> list[int]:
+        held = int(self._held[group, row])
         if held + len(block_ids) > self.layout.max_blocks:
             raise ValueError(
                 f"row {row} would have {held + len(block_ids)} blocks; it holds"
                 f" {self.layout.max_blocks}"
             )
-        self.num_blocks[row] = held + len(block_ids)
+        self._held[group, row] = held + len(block_ids)
+        self.num_blocks[row] = self._held[:, row].min()
         span = packet.put(block_ids)
-        return [row, row_state.TABLE_AT + held, span.first, span.length]
+        return [row, self.layout.table_at(group) + held, span.first, span.length]
 
     def _release(self, row: int) -> None:
         self._lengths[:, row] = 0

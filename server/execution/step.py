@@ -68,10 +68,10 @@ class DeviceStep:
             attention_shape(decoder.spec, config), device.torch_device
         )
         self._config = config
-        self._layout = row_layout(config)
+        self._layout = row_layout(decoder.spec, config)
         self._buffers = buffers
         self._copies = bool(layout.pinned)  # else a slot is where the device writes itself
-        self._inputs = _step_buffers(buffers)
+        self._inputs = tuple(_step_buffers(buffers, n) for n in range(self._layout.groups))
         self._sampler = Sampler(buffers, decoder.logits, limits)
 
     def clear(self) -> None:
@@ -186,37 +186,42 @@ class DeviceStep:
         tensors.hidden = None
 
     def _gather(self, packet: torch.Tensor, num_rows: int) -> None:
-        kernels.gather_step(
-            self._buffers["row_state"],
-            packet,
-            self._inputs,
-            layout=self._layout,
-            table=self.table,
-            num_rows=num_rows,
-            block_size=self._config.block_size,
-        )
+        for group, inputs in enumerate(self._inputs):
+            kernels.gather_step(
+                self._buffers["row_state"],
+                packet,
+                inputs,
+                layout=self._layout,
+                table=self.table,
+                num_rows=num_rows,
+                block_size=self._config.block_size,
+                group=group,
+            )
 
     def _step_tensors(
         self, num_rows: int, num_tokens: int, max_query_len: int, max_seq_len: int
     ) -> StepTensors:
-        inputs = self._inputs
-        positions = inputs.positions[:num_tokens]
-        slot_mapping = inputs.slot_mapping[:num_tokens]
+        first = self._inputs[0]  # what is the same for every group is in all of them
+        token_ids, positions = first.token_ids[:num_tokens], first.positions[:num_tokens]
+        query_start_loc = first.query_start_loc[: num_rows + 1]
+        seq_lens = first.seq_lens[:num_rows]
         return StepTensors(
-            token_ids=inputs.token_ids[:num_tokens],
+            token_ids=token_ids,
             positions=positions,
-            slot_mapping=slot_mapping,
             cache=self._buffers["kv_cache"],
-            metadata=kernels.prepare_attention(
-                query_start_loc=inputs.query_start_loc[: num_rows + 1],
-                seq_lens=inputs.seq_lens[:num_rows],
-                block_tables=inputs.block_tables[:num_rows],
-                slot_mapping=slot_mapping,
-                positions=positions,
-                shape=self.workspace.shape,
-                max_query_len=max_query_len,
-                max_seq_len=max_seq_len,
-                workspace=self.workspace,
+            metadata=tuple(
+                kernels.prepare_attention(
+                    query_start_loc=query_start_loc,
+                    seq_lens=seq_lens,
+                    block_tables=inputs.block_tables[:num_rows],
+                    slot_mapping=inputs.slot_mapping[:num_tokens],
+                    positions=positions,
+                    shape=self.workspace.shape,
+                    max_query_len=max_query_len,
+                    max_seq_len=max_seq_len,
+                    workspace=self.workspace,
+                )
+                for inputs in self._inputs
             ),
             workspace=self.workspace,
         )
@@ -228,14 +233,14 @@ def _there(tensor: torch.Tensor | None) -> torch.Tensor:
     return tensor
 
 
-def _step_buffers(buffers: Mapping[str, torch.Tensor]) -> kernels.StepBuffers:
+def _step_buffers(buffers: Mapping[str, torch.Tensor], group: int) -> kernels.StepBuffers:
     return kernels.StepBuffers(
         token_ids=buffers["step_token_ids"],
         positions=buffers["positions"],
-        slot_mapping=buffers["slot_mapping"],
+        slot_mapping=buffers["slot_mapping"][group],
         query_start_loc=buffers["query_start_loc"],
         seq_lens=buffers["seq_lens"],
-        block_tables=buffers["step_block_tables"],
+        block_tables=buffers["step_block_tables"][group],
         floats=buffers["step_floats"],
         top_k=buffers["step_top_k"],
         keys=buffers["step_keys"],

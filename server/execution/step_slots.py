@@ -83,7 +83,8 @@ class Slots:
         )
         self._slots = [StepSlot(device, one, is_pinned=True) for one in sets]
         if not sets:
-            shared = {name: buffers[name] for name, _, _ in slot_shapes(layout.config)}
+            names = [name for name, *_ in slot_shapes(layout.model, layout.config)]
+            shared = {name: buffers[name] for name in names}
             self._slots.append(StepSlot(device, shared, is_pinned=False))
         self._next = 0
 

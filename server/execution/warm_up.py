@@ -23,10 +23,14 @@ DRAWN = SamplingParams(seed=0)
 TRUNCATED = replace(DRAWN, top_p=0.9)
 
 
-def largest_plan(config: RunnerConfig) -> StepPlan:
-    """As many tokens, rows and rows of logits as fit, with every sampling feature in use."""
-    blocks_per_row = max(1, config.num_blocks // config.max_num_seqs)
-    rows = min(config.max_num_seqs, config.num_blocks, config.logit_rows)
+def largest_plan(config: RunnerConfig, groups: int = 1) -> StepPlan:
+    """As many tokens, rows and rows of logits as fit, with every sampling feature in use.
+
+    A row has a block table in each of ``groups`` of the KV cache.
+    """
+    blocks = config.num_blocks // groups
+    blocks_per_row = max(1, blocks // config.max_num_seqs)
+    rows = min(config.max_num_seqs, blocks, config.logit_rows)
     tokens = min(
         config.max_num_batched_tokens // rows,
         blocks_per_row * config.block_size,
@@ -42,7 +46,7 @@ def largest_plan(config: RunnerConfig) -> StepPlan:
             num_computed_tokens=0,
             sampling=_everything(config.max_logprobs),
             choice=0,
-            block_tables=(tuple(range(row * num_blocks, (row + 1) * num_blocks)),),
+            block_tables=_tables(row * num_blocks * groups, num_blocks, groups),
         )
         for row in range(rows)
     )
@@ -63,20 +67,19 @@ def step_seconds(one_layer: StepResult, num_layers: int) -> float:
     return num_layers * one_layer.forward_seconds + one_layer.sample_seconds
 
 
-def kernel_plans(config: RunnerConfig, limits: LogitLimits) -> Iterator[StepPlan]:
+def kernel_plans(config: RunnerConfig, limits: LogitLimits, groups: int = 1) -> Iterator[StepPlan]:
     """One prompt of every size, as many rows of one token, and a row for everything to ask for."""
+    blocks = config.num_blocks // groups
     longest = min(
-        config.max_num_batched_tokens,
-        config.max_model_len - 1,
-        config.num_blocks * config.block_size,
+        config.max_num_batched_tokens, config.max_model_len - 1, blocks * config.block_size
     )
     for length in _sizes(longest):
-        yield _plan([length], GREEDY, config)
-    for rows in _sizes(min(config.max_num_seqs, config.num_blocks, longest)):
-        yield _plan([1] * rows, DRAWN, config)
+        yield _plan([length], GREEDY, config, groups)
+    for rows in _sizes(min(config.max_num_seqs, blocks, longest)):
+        yield _plan([1] * rows, DRAWN, config, groups)
     if longest > 0:
         for sampling, pending in _everything_asked(limits):
-            yield _plan([1], sampling, config, min_tokens_pending=pending)
+            yield _plan([1], sampling, config, groups, min_tokens_pending=pending)
 
 
 def copy_plans(config: RunnerConfig) -> Iterator[StepPlan]:
@@ -96,6 +99,12 @@ def _sizes(most: int) -> Iterator[int]:
         yield size
 
 
+def _tables(first: int, blocks: int, groups: int) -> tuple[tuple[int, ...], ...]:
+    """So many blocks for each group, from ``first`` on, none of them twice."""
+    starts = range(first, first + blocks * groups, blocks) if blocks else (first,) * groups
+    return tuple(tuple(range(start, start + blocks)) for start in starts)
+
+
 def _everything_asked(limits: LogitLimits) -> Iterator[tuple[SamplingParams, bool]]:
     """Every combination that the sampler tells apart, with whether end ids are forbidden."""
     for drawing in (GREEDY, DRAWN, TRUNCATED):
@@ -111,6 +120,7 @@ def _plan(
     lengths: list[int],
     sampling: SamplingParams,
     config: RunnerConfig,
+    groups: int,
     *,
     min_tokens_pending: bool = False,
 ) -> StepPlan:
@@ -126,10 +136,10 @@ def _plan(
                 num_computed_tokens=0,
                 sampling=sampling,
                 choice=0,
-                block_tables=(tuple(range(block, block + blocks)),),
+                block_tables=_tables(block, blocks, groups),
             )
         )
-        block += blocks
+        block += blocks * groups
     rows = tuple(
         PlannedRow(row, length, samples=True, min_tokens_pending=min_tokens_pending)
         for row, length in enumerate(lengths)

@@ -40,17 +40,34 @@ def windows_of(model: ModelSpec) -> tuple[int, ...]:
     return tuple(sorted({model.window(layer) for layer in range(model.num_layers)}))
 
 
-def _groups(model: ModelSpec, layer_bytes: int, block_size: int) -> Iterator[KVCacheGroup]:
+def layer_groups(model: ModelSpec) -> tuple[tuple[int, ...], ...]:
+    """The layers of each group, in the order in which block tables are held."""
     layers: dict[int, list[int]] = {window: [] for window in windows_of(model)}
     for layer in range(model.num_layers):
         layers[model.window(layer)].append(layer)
     size = math.gcd(*(len(alike) for alike in layers.values()))
-    for window, alike in layers.items():
-        for start in range(0, len(alike), size):
-            yield KVCacheGroup(
-                kind=GroupKind.WINDOW if window else GroupKind.FULL,
-                layer_ids=tuple(alike[start : start + size]),
-                bytes_per_token=size * layer_bytes,
-                block_size=block_size,
-                window=window or None,
-            )
+    return tuple(
+        tuple(alike[start : start + size])
+        for alike in layers.values()
+        for start in range(0, len(alike), size)
+    )
+
+
+def group_of_layer(model: ModelSpec, layer: int) -> tuple[int, int]:
+    """Its group, and its place among the group's layers: where its pages lie in the pool."""
+    for group, layers in enumerate(layer_groups(model)):
+        if layer in layers:
+            return group, layers.index(layer)
+    raise ValueError(f"the model has no layer {layer}")
+
+
+def _groups(model: ModelSpec, layer_bytes: int, block_size: int) -> Iterator[KVCacheGroup]:
+    for layers in layer_groups(model):
+        window = model.window(layers[0])
+        yield KVCacheGroup(
+            kind=GroupKind.WINDOW if window else GroupKind.FULL,
+            layer_ids=layers,
+            bytes_per_token=len(layers) * layer_bytes,
+            block_size=block_size,
+            window=window or None,
+        )

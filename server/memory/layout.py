@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kernels.backends import attention_workspace_bytes
-from server.engine.kv_spec import KVCacheSpec
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
 from server.memory.expert_intermediates import expert_phases
@@ -121,7 +120,7 @@ def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
         ),
         phases=_phases(backend, part, config, config.max_num_batched_tokens, config.logit_rows),
         weights=_weights(model, config),
-        pinned=io_buffers(slot_shapes(config)) if backend.own_memory else (),
+        pinned=io_buffers(slot_shapes(part, config)) if backend.own_memory else (),
         graph_phase=graph_phase,
     )
 
@@ -129,7 +128,7 @@ def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
 def _runner_shapes(backend: Backend, part: ModelSpec, config: RunnerConfig) -> Shapes:
     return (
         *row_shapes(part, config),
-        *(own_memory_shapes(config) if backend.own_memory else slot_shapes(config)),
+        *(own_memory_shapes(part, config) if backend.own_memory else slot_shapes(part, config)),
         *(captured_shapes(part, config) if backend.captures_graphs else ()),
         *backend.buffers(part, config),
     )
@@ -167,19 +166,9 @@ def _kv_cache(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
     heads, head_dim = model.attention.num_kv_heads, model.attention.head_dim
     slots = (len(kv.groups[0].layer_ids), config.num_blocks, 2, heads, config.block_size)
     pool = Buffer("kv_cache", (*slots, head_dim), config.kv_format, MemoryKind.KV_CACHE)
-    buffers = (pool, *_more_block_tables(kv, config))
     if config.kv_format in QUANTISED:
-        return (*buffers, Buffer("kv_scales", slots, "f32", MemoryKind.KV_CACHE))
-    return buffers
-
-
-def _more_block_tables(kv: KVCacheSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
-    """Those of the groups after the first, whose tables are listed with the rows: held and sent."""
-    blocks = sum(group.blocks_of(config.max_model_len) for group in kv.groups[1:])
-    if not blocks:
-        return ()
-    shape = (2, config.max_num_seqs, blocks)
-    return (Buffer("more_block_tables", shape, "i32", MemoryKind.IO),)
+        return (pool, Buffer("kv_scales", slots, "f32", MemoryKind.KV_CACHE))
+    return (pool,)
 
 
 def _positions(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:

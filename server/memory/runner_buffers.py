@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from kernels.footprint.row_state import FLOATS_AT, NUM_FLOATS, TABLE_AT, RowLayout, StepTable
 from server.memory.kinds import Shapes
+from server.memory.kv_groups import layer_groups
 from server.memory.runner_config import RunnerConfig
 from weights.spec import ModelSpec
 
@@ -48,23 +49,27 @@ def few_num_tops(max_logprobs: int) -> tuple[int, ...]:
     return tuple(sorted({0, min(FEW_LOGPROBS, max_logprobs), max_logprobs}))
 
 
-def row_layout(config: RunnerConfig) -> RowLayout:
-    return RowLayout(max_blocks=config.max_blocks_per_row, max_tokens=config.max_model_len)
+def row_layout(model: ModelSpec, config: RunnerConfig) -> RowLayout:
+    return RowLayout(
+        max_blocks=config.max_blocks_per_row,
+        max_tokens=config.max_model_len,
+        groups=len(layer_groups(model)),
+    )
 
 
-def row_words(config: RunnerConfig) -> int:
+def row_words(model: ModelSpec, config: RunnerConfig) -> int:
     """int32 words of the records of all rows; a runner refuses more than MOST_ROW_WORDS."""
-    return config.max_num_seqs * row_layout(config).words
+    return config.max_num_seqs * row_layout(model, config).words
 
 
-def packet_words(config: RunnerConfig) -> int:
+def packet_words(model: ModelSpec, config: RunnerConfig) -> int:
     """int32 words of a packet: the step table, and room for what plans usually change.
 
     A plan that needs more (many long contexts resumed at once, thousands of biases) is uploaded
     from memory that is taken for that one step.
     """
     rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
-    each_row = 64 + TABLE_AT + FLOATS_AT + config.max_blocks_per_row
+    each_row = 64 + TABLE_AT + FLOATS_AT + len(layer_groups(model)) * config.max_blocks_per_row
     words = StepTable(rows).words + rows * each_row + 4 * tokens + 2 * config.max_model_len
     return -(-words // 16) * 16
 
@@ -73,16 +78,17 @@ def row_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
     """What rows keep between steps, then what a step is given, gathered from them in place."""
     tokens, rows, vocab_size = config.max_num_batched_tokens, config.max_num_seqs, model.vocab_size
     aligned = -(-rows // 16) * 16  # each row of floats starts on a cache line
+    layout = row_layout(model, config)
     return (
-        ("row_state", (rows, row_layout(config).words), "i32"),
+        ("row_state", (rows, layout.words), "i32"),
         ("output_counts", (rows, vocab_size), "i32"),
         ("prompt_mask", (rows, vocab_size), "bool"),
         ("step_token_ids", (tokens,), "i64"),
         ("positions", (tokens,), "i64"),
-        ("slot_mapping", (tokens,), "i64"),
+        ("slot_mapping", (layout.groups, tokens), "i64"),
         ("query_start_loc", (rows + 1,), "i32"),
         ("seq_lens", (rows,), "i32"),
-        ("step_block_tables", (rows, config.max_blocks_per_row), "i32"),
+        ("step_block_tables", (layout.groups, rows, layout.max_blocks), "i32"),
         ("step_floats", (NUM_FLOATS, aligned), "f32"),
         ("step_top_k", (rows,), "i64"),
         ("step_keys", (rows,), "i64"),
@@ -90,10 +96,10 @@ def row_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
     )
 
 
-def own_memory_shapes(config: RunnerConfig) -> Shapes:
+def own_memory_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
     """Where a device with memory of its own has what it exchanges with a slot."""
     return (
-        ("packet", (packet_words(config),), "i32"),
+        ("packet", (packet_words(model, config),), "i32"),
         ("chosen", (config.max_num_seqs,), "i32"),
     )
 
@@ -103,12 +109,12 @@ def captured_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
     return (("logits", (config.logit_rows, model.vocab_size), "f32"),)
 
 
-def slot_shapes(config: RunnerConfig) -> Shapes:
+def slot_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
     """One slot: a packet on its way, and what comes of its step."""
     rows, width = config.max_num_seqs, 1 + config.max_logprobs
     scored = config.max_num_batched_tokens
     return (
-        ("packet", (packet_words(config),), "i32"),
+        ("packet", (packet_words(model, config),), "i32"),
         ("chosen", (rows,), "i32"),
         ("chosen_logprob_ids", (rows * width,), "i32"),
         ("chosen_logprobs", (rows * width,), "f32"),

@@ -103,8 +103,8 @@ def _context_is_the_chunk_alone(inputs: StepInputs) -> None:
 
 
 def _new_blocks_overwrite_the_table(real: Any) -> Any:
-    def extend(self: Rows, row: int, block_ids: tuple[int, ...], packet: Any) -> list[int]:
-        segment: list[int] = real(self, row, block_ids, packet)
+    def extend(self: Rows, row: int, *args: Any) -> list[int]:
+        segment: list[int] = real(self, row, *args)
         _, column, first, _ = segment
         return [*segment, row, column - 1, first, 1]
 
@@ -117,7 +117,7 @@ def _new_blocks_overwrite_the_table(real: Any) -> Any:
 def _attention(see: int = 0, scaled: bool = True, flip_heads: bool = False) -> Apply:
     """Attention written plainly, with ``see`` keys too many, no scale, or heads the wrong way."""
 
-    def attend(q: Any, cache_layer: Any, metadata: Any, *, scale: float, workspace: Any) -> Any:
+    def attend(q: Any, cache_layer: Any, metadata: Any, *, scale: float, **_: Any) -> Any:
         tokens = metadata.positions.shape[0]
         starts = metadata.query_start_loc.tolist()
         out = torch.empty(tokens, q.shape[1], q.shape[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,9 @@ def prompt_logprobs(runner: ModelRunner, ids: list[int], num_top: int) -> np.nda
 def all_logits(runner: ModelRunner, ids: list[int]) -> torch.Tensor:
     """[len(ids), V] float32 logits of one row's prompt."""
     blocks = blocks_for(len(ids), runner.layout.config.block_size)
-    row = admitted(ids, SamplingParams(seed=0), blocks)
+    groups = range(runner.rows.layout.groups)
+    tables = tuple(tuple(len(blocks) * group + one for one in blocks) for group in groups)
+    row = replace(admitted(ids, SamplingParams(seed=0), blocks), block_tables=tables)
     planned = PlannedRow(0, len(ids), samples=True, num_prompt_logits=len(ids) - 1)
     handle = runner.forward(StepPlan(1, rows=(planned,), admitted=(row,)))
     if not isinstance(handle, Forwarded) or handle.tensors.hidden is None:

@@ -177,7 +177,7 @@ def test_a_packet_longer_than_its_buffer_goes_up_all_the_same(
         prompts([biased, PENALISED]),
         *(decode(i, [0, 1]) for i in range(2, 6)),
     ]
-    monkeypatch.setattr(runner_buffers, "packet_words", lambda config: 144)
+    monkeypatch.setattr(runner_buffers, "packet_words", lambda model, config: 144)
     built = assert_as_on_cpu(folder, monkeypatch, plans)
     assert built.layout.buffer("packet").shape == (144,)
     assert built.runner.step.table.words <= 144

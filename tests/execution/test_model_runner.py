@@ -103,7 +103,7 @@ def test_what_is_not_served_is_refused_by_name(runner: ModelRunner) -> None:
     handle = runner.forward(plan)
     with pytest.raises(ValueError, match="grammar masks"):
         runner.sample(handle, {0: b""})
-    with pytest.raises(ValueError, match="no forward pass"):
+    with pytest.raises(ValueError, match="not a forward pass"):
         runner.sample(object(), None)
     runner.forward(StepPlan(2, released=(0,)))
     with pytest.raises(ValueError, match="step 1 is sampled after a later step"):
@@ -140,6 +140,14 @@ def test_too_many_blocks_for_a_row_and_slots_too_few_are_refused(runner: ModelRu
     short = replace(plan.admitted[0], token_ids=tuple(LONG_IDS), block_tables=((1,),))
     with pytest.raises(ValueError, match="row 0 has 1 blocks"):
         runner.forward(StepPlan(1, rows=(PlannedRow(0, len(LONG_IDS)),), admitted=(short,)))
+
+
+def test_a_table_for_each_group_is_asked_for(runner: ModelRunner) -> None:
+    plan = prompts([GREEDY])
+    row = plan.admitted[0]
+    two = replace(row, block_tables=(*row.block_tables, (40, 41, 42)))
+    with pytest.raises(ValueError, match="given 2 block tables; the KV cache has 1 groups"):
+        runner.forward(replace(plan, admitted=(two,)))
 
 
 def test_rows_that_cannot_be_numbered_are_refused(

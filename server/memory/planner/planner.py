@@ -204,7 +204,7 @@ def _pool_bytes(
     beside: dict[MemoryKind, int] = {
         kind: rest.bytes(kind) for kind in planned_kinds(request) if kind is not MemoryKind.KV_CACHE
     }
-    _refuse_rows(rest.config)
+    _refuse_rows(model, rest.config)
     _refuse_beside(beside, available_bytes, max_model_len)
     kv = kv_of(model, request, 1)
     blocks = math.ceil(request.max_num_seqs * kv.blocks_of(max_model_len) * PREFIX_SHARE)
@@ -226,9 +226,9 @@ def _pool_bytes(
     return bounds[limit], limit
 
 
-def _refuse_rows(config: RunnerConfig) -> None:
+def _refuse_rows(model: ModelSpec, config: RunnerConfig) -> None:
     """Rows may be numbered word by word, however much memory there is."""
-    words, place = row_words(config), backend_named(config.backend).place
+    words, place = row_words(model, config), backend_named(config.backend).place
     if words > MOST_ROW_WORDS:
         raise DoesNotFit(
             f"{config.max_num_seqs} sequences of {config.max_model_len} tokens take {words} words "

@@ -63,10 +63,10 @@ class Case:
         )
 
 
-def case(block_size: int, chunks: list[int], seed: int = 0) -> Case:
+def case(block_size: int, chunks: list[int], seed: int = 0, groups: int = 1) -> Case:
     """Rows in any order, some choosing a token, records full of random words."""
     random = np.random.default_rng(seed)
-    layout = RowLayout(-(-MAX_TOKENS // block_size), MAX_TOKENS)
+    layout = RowLayout(-(-MAX_TOKENS // block_size), MAX_TOKENS, groups)
     table = StepTable(NUM_ROWS)
     rows = random.integers(-(2**31), 2**31, (NUM_ROWS, layout.words)).astype(np.int32)
     rows[:, row_state.TABLE_AT : layout.tokens_at] = random.integers(
@@ -120,7 +120,22 @@ CASES = [
 def test_a_step_is_gathered_from_rows(
     backend: str, block_size: int, chunks: list[int], padded: int, device: torch.device
 ) -> None:
-    given = case(block_size, chunks, seed=len(chunks))
+    assert_gathered(backend, case(block_size, chunks, seed=len(chunks)), padded, device)
+
+
+@pytest.mark.parametrize("group", range(3))
+@pytest.mark.parametrize("backend", ["gpu", "cpu"])
+def test_each_group_of_the_cache_has_its_own_tables(
+    backend: str, group: int, device: torch.device
+) -> None:
+    given = case(64, [1, 130, 1], seed=9, groups=3)
+    assert_gathered(backend, given, 3, device, group)
+
+
+def assert_gathered(
+    backend: str, given: Case, padded: int, device: torch.device, group: int = 0
+) -> None:
+    block_size, chunks = given.block_size, given.given
     expected = given.buffers(padded, torch.device("cpu"))
     reference.gather_step(
         given.rows,
@@ -130,13 +145,14 @@ def test_a_step_is_gathered_from_rows(
         table=given.table,
         num_rows=padded,
         block_size=block_size,
+        group=group,
     )
     where = device if backend == "gpu" else torch.device("cpu")
     there, got = given.to(where), given.buffers(padded, where)
     if backend == "cpu" and not chunks:
         got.query_start_loc[0] = 0
     run = gpu.gather_step if backend == "gpu" else cpu.gather_step
-    run(there.rows, there.packet, got, given.layout, given.table, padded, block_size)
+    run(there.rows, there.packet, got, given.layout, given.table, padded, block_size, group)
     if backend == "cpu":  # it copies all rows' tables as wide as the longest
         for b, length in enumerate(expected.seq_lens[: given.given].tolist()):
             got.block_tables[b, -(-length // block_size) :] = POISON
