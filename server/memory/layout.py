@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from kernels.backends import attention_workspace_bytes
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
-from server.memory.expert_intermediates import expert_phases
+from server.memory.expert_intermediates import expert_phases, without_experts
 from server.memory.graph_sizes import graph_sizes
 from server.memory.kinds import ELEMENT_BYTES, Buffer, MemoryKind, Shapes, io_buffers
 from server.memory.kv_groups import kv_cache_spec
@@ -139,7 +139,7 @@ def _phases(
 ) -> tuple[Phase, ...]:
     element_bytes = ELEMENT_BYTES[config.format]
     return (
-        *backend.phases(part, config, tokens, logit_rows),
+        *backend.phases(without_experts(part), config, tokens, logit_rows),
         *expert_phases(part, tokens=tokens, element_bytes=element_bytes),
     )
 

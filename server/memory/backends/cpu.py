@@ -7,7 +7,6 @@ from dataclasses import replace
 from kernels.backends import TORCH_CPU
 from server.memory.accounting.formulas import cpu_formulas, cpu_notes
 from server.memory.backends.record import Accounting, Backend, Defaults
-from server.memory.expert_intermediates import without_experts
 from server.memory.intermediates import phases, sample_rows
 from server.memory.kinds import MemoryKind
 from server.memory.phases import Phase
@@ -32,7 +31,7 @@ def step_phases(
 ) -> tuple[Phase, ...]:
     shape = replace(attention_shape(model, config), max_num_batched_tokens=tokens)
     num_top = config.max_logprobs
-    return phases(without_experts(model), shape, logit_rows=logit_rows, num_top=num_top)
+    return phases(model, shape, logit_rows=logit_rows, num_top=num_top)
 
 
 def auto_format(model: ModelSpec, stored: str) -> str:

@@ -6,7 +6,6 @@ from kernels.backends import TRITON_CUDA
 from server.memory.accounting.formulas import gpu_formulas, gpu_notes
 from server.memory.backends.gpu_intermediates import gpu_phases, table_rows
 from server.memory.backends.record import Accounting, Backend, Defaults
-from server.memory.expert_intermediates import without_experts
 from server.memory.kinds import ELEMENT_BYTES
 from server.memory.phases import Phase
 from server.memory.runner_buffers import LogitLimits, few_num_tops
@@ -29,7 +28,7 @@ def step_phases(
     model: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
 ) -> tuple[Phase, ...]:
     return gpu_phases(
-        without_experts(model),
+        model,
         tokens=tokens,
         rows=config.max_num_seqs,
         element_bytes=ELEMENT_BYTES[config.format],
