@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from server.config.options import DEBUG_CHECK_INVARIANTS, DEMO_MODEL_DIR, OPTIONS, PREFIX, Option
 from server.errors import StartupError
@@ -84,14 +85,13 @@ def resolve(
     from_file = _read_file(config_file) if config_file else {}
     _refuse_unknown_variables(variables)
     _refuse_unknown_flags(flags)
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}  # by field: the table and the fields agree
     for option in OPTIONS:
         text, source = _first_source(option, flags, variables, from_file, config_file)
         values[option.field] = None if text is None else _read(option, text, source)
     strict, source = _first_source(DEBUG_CHECK_INVARIANTS, {}, variables, {}, None)
     values[DEBUG_CHECK_INVARIANTS.field] = _read(DEBUG_CHECK_INVARIANTS, str(strict), source)
-    config = ServerConfig(**values)  # type: ignore[arg-type]  # the table and the fields agree
-    return _checked(config)
+    return _checked(ServerConfig(**values))
 
 
 def limit_thread_spinning() -> None:

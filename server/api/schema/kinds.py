@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
@@ -73,7 +73,7 @@ def reader(read: Callable[[Any, ModelCard], Any]) -> Callable[[Any, ValidationIn
     """``read`` as pydantic calls it: the card is the context of the validation."""
 
     def with_card(value: Any, info: ValidationInfo) -> Any:
-        return read(value, info.context)  # type: ignore[arg-type]  # always given
+        return read(value, cast(ModelCard, info.context))  # always given
 
     return with_card
 

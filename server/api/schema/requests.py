@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import (
     ConfigDict,
@@ -188,7 +188,7 @@ class CommonFields(SamplingFields):
     @model_validator(mode="after")
     def _agree(self, info: ValidationInfo) -> Self:
         """The rules of several fields."""
-        card: ModelCard = info.context  # type: ignore[assignment]  # always given
+        card = cast(ModelCard, info.context)  # always given
         if self.model is not None:
             check_model(self.model, card)
         old, new, limit = self.max_tokens, self.max_completion_tokens, self.token_limit
