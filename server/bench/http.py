@@ -41,6 +41,8 @@ from server.bench.shapes import gpu_shapes, shapes
 from server.config.server_config import resolve
 from server.engine.core import EngineCore
 from server.engine.request import EngineRequest, SamplingParams
+from server.memory.backends.cpu import CPU
+from server.memory.backends.cuda import CUDA
 from server.startup.model_info import engine_settings, read_model
 from server.worker.build import build_engine
 from weights.synthetic.checkpoint import write_checkpoint, write_tokenizer
@@ -254,7 +256,7 @@ def _report(options: Options, rows: Sequence[Row]) -> dict[str, object]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-        "device": gpu if options.device != "cpu" and gpu else "cpu",
+        "device": gpu if gpu and options.device in ("auto", CUDA.name) else CPU.name,
         "cores": len(os.sched_getaffinity(0)),
         "model": options.name,
         "prompt_tokens": options.prompt_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,19 @@ def test_every_import_contract_names_modules_that_exist() -> None:
         for module in named:
             path = ROOT.joinpath(*module.split("."))
             assert path.is_dir() or path.with_suffix(".py").is_file(), module
+
+
+@pytest.mark.parametrize("package", ["server", "weights", "deploy"])
+def test_no_code_asks_for_a_device_by_name(package: str) -> None:
+    """What follows from a backend stands in its record; kernels.dispatch alone compares types."""
+    asks = re.compile(
+        r"\bon_gpu\b|GPU_FAMILIES|device\.type\b|device_type [!=]="
+        r"|backend(\.name)? [!=]= |isinstance\([^)]*Runner\b|[!=]= \"(cpu|cuda)\""
+    )
+    found = {
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in (ROOT / package).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if asks.search(line)
+    }
+    assert not found

@@ -75,7 +75,7 @@ class TensorReader:
         offset = entry.offset
         for piece in placement.pieces:
             view = views[piece.parameter]
-            if view.dtype == dtype and view.device.type == "cpu" and view.is_contiguous():
+            if view.dtype == dtype and view.is_cpu and view.is_contiguous():
                 self._read(entry, offset, view, held=view.dtype)
             else:
                 self._fill_converted(entry, offset, view, dtype)
