@@ -187,19 +187,19 @@ class HttpServer:
         return {} if self._facts is None else self._facts.weights
 
     def _gauge_sources(self) -> GaugeSources:
-        runner = self._model.plan.runner
+        held = self._model.plan.config.model
         return GaugeSources(
             engine=lambda: engine_gauges(self._live_gauges()),
             engine_up=lambda: self.supervisor.serves,
             memory=self._reading,
             planned=lambda: self._model.plan.kinds,
             weights=lambda: [
-                (component, held_format(component, runner.format, runner.quantization), nbytes)
+                (component, held_format(component, held.format, held.quantization), nbytes)
                 for component, nbytes in self._weights().items()
             ],
             host_bytes=process_resident,
             api_budget=self._budget.reading,
-            device=runner.backend,  # as /memory calls it
+            device=held.backend,  # as /memory calls it
             model=self._served_model(),
         )
 
@@ -207,10 +207,10 @@ class HttpServer:
         plan = self._model.plan
         return ServedModel(
             name=self._config.model_name,
-            dtype=plan.runner.format,
-            quantization=plan.runner.quantization or "none",
+            dtype=plan.config.model.format,
+            quantization=plan.config.model.quantization or "none",
             version=__version__,
-            block_size=plan.runner.block_size,
+            block_size=plan.config.cache.block_size,
             num_blocks=plan.kv.num_blocks,
         )
 
@@ -231,7 +231,7 @@ class HttpServer:
             vocab_size=self._model.spec.vocab_size,
             max_model_len=plan.max_model_len,
             kv_capacity_tokens=plan.capacity_tokens,
-            max_logprobs=plan.runner.max_logprobs,
+            max_logprobs=plan.config.scheduler.max_logprobs,
             system_fingerprint=self._model.fingerprint,
         )
 
@@ -259,7 +259,7 @@ class HttpServer:
                 max_connections=self._connections.ordinary,
                 probe_connections=self._connections.probes,
                 stream_keep_alive_s=config.stream_keep_alive,
-                max_prompt_ids=config.max_queued_tokens(model.plan.max_model_len),
+                max_prompt_ids=model.plan.config.scheduler.max_queued_tokens,
             ),
             budget=self._budget,
             metrics=RequestMetricsFanOut((self._metrics, RequestLog())),

@@ -27,13 +27,13 @@ from pathlib import Path
 
 import torch
 
-from server.bench.serving import Batch, decode_step_bytes, serve_batch
+from server.bench.serving import Batch, bench_config, decode_step_bytes, serve_batch
 from server.bench.shapes import shapes
+from server.engine.engine_config import ModelConfig
 from server.engine.events import StepStats
 from server.errors import StartupError
 from server.execution.build import BuiltRunner, build_runner
 from server.memory.layout import max_context
-from server.memory.runner_config import RunnerConfig
 from weights.checkpoint.folder import open_checkpoint
 from weights.errors import CheckpointError
 from weights.families import resolve
@@ -170,21 +170,17 @@ def _figures(
 def _build(options: Options, folder: Path) -> BuiltRunner:
     checkpoint = open_checkpoint(folder)
     model = resolve(checkpoint.config).spec(checkpoint.config)
-    length = options.prompt_tokens + options.output_tokens
-    if length > max_context(model):
+    batch = options.batch(max(options.batches))
+    if batch.num_tokens > max_context(model):
         raise SystemExit(
-            f"--prompt-tokens + --output-tokens is {length}; the model has {max_context(model)}"
+            f"--prompt-tokens + --output-tokens is {batch.num_tokens}; the model has "
+            f"{max_context(model)}"
         )
-    most = max(options.batches)
-    config = RunnerConfig(
-        format=options.format or model.parameter_dtype,
+    config = bench_config(
+        ModelConfig(options.format or model.parameter_dtype),
+        [batch],
         block_size=BLOCK_SIZE,
-        num_blocks=most * -(-length // BLOCK_SIZE),
-        max_num_seqs=most,
-        max_num_batched_tokens=max(MAX_BATCHED_TOKENS, most),
-        max_model_len=length,
-        max_logit_rows=most,
-        max_logprobs=0,
+        max_num_batched_tokens=MAX_BATCHED_TOKENS,
     )
     return build_runner(folder, config)
 
@@ -215,7 +211,7 @@ def _print(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "device": {"kind": "cpu", "name": _cpu_name(), "threads": options.threads},
         "model": {"name": name, "parameters": num_parameters(built.model)},
-        "format": built.layout.config.format,
+        "format": built.layout.config.model.format,
         "prompt_tokens": options.prompt_tokens,
         "output_tokens": options.output_tokens,
         "rounds": options.rounds,

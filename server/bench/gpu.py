@@ -30,14 +30,14 @@ import torch
 
 from server.bench.peers import PeerOutcome, transformers_outcome
 from server.bench.record import EngineRow, Load, Outcome, Record
-from server.bench.serving import Served, decode_step_bytes, serve_batch
+from server.bench.serving import Served, bench_config, decode_step_bytes, serve_batch
 from server.bench.shapes import gpu_shapes
+from server.engine.engine_config import EngineConfig, ModelConfig
 from server.execution.build import BuiltRunner, build_runner, open_device
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
 from server.memory.backends.cuda import CUDA
 from server.memory.backends.record import Backend
-from server.memory.runner_config import RunnerConfig
 from weights.inventory import num_parameters
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import write_checkpoint
@@ -100,7 +100,7 @@ def bench(
             folder = Path(name)
             write_checkpoint(shapes[shape], folder, seed=0, format=_format(backend), sharp=False)
             for invariant, chosen in passes(own, backend):
-                config = runner_config(chosen, backend, batch_invariant=invariant)
+                config = engine_config(chosen, backend, batch_invariant=invariant)
                 _measure_shape(folder, shape, chosen, record, config)
                 _free()
             for row in own if peers else ():
@@ -160,7 +160,7 @@ def _outcome(built: BuiltRunner, row: EngineRow, bandwidth: float, served: Serve
     tpot = statistics.median(step.step_seconds for step in decode)
     return Outcome(
         row=row,
-        batch_invariant=built.layout.config.batch_invariant,
+        batch_invariant=built.layout.config.model.batch_invariant,
         tpot=tpot,
         decode_tokens_per_second=row.batch * len(decode) / wall,
         floor=decode_step_bytes(built, row.load) / bandwidth,
@@ -172,7 +172,7 @@ def _outcome(built: BuiltRunner, row: EngineRow, bandwidth: float, served: Serve
 
 
 def _measure_shape(
-    folder: Path, shape: str, rows: Sequence[EngineRow], record: Record, config: RunnerConfig
+    folder: Path, shape: str, rows: Sequence[EngineRow], record: Record, config: EngineConfig
 ) -> None:
     started = time.perf_counter()
     built = build_runner(folder, config, graphs=GraphMode.START)
@@ -183,32 +183,22 @@ def _measure_shape(
             load_seconds=built.report.seconds,
             load_bytes_per_second=built.report.bytes_read / built.report.seconds,
             build_seconds=time.perf_counter() - started,
-            batch_invariant=config.batch_invariant,
+            batch_invariant=config.model.batch_invariant,
         )
     )
     for row in rows:
         record.add_outcome(run_row(built, row, record.bandwidth))
 
 
-def runner_config(
+def engine_config(
     rows: Sequence[EngineRow], backend: Backend, *, batch_invariant: bool
-) -> RunnerConfig:
+) -> EngineConfig:
     """Just what ``rows`` need. Raises ValueError for none."""
-    most = max(row.batch for row in rows)
-    blocks = max(
-        row.batch * -(-(row.prompt_tokens + row.output_tokens) // BLOCK_SIZE) for row in rows
-    )
-    return RunnerConfig(
-        format=_format(backend),
+    return bench_config(
+        ModelConfig(_format(backend), backend=backend.name, batch_invariant=batch_invariant),
+        [row.load for row in rows],
         block_size=BLOCK_SIZE,
-        num_blocks=blocks,
-        max_num_seqs=most,
-        max_num_batched_tokens=max(MAX_BATCHED_TOKENS if backend.own_memory else 64, most),
-        max_model_len=max(row.prompt_tokens + row.output_tokens for row in rows),
-        max_logit_rows=most,
-        max_logprobs=0,
-        backend=backend.name,
-        batch_invariant=batch_invariant,
+        max_num_batched_tokens=MAX_BATCHED_TOKENS if backend.own_memory else 64,
     )
 
 

@@ -6,18 +6,19 @@ token; no limit binds but the runner's own.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.engine.core import EngineCore
+from server.engine.engine_config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from server.engine.events import StepStats
 from server.engine.kv_spec import KVCacheSpec
-from server.engine.request import EngineLimits, EngineRequest, SamplingParams
+from server.engine.request import EngineRequest, SamplingParams
 from server.engine.step_plan import Executor
 from server.execution.build import BuiltRunner
-from server.memory.runner_config import RunnerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class Batch:
     size: int
     prompt_tokens: int
     output_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Of each request."""
+        return self.prompt_tokens + self.output_tokens
 
     def prompts(self, vocab_size: int, seed: int) -> list[tuple[int, ...]]:
         draw = random.Random(seed)
@@ -64,13 +70,13 @@ class Served:
 
 
 def serve(
-    executor: Executor, kv: KVCacheSpec, config: RunnerConfig, requests: Sequence[EngineRequest]
+    executor: Executor, kv: KVCacheSpec, config: SchedulerConfig, requests: Sequence[EngineRequest]
 ) -> Served:
     """Serves ``requests`` through the loop that serving uses, under the limits of ``config``.
 
     Raises RuntimeError where one is refused or ends in an error: its figures would mean nothing.
     """
-    core = EngineCore(executor, kv, _limits(config))
+    core = EngineCore(executor, kv, config, prefix_caching=False)
     submitted = time.perf_counter()
     core.submit(requests)
     steps: list[StepStats] = []
@@ -93,7 +99,7 @@ def serve(
 def serve_batch(built: BuiltRunner, batch: Batch, seed: int) -> Served:
     """As ``serve``, by a runner that was built."""
     requests = batch.requests(built.model.vocab_size, seed)
-    return serve(built.runner, built.kv, built.layout.config, requests)
+    return serve(built.runner, built.kv, built.layout.config.scheduler, requests)
 
 
 def decode_step_bytes(built: BuiltRunner, batch: Batch) -> int:
@@ -109,14 +115,24 @@ def decode_step_bytes(built: BuiltRunner, batch: Batch) -> int:
     return total + batch.size * context * built.kv.groups[0].bytes_per_token
 
 
-def _limits(config: RunnerConfig) -> EngineLimits:
-    return EngineLimits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=config.max_model_len,
-        max_logit_rows=config.max_logit_rows,
-        max_queued_requests=config.max_num_seqs,
-        max_queued_tokens=config.max_num_seqs * config.max_model_len,
-        queue_timeout_s=3600.0,
-        prefix_caching=False,
+def bench_config(
+    model: ModelConfig, batches: Sequence[Batch], *, block_size: int, max_num_batched_tokens: int
+) -> EngineConfig:
+    """Just what the largest of ``batches`` needs. Raises ValueError for none."""
+    seqs = max(batch.size for batch in batches)
+    length = max(batch.num_tokens for batch in batches)
+    blocks = max(batch.size * math.ceil(batch.num_tokens / block_size) for batch in batches)
+    return EngineConfig(
+        model,
+        CacheConfig(block_size, blocks, model.format, prefix_caching=False),
+        SchedulerConfig(
+            max_num_seqs=seqs,
+            max_num_batched_tokens=max(max_num_batched_tokens, seqs),
+            max_model_len=length,
+            max_logit_rows=seqs,
+            max_queued_requests=seqs,
+            max_queued_tokens=seqs * length,
+            queue_timeout_s=3600.0,
+            max_logprobs=0,
+        ),
     )

@@ -19,10 +19,10 @@ from server.config.values import (
     size,
     zero_or,
 )
+from server.memory.engine_args import MAX_MODEL_LEN, MAX_QUEUED_REQUESTS, QUEUE_TIMEOUT_S
 
 DEMO_MODEL_DIR = Path(__file__).resolve().parents[2] / "weights" / "demo" / "checkpoint"
 PREFIX = "QUIRE_"
-MAX_MODEL_LEN = 2**24  # tokens: no published context comes near it
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +133,17 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "max-queued-requests",
         integer(1, 2**20),
-        "256",
+        str(MAX_QUEUED_REQUESTS),
         "N",
         "requests waiting before a 429; together they may have N x 1024 prompt tokens",
     ),
-    Option("queue-timeout", seconds(0.001, 86400), "60", "SECONDS", "longest wait before a 503"),
+    Option(
+        "queue-timeout",
+        seconds(0.001, 86400),
+        str(QUEUE_TIMEOUT_S),
+        "SECONDS",
+        "longest wait before a 503",
+    ),
     Option(
         "api-memory",
         auto_or(size(2**10, 2**50)),

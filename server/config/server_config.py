@@ -10,39 +10,31 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from server.config.options import DEBUG_CHECK_INVARIANTS, DEMO_MODEL_DIR, OPTIONS, PREFIX, Option
 from server.errors import StartupError
+from server.memory.engine_args import EngineArgs, refuse_few_tokens
 
 DEMO_MODEL_NAME = "quire-demo"
-QUEUED_TOKENS_A_REQUEST = 1024  # what the queue holds, as a mean over its requests
 _SPIN_COUNT = "10000"  # as fast as endless spinning on an idle machine, see DECISIONS.md
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """What the options came to. Sizes in bytes, times in seconds, None where auto was left."""
+    """What the options came to. Sizes in bytes, times in seconds, None where auto was left.
+
+    ``engine`` is the part that says how the model is served.
+    """
 
     model_dir: str
     host: str
     port: int
     served_model_name: str | None
-    device: str
-    dtype: str
-    quantization: str | None
-    max_model_len: int | None
-    max_num_seqs: int | None
-    max_num_batched_tokens: int | None
-    block_size: int | None
-    batch_invariant: bool
+    engine: EngineArgs
     cuda_graphs: str
-    kv_cache_memory: int | None
-    prefix_caching: bool
-    max_queued_requests: int
-    queue_timeout: float
     api_memory: int | None
     max_body_size: int
     max_connections: int
@@ -52,10 +44,6 @@ class ServerConfig:
     drain_timeout: float
     threads: int | None
     debug_check_invariants: bool
-
-    def max_queued_tokens(self, max_model_len: int) -> int:
-        """Prompt tokens waiting before a 429: one prompt of any length can always wait."""
-        return max(self.max_queued_requests * QUEUED_TOKENS_A_REQUEST, max_model_len)
 
     @property
     def model_name(self) -> str:
@@ -91,7 +79,10 @@ def resolve(
         values[option.field] = None if text is None else _read(option, text, source)
     strict, source = _first_source(DEBUG_CHECK_INVARIANTS, {}, variables, {}, None)
     values[DEBUG_CHECK_INVARIANTS.field] = _read(DEBUG_CHECK_INVARIANTS, str(strict), source)
-    return _checked(ServerConfig(**values))
+    names = [field.name for field in fields(EngineArgs) if field.name in values]
+    engine = EngineArgs(**{name: values.pop(name) for name in names})
+    _refuse(engine)
+    return ServerConfig(engine=engine, **values)
 
 
 def limit_thread_spinning() -> None:
@@ -180,17 +171,9 @@ def near(word: str, known: Sequence[str], others: str = "") -> str:
     return "; did you mean " + " or ".join(matches) + "?"
 
 
-def _checked(config: ServerConfig) -> ServerConfig:
-    """The rules that hold between options."""
-    if (
-        config.max_num_batched_tokens is not None
-        and config.max_num_seqs is not None
-        and config.max_num_batched_tokens < config.max_num_seqs
-    ):
-        raise StartupError(
-            f"--max-num-batched-tokens {config.max_num_batched_tokens} is below --max-num-seqs "
-            f"{config.max_num_seqs}: every running sequence needs one token a step"
-        )
-    if config.block_size is not None and config.block_size & (config.block_size - 1):
-        raise StartupError(f"--block-size {config.block_size} is not a power of two")
-    return config
+def _refuse(args: EngineArgs) -> None:
+    """The rules that hold between options, and those that no reader knows."""
+    if args.max_num_batched_tokens is not None and args.max_num_seqs is not None:
+        refuse_few_tokens(args.max_num_batched_tokens, args.max_num_seqs)
+    if args.block_size is not None and args.block_size & (args.block_size - 1):
+        raise StartupError(f"--block-size {args.block_size} is not a power of two")

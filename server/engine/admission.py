@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+from server.engine.engine_config import SchedulerConfig
 from server.engine.events import Refused
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.queue import WaitingQueue
@@ -19,7 +20,6 @@ from server.engine.request import (
     SAMPLING_RANGES,
     AnswerLimits,
     EngineError,
-    EngineLimits,
     EngineRequest,
     SamplingParams,
 )
@@ -54,11 +54,11 @@ class Admission:
     """``page_bytes`` are those of one KV-cache block, for what refusals say."""
 
     def __init__(
-        self, kv: KVCacheManager, limits: EngineLimits, waiting: WaitingQueue, page_bytes: int
+        self, kv: KVCacheManager, config: SchedulerConfig, waiting: WaitingQueue, page_bytes: int
     ) -> None:
         self._kv = kv
         self._page_bytes = page_bytes
-        self._limits = limits
+        self._config = config
         self._waiting = waiting
         self.throughput = Throughput()
         self.is_open = True
@@ -84,15 +84,15 @@ class Admission:
         max_tokens = request.sampling.max_tokens
         if num_prompt < 1:
             return EngineError.INVALID_REQUEST, "The prompt has no tokens; it needs at least one."
-        if not 1 <= request.n <= self._limits.max_num_seqs:
+        if not 1 <= request.n <= self._config.max_num_seqs:
             return EngineError.CAPACITY, (
-                f"n is {request.n}; this server runs 1 to {self._limits.max_num_seqs} "
+                f"n is {request.n}; this server runs 1 to {self._config.max_num_seqs} "
                 "sequences at a time."
             )
-        if num_prompt + max_tokens > self._limits.max_model_len:
+        if num_prompt + max_tokens > self._config.max_model_len:
             return EngineError.CONTEXT_LENGTH, (
                 f"The prompt has {num_prompt} tokens and max_tokens is {max_tokens}; together "
-                f"they exceed the context of {self._limits.max_model_len} tokens. Shorten the "
+                f"they exceed the context of {self._config.max_model_len} tokens. Shorten the "
                 "prompt or lower max_tokens."
             )
         return (
@@ -102,7 +102,7 @@ class Admission:
         )
 
     def _width_problem(self, request: EngineRequest) -> Problem | None:
-        most = self._limits.max_logprobs
+        most = self._config.max_logprobs
         for name in ("logprobs", "prompt_logprobs"):
             asked = getattr(request.sampling, name)
             if asked is not None and asked > most:
@@ -124,10 +124,10 @@ class Admission:
         return self._queue_problem(num_prompt)
 
     def _queue_problem(self, num_prompt: int) -> Problem | None:
-        if num_prompt > self._limits.max_queued_tokens:
+        if num_prompt > self._config.max_queued_tokens:
             return EngineError.CAPACITY, (
                 f"The prompt has {num_prompt} tokens; the queue holds at most "
-                f"{self._limits.max_queued_tokens}."
+                f"{self._config.max_queued_tokens}."
             )
         return None
 
@@ -137,8 +137,8 @@ class Admission:
         num_requests, num_tokens = self._waiting.num_new, self._waiting.num_new_tokens
         new_tokens = sum(len(request.prompt_token_ids) for request in requests)
         if (
-            num_requests + len(requests) <= self._limits.max_queued_requests
-            and num_tokens + new_tokens <= self._limits.max_queued_tokens
+            num_requests + len(requests) <= self._config.max_queued_requests
+            and num_tokens + new_tokens <= self._config.max_queued_tokens
         ):
             return None
         problem = self._list_problem(len(requests), new_tokens)
@@ -146,8 +146,8 @@ class Admission:
             return Refused(ids, EngineError.CAPACITY, problem)
         message = (
             f"The queue is full: {num_requests} requests with {num_tokens} tokens wait, and at "
-            f"most {self._limits.max_queued_requests} requests with "
-            f"{self._limits.max_queued_tokens} tokens may. Try again later."
+            f"most {self._config.max_queued_requests} requests with "
+            f"{self._config.max_queued_tokens} tokens may. Try again later."
         )
         return Refused(
             ids, EngineError.QUEUE_FULL, message, self.throughput.seconds_for(num_tokens)
@@ -155,15 +155,15 @@ class Admission:
 
     def _list_problem(self, num_requests: int, num_tokens: int) -> str | None:
         """Why the list does not fit an empty queue either: trying again would never help."""
-        if num_requests > self._limits.max_queued_requests:
+        if num_requests > self._config.max_queued_requests:
             return (
                 f"The list has {num_requests} prompts; the queue holds at most "
-                f"{self._limits.max_queued_requests} requests."
+                f"{self._config.max_queued_requests} requests."
             )
-        if num_tokens > self._limits.max_queued_tokens:
+        if num_tokens > self._config.max_queued_tokens:
             return (
                 f"The list has {num_tokens} prompt tokens; the queue holds at most "
-                f"{self._limits.max_queued_tokens}."
+                f"{self._config.max_queued_tokens}."
             )
         return None
 
@@ -174,7 +174,7 @@ class Admission:
         live: Mapping[str, Request],
     ) -> Refused | None:
         """Where the list's answers cannot be held on the host: ever, or beside those under way."""
-        limits = self._limits.answers
+        limits = self._config.answers
         if limits is None:
             return None
         sizes = [answer_size(request) for request in requests]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from server.engine.admission import Admission
 from server.engine.constraints import TokenConstraints, Unconstrained
+from server.engine.engine_config import SchedulerConfig
 from server.engine.events import Accepted, EngineFrame, RequestMemory
 from server.engine.gauges import EngineGauges, LoopCounts, read_gauges
 from server.engine.invariants import check_invariants
@@ -27,7 +28,7 @@ from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.kv_spec import KVCacheSpec
 from server.engine.prefix_cache import Digest, sha256_digest
 from server.engine.recovery import failure_of
-from server.engine.request import EngineLimits, EngineRequest
+from server.engine.request import EngineRequest
 from server.engine.results import check_result
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Request
@@ -61,8 +62,9 @@ class EngineCore:
         self,
         executor: Executor,
         kv: KVCacheSpec,
-        limits: EngineLimits,
+        config: SchedulerConfig,
         *,
+        prefix_caching: bool = True,
         clock: Callable[[], float] = time.monotonic,
         strict: bool = False,
         digest: Digest = sha256_digest,
@@ -71,16 +73,14 @@ class EngineCore:
     ) -> None:
         self._on_shortage = on_shortage
         self._executor = executor
-        self._limits = limits
+        self._config = config
         self._clock = clock
         self._strict = strict
-        self._kv = KVCacheManager(
-            kv, prefix_caching=limits.prefix_caching, digest=digest, clock=clock
-        )
+        self._kv = KVCacheManager(kv, prefix_caching=prefix_caching, digest=digest, clock=clock)
         self._constraints = constraints or Unconstrained()
-        self.scheduler = Scheduler(self._kv, limits, clock, self._constraints)
+        self.scheduler = Scheduler(self._kv, config, clock, self._constraints)
         self._roster = self.scheduler.state
-        self._admission = Admission(self._kv, limits, self._roster.waiting, kv.page_bytes)
+        self._admission = Admission(self._kv, config, self._roster.waiting, kv.page_bytes)
         self._in_flight: deque[StepInFlight] = deque()
         self._num_void = 0  # steps in flight that followed one that raised
         self._last_end = clock()
@@ -122,8 +122,8 @@ class EngineCore:
             request,
             arrival=self._num_arrivals,
             arrival_time=now,
-            timeout_s=self._limits.queue_timeout_s if timeout is None else timeout,
-            eos_token_ids=self._limits.eos_token_ids,
+            timeout_s=self._config.queue_timeout_s if timeout is None else timeout,
+            eos_token_ids=self._config.eos_token_ids,
             num_groups=self._kv.num_groups,
         )
 

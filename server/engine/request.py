@@ -7,7 +7,7 @@ validated by the API; the engine re-checks only what it alone can know (capacity
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -94,43 +94,6 @@ class AnswerLimits:
     max_bytes: int
     token_bytes: int
     logprob_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """The engine's own limits, in the units that its names say. Frozen for the server's life.
-
-    Raises:
-        ValueError: a limit on what is computed or queued is below 1, or one on preemptions below 0.
-    """
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    max_logit_rows: int  # rows x vocabulary of logits that may exist at once
-    max_queued_requests: int
-    max_queued_tokens: int
-    queue_timeout_s: float
-    prefix_caching: bool = True
-    max_preemptions: int = 8  # of one sequence; after that it is protected
-    eos_token_ids: tuple[int, ...] = field(default=())
-    max_logprobs: int = 20  # alternatives reported beside a token: buffers are that wide
-    answers: AnswerLimits | None = None  # None: the host's memory is the caller's matter
-
-    def __post_init__(self) -> None:
-        for name in (
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "max_model_len",
-            "max_logit_rows",
-            "max_queued_requests",
-            "max_queued_tokens",
-        ):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if self.max_preemptions < 0:
-            raise ValueError(f"max_preemptions is {self.max_preemptions}; it must not be negative")
 
 
 # The ranges of the sampling numbers: checked by the API and again at admission, written here.

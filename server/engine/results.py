@@ -87,7 +87,7 @@ def _apply_row(state: SchedulerState, row: ScheduledRow, result: RowResult) -> N
         _deliver_prompt_logprobs(state, row, result)
     prompt_is_computed = row.chunk.end >= sequence.num_prompt_tokens
     if not request.is_forked and prompt_is_computed:
-        state.fork(request, reserve=is_protected(sequence, state.limits.max_preemptions))
+        state.fork(request, reserve=is_protected(sequence, state.config.max_preemptions))
     if result.non_finite:
         _end_non_finite(state, row)
     elif result.token_ids:
@@ -112,7 +112,7 @@ def _deliver_prompt_logprobs(state: SchedulerState, row: ScheduledRow, result: R
 def _append_token(state: SchedulerState, row: ScheduledRow, result: RowResult) -> None:
     sequence = row.sequence
     sequence.token_ids.extend(result.token_ids)
-    ending = check_stop(sequence, state.limits.max_model_len)
+    ending = check_stop(sequence, state.config.max_model_len)
     if ending is not None:
         state.end(sequence, ending.reason)
     state.outputs.choices.append(

@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from server.engine.constraints import TokenConstraints
+from server.engine.engine_config import SchedulerConfig
 from server.engine.events import PromptOutput
 from server.engine.kv_cache_manager import BlockIds, KVCacheManager, PrefixHit
 from server.engine.preemption import choose_victim, is_protected
 from server.engine.recovery import Names, abandon_step, end_for_memory, retry_or_end
-from server.engine.request import EngineError, EngineLimits, FinishReason
+from server.engine.request import EngineError, FinishReason
 from server.engine.results import apply_result
 from server.engine.scheduler_state import SchedulerState
 from server.engine.sequence import Request, Sequence, SequenceState
@@ -41,16 +42,16 @@ class Scheduler:
     def __init__(
         self,
         kv: KVCacheManager,
-        limits: EngineLimits,
+        config: SchedulerConfig,
         clock: Callable[[], float],
         constraints: TokenConstraints,
     ) -> None:
         self.kv = kv
         self._constraints = constraints
-        self.limits = limits
-        self.state = SchedulerState(kv, limits)
+        self.config = config
+        self.state = SchedulerState(kv, config)
         self._clock = clock
-        self.turns = Turns(limits.max_num_batched_tokens)
+        self.turns = Turns(config.max_num_batched_tokens)
         self._next_step_id = 0
         self._counts = StepCounts()
 
@@ -67,7 +68,7 @@ class Scheduler:
         While a request is quarantined because it was in a step that failed, it runs alone once.
         """
         self._expire()
-        builder = StepBuilder(self.limits.max_num_batched_tokens, self.limits.max_logit_rows)
+        builder = StepBuilder(self.config.max_num_batched_tokens, self.config.max_logit_rows)
         quarantined = next(iter(self.state.quarantined.values()), None)
         if quarantined is not None:
             self._fill(builder, only=quarantined)
@@ -202,7 +203,7 @@ class Scheduler:
             builder.was_short_of_blocks = True
             if self.kv.will_have_blocks(sequence, num_tokens):
                 return None
-            victim = choose_victim(self.state.running, self.limits.max_preemptions)
+            victim = choose_victim(self.state.running, self.config.max_preemptions)
             if victim is None:
                 return None
             builder.remove(victim)
@@ -323,4 +324,4 @@ class Scheduler:
         return plan
 
     def _is_protected(self, sequence: Sequence) -> bool:
-        return is_protected(sequence, self.limits.max_preemptions)
+        return is_protected(sequence, self.config.max_preemptions)

@@ -11,10 +11,11 @@ import heapq
 from bisect import insort
 from collections.abc import Iterable
 
+from server.engine.engine_config import SchedulerConfig
 from server.engine.events import ChoiceOutput, OutputBuffer, RequestMemory
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.queue import WaitingQueue
-from server.engine.request import EngineError, EngineLimits, FinishReason
+from server.engine.request import EngineError, FinishReason
 from server.engine.sequence import Request, Sequence, SequenceState
 from server.engine.step import ScheduledRow
 
@@ -74,13 +75,13 @@ BlockCopies = list[tuple[int, int]]
 
 
 class SchedulerState:
-    def __init__(self, kv: KVCacheManager, limits: EngineLimits) -> None:
+    def __init__(self, kv: KVCacheManager, config: SchedulerConfig) -> None:
         self.kv = kv
-        self.limits = limits
+        self.config = config
         self.requests: dict[str, Request] = {}
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []  # in priority order
-        self.rows = RowTable(limits.max_num_seqs)
+        self.rows = RowTable(config.max_num_seqs)
         self.outputs = OutputBuffer()
         self.in_flight: dict[int, tuple[ScheduledRow, ...]] = {}
         self.copies: dict[Sequence, tuple[Sequence, BlockCopies]] = {}  # by child: parent, pairs

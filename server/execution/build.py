@@ -2,7 +2,7 @@
 
     open and check the files -> spec -> layout -> load weights -> persistent buffers -> warm up
 
-The caller has already decided every size (RunnerConfig), and with it the device; nothing is fitted
+The caller has already decided every size (EngineConfig), and with it the device; nothing is fitted
 to memory here.
 """
 
@@ -18,6 +18,7 @@ import torch
 import kernels
 from kernels import KernelBackend, LinearWeight
 from kernels.dispatch import using
+from server.engine.engine_config import EngineConfig
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
 from server.execution.buffers import allocate
@@ -30,7 +31,6 @@ from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
 from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import Layout, build_layout, max_context
-from server.memory.runner_config import RunnerConfig
 from server.startup.supported_models import unserved_by, unserved_features
 from weights.checkpoint.folder import open_checkpoint
 from weights.families import resolve
@@ -61,7 +61,7 @@ class BuiltRunner:
 
 def build_runner(
     model_dir: Path,
-    config: RunnerConfig,
+    config: EngineConfig,
     *,
     num_threads: int | None = None,
     progress: Progress | None = None,
@@ -88,7 +88,7 @@ def build_runner(
         torch.set_num_threads(num_threads)
     checkpoint = open_checkpoint(model_dir)
     model = resolve(checkpoint.config).spec(checkpoint.config)
-    backend = backend_named(config.backend)
+    backend = backend_named(config.model.backend)
     _check(model, config, backend)
     layout = build_layout(model, config)
     if device is None:
@@ -96,10 +96,10 @@ def build_runner(
     loaded = load(
         checkpoint,
         model,
-        format=config.format,
-        quantization=config.quantization,
+        format=config.model.format,
+        quantization=config.model.quantization,
         device=device.torch_device,
-        pack=partial(_pack, backend.kernels, batch_invariant=config.batch_invariant),
+        pack=partial(_pack, backend.kernels, batch_invariant=config.model.batch_invariant),
         progress=progress,
         copies=device.copies(),
     )
@@ -115,7 +115,7 @@ def build_runner(
         runner=runner,
         model=model,
         layout=layout,
-        kv=kv_cache_spec(model, config.format, config.block_size, config.num_blocks),
+        kv=kv_cache_spec(model, config.cache),
         eos_token_ids=eos_token_ids,
         report=loaded.report,
         held=HeldBytes(model, layout, loaded, buffers, runner.workspace),
@@ -142,28 +142,29 @@ def _pack(
 
 
 def _rotary_buffer(
-    model: ModelSpec, config: RunnerConfig, buffers: dict[str, torch.Tensor]
+    model: ModelSpec, config: EngineConfig, buffers: dict[str, torch.Tensor]
 ) -> torch.Tensor | None:
     """The layout's own buffer, filled; None for a model without rotary positions."""
-    table = rotary_table(model, config.max_model_len)
+    table = rotary_table(model, config.scheduler.max_model_len)
     return None if table is None else buffers["rotary_table"].copy_(table)
 
 
-def _check(model: ModelSpec, config: RunnerConfig, backend: Backend) -> None:
+def _check(model: ModelSpec, config: EngineConfig, backend: Backend) -> None:
     missing = unserved_features(model)
     if missing:
         raise StartupError(f"the decoder does not compute {', '.join(missing)}")
     problem = unserved_by(backend, model)
     if problem is not None:
         raise StartupError(f"this model cannot run on {backend.place}: {problem}")
-    if config.quantization is not None and config.quantization not in backend.quantisations:
-        raise StartupError(f"{backend.place} multiplies no weights in {config.quantization}")
-    if config.max_model_len > max_context(model):
+    sizes, quantization = config.scheduler, config.model.quantization
+    if quantization is not None and quantization not in backend.quantisations:
+        raise StartupError(f"{backend.place} multiplies no weights in {quantization}")
+    if sizes.max_model_len > max_context(model):
         raise StartupError(
-            f"max_model_len is {config.max_model_len}; the model has positions for"
+            f"max_model_len is {sizes.max_model_len}; the model has positions for"
             f" {max_context(model)}"
         )
-    if config.max_logprobs >= model.vocab_size:
+    if sizes.max_logprobs >= model.vocab_size:
         raise StartupError(
-            f"max_logprobs is {config.max_logprobs}; the vocabulary has {model.vocab_size} tokens"
+            f"max_logprobs is {sizes.max_logprobs}; the vocabulary has {model.vocab_size} tokens"
         )

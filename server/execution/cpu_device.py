@@ -9,12 +9,12 @@ from time import perf_counter
 
 import torch
 
+from server.engine.engine_config import EngineConfig
 from server.execution.device import Event, Graph, OpenedDevice, Work
 from server.execution.library_warm_up import warm_libraries
 from server.execution.live_bytes import LiveBytes
 from server.memory.accounting.cpu import CpuMemory
 from server.memory.accounting.process import take
-from server.memory.runner_config import RunnerConfig
 from weights.checkpoint.folder import open_checkpoint
 from weights.families import resolve
 
@@ -79,7 +79,7 @@ class CpuDevice:
         """Everything is done."""
 
 
-def open_cpu(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
+def open_cpu(config: EngineConfig, model_dir: Path) -> OpenedDevice:
     """Makes the libraries set themselves up, then takes the base reading.
 
     Raises:

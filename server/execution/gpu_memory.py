@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
+from server.engine.engine_config import EngineConfig
 from server.execution.buffers import dtype_of
 from server.execution.device import CudaDevice, OpenedDevice, compiled_kernels_folder, cuda_index
 from server.memory.accounting.cuda import CudaMemory, steady
 from server.memory.accounting.cuda_allocator import AllocatorState, Pool, allocator_state
 from server.memory.accounting.gpu_device import find_gpu
 from server.memory.accounting.nvml import DeviceUse
-from server.memory.runner_config import RunnerConfig
 
 _WARM_SIZE = 1024  # rows and columns of products that make the libraries set themselves up
 
 
-def open_gpu(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
+def open_gpu(config: EngineConfig, model_dir: Path) -> OpenedDevice:
     """The device that everything is to be run on, and its memory; the folder says nothing of them.
 
     Raises:
@@ -35,7 +35,7 @@ def open_gpu(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
     before = None if nvml is None else steady(nvml.read)  # torch makes a context below
     index = cuda_index()
     device = CudaDevice(index, compiled_kernels_folder())
-    set_up_libraries(device, dtype_of(config.format))
+    set_up_libraries(device, dtype_of(config.model.format))
 
     def use() -> DeviceUse:
         return (None if nvml is None else nvml.read()) or _asked_of_torch(index)

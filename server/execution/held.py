@@ -71,7 +71,7 @@ class HeldBytes:
     def _add(self, totals: dict[str, int], parameters: tuple[Parameter, ...], nbytes: int) -> None:
         """Divides ``nbytes`` over the parameters' components; the last takes the rest."""
         config = self._layout.config
-        sizes = [p.num_bytes(config.format, config.quantization) for p in parameters]
+        sizes = [p.num_bytes(config.model.format, config.model.quantization) for p in parameters]
         left = nbytes
         for parameter, size in zip(parameters[:-1], sizes, strict=False):
             share = nbytes * size // sum(sizes)

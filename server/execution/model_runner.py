@@ -90,22 +90,22 @@ class ModelRunner:
         graphs: GraphMode = GraphMode.LAZY,
         poison: bool = False,
     ) -> None:
-        config = layout.config
+        config, most = layout.config, layout.config.scheduler
         if buffers["row_state"].numel() > MOST_ROW_WORDS:
             raise ValueError(
-                f"max_num_seqs {config.max_num_seqs} times max_model_len {config.max_model_len} is"
-                f" too much: all rows hold at most {MOST_ROW_WORDS} numbers"
+                f"max_num_seqs {most.max_num_seqs} times max_model_len {most.max_model_len} is too"
+                f" much: all rows hold at most {MOST_ROW_WORDS} numbers"
             )
         self.layout = layout
         self.decoder = decoder
         self.device = device
         self.rows = Rows(
             row_layout(decoder.spec, config),
-            max_num_seqs=config.max_num_seqs,
-            block_size=config.block_size,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            block_size=config.cache.block_size,
         )
         self.slots = Slots(device, layout, buffers)
-        self._backend = backend_named(config.backend)
+        self._backend = backend_named(config.model.backend)
         self.limits = self._backend.logit_limits(decoder.spec, config)
         self.step = DeviceStep(decoder, layout, buffers, device, self.limits)
         sizes = decode_graph_sizes(config) if self._backend.captures_graphs else ()
@@ -260,7 +260,7 @@ class ModelRunner:
 
     def _new_blocks(self, plan: StepPlan) -> list[int]:
         """Blocks in which nothing may be read before it is written."""
-        block_size = self.layout.config.block_size
+        block_size = self.layout.config.cache.block_size
         new: list[int] = []
         for admitted in plan.admitted:
             for table in admitted.block_tables:

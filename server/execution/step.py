@@ -21,9 +21,9 @@ from server.execution.packet import Span
 from server.execution.rows import RowChanges, StepRows
 from server.execution.sampler import Sampler
 from server.execution.sampling_batch import SampleWork
+from server.memory.kv_groups import attention_shape
 from server.memory.layout import Layout
 from server.memory.runner_buffers import LogitLimits, row_layout
-from server.memory.runner_config import attention_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class DeviceStep:
     ) -> None:
         config = layout.config
         self.decoder = decoder
-        self.table = StepTable(config.max_num_seqs)
+        self.table = StepTable(config.scheduler.max_num_seqs)
         self.peak = PeakMeter(device.peak_meter)
         self.workspace = kernels.AttentionWorkspace(
             attention_shape(decoder.spec, config), device.torch_device
@@ -146,7 +146,7 @@ class DeviceStep:
     def decode(self, num_rows: int) -> None:
         """One token of every row, up to the logits of all. The packet may name fewer rows."""
         self._gather(self._buffers["packet"], num_rows)
-        inputs = self._step_tensors(num_rows, num_rows, 1, self._config.max_model_len)
+        inputs = self._step_tensors(num_rows, num_rows, 1, self._config.scheduler.max_model_len)
         x, residual = self.decoder.forward(inputs)
         normed, _ = self.decoder.final_norm(x, residual)
         del x, residual
@@ -161,7 +161,7 @@ class DeviceStep:
     ) -> None:
         """Scores prompts and chooses tokens; these go into their rows and into the slot."""
         packet, hidden, scored = tensors.packet, tensors.hidden, work.num_scored
-        logit_rows = min(scored + work.num_sampled, self._config.logit_rows)
+        logit_rows = min(scored + work.num_sampled, self._config.scheduler.logit_rows)
         with self.peak.watch(0, logit_rows, storage_bytes(hidden)):
             if scored:
                 self._sampler.score(work, packet, _there(hidden)[:scored], slot)
@@ -194,7 +194,7 @@ class DeviceStep:
                 layout=self._layout,
                 table=self.table,
                 num_rows=num_rows,
-                block_size=self._config.block_size,
+                block_size=self._config.cache.block_size,
                 group=group,
             )
 

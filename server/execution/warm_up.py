@@ -12,39 +12,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from server.engine.engine_config import EngineConfig
 from server.engine.request import SamplingParams
 from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan, StepResult
 from server.memory.graph_sizes import SIZES
 from server.memory.runner_buffers import LogitLimits
-from server.memory.runner_config import RunnerConfig
 
 GREEDY = SamplingParams(seed=0, temperature=0.0)
 DRAWN = SamplingParams(seed=0)
 TRUNCATED = replace(DRAWN, top_p=0.9)
 
 
-def largest_plan(config: RunnerConfig, groups: int = 1) -> StepPlan:
+def largest_plan(config: EngineConfig, groups: int = 1) -> StepPlan:
     """As many tokens, rows and rows of logits as fit, with every sampling feature in use.
 
     A row has a block table in each of ``groups`` of the KV cache.
     """
-    blocks = config.num_blocks // groups
-    blocks_per_row = max(1, blocks // config.max_num_seqs)
-    rows = min(config.max_num_seqs, blocks, config.logit_rows)
+    cache, sizes = config.cache, config.scheduler
+    blocks = cache.num_blocks // groups
+    blocks_per_row = max(1, blocks // sizes.max_num_seqs)
+    rows = min(sizes.max_num_seqs, blocks, sizes.logit_rows)
     tokens = min(
-        config.max_num_batched_tokens // rows,
-        blocks_per_row * config.block_size,
-        max(1, config.max_model_len - 1),
+        sizes.max_num_batched_tokens // rows,
+        blocks_per_row * cache.block_size,
+        max(1, sizes.max_model_len - 1),
     )
-    scored = min(tokens - 1, config.logit_rows // rows)
-    num_blocks = -(-tokens // config.block_size)
+    scored = min(tokens - 1, sizes.logit_rows // rows)
+    num_blocks = -(-tokens // cache.block_size)
     admitted = tuple(
         AdmittedRow(
             row=row,
             token_ids=(0,) * tokens,
             num_prompt_tokens=tokens,
             num_computed_tokens=0,
-            sampling=_everything(config.max_logprobs),
+            sampling=_everything(sizes.max_logprobs),
             choice=0,
             block_tables=_tables(row * num_blocks * groups, num_blocks, groups),
         )
@@ -54,7 +55,7 @@ def largest_plan(config: RunnerConfig, groups: int = 1) -> StepPlan:
         PlannedRow(
             row=row,
             num_scheduled_tokens=tokens,
-            samples=tokens < config.max_model_len,
+            samples=tokens < sizes.max_model_len,
             num_prompt_logits=scored,
         )
         for row in range(rows)
@@ -67,25 +68,27 @@ def step_seconds(one_layer: StepResult, num_layers: int) -> float:
     return num_layers * one_layer.forward_seconds + one_layer.sample_seconds
 
 
-def kernel_plans(config: RunnerConfig, limits: LogitLimits, groups: int = 1) -> Iterator[StepPlan]:
+def kernel_plans(config: EngineConfig, limits: LogitLimits, groups: int = 1) -> Iterator[StepPlan]:
     """One prompt of every size, as many rows of one token, and a row for everything to ask for."""
-    blocks = config.num_blocks // groups
+    blocks = config.cache.num_blocks // groups
     longest = min(
-        config.max_num_batched_tokens, config.max_model_len - 1, blocks * config.block_size
+        config.scheduler.max_num_batched_tokens,
+        config.scheduler.max_model_len - 1,
+        blocks * config.cache.block_size,
     )
     for length in _sizes(longest):
         yield _plan([length], GREEDY, config, groups)
-    for rows in _sizes(min(config.max_num_seqs, blocks, longest)):
+    for rows in _sizes(min(config.scheduler.max_num_seqs, blocks, longest)):
         yield _plan([1] * rows, DRAWN, config, groups)
     if longest > 0:
         for sampling, pending in _everything_asked(limits):
             yield _plan([1], sampling, config, groups, min_tokens_pending=pending)
 
 
-def copy_plans(config: RunnerConfig) -> Iterator[StepPlan]:
+def copy_plans(config: EngineConfig) -> Iterator[StepPlan]:
     """Copies of 1, 2, 4, ... blocks, as many as all rows can fork: they hold nothing yet."""
     count = 1
-    while count <= min(config.max_num_seqs, config.num_blocks // 2):
+    while count <= min(config.scheduler.max_num_seqs, config.cache.num_blocks // 2):
         pairs = tuple((2 * index, 2 * index + 1) for index in range(count))
         yield StepPlan(0, block_copies=pairs)
         count *= 2
@@ -119,7 +122,7 @@ def _everything_asked(limits: LogitLimits) -> Iterator[tuple[SamplingParams, boo
 def _plan(
     lengths: list[int],
     sampling: SamplingParams,
-    config: RunnerConfig,
+    config: EngineConfig,
     groups: int,
     *,
     min_tokens_pending: bool = False,
@@ -127,7 +130,7 @@ def _plan(
     admitted: list[AdmittedRow] = []
     block = 0
     for row, length in enumerate(lengths):
-        blocks = -(-length // config.block_size)
+        blocks = -(-length // config.cache.block_size)
         admitted.append(
             AdmittedRow(
                 row=row,

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
+from server.engine.engine_config import EngineConfig
 from server.engine.gauges import EngineGauges
-from server.engine.request import EngineLimits
 from server.memory.accounting.reading import NAMES, MemoryReading, flatten, unflatten
-from server.memory.runner_config import RunnerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +19,7 @@ class EngineSettings:
     """
 
     model_dir: str
-    runner: RunnerConfig
-    limits: EngineLimits
+    config: EngineConfig
     num_threads: int
     log_format: str = "text"
     debug_check_invariants: bool = False

@@ -1,4 +1,5 @@
-"""The paged cache of a model: which layers share pages, and the bytes of a token. No torch.
+"""The paged cache of a model: which layers share pages, the bytes of a token, and the shape of the
+attention that reads it. No torch.
 
 Layers that look back alike could share one block table, but one pool serves every group, and its
 pages are equal. So layers are grouped by so many at a time that every group's block is one page:
@@ -11,18 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from kernels.footprint.attention import AttentionShape
+from server.engine.engine_config import CacheConfig, EngineConfig
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
+from server.memory.kinds import ELEMENT_BYTES
 from weights.formats import QUANTISED, tensor_bytes
 from weights.spec import ModelSpec
 
 
-def kv_cache_spec(model: ModelSpec, format: str, block_size: int, num_blocks: int) -> KVCacheSpec:
-    """The paged cache of ``model``, each token's keys and values held in ``format``.
+def kv_cache_spec(model: ModelSpec, cache: CacheConfig) -> KVCacheSpec:
+    """The paged cache of ``model``.
 
     One group over all layers where all look back alike.
     """
-    groups = tuple(_groups(model, layer_kv_bytes(model, format), block_size))
-    return KVCacheSpec(groups=groups, num_blocks=num_blocks)
+    groups = tuple(_groups(model, layer_kv_bytes(model, cache.format), cache.block_size))
+    return KVCacheSpec(groups=groups, num_blocks=cache.num_blocks)
 
 
 def layer_kv_bytes(model: ModelSpec, format: str) -> int:
@@ -38,6 +42,23 @@ def layer_kv_bytes(model: ModelSpec, format: str) -> int:
 def windows_of(model: ModelSpec) -> tuple[int, ...]:
     """The different windows of the model's layers, in tokens, 0 for layers that see all."""
     return tuple(sorted({model.window(layer) for layer in range(model.num_layers)}))
+
+
+def attention_shape(model: ModelSpec, config: EngineConfig) -> AttentionShape:
+    """The largest step as attention sees it."""
+    sizes = config.scheduler
+    return AttentionShape(
+        num_query_heads=model.attention.num_query_heads,
+        num_kv_heads=model.attention.num_kv_heads,
+        head_dim=model.attention.head_dim,
+        block_size=config.cache.block_size,
+        element_bytes=ELEMENT_BYTES[config.model.format],
+        max_num_seqs=sizes.max_num_seqs,
+        max_num_batched_tokens=sizes.max_num_batched_tokens,
+        max_model_len=sizes.max_model_len,
+        batch_invariant=config.model.batch_invariant,
+        windows=windows_of(model),
+    )
 
 
 def layer_groups(model: ModelSpec) -> tuple[tuple[int, ...], ...]:

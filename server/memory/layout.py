@@ -15,12 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kernels.backends import attention_workspace_bytes
+from server.engine.engine_config import EngineConfig, ModelConfig
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
 from server.memory.expert_intermediates import expert_phases, without_experts
 from server.memory.graph_sizes import graph_sizes
 from server.memory.kinds import ELEMENT_BYTES, Buffer, MemoryKind, Shapes, io_buffers
-from server.memory.kv_groups import kv_cache_spec
+from server.memory.kv_groups import attention_shape, kv_cache_spec
 from server.memory.phases import Phase
 from server.memory.runner_buffers import (
     NUM_SLOTS,
@@ -29,7 +30,6 @@ from server.memory.runner_buffers import (
     row_shapes,
     slot_shapes,
 )
-from server.memory.runner_config import RunnerConfig, attention_shape
 from weights.formats import QUANTISED
 from weights.inventory import tally
 from weights.spec import ModelSpec, PositionKind, RopeScaling
@@ -50,7 +50,7 @@ class Layout:
     """
 
     model: ModelSpec
-    config: RunnerConfig
+    config: EngineConfig
     buffers: tuple[Buffer, ...]
     phases: tuple[Phase, ...]
     weights: dict[str, int]
@@ -101,11 +101,11 @@ def max_context(model: ModelSpec) -> int:
     return model.max_positions
 
 
-def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
+def build_layout(model: ModelSpec, config: EngineConfig) -> Layout:
     """Lists every buffer, the largest step's intermediates and the weights of a runner: of one of
     them, where several ranks share each layer."""
-    part, backend = rank_spec(model, config.ranks), backend_named(config.backend)
-    graph_phase = None
+    part, backend = rank_spec(model, config.model.ranks), backend_named(config.model.backend)
+    sizes, graph_phase = config.scheduler, None
     if backend.captures_graphs:
         decode_rows = decode_graph_sizes(config)[-1]
         graph_phase = _peak(_phases(backend, part, config, decode_rows, decode_rows))
@@ -118,14 +118,20 @@ def build_layout(model: ModelSpec, config: RunnerConfig) -> Layout:
             *_positions(part, config),
             _attention_workspace(backend, part, config),
         ),
-        phases=_phases(backend, part, config, config.max_num_batched_tokens, config.logit_rows),
-        weights=_weights(model, config),
+        phases=_phases(
+            backend,
+            part,
+            config,
+            sizes.max_num_batched_tokens,
+            sizes.logit_rows,
+        ),
+        weights=_weights(model, config.model),
         pinned=io_buffers(slot_shapes(part, config)) if backend.own_memory else (),
         graph_phase=graph_phase,
     )
 
 
-def _runner_shapes(backend: Backend, part: ModelSpec, config: RunnerConfig) -> Shapes:
+def _runner_shapes(backend: Backend, part: ModelSpec, config: EngineConfig) -> Shapes:
     return (
         *row_shapes(part, config),
         *(own_memory_shapes(part, config) if backend.own_memory else slot_shapes(part, config)),
@@ -135,51 +141,52 @@ def _runner_shapes(backend: Backend, part: ModelSpec, config: RunnerConfig) -> S
 
 
 def _phases(
-    backend: Backend, part: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
+    backend: Backend, part: ModelSpec, config: EngineConfig, tokens: int, logit_rows: int
 ) -> tuple[Phase, ...]:
-    element_bytes = ELEMENT_BYTES[config.format]
+    element_bytes = ELEMENT_BYTES[config.model.format]
     return (
         *backend.phases(without_experts(part), config, tokens, logit_rows),
         *expert_phases(part, tokens=tokens, element_bytes=element_bytes),
     )
 
 
-def decode_graph_sizes(config: RunnerConfig) -> tuple[int, ...]:
+def decode_graph_sizes(config: EngineConfig) -> tuple[int, ...]:
     """The batch sizes that a runner captures decode steps for, where it captures any; rising."""
-    rows = min(config.max_num_seqs, config.logit_rows, config.max_num_batched_tokens)
-    return graph_sizes(rows)
+    sizes = config.scheduler
+    return graph_sizes(min(sizes.max_num_seqs, sizes.logit_rows, sizes.max_num_batched_tokens))
 
 
-def _weights(model: ModelSpec, config: RunnerConfig) -> dict[str, int]:
+def _weights(model: ModelSpec, how: ModelConfig) -> dict[str, int]:
     by_component: dict[str, int] = {}
     for parameter, times in tally(model).items():
-        held = replace(parameter, shape=rank_shape(parameter, config.ranks))
-        nbytes = times * held.num_bytes(config.format, config.quantization)
+        held = replace(parameter, shape=rank_shape(parameter, how.ranks))
+        nbytes = times * held.num_bytes(how.format, how.quantization)
         component = str(parameter.component)
         by_component[component] = by_component.get(component, 0) + nbytes
     return by_component
 
 
-def _kv_cache(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
+def _kv_cache(model: ModelSpec, config: EngineConfig) -> tuple[Buffer, ...]:
     """The pool: each page holds a block of one group's layers. Scales, where a format has them."""
-    kv = kv_cache_spec(model, config.kv_format, config.block_size, config.num_blocks)
+    cache = config.cache
+    kv = kv_cache_spec(model, cache)
     heads, head_dim = model.attention.num_kv_heads, model.attention.head_dim
-    slots = (len(kv.groups[0].layer_ids), config.num_blocks, 2, heads, config.block_size)
-    pool = Buffer("kv_cache", (*slots, head_dim), config.kv_format, MemoryKind.KV_CACHE)
-    if config.kv_format in QUANTISED:
+    slots = (len(kv.groups[0].layer_ids), cache.num_blocks, 2, heads, cache.block_size)
+    pool = Buffer("kv_cache", (*slots, head_dim), cache.format, MemoryKind.KV_CACHE)
+    if cache.format in QUANTISED:
         return (pool, Buffer("kv_scales", slots, "f32", MemoryKind.KV_CACHE))
     return (pool,)
 
 
-def _positions(model: ModelSpec, config: RunnerConfig) -> tuple[Buffer, ...]:
+def _positions(model: ModelSpec, config: EngineConfig) -> tuple[Buffer, ...]:
     """Tables of cosines and sines. A learned table of positions is a weight instead."""
     if model.position is not PositionKind.ROTARY:
         return ()
-    shape = (config.max_model_len, model.rope.dim)
+    shape = (config.scheduler.max_model_len, model.rope.dim)
     names = ("rotary_table",) if model.local_rope is None else ("rotary_table", "local_table")
     return tuple(Buffer(name, shape, "f32", MemoryKind.IO) for name in names)
 
 
-def _attention_workspace(backend: Backend, model: ModelSpec, config: RunnerConfig) -> Buffer:
+def _attention_workspace(backend: Backend, model: ModelSpec, config: EngineConfig) -> Buffer:
     nbytes = attention_workspace_bytes(attention_shape(model, config), backend.kernels)
     return Buffer("attention_workspace", (nbytes,), "u8", MemoryKind.WORKSPACE)

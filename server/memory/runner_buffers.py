@@ -13,9 +13,9 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from kernels.footprint.row_state import FLOATS_AT, NUM_FLOATS, TABLE_AT, RowLayout, StepTable
+from server.engine.engine_config import EngineConfig
 from server.memory.kinds import Shapes
 from server.memory.kv_groups import layer_groups
-from server.memory.runner_config import RunnerConfig
 from weights.spec import ModelSpec
 
 NUM_SLOTS = 2  # steps in flight
@@ -49,34 +49,40 @@ def few_num_tops(max_logprobs: int) -> tuple[int, ...]:
     return tuple(sorted({0, min(FEW_LOGPROBS, max_logprobs), max_logprobs}))
 
 
-def row_layout(model: ModelSpec, config: RunnerConfig) -> RowLayout:
+def row_layout(model: ModelSpec, config: EngineConfig) -> RowLayout:
     return RowLayout(
         max_blocks=config.max_blocks_per_row,
-        max_tokens=config.max_model_len,
+        max_tokens=config.scheduler.max_model_len,
         groups=len(layer_groups(model)),
     )
 
 
-def row_words(model: ModelSpec, config: RunnerConfig) -> int:
+def row_words(model: ModelSpec, config: EngineConfig) -> int:
     """int32 words of the records of all rows; a runner refuses more than MOST_ROW_WORDS."""
-    return config.max_num_seqs * row_layout(model, config).words
+    return config.scheduler.max_num_seqs * row_layout(model, config).words
 
 
-def packet_words(model: ModelSpec, config: RunnerConfig) -> int:
+def packet_words(model: ModelSpec, config: EngineConfig) -> int:
     """int32 words of a packet: the step table, and room for what plans usually change.
 
     A plan that needs more (many long contexts resumed at once, thousands of biases) is uploaded
     from memory that is taken for that one step.
     """
-    rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
+    rows, tokens = config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens
     each_row = 64 + TABLE_AT + FLOATS_AT + len(layer_groups(model)) * config.max_blocks_per_row
-    words = StepTable(rows).words + rows * each_row + 4 * tokens + 2 * config.max_model_len
+    words = (
+        StepTable(rows).words + rows * each_row + 4 * tokens + 2 * config.scheduler.max_model_len
+    )
     return -(-words // 16) * 16
 
 
-def row_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
+def row_shapes(model: ModelSpec, config: EngineConfig) -> Shapes:
     """What rows keep between steps, then what a step is given, gathered from them in place."""
-    tokens, rows, vocab_size = config.max_num_batched_tokens, config.max_num_seqs, model.vocab_size
+    tokens, rows, vocab_size = (
+        config.scheduler.max_num_batched_tokens,
+        config.scheduler.max_num_seqs,
+        model.vocab_size,
+    )
     aligned = -(-rows // 16) * 16  # each row of floats starts on a cache line
     layout = row_layout(model, config)
     return (
@@ -96,23 +102,23 @@ def row_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
     )
 
 
-def own_memory_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
+def own_memory_shapes(model: ModelSpec, config: EngineConfig) -> Shapes:
     """Where a device with memory of its own has what it exchanges with a slot."""
     return (
         ("packet", (packet_words(model, config),), "i32"),
-        ("chosen", (config.max_num_seqs,), "i32"),
+        ("chosen", (config.scheduler.max_num_seqs,), "i32"),
     )
 
 
-def captured_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
+def captured_shapes(model: ModelSpec, config: EngineConfig) -> Shapes:
     """Where captured decode steps leave what is sampled from."""
-    return (("logits", (config.logit_rows, model.vocab_size), "f32"),)
+    return (("logits", (config.scheduler.logit_rows, model.vocab_size), "f32"),)
 
 
-def slot_shapes(model: ModelSpec, config: RunnerConfig) -> Shapes:
+def slot_shapes(model: ModelSpec, config: EngineConfig) -> Shapes:
     """One slot: a packet on its way, and what comes of its step."""
-    rows, width = config.max_num_seqs, 1 + config.max_logprobs
-    scored = config.max_num_batched_tokens
+    rows, width = config.scheduler.max_num_seqs, 1 + config.scheduler.max_logprobs
+    scored = config.scheduler.max_num_batched_tokens
     return (
         ("packet", (packet_words(model, config),), "i32"),
         ("chosen", (rows,), "i32"),

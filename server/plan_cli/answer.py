@@ -84,7 +84,7 @@ def steps(plan: Plan, lengths: list[LengthCapacity]) -> list[StepTime]:
     length = plan.memory.max_model_len
     found = [decode_step(plan, 1, length)]
     for line in lengths[len(lengths) // 2 :][:1]:
-        batch = min(line.held, plan.request.max_num_seqs)
+        batch = min(line.held, plan.config.scheduler.max_num_seqs)
         if batch > 1:
             found.append(decode_step(plan, batch, line.length))
     found.append(prefill_step(plan, min(length, 2048)))
@@ -92,18 +92,18 @@ def steps(plan: Plan, lengths: list[LengthCapacity]) -> list[StepTime]:
 
 
 def _request(plan: Plan) -> dict[str, Any]:
-    request = plan.request
+    args, config = plan.args, plan.config
     return {
-        "format": request.format,
-        "quantization": request.quantization,
-        "kv_format": request.kv_format or request.format,
-        "tensor_parallel_size": request.ranks,
-        "max_model_len": request.max_model_len,
-        "max_num_seqs": request.max_num_seqs,
-        "sequences_at_once": request.least_sequences,
-        "max_num_batched_tokens": request.max_num_batched_tokens,
-        "block_size": request.block_size,
-        "kv_cache_bytes": request.kv_cache_bytes,
+        "format": config.model.format,
+        "quantization": config.model.quantization,
+        "kv_format": config.cache.format,
+        "tensor_parallel_size": config.model.ranks,
+        "max_model_len": args.max_model_len,
+        "max_num_seqs": config.scheduler.max_num_seqs,
+        "sequences_at_once": args.least_sequences,
+        "max_num_batched_tokens": config.scheduler.max_num_batched_tokens,
+        "block_size": config.cache.block_size,
+        "kv_cache_bytes": args.kv_cache_memory,
     }
 
 
@@ -127,7 +127,7 @@ def _census(plan: Plan) -> tuple[dict[str, Any], dict[str, int], dict[str, Any]]
     counts = census(plan.model.spec)
     nbytes: dict[Component, int] = {}
     for parameter, times in tally(plan.model.spec).items():
-        held = times * parameter.num_bytes(plan.request.format, plan.request.quantization)
+        held = times * parameter.num_bytes(plan.config.model.format, plan.config.model.quantization)
         nbytes[parameter.component] = nbytes.get(parameter.component, 0) + held
     components = {
         str(component): {
@@ -164,7 +164,7 @@ def _capacity(plan: Plan, lengths: list[LengthCapacity]) -> dict[str, Any]:
         "kv_blocks": kv.num_blocks if plan.fits else 0,
         "kv_bytes_per_token": bytes_per_token(plan),
         "set_by": plan.memory.pool_limit if plan.fits else None,
-        "max_num_seqs": plan.request.max_num_seqs,
+        "max_num_seqs": plan.config.scheduler.max_num_seqs,
         "sequences": [
             {"length": line.length, "sequences": line.held, "bytes_each": line.bytes_each}
             for line in lengths

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from server.memory.layout import max_context
 from server.memory.planner.plan import DoesNotFit, MemoryPlan
-from server.memory.planner.planner import kv_of, size_memory
+from server.memory.planner.planner import size_memory
 from server.memory.planner.suggestions import largest_that
 from server.plan_cli.make import Plan
 
@@ -40,12 +40,11 @@ def at_length(plan: MemoryPlan, length: int) -> LengthCapacity:
 def largest_max_model_len(plan: Plan) -> int:
     """The longest --max-model-len that fits, 0 where none does; whole blocks, but for the model's
     own longest context."""
-    spec, request = plan.model.spec, plan.request
-    request = replace(request, whole_load=request.is_whole_load)
-    most = max_context(spec)
+    spec, most = plan.model.spec, max_context(plan.model.spec)
+    args = replace(plan.args, whole_load=plan.args.is_whole_load)
 
     def fits(length: int) -> bool:
-        asked = replace(request, max_model_len=length)
+        asked = replace(args, max_model_len=length)
         try:
             size_memory(spec, asked, plan.target.placement.available)
         except DoesNotFit:
@@ -54,10 +53,10 @@ def largest_max_model_len(plan: Plan) -> int:
 
     if fits(most):
         return most
-    return largest_that(fits, request.block_size, most, request.block_size) or 0
+    block_size = plan.config.cache.block_size
+    return largest_that(fits, block_size, most, block_size) or 0
 
 
 def bytes_per_token(plan: Plan) -> int:
     """What one more token adds to a sequence's KV cache, on one rank, within every window."""
-    kv = kv_of(plan.model.spec, plan.request, 1)
-    return sum(group.bytes_per_token for group in kv.groups)
+    return sum(group.bytes_per_token for group in plan.memory.kv.groups)

@@ -43,19 +43,19 @@ def _census(spec: ModelSpec) -> Iterator[tuple[str, str]]:
 
 
 def _sequences(plan: Plan) -> str:
-    spec, request = rank_spec(plan.model.spec, plan.request.ranks), plan.request
-    token = layer_kv_bytes(spec, request.kv_format or request.format)
+    spec, cache = rank_spec(plan.model.spec, plan.config.model.ranks), plan.config.cache
+    token = layer_kv_bytes(spec, cache.format)
     per_layer = []
     for window in windows_of(spec):
         layers = sum(spec.window(layer) == window for layer in range(spec.num_layers))
-        blocks = f"ceil(length / {request.block_size})"
+        blocks = f"ceil(length / {cache.block_size})"
         if window:
-            blocks = f"min({blocks}, ceil({window - 1} / {request.block_size}) + 1)"
+            blocks = f"min({blocks}, ceil({window - 1} / {cache.block_size}) + 1)"
         per_layer.append(f"{layers} layers x {blocks}")
     total = plan.memory.kv.total_bytes
     return (
         f"a token keeps {token} B in a layer; a sequence takes ({' + '.join(per_layer)}) x "
-        f"{request.block_size} tokens x {token} B; {total} B hold so many whole ones"
+        f"{cache.block_size} tokens x {token} B; {total} B hold so many whole ones"
     )
 
 
@@ -82,7 +82,7 @@ def _flops(flops: TokenFlops, length: int) -> dict[str, str]:
 
 
 def _times(plan: Plan, steps: Sequence[StepTime]) -> dict[str, str]:
-    device, ranks = plan.target.device, plan.request.ranks
+    device, ranks = plan.target.device, plan.config.model.ranks
     bandwidth = None if device is None else device.bandwidth
     rate = None if device is None else device.flops_16bit
     if bandwidth is None or rate is None:

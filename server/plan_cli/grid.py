@@ -8,7 +8,7 @@ from server.errors import StartupError
 from server.memory.planner.planner import size_memory
 from server.plan_cli.capacity import at_length
 from server.plan_cli.make import NARROW_KV, RANKS, Plan, can_share
-from weights.formats import QUANTISED, get_format
+from weights.formats import FORMATS, QUANTISED, get_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ def what_if(plan: Plan) -> list[Cell]:
 
 def _formats(plan: Plan) -> list[tuple[str, str]]:
     """(of the weights, of the cache): the plan's own first."""
-    request, plain = plan.request, plan.request.format
-    own = (request.quantization or plain, request.kv_format or plain)
+    model, plain = plan.config.model, plan.config.model.format
+    own = (model.quantization or plain, plan.config.cache.format)
     if not plan.target.placement.backend.quantisations:
         return list(dict.fromkeys((own, ("f32", "f32"), ("bf16", "bf16"))))
     narrow = plain if get_format(plain).bytes_per_element == 2 else "bf16"
@@ -54,10 +54,10 @@ def _cell(plan: Plan, weights: str, kv: str, ranks: int, length: int) -> Cell:
     if not can_share(spec, ranks):
         return Cell(weights, kv, ranks, length, possible=False, held=None)
     quantised = weights in QUANTISED
-    format = plan.request.format if quantised else weights
-    request = replace(
-        plan.request,
-        format=format,
+    format = plan.config.model.format if quantised else weights
+    args = replace(
+        plan.args,
+        dtype=FORMATS[format].torch_name,
         quantization=weights if quantised else None,
         kv_format=None if kv == format else kv,
         ranks=ranks,
@@ -65,7 +65,7 @@ def _cell(plan: Plan, weights: str, kv: str, ranks: int, length: int) -> Cell:
         whole_load=False,  # the table tells how many are held, be they fewer than asked
     )
     try:
-        memory = size_memory(spec, request, available)
+        memory = size_memory(spec, args, available)
     except StartupError:
         return Cell(weights, kv, ranks, length, possible=True, held=None)
     return Cell(weights, kv, ranks, length, possible=True, held=at_length(memory, length).held)

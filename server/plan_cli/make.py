@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from server.config.server_config import ServerConfig, resolve
+from server.engine.engine_config import EngineConfig
 from server.errors import StartupError
+from server.memory.engine_args import EngineArgs
 from server.memory.planner.plan import DoesNotFit, MemoryPlan
 from server.memory.planner.planner import changes_that_fit, kv_of, plan_memory, size_memory
-from server.memory.planner.request import PlanRequest
+from server.memory.planner.resolve_args import format_of
 from server.memory.planner.suggestions import Change, Larger, more_memory
 from server.plan_cli.model import PlannedModel, find_model, not_served
 from server.plan_cli.target import Target, device_that_leaves, find_target, larger_devices
-from server.startup.model_info import plan_request
+from server.startup.model_info import decided_args
 from weights.spec import ModelSpec
 from weights.tensor_parallel import check_ranks
 
@@ -37,14 +39,15 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``memory`` is the plan where it fits; else what it would take for the least that was asked,
-    and ``refusal`` and ``changes`` say why it does not and what would. ``start`` is what
-    ``quire serve`` would start with where only the cache cannot hold the whole load at once.
+    """``args`` is what was asked; ``memory`` the plan where it fits, else what it would take for
+    the least that was asked, and ``refusal`` and ``changes`` say why it does not and what would.
+    ``start`` is what ``quire serve`` would start with where only the cache cannot hold the whole
+    load at once.
     """
 
     model: PlannedModel
     target: Target
-    request: PlanRequest
+    args: EngineArgs
     memory: MemoryPlan
     refusal: DoesNotFit | None
     changes: tuple[Change, ...]
@@ -54,6 +57,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.refusal is None
+
+    @property
+    def config(self) -> EngineConfig:
+        """The sizes that were planned for."""
+        return self.memory.config
 
 
 def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None) -> Plan:
@@ -67,74 +75,71 @@ def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None
     """
     config = resolve(options.flags, environment, options.config_file)
     model = find_model(options.model, options.shape, config.model_dir)
-    target = find_target(config.device if options.device is None else options.device, config)
+    target = find_target(config.engine.device if options.device is None else options.device, config)
     try:
         check_ranks(model.spec, options.ranks)
     except ValueError as error:
         raise StartupError(f"--tensor-parallel-size {options.ranks}: {error}") from None
-    request = plan_request(config, target.placement, model.spec, model.stored)
-    kv_format = None if options.kv_format == request.format else options.kv_format
-    given = config.max_num_seqs is not None
-    request = replace(request, ranks=options.ranks, kv_format=kv_format)
-    request = replace(request, whole_load=True, num_seqs_given=given)
-    notes = (*model.notes, *_notes(model.spec, request, target))
+    args, reason = decided_args(config.engine, target.placement, model.spec, model.stored)
+    kv_format = None if options.kv_format == format_of(args.dtype) else options.kv_format
+    args = replace(args, ranks=options.ranks, kv_format=kv_format, whole_load=True)
+    notes = (*model.notes, *_notes(model.spec, args, target, reason))
     available = target.placement.available
     try:
         # The way that a server takes, so that both refuse alike.
-        memory = size_memory(model.spec, request, available)
+        memory = size_memory(model.spec, args, available)
     except DoesNotFit as refusal:
-        more = _other_hardware(request, target, config)
+        more = _other_hardware(args, target, config)
         changes = changes_that_fit(
-            model.spec, request, available, refusal, more, larger=_larger_memory(target)
+            model.spec, args, available, refusal, more, larger=_larger_memory(target)
         )
-        memory = _as_asked(model.spec, request, refusal)
-        start = _start(model.spec, request, available)
-        return Plan(model, target, request, memory, refusal, changes, notes, start)
-    return Plan(model, target, request, memory, None, (), notes)
+        memory = _as_asked(model.spec, args, refusal)
+        start = _start(model.spec, args, available)
+        return Plan(model, target, args, memory, refusal, changes, notes, start)
+    return Plan(model, target, args, memory, None, (), notes)
 
 
-def _notes(spec: ModelSpec, request: PlanRequest, target: Target) -> Iterator[str]:
+def _notes(spec: ModelSpec, args: EngineArgs, target: Target, reason: str) -> Iterator[str]:
     yield from not_served(spec, target.placement.backend)
-    if request.format_reason:
-        yield request.format_reason
-    if request.ranks > 1:
+    if reason:
+        yield reason
+    if args.ranks > 1:
         yield (
-            f"what-if: {request.ranks} devices share each layer, the figures are one's; the server "
+            f"what-if: {args.ranks} devices share each layer, the figures are one's; the server "
             "computes on one device yet"
         )
-    if request.kv_format is not None:
-        yield f"what-if: a KV cache in {request.kv_format}; the server keeps it in --dtype yet"
+    if args.kv_format is not None:
+        yield f"what-if: a KV cache in {args.kv_format}; the server keeps it in --dtype yet"
 
 
-def _start(spec: ModelSpec, request: PlanRequest, available: int) -> MemoryPlan | None:
+def _start(spec: ModelSpec, args: EngineArgs, available: int) -> MemoryPlan | None:
     """What a server would start with, which needs a cache for one sequence only."""
-    if not request.is_whole_load:
+    if not args.is_whole_load:
         return None
     try:
-        return size_memory(spec, replace(request, whole_load=False), available)
+        return size_memory(spec, replace(args, whole_load=False), available)
     except DoesNotFit:
         return None
 
 
-def _as_asked(spec: ModelSpec, request: PlanRequest, refusal: DoesNotFit) -> MemoryPlan:
+def _as_asked(spec: ModelSpec, args: EngineArgs, refusal: DoesNotFit) -> MemoryPlan:
     """What was refused, on a device without limits: with a cache for the least that was asked."""
-    one = kv_of(spec, request, 1)
-    least = request.least_sequences * one.blocks_of(refusal.max_model_len) * one.page_bytes
-    nbytes = max(least, request.kv_cache_bytes or 0)
-    length = refusal.max_model_len
-    alone = replace(request, max_model_len=length, kv_cache_bytes=nbytes, whole_load=False)
+    one, length = kv_of(spec, refusal.config), refusal.config.scheduler.max_model_len
+    least = args.least_sequences * one.blocks_of(length) * one.page_bytes
+    nbytes = max(least, args.kv_cache_memory or 0)
+    alone = replace(args, max_model_len=length, kv_cache_memory=nbytes, whole_load=False)
     return plan_memory(spec, alone, _UNBOUNDED)
 
 
 def _other_hardware(
-    request: PlanRequest, target: Target, config: ServerConfig
+    args: EngineArgs, target: Target, config: ServerConfig
 ) -> Iterator[list[Change]]:
     """A larger device. A narrower KV cache and several devices are in the what-if table alone:
     quire serve has none of them yet."""
     yield [
         Change(
             f"--device {other.name}",
-            request,
+            args,
             other.placement.available,
             other.total_bytes / target.total_bytes,
         )

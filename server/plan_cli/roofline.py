@@ -57,7 +57,7 @@ def decode_step(plan: Plan, batch: int, length: int) -> StepTime:
 
 def prefill_step(plan: Plan, length: int) -> StepTime:
     """One prompt of ``length`` tokens, in as many chunks as it needs."""
-    chunk = plan.request.max_num_batched_tokens
+    chunk = plan.config.scheduler.max_num_batched_tokens
     chunks = math.ceil(length / chunk)
     flops = token_flops(plan.model.spec).prefill(length)
     context = sum(kv_traffic(plan, min(length, (i + 1) * chunk)) for i in range(chunks))
@@ -70,7 +70,7 @@ def weight_traffic(plan: Plan, tokens: int) -> int:
 
     Of the experts, as many as so many tokens are expected to choose; of the embedding, rows alone.
     """
-    spec, request = plan.model.spec, plan.request
+    spec, held_as = plan.model.spec, plan.config.model
     nbytes = plan.memory.layout.bytes(MemoryKind.WEIGHTS)
     by_component = plan.memory.layout.weights
     if not spec.tied_unembedding:
@@ -79,15 +79,15 @@ def weight_traffic(plan: Plan, tokens: int) -> int:
     if spec.experts is not None:
         count, chosen = spec.experts.count, spec.experts.chosen
         idle = count * (1 - chosen / count) ** tokens  # experts that no token is expected to choose
-        held = held_format(Component.UP, request.format, request.quantization)
-        nbytes -= int(idle * expert_elements(spec) * _width(held) / request.ranks)
+        held = held_format(Component.UP, held_as.format, held_as.quantization)
+        nbytes -= int(idle * expert_elements(spec) * _width(held) / held_as.ranks)
     return nbytes
 
 
 def kv_traffic(plan: Plan, length: int) -> int:
     """Bytes of keys and values that one rank reads for a token that sees ``length`` tokens."""
-    spec = rank_spec(plan.model.spec, plan.request.ranks)
-    per_layer = layer_kv_bytes(spec, plan.request.kv_format or plan.request.format)
+    spec = rank_spec(plan.model.spec, plan.config.model.ranks)
+    per_layer = layer_kv_bytes(spec, plan.config.cache.format)
     windows = (spec.window(layer) for layer in range(spec.num_layers))
     return per_layer * sum(min(length, window) if window else length for window in windows)
 
@@ -103,7 +103,7 @@ def _timed(plan: Plan, name: str, tokens: int, flops: int, weights: int, context
     device = plan.target.device
     bandwidth = None if device is None else device.bandwidth
     rate = None if device is None else device.flops_16bit
-    if get_format(plan.request.format).bytes_per_element != 2:
+    if get_format(plan.config.model.format).bytes_per_element != 2:
         rate = None
     read = weights + context
     return StepTime(
@@ -112,5 +112,5 @@ def _timed(plan: Plan, name: str, tokens: int, flops: int, weights: int, context
         flops=flops,
         reads=(("weights", weights), ("keys and values", context)),
         memory_seconds=None if bandwidth is None else read / bandwidth,
-        compute_seconds=None if rate is None else flops / plan.request.ranks / rate,
+        compute_seconds=None if rate is None else flops / plan.config.model.ranks / rate,
     )

@@ -44,11 +44,15 @@ def find_target(name: str, config: ServerConfig) -> Target:
     Raises StartupError where there is none such, or an option is not for it.
     """
     if name in THIS_MACHINE:
-        return _this_machine(replace(config, device=name))
+        return _this_machine(_with_device(config, name))
     device = find_device(name)
     gpu = GpuDevice(device.title, device.capability, device.memory_bytes, device.memory_bytes)
-    placement = place(replace(config, device="cuda"), find=lambda: gpu, has_cuda=lambda: True)
+    placement = place(_with_device(config, "cuda"), find=lambda: gpu, has_cuda=lambda: True)
     return _gpu_target(device.name, device.title, gpu, placement, device)
+
+
+def _with_device(config: ServerConfig, device: str) -> ServerConfig:
+    return replace(config, engine=replace(config.engine, device=device))
 
 
 def larger_devices(target: Target, config: ServerConfig) -> list[Target]:

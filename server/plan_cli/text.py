@@ -57,19 +57,20 @@ def _head(plan: Plan, facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _verdict(plan: Plan) -> str:
-    request, length = plan.request, plan.memory.max_model_len
+    args, length = plan.args, plan.memory.max_model_len
+    seqs = plan.config.scheduler.max_num_seqs
     if not plan.fits:
         if plan.start is None:
             return "does not fit"
-        return f"does not fit: {request.max_num_seqs} sequences of {length} tokens at once"
-    if request.is_whole_load:
-        return f"fits, {request.max_num_seqs} sequences of {length} tokens at once"
+        return f"does not fit: {seqs} sequences of {length} tokens at once"
+    if args.is_whole_load:
+        return f"fits, {seqs} sequences of {length} tokens at once"
     verdict, most = "fits", plan.memory.model_max_len
-    if request.max_model_len is None and length < most:
+    if args.max_model_len is None and length < most:
         verdict = f"fits, with at most {length} of {most} tokens"
     held = int(plan.memory.concurrent_sequences)
-    if held < request.max_num_seqs:
-        verdict += f"; of that length {held} of {request.max_num_seqs} sequences at once"
+    if held < seqs:
+        verdict += f"; of that length {held} of {seqs} sequences at once"
     return verdict
 
 

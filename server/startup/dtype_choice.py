@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from server.config.server_config import ServerConfig
 from server.memory.backends.registry import backend_named
+from server.memory.engine_args import EngineArgs
 from server.memory.planner.plan import DoesNotFit
 from server.memory.planner.planner import size_memory
-from server.memory.planner.request import PlanRequest
 from weights.formats import FORMATS, tensor_bytes
 from weights.spec import ModelSpec
 
@@ -66,43 +65,43 @@ def probe_products(format: str) -> tuple[ProductTime, ...]:
         return ()
 
 
-def weigh_dtype(
-    config: ServerConfig,
+def choose_dtype(
+    asked: EngineArgs,
     model: ModelSpec,
-    request: PlanRequest,
+    stored: str,
     available_bytes: int,
     probe: Probe | None = None,
-) -> PlanRequest:
-    """``request`` in the format to serve in, with the reason where it was a choice.
+) -> tuple[EngineArgs, str]:
+    """``asked`` with the dtype decided, and the reason where it was a choice.
 
-    Only what --dtype auto left in 16 bits on a CPU is weighed. Float32 takes twice the memory: it
-    is chosen where it is faster and as long a sequence fits.
+    auto is the backend's choice for a checkpoint whose numbers are ``stored`` so. Where that is 16
+    bits and the backend has no haste with them (a CPU), products are timed: float32, which takes
+    twice the memory, is chosen where it is faster and as long a sequence fits.
     """
-    narrow = tensor_bytes((1,), request.format) == 2
-    weighs = backend_named(request.backend).weighs_dtype
-    if config.dtype != "auto" or not weighs or not narrow:
-        return request
-    wide = replace(request, format="f32")
+    if asked.dtype != "auto":
+        return asked, ""
+    backend = backend_named(asked.device)
+    format = backend.auto_format(model, stored)
+    narrow = replace(asked, dtype=FORMATS[format].torch_name)
+    if not backend.weighs_dtype or tensor_bytes((1,), format) != 2:
+        return narrow, ""
     try:
-        longest = size_memory(model, request, available_bytes).max_model_len
+        longest = size_memory(model, narrow, available_bytes).max_model_len
     except DoesNotFit:
-        return request  # nor would it in float32
-    times = (probe or probe_products)(request.format)
+        return narrow, ""  # nor would it in float32
+    times = (probe or probe_products)(format)
     if not times:
-        return request
-    name = FORMATS[request.format].torch_name
+        return narrow, ""
     found = ", ".join(f"{time.ratio:.1f} x at {time.rows} rows" for time in times)
-    measured = f"{name} products take {found} of float32's time here"
+    measured = f"{narrow.dtype} products take {found} of float32's time here"
     if all(time.ratio <= 1.0 for time in times):
-        return replace(request, format_reason=f"{measured}: --dtype auto takes {name}")
+        return narrow, f"{measured}: --dtype auto takes {narrow.dtype}"
+    wide = replace(asked, dtype="float32")
     try:
         fits = size_memory(model, wide, available_bytes).max_model_len >= longest
     except DoesNotFit:
         fits = False
     if not fits:
-        reason = f"{measured}, but float32 does not fit as well: --dtype auto takes {name}"
-        return replace(request, format_reason=reason)
-    return replace(
-        wide,
-        format_reason=f"{measured}: --dtype auto takes float32, which needs twice the memory",
-    )
+        reason = "but float32 does not fit as well: --dtype auto takes"
+        return narrow, f"{measured}, {reason} {narrow.dtype}"
+    return wide, f"{measured}: --dtype auto takes float32, which needs twice the memory"

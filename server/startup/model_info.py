@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from server.config.server_config import ServerConfig, available_cores
-from server.engine.request import EngineLimits
 from server.engine.response_budget import answer_limits
 from server.errors import StartupError
 from server.ipc.engine_info import EngineSettings
 from server.memory.accounting.process import machine_memory
+from server.memory.engine_args import EngineArgs
 from server.memory.planner.plan import MemoryPlan
-from server.memory.planner.planner import plan_memory, resolve_format
-from server.memory.planner.request import PlanRequest
-from server.startup.dtype_choice import weigh_dtype
+from server.memory.planner.planner import plan_memory
+from server.startup.dtype_choice import choose_dtype
 from server.startup.placement import Placement, place, refuse_model
 from server.startup.supported_models import unserved_features
 from weights.checkpoint.folder import Checkpoint, open_checkpoint, refuse_dangling
@@ -39,7 +38,8 @@ _TEXT_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A checked folder and the plan for it."""
+    """A checked folder and the plan for it. ``dtype_reason`` says why --dtype auto came to what it
+    did, for people, where that was weighed."""
 
     folder: Path
     spec: ModelSpec
@@ -51,6 +51,7 @@ class ModelInfo:
     unread_keys: tuple[str, ...]
     plan: MemoryPlan
     placement: Placement
+    dtype_reason: str
 
     @property
     def num_parameters(self) -> int:
@@ -60,10 +61,9 @@ class ModelInfo:
     @property
     def fingerprint(self) -> str:
         """Changes with what the answers depend on: the model's configuration and its formats."""
-        runner = self.plan.runner
-        held = (
-            [runner.format] if runner.quantization is None else [runner.format, runner.quantization]
-        )
+        held = [self.plan.config.model.format]
+        if self.plan.config.model.quantization is not None:
+            held.append(self.plan.config.model.quantization)
         facts = json.dumps([dict(self.config), *held], sort_keys=True)
         return "quire-" + hashlib.sha256(facts.encode()).hexdigest()[:12]
 
@@ -93,7 +93,7 @@ def read_model(config: ServerConfig) -> ModelInfo:
     refuse_model(spec, placement.backend)
     _refuse_tensors(checkpoint, family, spec)
     stored = checkpoint.parameter_format or spec.parameter_dtype
-    request = plan_request(config, placement, spec, stored)
+    args, reason = decided_args(config.engine, placement, spec, stored)
     return ModelInfo(
         folder=folder,
         spec=spec,
@@ -103,8 +103,9 @@ def read_model(config: ServerConfig) -> ModelInfo:
         checkpoint_bytes=checkpoint.total_bytes,
         checkpoint_format=stored,
         unread_keys=unread,
-        plan=plan_memory(spec, request, placement.available),
+        plan=plan_memory(spec, args, placement.available),
         placement=placement,
+        dtype_reason=reason,
     )
 
 
@@ -121,43 +122,26 @@ def _refuse_tensors(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> 
         raise StartupError(f"{checkpoint.folder}: {error}") from error
 
 
-def plan_request(
-    config: ServerConfig, placement: Placement, spec: ModelSpec, stored: str
-) -> PlanRequest:
-    """What is asked of the memory plan; ``stored`` is the checkpoint's format."""
-    request = PlanRequest(
-        format=resolve_format(config.dtype, stored, spec, placement.backend),
-        block_size=placement.block_size,
-        max_num_seqs=placement.max_num_seqs,
-        max_num_batched_tokens=placement.max_num_batched_tokens,
-        max_model_len=config.max_model_len,
-        kv_cache_bytes=config.kv_cache_memory,
-        quantization=config.quantization,
-        backend=placement.backend.name,
-        batch_invariant=config.batch_invariant,
-    )
-    return weigh_dtype(config, spec, request, placement.available)
+def decided_args(
+    asked: EngineArgs, placement: Placement, spec: ModelSpec, stored: str
+) -> tuple[EngineArgs, str]:
+    """``asked`` with the device and the dtype decided, and why that dtype, where it was weighed.
+    ``stored`` is the checkpoint's format."""
+    here = replace(asked, device=placement.backend.name)
+    return choose_dtype(here, spec, stored, placement.available)
 
 
 def engine_settings(config: ServerConfig, model: ModelInfo) -> EngineSettings:
     """What the engine process is told."""
-    runner = model.plan.runner
+    planned = model.plan.config
+    scheduler = replace(
+        planned.scheduler,
+        eos_token_ids=model.eos_token_ids,
+        answers=answer_limits(_host_bytes_left(model)),
+    )
     return EngineSettings(
         model_dir=str(model.folder.resolve()),
-        runner=runner,
-        limits=EngineLimits(
-            max_num_seqs=runner.max_num_seqs,
-            max_num_batched_tokens=runner.max_num_batched_tokens,
-            max_model_len=runner.max_model_len,
-            max_logit_rows=runner.max_logit_rows,
-            max_queued_requests=config.max_queued_requests,
-            max_queued_tokens=config.max_queued_tokens(runner.max_model_len),
-            queue_timeout_s=config.queue_timeout,
-            prefix_caching=config.prefix_caching,
-            eos_token_ids=model.eos_token_ids,
-            max_logprobs=runner.max_logprobs,
-            answers=answer_limits(_host_bytes_left(model)),
-        ),
+        config=replace(planned, scheduler=scheduler),
         num_threads=config.threads or available_cores(),
         log_format=config.log_format,
         debug_check_invariants=config.debug_check_invariants,

@@ -14,6 +14,8 @@ from server.memory.backends.cpu import CPU
 from server.memory.backends.cuda import CUDA
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
+from server.memory.engine_args import EngineArgs
+from server.memory.planner.resolve_args import batch_sizes
 from server.startup.api_memory import api_memory
 from server.startup.supported_models import unserved_by
 from weights.spec import ModelSpec
@@ -36,9 +38,6 @@ class Placement:
     backend: Backend
     gpu: GpuDevice | None
     available: int
-    block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
     api_memory: int
 
 
@@ -48,35 +47,20 @@ def place(
     find: Callable[[], GpuDevice | None] = find_gpu,
     has_cuda: Callable[[], bool] = torch_has_cuda,
 ) -> Placement:
-    """Chooses the device for --device, and the sizes that the device decides.
+    """Chooses the device for --device.
 
     Raises:
         StartupError: the device is not there or not served, or an option is not for it.
     """
-    backend, gpu = _chosen(config.device, find, has_cuda)
-    _refuse_options(config, backend)
+    backend, gpu = _chosen(config.engine.device, find, has_cuda)
+    _refuse_options(config.engine, backend)
     _, free = machine_memory()
     api = api_memory(config.api_memory, free, config.max_body_size)
     if gpu is None:
         available = max(0, free - CPU_RUNTIME_BYTES - api)
     else:
         available = int(gpu.free * (1 - GPU_SLACK_SHARE)) - GPU_RUNTIME_BYTES
-    seqs = config.max_num_seqs or backend.defaults.max_num_seqs
-    tokens = config.max_num_batched_tokens or max(seqs, backend.defaults.max_num_batched_tokens)
-    if tokens < seqs:
-        raise StartupError(
-            f"--max-num-batched-tokens {tokens} is below --max-num-seqs {seqs}: every running "
-            "sequence needs one token a step"
-        )
-    return Placement(
-        backend=backend,
-        gpu=gpu,
-        available=available,
-        block_size=config.block_size or backend.defaults.block_size,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=tokens,
-        api_memory=api,
-    )
+    return Placement(backend, gpu, available, api)
 
 
 def gpu_memory_for(available: int) -> int:
@@ -127,14 +111,15 @@ def _usable(
     return None
 
 
-def _refuse_options(config: ServerConfig, backend: Backend) -> None:
-    if config.quantization is not None and config.quantization not in backend.quantisations:
+def _refuse_options(args: EngineArgs, backend: Backend) -> None:
+    if args.quantization is not None and args.quantization not in backend.quantisations:
         raise StartupError(
-            f"--quantization {config.quantization} needs a GPU, and this server computes on the "
+            f"--quantization {args.quantization} needs a GPU, and this server computes on the "
             "CPU: leave it out, or take --dtype bfloat16 for half of float32's bytes"
         )
-    if config.batch_invariant and not backend.batch_invariant:
+    if args.batch_invariant and not backend.batch_invariant:
         raise StartupError(
             "--batch-invariant needs a GPU, and this server computes on the CPU: leave it out; "
             "with --dtype float32 equal requests get equal tokens there"
         )
+    batch_sizes(args, backend)

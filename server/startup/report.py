@@ -69,15 +69,15 @@ def determinism(format: str, backend: Backend, *, batch_invariant: bool = False)
 def served_determinism(plan: MemoryPlan) -> str:
     """What the server that runs this plan guarantees."""
     return determinism(
-        plan.runner.format,
-        backend_named(plan.runner.backend),
-        batch_invariant=plan.runner.batch_invariant,
+        plan.config.model.format,
+        backend_named(plan.config.model.backend),
+        batch_invariant=plan.config.model.batch_invariant,
     )
 
 
 def device_name(plan: MemoryPlan) -> str:
     """As --device says it."""
-    return plan.runner.backend
+    return plan.config.model.backend
 
 
 def version_report(config: ServerConfig, model: ModelInfo) -> dict[str, str]:
@@ -85,7 +85,7 @@ def version_report(config: ServerConfig, model: ModelInfo) -> dict[str, str]:
     return {
         "version": server.__version__,
         "model": config.model_name,
-        "dtype": model.plan.runner.format,
+        "dtype": model.plan.config.model.format,
         "device": device_name(model.plan),
         "system_fingerprint": model.fingerprint,
         "determinism": served_determinism(model.plan),
@@ -115,7 +115,7 @@ def _listening(host: str) -> list[str]:
 
 def _facts(facts: ReportInput) -> list[tuple[str, str]]:
     model, plan, engine = facts.model, facts.model.plan, facts.engine
-    spec = model.spec
+    spec, config = model.spec, plan.config
     shape = (
         f"{spec.family}, {spec.num_layers} layers, hidden {spec.hidden_size}, "
         f"{spec.attention.num_query_heads}/{spec.attention.num_kv_heads} heads of "
@@ -127,15 +127,15 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
     pairs = [
         ("model", shape),
         ("parameters", f"{model.num_parameters:,}" + _tied(facts)),
-        ("dtype", f"{plan.runner.format}{_widened(facts)}{_quantised(facts)}, on {_device(facts)} "
+        ("dtype", f"{config.model.format}{_widened(facts)}{_quantised(facts)}, on {_device(facts)} "
          f"({engine.cpu_capability}), {engine.num_threads} threads, torch {engine.torch_version}"),
-        *([("dtype auto", plan.request.format_reason)] if plan.request.format_reason else []),
+        *([("dtype auto", model.dtype_reason)] if model.dtype_reason else []),
         ("max length", length),
         ("KV cache", f"{plan.capacity_tokens:,} tokens in {plan.kv.num_blocks:,} blocks of "
-         f"{plan.runner.block_size}: {plan.concurrent_sequences:.1f} sequences of "
+         f"{config.cache.block_size}: {plan.concurrent_sequences:.1f} sequences of "
          f"{plan.max_model_len} at once (set by {plan.pool_limit})"),
-        ("batch", f"{plan.runner.max_num_seqs} sequences, "
-         f"{plan.runner.max_num_batched_tokens} tokens a step"),
+        ("batch", f"{config.scheduler.max_num_seqs} sequences, "
+         f"{config.scheduler.max_num_batched_tokens} tokens a step"),
         ("sampling", _defaults(facts)),
         ("ends at ids", _ends(facts)),
         ("rope", _rope(facts)),
@@ -160,12 +160,12 @@ def _device(facts: ReportInput) -> str:
 
 
 def _quantised(facts: ReportInput) -> str:
-    quantization = facts.model.plan.runner.quantization
+    quantization = facts.model.plan.config.model.quantization
     return "" if quantization is None else f", layers' matrices in {quantization}"
 
 
 def _widened(facts: ReportInput) -> str:
-    held, stored = facts.model.plan.runner.format, facts.model.checkpoint_format
+    held, stored = facts.model.plan.config.model.format, facts.model.checkpoint_format
     return "" if held == stored else f" (the checkpoint's is {stored}; --dtype chooses)"
 
 

@@ -50,7 +50,7 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
         opened = open_device(settings)
         built = build_runner(
             Path(settings.model_dir),
-            settings.runner,
+            settings.config,
             progress=display(),
             filling=lambda: display("making the cache resident"),
             graphs=GraphMode(settings.cuda_graphs),
@@ -60,7 +60,8 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
         core = EngineCore(
             built.runner,
             built.kv,
-            settings.limits,
+            settings.config.scheduler,
+            prefix_caching=settings.config.cache.prefix_caching,
             strict=settings.debug_check_invariants,
             on_shortage=shortages,
         )
@@ -76,7 +77,7 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
     shortages.read = accountant.read
     facts = EngineInfo(
         weights={str(name): nbytes for name, nbytes in built.held.weights().items()},
-        weights_format=settings.runner.format,
+        weights_format=settings.config.model.format,
         load_seconds=built.report.seconds,
         ready_seconds=time.monotonic() - started,
         torch_version=str(torch.__version__),

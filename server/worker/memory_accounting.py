@@ -29,9 +29,9 @@ def open_device(settings: EngineSettings) -> OpenedDevice:
         StartupError: the device that the settings want is not there.
         CheckpointError: the folder is refused.
     """
-    backend = backend_named(settings.runner.backend)
+    backend = backend_named(settings.config.model.backend)
     opened: OpenedDevice = backend.load(backend.open_device)(
-        settings.runner, Path(settings.model_dir)
+        settings.config, Path(settings.model_dir)
     )
     return opened
 

@@ -49,8 +49,8 @@ class OutOfMemoryLog:
 
 def loading_message(reason: str, settings: EngineSettings) -> str:
     """Why a start ended, and what would take less. The folder's headers were read before."""
-    config = open_checkpoint(Path(settings.model_dir)).config
-    layout = build_layout(resolve(config).spec(config), settings.runner)
+    document = open_checkpoint(Path(settings.model_dir)).config
+    layout = build_layout(resolve(document).spec(document), settings.config)
     plan = ", ".join(
         f"{kind} {format_size(nbytes)}" for kind, nbytes in planned_kinds(layout).items() if nbytes
     )

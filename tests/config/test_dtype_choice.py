@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 import server.startup.dtype_choice as dtype_choice
-from server.config.server_config import resolve
-from server.memory.planner.request import PlanRequest
-from server.startup.dtype_choice import ProductTime, probe_products, weigh_dtype
+from server.memory.engine_args import EngineArgs
+from server.startup.dtype_choice import ProductTime, choose_dtype, probe_products
 from weights.presets import find_preset
 
 GIB = 2**30
 LARGE = find_preset("llama-3.2-1b").spec
-REQUEST = PlanRequest("bf16", 16, 8, 128)
+ASKED = EngineArgs(device="cpu", max_num_seqs=8, max_num_batched_tokens=128)
+NARROW = replace(ASKED, dtype="bfloat16")
 SLOW = (ProductTime(16, 1e-3, 3e-3), ProductTime(256, 9e-3, 9.9e-3))
 FAST = (ProductTime(16, 1e-3, 1e-3), ProductTime(256, 9e-3, 2e-3))
 SLOW_WITH_FEW = (ProductTime(16, 1e-3, 2e-3), ProductTime(256, 9e-3, 2e-3))
@@ -29,49 +29,45 @@ def unasked(format: str) -> tuple[ProductTime, ...]:
 
 def weighed(
     probe: Callable[[str], tuple[ProductTime, ...]],
-    request: PlanRequest = REQUEST,
+    asked: EngineArgs = ASKED,
     available: int = 32 * GIB,
-    **options: str,
-) -> PlanRequest:
-    return weigh_dtype(resolve(options, {}), LARGE, request, available, probe)
+    stored: str = "bf16",
+) -> tuple[EngineArgs, str]:
+    return choose_dtype(asked, LARGE, stored, available, probe)
 
 
 @pytest.mark.parametrize(
-    ("times", "format", "said"),
+    ("times", "dtype", "said"),
     [
-        (SLOW, "f32", "3.0 x at 16 rows, 1.1 x at 256 rows of float32's time here"),
-        (SLOW_WITH_FEW, "f32", "2.0 x at 16 rows, 0.2 x at 256 rows"),
-        (FAST, "bf16", "1.0 x at 16 rows, 0.2 x at 256 rows"),
+        (SLOW, "float32", "3.0 x at 16 rows, 1.1 x at 256 rows of float32's time here"),
+        (SLOW_WITH_FEW, "float32", "2.0 x at 16 rows, 0.2 x at 256 rows"),
+        (FAST, "bfloat16", "1.0 x at 16 rows, 0.2 x at 256 rows"),
     ],
 )
-def test_16_bits_are_taken_where_they_are_as_fast(times: Any, format: str, said: str) -> None:
-    found = weighed(lambda asked: times if asked == "bf16" else unasked(asked))
-    assert found.format == format
-    assert said in found.format_reason
-    name = {"f32": "float32", "bf16": "bfloat16"}[format]
-    assert f"--dtype auto takes {name}" in found.format_reason
-    assert replace(found, format="bf16", format_reason="") == REQUEST
+def test_16_bits_are_taken_where_they_are_as_fast(times: Any, dtype: str, said: str) -> None:
+    found, reason = weighed(lambda format: times if format == "bf16" else unasked(format))
+    assert found == replace(ASKED, dtype=dtype)
+    assert said in reason
+    assert f"--dtype auto takes {dtype}" in reason
 
 
 def test_float32_that_does_not_fit_is_not_taken() -> None:
     """2.3 GiB of weights in 16 bits: twice that is not there."""
-    found = weighed(lambda format: SLOW, available=4 * GIB)
-    assert found.format == "bf16" and "float32 does not fit as well" in found.format_reason
+    found, reason = weighed(lambda format: SLOW, available=4 * GIB)
+    assert found == NARROW and "float32 does not fit as well" in reason
     # It would fit with shorter sequences than 16 bits allow.
-    short = weighed(lambda format: SLOW, available=6 * GIB)
-    assert short.format == "bf16"
-    asked = weighed(lambda format: SLOW, replace(REQUEST, max_model_len=512), available=6 * GIB)
-    assert asked.format == "f32"
+    short, _ = weighed(lambda format: SLOW, available=6 * GIB)
+    assert short == NARROW
+    fits, _ = weighed(lambda format: SLOW, replace(ASKED, max_model_len=512), available=6 * GIB)
+    assert fits.dtype == "float32"
 
 
 def test_nothing_is_timed_where_there_is_nothing_to_choose() -> None:
-    for request, options in (
-        (REQUEST, {"dtype": "bfloat16"}),
-        (replace(REQUEST, format="f32"), {}),
-        (replace(REQUEST, backend="cuda"), {}),
-    ):
-        assert weighed(unasked, request, **options) == request
-    assert weighed(unasked, available=GIB) == REQUEST  # fits in neither
+    assert weighed(unasked, NARROW) == (NARROW, "")
+    assert weighed(unasked, stored="f32") == (replace(ASKED, dtype="float32"), "")
+    on_a_gpu = replace(ASKED, device="cuda")
+    assert weighed(unasked, on_a_gpu) == (replace(on_a_gpu, dtype="bfloat16"), "")
+    assert weighed(unasked, available=GIB) == (NARROW, "")  # fits in neither
 
 
 def test_products_that_cannot_be_timed_leave_the_checkpoints_format(
@@ -82,7 +78,7 @@ def test_products_that_cannot_be_timed_leave_the_checkpoints_format(
 
     probe_products.cache_clear()
     monkeypatch.setattr(dtype_choice.subprocess, "run", broken)
-    assert weighed(probe_products) == REQUEST
+    assert weighed(probe_products) == (NARROW, "")
     assert "bfloat16 could not be timed" in caplog.text
     probe_products.cache_clear()
 

@@ -20,10 +20,13 @@ from server.config.server_config import (
 )
 from server.config.values import read_integer, read_size
 from server.errors import StartupError
+from server.memory.engine_args import EngineArgs
+from server.memory.planner.resolve_args import resolve_engine
 from server.startup.listener import explain
 from server.startup.model_info import read_model
 from server.startup.report import print_report
 from server.units import exact_size, format_size
+from weights.synthetic.tiny_specs import tiny_llama
 
 # A value other than the default for each option: what is written, and what it comes to.
 EXAMPLES: dict[str, tuple[str, object]] = {
@@ -57,7 +60,8 @@ each_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: opti
 
 
 def value_of(config: ServerConfig, option: Option) -> object:
-    return getattr(config, option.field)
+    part = config if hasattr(config, option.field) else config.engine
+    return getattr(part, option.field)
 
 
 def toml_file(folder: Path, text: str) -> str:
@@ -68,7 +72,10 @@ def toml_file(folder: Path, text: str) -> str:
 
 def test_the_table_the_fields_and_the_examples_name_the_same_options() -> None:
     names = [option.field for option in (*OPTIONS, DEBUG_CHECK_INVARIANTS)]
-    assert names == [field.name for field in fields(ServerConfig)]
+    plans_alone = {"kv_format", "ranks", "whole_load"}
+    asked = {field.name for field in fields(EngineArgs)} - plans_alone
+    assert set(names) == {field.name for field in fields(ServerConfig)} - {"engine"} | asked
+    assert len(names) == len(set(names))
     assert {option.name for option in OPTIONS} == set(EXAMPLES)
 
 
@@ -105,7 +112,8 @@ def test_an_option_can_be_given_in_the_file(option: Option, tmp_path: Path) -> N
 def test_the_file_takes_numbers_and_booleans_as_they_are(tmp_path: Path) -> None:
     text = "port = 9000\nqueue-timeout = 1.5\nprefix-caching = false\n"
     config = resolve({}, {}, toml_file(tmp_path, text))
-    assert (config.port, config.queue_timeout, config.prefix_caching) == (9000, 1.5, False)
+    asked = config.engine
+    assert (config.port, asked.queue_timeout, asked.prefix_caching) == (9000, 1.5, False)
 
 
 def test_flag_comes_before_variable_before_file_before_default(tmp_path: Path) -> None:
@@ -166,9 +174,13 @@ def test_the_books_are_checked_after_every_step_by_a_variable_alone(tmp_path: Pa
 
 
 def test_the_queue_holds_a_mean_prompt_in_every_place_and_always_one_of_any_length() -> None:
-    assert resolve({}, {}).max_queued_tokens(8192) == 256 * 1024
-    few = resolve({"max-queued-requests": "3"}, {})
-    assert (few.max_queued_tokens(3072), few.max_queued_tokens(8192)) == (3072, 8192)
+    def most(max_model_len: int, **flags: str) -> int:
+        asked = resolve({"device": "cpu", "dtype": "float32", **flags}, {}).engine
+        return resolve_engine(asked, tiny_llama(), max_model_len).scheduler.max_queued_tokens
+
+    assert most(8192) == 256 * 1024
+    few = {"max-queued-requests": "3"}
+    assert (most(3072, **few), most(8192, **few)) == (3072, 8192)
 
 
 def test_the_served_name_is_the_folders_unless_one_is_given() -> None:
@@ -352,4 +364,4 @@ def test_threads_stop_spinning_unless_the_operator_says_otherwise(
 def test_quantised_matrices_are_refused_where_a_cpu_computes() -> None:
     with pytest.raises(StartupError, match=r"--quantization int8 needs a GPU.* leave it out"):
         read_model(resolve({"quantization": "int8"}, {}))
-    assert resolve({"quantization": "none"}, {}).quantization is None
+    assert resolve({"quantization": "none"}, {}).engine.quantization is None

@@ -13,8 +13,10 @@ from server.memory.accounting.gpu_device import GpuDevice, find_gpu
 from server.memory.accounting.nvml import DeviceUse
 from server.memory.backends.cpu import CPU
 from server.memory.backends.cuda import CUDA
-from server.memory.planner.planner import plan_memory, resolve_format
-from server.memory.planner.request import PlanRequest
+from server.memory.engine_args import EngineArgs
+from server.memory.planner.planner import plan_memory
+from server.memory.planner.resolve_args import resolve_engine
+from server.startup.dtype_choice import choose_dtype
 from server.startup.placement import (
     CPU_RUNTIME_BYTES,
     GPU_RUNTIME_BYTES,
@@ -23,6 +25,7 @@ from server.startup.placement import (
     refuse_model,
 )
 from server.startup.report import determinism
+from weights.formats import FORMATS
 from weights.synthetic.tiny_specs import tiny_llama
 
 GIB = 2**30
@@ -60,14 +63,18 @@ def test_a_gpu_that_was_asked_for_and_cannot_be_used_is_an_error(
 
 
 def test_the_device_decides_the_sizes_left_to_auto() -> None:
-    def sizes(placement: Placement) -> tuple[int, int, int]:
-        return placement.block_size, placement.max_num_seqs, placement.max_num_batched_tokens
+    def sizes(device: str = "cuda", **given: int) -> tuple[int, int, int]:
+        config = resolve_engine(
+            EngineArgs(device=device, dtype="float32", **given), tiny_llama(), max_model_len=64
+        )
+        seqs, tokens = config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens
+        return config.cache.block_size, seqs, tokens
 
-    assert sizes(placed()) == (64, 256, 8192)
-    assert sizes(placed(device="cpu")) == (16, 32, 512)
-    given = {"block_size": "32", "max_num_seqs": "7", "max_num_batched_tokens": "99"}
-    assert sizes(placed(**given)) == sizes(placed(device="cpu", **given)) == (32, 7, 99)
-    assert sizes(placed(device="cpu", max_num_seqs="600")) == (16, 600, 600)
+    assert sizes() == (64, 256, 8192)
+    assert sizes("cpu") == (16, 32, 512)
+    given = {"block_size": 32, "max_num_seqs": 7, "max_num_batched_tokens": 99}
+    assert sizes(**given) == sizes("cpu", **given) == (32, 7, 99)
+    assert sizes("cpu", max_num_seqs=600) == (16, 600, 600)
     with pytest.raises(StartupError, match="below --max-num-seqs 32"):
         placed(device="cpu", max_num_batched_tokens="8")
 
@@ -84,22 +91,24 @@ def test_what_a_cpu_does_not_serve_is_refused_there(option: str) -> None:
 def test_dtype_auto_on_a_gpu_is_a_16_bit_format() -> None:
     model = tiny_llama()
     for stored, expected in (("bf16", "bf16"), ("f16", "f16"), ("f32", "bf16")):
-        assert resolve_format("auto", stored, model, CUDA) == expected
-    assert resolve_format("float32", "bf16", model, CUDA) == "f32"
+        asked = EngineArgs(device="cuda")
+        assert choose_dtype(asked, model, stored, GIB)[0].dtype == FORMATS[expected].torch_name
+    wide = replace(asked, dtype="float32")
+    assert choose_dtype(wide, model, "bf16", GIB) == (wide, "")
 
 
-def request(**changes: Any) -> PlanRequest:
-    base = PlanRequest("bf16", 64, 64, 2048, backend="cuda")
+def asked_of_a_gpu(**changes: Any) -> EngineArgs:
+    base = EngineArgs(device="cuda", dtype="bfloat16", max_num_seqs=64, max_num_batched_tokens=2048)
     return replace(base, **changes)
 
 
 def test_the_cache_of_a_gpu_takes_all_that_is_left() -> None:
-    plan = plan_memory(tiny_llama(), request(), 4 * GIB)
+    plan = plan_memory(tiny_llama(), asked_of_a_gpu(), 4 * GIB)
     left = 4 * GIB - sum(plan.kinds.values())
     assert 0 <= left < plan.kv.page_bytes
     assert plan.kinds["graphs"] > 0
-    assert plan.runner.backend == "cuda"
-    half = plan_memory(tiny_llama(), request(kv_cache_bytes=2 * GIB), 4 * GIB)
+    assert plan.config.model.backend == "cuda"
+    half = plan_memory(tiny_llama(), asked_of_a_gpu(kv_cache_memory=2 * GIB), 4 * GIB)
     assert half.pool_limit == "--kv-cache-memory"
     assert half.kinds["kv_cache"] <= 2 * GIB
 

@@ -16,6 +16,7 @@ from server.startup.listener import address, bind
 from server.startup.model_info import read_model
 from server.startup.report import ReportInput, startup_report, version_report
 from tests.api.api_fakes import FakeEngine, make_state
+from tests.engine_configs import engine_config
 
 ALL_CONNECTIONS = ConnectionLimits(512, 256)
 
@@ -98,8 +99,8 @@ def test_the_version_says_the_device_and_its_guarantee() -> None:
     assert (told["device"], told["dtype"]) == ("cpu", "bf16")
     assert "--dtype float32 guarantees" in told["determinism"]
 
-    runner = replace(model.plan.runner, backend="cuda", batch_invariant=True)
-    layout = replace(model.plan.layout, config=runner)
+    config_there = engine_config(model.plan.config, backend="cuda", batch_invariant=True)
+    layout = replace(model.plan.layout, config=config_there)
     there = replace(model, plan=replace(model.plan, layout=layout))
     told = version_report(config, there)
     assert told["device"] == "cuda"
@@ -119,7 +120,7 @@ def test_it_says_why_dtype_auto_took_what_it_took(monkeypatch: pytest.MonkeyPatc
     assert "dtype auto" not in report()
     reason = "bfloat16 products take 3.0 x at 16 rows of float32's time here"
     monkeypatch.setattr(
-        "server.startup.model_info.weigh_dtype",
-        lambda config, spec, request, available: replace(request, format_reason=reason),
+        "server.startup.model_info.choose_dtype",
+        lambda args, spec, stored, available: (replace(args, dtype="float32"), reason),
     )
     assert f"  dtype auto    {reason}\n" in report()

@@ -12,9 +12,10 @@ from typing import Any
 
 from server.engine.constraints import TokenConstraints
 from server.engine.core import EngineCore
+from server.engine.engine_config import SchedulerConfig
 from server.engine.events import ChoiceOutput, EngineFrame, PromptOutput, Refused, StepStats
 from server.engine.prefix_cache import Digest, sha256_digest
-from server.engine.request import EngineLimits, EngineRequest, SamplingParams
+from server.engine.request import EngineRequest, SamplingParams
 from server.engine.sequence import Sequence as LiveSequence
 from server.engine.step import OutOfMemoryEvent, StepInFlight
 from server.engine.step_plan import LogprobArrays, StepPlan
@@ -74,6 +75,7 @@ class Story:
         digest: Digest = sha256_digest,
         overlaps: bool = False,
         constraints: TokenConstraints | None = None,
+        prefix_caching: bool = True,
         **limits: Any,
     ) -> None:
         wide: dict[str, Any] = {
@@ -85,7 +87,7 @@ class Story:
             "max_queued_tokens": 512,
             "queue_timeout_s": 60.0,
         }
-        self.limits = EngineLimits(**(wide | limits))
+        self.limits = SchedulerConfig(**(wide | limits))
         self.now = 0.0
         spec = kv_spec(num_blocks, block_size, num_groups)
         self.executor = FakeExecutor(
@@ -100,6 +102,7 @@ class Story:
             self.executor,
             spec,
             self.limits,
+            prefix_caching=prefix_caching,
             clock=lambda: self.now,
             strict=True,
             digest=digest,

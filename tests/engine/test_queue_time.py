@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from server.engine.core import EngineCore
-from server.engine.request import EngineLimits, EngineRequest, SamplingParams
+from server.engine.engine_config import SchedulerConfig
+from server.engine.request import EngineRequest, SamplingParams
 from tests.engine.fake_executor import FakeExecutor, kv_spec
 
-LIMITS = EngineLimits(
+LIMITS = SchedulerConfig(
     max_num_seqs=1,
     max_num_batched_tokens=64,
     max_model_len=64,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,11 @@ import torch
 import kernels
 from server.engine.core import EngineCore
 from server.engine.events import EngineFrame, StepStats
-from server.engine.request import EngineLimits, EngineRequest, FinishReason
+from server.engine.request import EngineRequest, FinishReason
 from server.engine.step_plan import LogprobArrays
 from server.execution.build import BuiltRunner, build_runner
 from server.execution.packing import unpack_logprobs
-from server.memory.runner_config import RunnerConfig
+from tests.engine_configs import engine_config
 from tests.equivalence import rounding
 
 MAX_TOKENS = 512  # the layout's largest step; a run may take a smaller budget
@@ -78,8 +78,7 @@ class Run:
 
 def built_runner(folder: Path, *, block_size: int = 16, num_tokens: int = 4096) -> BuiltRunner:
     """A poisoned runner whose pool holds ``num_tokens`` tokens."""
-    config = RunnerConfig(
-        format="f32",
+    config = engine_config(
         block_size=block_size,
         num_blocks=num_tokens // block_size,
         max_num_seqs=16,
@@ -101,19 +100,14 @@ def run(
     one_by_one: bool = False,
 ) -> Run:
     """Runs the requests to their ends, together or one after the other, invariants checked."""
-    limits = EngineLimits(
-        max_num_seqs=built.layout.config.max_num_seqs,
+    config = replace(
+        built.layout.config.scheduler,
         max_num_batched_tokens=budget,
-        max_model_len=built.layout.config.max_model_len,
         max_logit_rows=budget,
-        max_queued_requests=1000,
-        max_queued_tokens=1_000_000,
-        queue_timeout_s=1e9,
-        prefix_caching=prefix_caching,
         max_preemptions=1000,
         eos_token_ids=built.eos_token_ids,
     )
-    core = EngineCore(built.runner, built.kv, limits, strict=True)
+    core = EngineCore(built.runner, built.kv, config, prefix_caching=prefix_caching, strict=True)
     outcome = Run()
     groups = [[request] for request in requests] if one_by_one else [list(requests)]
     for group in groups:

@@ -18,6 +18,7 @@ import torch
 
 import kernels
 from kernels import reference
+from server.engine.engine_config import CacheConfig
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.kv_spec import GroupKind, KVCacheSpec
 from server.execution.buffers import allocate
@@ -26,7 +27,9 @@ from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
 from server.execution.model import Decoder, rotary_table
 from server.execution.model_runner import ModelRunner
-from server.memory.layout import Layout, RunnerConfig, build_layout, kv_cache_spec
+from server.memory.kv_groups import kv_cache_spec
+from server.memory.layout import Layout, build_layout
+from tests.engine_configs import engine_config
 from tests.equivalence import checks, harness, rounding, workloads
 from tests.equivalence.checks import Setting
 from tests.execution import fake_device, stepping
@@ -54,8 +57,7 @@ class TwoGroups(Setting):
     patch: pytest.MonkeyPatch = field(kw_only=True)
 
     def built(self, num_tokens: int = 4096) -> Built:  # type: ignore[override]
-        config = RunnerConfig(
-            format="f32",
+        config = engine_config(
             block_size=self.block_size,
             num_blocks=2 * num_tokens // self.block_size,
             max_num_seqs=16,
@@ -84,7 +86,7 @@ class TwoGroups(Setting):
             graphs=GraphMode.LAZY,
             poison=True,
         )
-        kv = kv_cache_spec(model, "f32", self.block_size, config.num_blocks)
+        kv = kv_cache_spec(model, config.cache)
         return Built(runner, layout, kv, model.eos_token_ids)
 
 
@@ -144,7 +146,9 @@ def exact_logits(folder: Path, ids: list[int]) -> torch.Tensor:
 
 
 def test_there_are_two_groups_and_one_has_a_window() -> None:
-    kv = kv_cache_spec(replace(LLAMA, windows=WINDOWS), "f32", 16, 8)
+    kv = kv_cache_spec(
+        replace(LLAMA, windows=WINDOWS), CacheConfig(block_size=16, num_blocks=8, format="f32")
+    )
     assert [group.kind for group in kv.groups] == [GroupKind.FULL, GroupKind.WINDOW]
     assert [group.layer_ids for group in kv.groups] == [(0, 3), (1, 2)]
     assert KVCacheManager(kv, prefix_caching=False).num_groups == 2

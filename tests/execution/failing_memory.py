@@ -7,19 +7,19 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from server.engine.core import EngineCore
+from server.engine.engine_config import EngineConfig
 from server.engine.kv_spec import KVCacheSpec
-from server.engine.request import EngineLimits, EngineRequest, FinishReason
+from server.engine.request import EngineRequest, FinishReason
 from server.engine.step import OutOfMemoryEvent
 from server.engine.step_plan import Executor
 from server.execution.live_bytes import LiveBytes
-from server.memory.runner_config import RunnerConfig
 from tests.equivalence.harness import Choice, Run
 
 WORDS = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: injected"
@@ -102,7 +102,7 @@ class ShortRun:
 def run_short(
     executor: Executor,
     kv: KVCacheSpec,
-    config: RunnerConfig,
+    config: EngineConfig,
     requests: Sequence[EngineRequest],
     memory: TorchDispatchMode,
     *,
@@ -113,17 +113,19 @@ def run_short(
     """Runs the requests to their ends, the invariants checked after every change. The engine is
     empty afterwards, whatever happened."""
     found = ShortRun()
-    limits = EngineLimits(
-        max_num_seqs=config.max_num_seqs,
+    sizes = replace(
+        config.scheduler,
         max_num_batched_tokens=budget,
-        max_model_len=config.max_model_len,
-        max_logit_rows=min(budget, config.logit_rows),
-        max_queued_requests=100,
-        max_queued_tokens=100_000,
-        queue_timeout_s=1e9,
-        prefix_caching=prefix_caching,
+        max_logit_rows=min(budget, config.scheduler.logit_rows),
     )
-    core = EngineCore(executor, kv, limits, strict=True, on_shortage=found.shortages.append)
+    core = EngineCore(
+        executor,
+        kv,
+        sizes,
+        prefix_caching=prefix_caching,
+        strict=True,
+        on_shortage=found.shortages.append,
+    )
     core.submit(list(requests))
     with memory, quiet():
         for _ in range(most_steps):

@@ -7,14 +7,14 @@ same answers. With a runner that overlaps the engine keeps two steps in flight.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from server.execution.cuda_graphs import GraphMode
 from server.execution.model_runner import ModelRunner
-from server.memory.runner_config import RunnerConfig
+from tests.engine_configs import engine_config
 from tests.equivalence import checks, harness, workloads
 from tests.equivalence.checks import Setting
 from tests.equivalence.harness import Run
@@ -42,8 +42,7 @@ class LateSetting(Setting):
     made: list[late_runners.FakeBuilt] = field(default_factory=list)
 
     def built(self, num_tokens: int = 4096) -> late_runners.FakeBuilt:  # type: ignore[override]
-        config = RunnerConfig(
-            format="f32",
+        config = engine_config(
             block_size=self.block_size,
             num_blocks=num_tokens // self.block_size,
             max_num_seqs=16,
@@ -52,7 +51,7 @@ class LateSetting(Setting):
             max_logit_rows=harness.MAX_TOKENS,
             max_logprobs=8,
         )
-        config = replace(config, **self.changes)  # type: ignore[arg-type]
+        config = engine_config(config, **self.changes)
         if not self.overlaps:
             self.patch.setattr(ModelRunner, "overlaps", property(lambda _: False))
         built = late_runners.build_from(self.folder, config, self.patch, graphs=self.graphs)

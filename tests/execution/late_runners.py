@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 import kernels
+from server.engine.engine_config import EngineConfig
 from server.engine.kv_spec import KVCacheSpec
 from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
@@ -18,8 +19,7 @@ from server.execution.model import Decoder, rotary_table
 from server.execution.model_runner import ModelRunner
 from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import Layout, build_layout
-from server.memory.runner_config import RunnerConfig
-from tests.execution import stepping
+from tests.engine_configs import engine_config
 from tests.execution.fake_device import FakeDevice, install
 from weights.checkpoint.folder import open_checkpoint
 from weights.families import resolve
@@ -47,13 +47,13 @@ def build(
     install: Install = install,
     **changes: object,
 ) -> FakeBuilt:
-    config = stepping.small_config(**changes)
+    config = engine_config(**changes)
     return build_from(folder, config, patch, graphs=graphs, device=device, install=install)
 
 
 def build_from(
     folder: Path,
-    config: RunnerConfig,
+    config: EngineConfig,
     patch: pytest.MonkeyPatch,
     *,
     graphs: GraphMode = GraphMode.LAZY,
@@ -64,16 +64,16 @@ def build_from(
     another device that is given."""
     checkpoint = open_checkpoint(folder)
     model = resolve(checkpoint.config).spec(checkpoint.config)
-    layout = build_layout(model, replace(config, backend="cuda"))
+    layout = build_layout(model, engine_config(config, backend="cuda"))
     device = FakeDevice() if device is None else device
     there = device.torch_device
-    pack = partial(kernels.pack_linear, batch_invariant=config.batch_invariant)
-    loaded = load(checkpoint, model, format=config.format, device=there, pack=pack)
+    pack = partial(kernels.pack_linear, batch_invariant=config.model.batch_invariant)
+    loaded = load(checkpoint, model, format=config.model.format, device=there, pack=pack)
     buffers = allocate(layout, there)
     for buffer in buffers.values():  # what is not written must not be read
         if buffer.is_floating_point():
             buffer.fill_(float("nan"))
-    table = rotary_table(model, config.max_model_len)
+    table = rotary_table(model, config.scheduler.max_model_len)
     if isinstance(device, FakeDevice):
         install(device, patch)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
@@ -83,5 +83,5 @@ def build_from(
     runner = ModelRunner(
         decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=True
     )
-    kv = kv_cache_spec(model, config.format, config.block_size, config.num_blocks)
+    kv = kv_cache_spec(model, config.cache)
     return FakeBuilt(runner, device, layout, kv, eos_token_ids)

@@ -13,27 +13,13 @@ from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan, StepResul
 from server.execution.build import BuiltRunner, build_runner
 from server.execution.model_runner import Forwarded, ModelRunner
 from server.execution.packing import unpack_logprobs
-from server.memory.runner_config import RunnerConfig
+from tests.engine_configs import engine_config
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import write_checkpoint
 
 
-def small_config(**changes: object) -> RunnerConfig:
-    sizes: dict[str, object] = {
-        "format": "f32",
-        "block_size": 16,
-        "num_blocks": 64,
-        "max_num_seqs": 8,
-        "max_num_batched_tokens": 512,
-        "max_model_len": 512,
-        "max_logit_rows": 512,
-        "max_logprobs": 8,
-    }
-    return RunnerConfig(**(sizes | changes))  # type: ignore[arg-type]
-
-
 def built(folder: Path, *, poison: bool = True, **changes: object) -> BuiltRunner:
-    return build_runner(folder, small_config(**changes), poison=poison, warm_up=False)
+    return build_runner(folder, engine_config(**changes), poison=poison, warm_up=False)
 
 
 def built_from_spec(spec: ModelSpec, folder: Path, seed: int = 0, **changes: object) -> BuiltRunner:
@@ -68,7 +54,7 @@ def step(runner: ModelRunner, plan: StepPlan) -> StepResult:
 def greedy(runner: ModelRunner, ids: list[int], num_tokens: int) -> list[int]:
     """``num_tokens`` greedy tokens after the prompt, one step each."""
     sampling = SamplingParams(seed=0, temperature=0.0, max_tokens=num_tokens)
-    blocks = blocks_for(len(ids) + num_tokens, runner.layout.config.block_size)
+    blocks = blocks_for(len(ids) + num_tokens, runner.layout.config.cache.block_size)
     plan = StepPlan(
         1,
         rows=(PlannedRow(0, len(ids), samples=True),),
@@ -85,7 +71,7 @@ def greedy(runner: ModelRunner, ids: list[int], num_tokens: int) -> list[int]:
 def prompt_logprobs(runner: ModelRunner, ids: list[int], num_top: int) -> np.ndarray:
     """[len(ids) - 1, 1 + num_top] nats, as echo with logprobs reports them."""
     sampling = SamplingParams(seed=0, max_tokens=0, prompt_logprobs=num_top)
-    blocks = blocks_for(len(ids), runner.layout.config.block_size)
+    blocks = blocks_for(len(ids), runner.layout.config.cache.block_size)
     plan = StepPlan(
         1,
         rows=(PlannedRow(0, len(ids), num_prompt_logits=len(ids) - 1),),
@@ -101,7 +87,7 @@ def prompt_logprobs(runner: ModelRunner, ids: list[int], num_top: int) -> np.nda
 @torch.inference_mode()
 def all_logits(runner: ModelRunner, ids: list[int]) -> torch.Tensor:
     """[len(ids), V] float32 logits of one row's prompt."""
-    blocks = blocks_for(len(ids), runner.layout.config.block_size)
+    blocks = blocks_for(len(ids), runner.layout.config.cache.block_size)
     groups = range(runner.rows.layout.groups)
     tables = tuple(tuple(len(blocks) * group + one for one in blocks) for group in groups)
     row = replace(admitted(ids, SamplingParams(seed=0), blocks), block_tables=tables)

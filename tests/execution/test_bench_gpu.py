@@ -151,11 +151,11 @@ def test_every_row_decodes_as_a_whole_for_ten_steps(shape: str) -> None:
     own = [row for row in bench_gpu.ROWS if row.shape == shape]
     assert own
     for invariant, chosen in bench_gpu.passes(own, CUDA):
-        config = bench_gpu.runner_config(chosen, CUDA, batch_invariant=invariant)
-        kv = kv_cache_spec(model, config.format, config.block_size, config.num_blocks)
+        config = bench_gpu.engine_config(chosen, CUDA, batch_invariant=invariant)
+        kv = kv_cache_spec(model, config.cache)
         for row in chosen:
             requests = row.load.requests(model.vocab_size, seed=0)
-            served = serve(Overlapping(), kv, config, requests)
+            served = serve(Overlapping(), kv, config.scheduler, requests)
             assert served.prefill_steps, row
             assert len(served.full_decode_steps(row.batch)) >= 10, row
             assert not any(step.num_preemptions for step in served.steps), row
@@ -170,11 +170,11 @@ class Failing(Overlapping):
 def test_a_batch_that_fails_gives_no_figures(executor: Overlapping, prompt_tokens: int) -> None:
     """A step that raises, and a prompt that is refused because it is too long."""
     model = tiny_llama(num_layers=1)
-    config = bench_gpu.runner_config(ROWS, CPU, batch_invariant=False)
-    kv = kv_cache_spec(model, config.format, config.block_size, config.num_blocks)
+    config = bench_gpu.engine_config(ROWS, CPU, batch_invariant=False)
+    kv = kv_cache_spec(model, config.cache)
     requests = Batch(1, prompt_tokens, 2).requests(model.vocab_size, seed=0)
     with pytest.raises(RuntimeError, match="a request of the bench failed"):
-        serve(executor, kv, config, requests)
+        serve(executor, kv, config.scheduler, requests)
 
 
 def test_a_pass_without_rows_is_left_out() -> None:

@@ -14,6 +14,7 @@ from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
 from server.memory.intermediates import sample_rows
 from server.memory.kinds import Buffer, MemoryKind
+from tests.engine_configs import engine_config
 from tests.execution import stepping
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
@@ -33,7 +34,7 @@ SPECS: dict[str, ModelSpec] = {
 
 def build(name: str, format: str, folder: Path) -> BuiltRunner:
     write_checkpoint(SPECS[name], folder, seed=1, format=format)
-    config = stepping.small_config(
+    config = engine_config(
         format=format,
         num_blocks=256,
         max_num_seqs=16,
@@ -89,7 +90,7 @@ def test_the_sampler_works_on_a_bounded_part_of_the_logits(tmp_path: Path) -> No
     with LiveBytes() as sampling:
         built.runner.sample(handle, None)
     # float64 sums over a part are the widest thing beside the logits themselves.
-    logits = 4 * built.layout.config.logit_rows * vocab
+    logits = 4 * built.layout.config.scheduler.logit_rows * vocab
     assert max(sampling.made) <= max(logits, 8 * sample_rows(vocab) * vocab)
 
 

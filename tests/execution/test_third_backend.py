@@ -18,8 +18,9 @@ from torch import Tensor
 
 from kernels import AttentionShape, KernelBackend, LinearWeight
 from kernels.backends import TORCH_CPU
+from server.engine.engine_config import EngineConfig
 from server.engine.events import ChoiceOutput
-from server.engine.request import EngineLimits, EngineRequest, FinishReason, SamplingParams
+from server.engine.request import EngineRequest, FinishReason, SamplingParams
 from server.errors import StartupError
 from server.execution.cpu_device import CpuDevice
 from server.execution.device import OpenedDevice
@@ -29,11 +30,10 @@ from server.memory.accounting.process import take
 from server.memory.backends import registry as backends
 from server.memory.backends.cpu import CPU
 from server.memory.backends.registry import backend_named, register
+from server.memory.engine_args import EngineArgs
 from server.memory.kinds import MemoryKind, Shapes
 from server.memory.planner.plan import MemoryPlan
 from server.memory.planner.planner import plan_memory
-from server.memory.planner.request import PlanRequest
-from server.memory.runner_config import RunnerConfig
 from server.startup.placement import refuse_model
 from server.worker.build import BuiltEngine, build_engine
 from weights import formats
@@ -74,11 +74,11 @@ def attention_regions(shape: AttentionShape) -> dict[str, int]:
     return {**TORCH_CPU.attention_regions(shape), "own": 4096}
 
 
-def own_buffers(model: ModelSpec, config: RunnerConfig) -> Shapes:
-    return (("own_counters", (config.max_num_seqs, 1024), "i64"),)
+def own_buffers(model: ModelSpec, config: EngineConfig) -> Shapes:
+    return (("own_counters", (config.scheduler.max_num_seqs, 1024), "i64"),)
 
 
-def open_fake(config: RunnerConfig, model_dir: Path) -> OpenedDevice:
+def open_fake(config: EngineConfig, model_dir: Path) -> OpenedDevice:
     return OpenedDevice(CpuDevice(), CpuMemory(take()))
 
 
@@ -107,25 +107,19 @@ def third() -> Iterator[None]:
 
 
 def planned(spec: ModelSpec, backend: str, quantization: str | None) -> MemoryPlan:
-    request = PlanRequest(
-        "f32", 16, 4, 64, max_model_len=128, quantization=quantization, backend=backend
-    )
-    return plan_memory(spec, request, 512 * MIB)
-
-
-def settings(folder: Path, plan: MemoryPlan) -> EngineSettings:
-    limits = EngineLimits(
+    args = EngineArgs(
+        device=backend,
+        dtype="float32",
         max_num_seqs=4,
         max_num_batched_tokens=64,
         max_model_len=128,
-        max_logit_rows=plan.runner.max_logit_rows,
-        max_queued_requests=10,
-        max_queued_tokens=10_000,
-        queue_timeout_s=1e9,
+        quantization=quantization,
     )
-    return EngineSettings(
-        str(folder), plan.runner, limits, num_threads=1, debug_check_invariants=True
-    )
+    return plan_memory(spec, args, 512 * MIB)
+
+
+def settings(folder: Path, plan: MemoryPlan) -> EngineSettings:
+    return EngineSettings(str(folder), plan.config, num_threads=1, debug_check_invariants=True)
 
 
 def serve(engine: BuiltEngine, prompts: Sequence[Sequence[int]]) -> dict[str, list[int]]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from server.engine.request import EngineRequest, SamplingParams
 from server.execution.build import BuiltRunner, build_runner
 from server.execution.cuda_graphs import GraphMode
-from server.memory.runner_config import RunnerConfig
+from tests.engine_configs import engine_config
 from tests.equivalence.harness import Run, run
 from weights.spec import ModelSpec
 from weights.synthetic.tiny_specs import tiny_llama
 
 BACKEND = "cuda"  # the tests of the tests take another
 
-CONFIG = RunnerConfig(
+CONFIG = engine_config(
     format="bf16",
     block_size=64,
     num_blocks=160,
@@ -55,7 +55,7 @@ class Model:
     vocab_size: int
 
     def build(self, *, graphs: GraphMode = GraphMode.LAZY, **changes: object) -> BuiltRunner:
-        config = replace(CONFIG, **({"backend": BACKEND} | changes))  # type: ignore[arg-type]
+        config = engine_config(CONFIG, **({"backend": BACKEND} | changes))
         return build_runner(
             self.folder, config, graphs=graphs, poison=True, warm_up=graphs is GraphMode.START
         )

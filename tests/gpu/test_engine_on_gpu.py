@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from server.engine.core import EngineCore
-from server.engine.request import EngineLimits
 from server.execution.cuda_graphs import GraphMode
 from server.execution.model_runner import ModelRunner
 from tests.gpu.gpu_engine import Model, bits_of, run, shape, tokens_of
@@ -106,18 +105,8 @@ def test_drawn_tokens_follow_from_the_seed(model: Model) -> None:
 
 def test_a_decode_step_is_handed_over_without_waiting(model: Model) -> None:
     built = model.build(graphs=GraphMode.START)
-    config = built.layout.config
-    limits = EngineLimits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=config.max_model_len,
-        max_logit_rows=config.max_logit_rows,
-        max_queued_requests=100,
-        max_queued_tokens=100_000,
-        queue_timeout_s=1e9,
-    )
     run(built, model.requests(6))  # compiles what the steps need
-    core = EngineCore(built.runner, built.kv, limits)
+    core = EngineCore(built.runner, built.kv, built.layout.config.scheduler)
     core.submit(model.requests(6, max_tokens=16))
     for _ in range(4):
         core.step()

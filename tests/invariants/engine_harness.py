@@ -6,9 +6,10 @@ import logging
 from typing import Any
 
 from server.engine.core import EngineCore
+from server.engine.engine_config import SchedulerConfig
 from server.engine.events import EngineFrame
 from server.engine.prefix_cache import sha256_digest
-from server.engine.request import EngineError, EngineLimits, EngineRequest
+from server.engine.request import EngineError, EngineRequest
 from server.engine.step import StepInFlight
 from tests.engine.fake_executor import FakeExecutor, kv_spec
 from tests.invariants.engine_asks import Asks, expected_refusal
@@ -44,6 +45,7 @@ class Harness:
             self.executor,
             spec,
             self._limits(),
+            prefix_caching=config["caching"],
             clock=lambda: self.now,
             strict=True,
             digest=DIGESTS[config["digest"]],
@@ -63,9 +65,9 @@ class Harness:
         self.steps_without_progress = 0
         self.ended_before = 0
 
-    def _limits(self) -> EngineLimits:
+    def _limits(self) -> SchedulerConfig:
         config = self.config
-        return EngineLimits(
+        return SchedulerConfig(
             max_num_seqs=config["max_seqs"],
             max_num_batched_tokens=config["budget"],
             max_model_len=config["context"],
@@ -73,7 +75,6 @@ class Harness:
             max_queued_requests=config["queue"],
             max_queued_tokens=1000,
             queue_timeout_s=QUEUE_TIMEOUT,
-            prefix_caching=config["caching"],
             max_preemptions=config["max_preemptions"],
             eos_token_ids=self.eos,
         )

@@ -82,9 +82,9 @@ def largest_step(options: Mapping[str, Any]) -> dict[str, Any]:
     exact_malloc()
     model = read_model(resolve({"threads": "1", **options}, {}))
     torch.set_num_threads(1)
-    runner = build_runner(model.folder, model.plan.runner, warm_up=False).runner
+    runner = build_runner(model.folder, model.plan.config, warm_up=False).runner
     runner.peak.watch = no_watch  # type: ignore[method-assign]
-    plan = largest_plan(model.plan.runner)
+    plan = largest_plan(model.plan.config)
     release = StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows))
 
     def work() -> None:
@@ -103,18 +103,18 @@ def no_watch(tokens: int, logit_rows: int, carried: int = 0) -> Iterator[None]:
 
 def _under_load(engine: BuiltEngine, model: ModelInfo) -> dict[str, int]:
     """Full batches of scored prompts, then decodes. The reading with most unaccounted is kept."""
-    runner = model.plan.runner
-    length = max(2, min(runner.max_model_len - 8, runner.max_num_batched_tokens // 2))
+    sizes = model.plan.config.scheduler
+    length = max(2, min(sizes.max_model_len - 8, sizes.max_num_batched_tokens // 2))
     vocab = model.spec.vocab_size
-    for i in range(runner.max_num_seqs + 2):
+    for i in range(sizes.max_num_seqs + 2):
         sampling = SamplingParams(
             seed=i,
             max_tokens=6,
             ignore_eos=True,
             top_p=0.9,
             frequency_penalty=0.2,
-            logprobs=runner.max_logprobs,
-            prompt_logprobs=runner.max_logprobs if i < 3 else None,
+            logprobs=sizes.max_logprobs,
+            prompt_logprobs=sizes.max_logprobs if i < 3 else None,
         )
         prompt = tuple((7 * t + i) % (vocab - 10) + 5 for t in range(length if i < 4 else 8))
         engine.core.submit([EngineRequest(f"r{i}", prompt, sampling)])

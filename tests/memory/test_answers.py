@@ -70,7 +70,7 @@ def test_an_answer_takes_no_more_than_is_counted(
         if delta is not None:
             collector.add(delta.choice, delta)
     writer = form(tokenizer, SimpleNamespace(num_logprobs=top))
-    to_json({"choices": [writer.whole(result) for result in collector.results()]})
+    to_json({"choices": [writer.full(result) for result in collector.results()]})
     taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     counted = answer_size(request).nbytes(LIMITS)

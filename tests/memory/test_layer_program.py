@@ -23,7 +23,7 @@ from server.memory.layer_program import (
     layer_program,
 )
 from server.memory.phases import Phase, add_up
-from tests.execution import stepping
+from tests.engine_configs import engine_config
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
 
@@ -90,7 +90,7 @@ def test_layers_hand_on_what_they_are_given(name: str) -> None:
 
 def build(spec: ModelSpec, folder: Path) -> BuiltRunner:
     write_checkpoint(spec, folder, seed=1)
-    config = stepping.small_config(num_blocks=64, max_num_seqs=4, max_num_batched_tokens=128)
+    config = engine_config(num_blocks=64, max_num_seqs=4, max_num_batched_tokens=128)
     return build_runner(folder, config, warm_up=False)
 
 

@@ -29,7 +29,7 @@ buffers = ctypes.c_int()
 torch.set_num_threads(int(sys.argv[1]))
 config = resolve({{"model-dir": str(DEMO_MODEL_DIR), "device": "cpu"}}, {{}})
 model = read_model(config)
-warm_libraries(engine_settings(config, model).runner, model.spec)
+warm_libraries(engine_settings(config, model).config, model.spec)
 before = held(ctypes.byref(buffers))
 products = ((1408, 256, 512), (4096, 256, 256), (512, 256, 512), (256, 704, 512))
 for out_features, in_features, most_rows in products:  # the unembedding has half a step's rows

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from server.host_budget import HostBudget
 from server.memory.accounting.reading import NAMES, unflatten
+from server.memory.engine_args import EngineArgs
 from server.memory.kinds import MemoryKind
 from server.memory.planner.planner import plan_memory
-from server.memory.planner.request import PlanRequest
 from server.memory.report.tree import MemoryReport, MemorySources
 from server.units import format_size
 from weights.synthetic.tiny_specs import tiny_llama
 
 MIB, GIB = 2**20, 2**30
 PRIME = 1_000_003
+
+SIZES = EngineArgs(
+    device="cpu", dtype="bfloat16", block_size=64, max_num_seqs=8, max_num_batched_tokens=512
+)
 
 
 def reading(**changes: int) -> dict[str, int]:
@@ -26,7 +31,7 @@ def reading(**changes: int) -> dict[str, int]:
 
 
 def report(read: Mapping[str, int], *, backend: str = "cpu") -> MemoryReport:
-    request = PlanRequest("bf16", 64, 8, 512, backend=backend)
+    args = replace(SIZES, device=backend)
     sources = MemorySources(
         reading=lambda: unflatten(read) if read else None,
         weights=lambda: {"query": 5, "norm": 7},
@@ -34,7 +39,7 @@ def report(read: Mapping[str, int], *, backend: str = "cpu") -> MemoryReport:
         host_bytes=lambda: 11 * MIB,
         api_budget=HostBudget(1000).reading,
     )
-    return MemoryReport(plan_memory(tiny_llama(), request, 4 * GIB), sources)
+    return MemoryReport(plan_memory(tiny_llama(), args, 4 * GIB), sources)
 
 
 def test_every_kind_stands_with_bytes_peak_plan_and_formula() -> None:
@@ -153,7 +158,7 @@ def test_what_is_free_is_what_the_formulas_numbers_make() -> None:
 
 def test_the_table_adds_up_line_by_line() -> None:
     """Each kind to the total; the parts of what is divided whole, to their kind."""
-    planned = plan_memory(tiny_llama(), PlanRequest("bf16", 64, 8, 512), 4 * GIB).kinds
+    planned = plan_memory(tiny_llama(), SIZES, 4 * GIB).kinds
     held = {kind: planned.get(kind, 7) for kind in MemoryKind} | {"weights": 12}
     parts = {"active": 5, "cached": 6, "tail_waste": 7}
     pool = {f"kv_cache.{part}": count for part, count in parts.items()}

@@ -125,12 +125,18 @@ def test_every_form_in_every_format_takes_what_was_planned(
 
 def test_the_forms_are_large_enough_to_tell() -> None:
     """8 MiB must not hide everything: several steps and some weights are far above it."""
-    from server.memory.planner.planner import plan_memory
-    from server.memory.planner.request import PlanRequest
+    from server.memory.planner.planner import EngineArgs, plan_memory
 
     large_steps, large_weights = [], []
     for name, spec in MODELS.items():
-        request = PlanRequest("f32", 16, 64, 2048, max_model_len=512, kv_cache_bytes=200 * MIB)
+        request = EngineArgs(
+            device="cpu",
+            dtype="float32",
+            max_num_seqs=64,
+            max_num_batched_tokens=2048,
+            max_model_len=512,
+            kv_cache_memory=200 * MIB,
+        )
         kinds = plan_memory(spec, request, 16 << 30).kinds
         large_steps += [name] if kinds["activations"] > 64 * MIB else []
         large_weights += [name] if kinds["weights"] > 400 * MIB else []

@@ -9,11 +9,12 @@ import pytest
 from server.config.values import read_size
 from server.errors import StartupError
 from server.memory.backends.cpu import CPU
+from server.memory.engine_args import EngineArgs
 from server.memory.kinds import MemoryKind
 from server.memory.planner.formulas import formulas
 from server.memory.planner.plan import DoesNotFit
-from server.memory.planner.planner import plan_memory, resolve_format, size_memory
-from server.memory.planner.request import PlanRequest
+from server.memory.planner.planner import plan_memory, size_memory
+from server.memory.planner.resolve_args import resolve_engine
 from weights.spec import (
     Activation,
     AttentionSpec,
@@ -41,7 +42,9 @@ MODEL = ModelSpec(
     parameter_dtype="f32",
     rope=RopeSpec(dim=8),
 )
-REQUEST = PlanRequest(format="f32", block_size=16, max_num_seqs=8, max_num_batched_tokens=128)
+ASKED = EngineArgs(
+    device="cpu", dtype="float32", block_size=16, max_num_seqs=8, max_num_batched_tokens=128
+)
 # One token: 4 layers x (K and V) x 2 heads x 8 channels x 4 bytes.
 TOKEN = 4 * 2 * 2 * 8 * 4
 
@@ -54,9 +57,9 @@ def test_a_larger_pool_takes_its_pages_and_nothing_else(
 ) -> None:
     """So what weights and buffers leave is known before the pool is: not a byte more is planned."""
     model = replace(MODEL, windows=windows)
-    asked = replace(REQUEST, backend=backend, kv_format=kv_format, max_model_len=512)
+    asked = replace(ASKED, device=backend, kv_format=kv_format, max_model_len=512)
     small, large = (
-        size_memory(model, replace(asked, kv_cache_bytes=nbytes), 8 * GIB)
+        size_memory(model, replace(asked, kv_cache_memory=nbytes), 8 * GIB)
         for nbytes in (64 * MIB, GIB)
     )
     for plan in (small, large):
@@ -69,7 +72,7 @@ def test_a_larger_pool_takes_its_pages_and_nothing_else(
 
 
 def test_by_default_the_pool_holds_max_num_seqs_and_a_quarter_for_prefixes() -> None:
-    plan = plan_memory(MODEL, REQUEST, 8 * GIB)
+    plan = plan_memory(MODEL, ASKED, 8 * GIB)
     assert plan.capacity_tokens == 8 * 1024 * 5 // 4
     assert plan.kinds["kv_cache"] == plan.capacity_tokens * TOKEN
     assert plan.concurrent_sequences == 10
@@ -77,14 +80,14 @@ def test_by_default_the_pool_holds_max_num_seqs_and_a_quarter_for_prefixes() -> 
 
 
 def test_a_smaller_budget_comes_first() -> None:
-    plan = plan_memory(MODEL, replace(REQUEST, kv_cache_bytes=1024 * TOKEN), 8 * GIB)
+    plan = plan_memory(MODEL, replace(ASKED, kv_cache_memory=1024 * TOKEN), 8 * GIB)
     assert plan.capacity_tokens == 1024
     assert plan.pool_limit == "--kv-cache-memory"
 
 
 def test_a_larger_budget_is_taken_as_it_is() -> None:
     """More than live sequences need is room for prefixes; more than half is the operator's wish."""
-    plan = plan_memory(MODEL, replace(REQUEST, kv_cache_bytes=7 * GIB), 8 * GIB)
+    plan = plan_memory(MODEL, replace(ASKED, kv_cache_memory=7 * GIB), 8 * GIB)
     assert plan.kinds["kv_cache"] == 7 * GIB
     assert plan.pool_limit == "--kv-cache-memory"
 
@@ -94,7 +97,7 @@ def test_a_larger_budget_is_taken_as_it_is() -> None:
 def test_a_budget_above_what_there_is_is_refused_with_the_figures(
     backend: str, length: int | None
 ) -> None:
-    asked = replace(REQUEST, kv_cache_bytes=9 * GIB, backend=backend, max_model_len=length)
+    asked = replace(ASKED, kv_cache_memory=9 * GIB, device=backend, max_model_len=length)
     with pytest.raises(DoesNotFit) as refused:
         size_memory(MODEL, asked, 8 * GIB)
     over = refused.value.over
@@ -102,23 +105,23 @@ def test_a_budget_above_what_there_is_is_refused_with_the_figures(
     assert "--kv-cache-memory asks for 9.00 GiB" in str(refused.value)
     assert "of 8.00 GiB available" in str(refused.value)
     if length is not None:  # the figures are exact: what is left is taken, and no byte more
-        size_memory(MODEL, replace(asked, kv_cache_bytes=9 * GIB - over), 8 * GIB)
+        size_memory(MODEL, replace(asked, kv_cache_memory=9 * GIB - over), 8 * GIB)
         with pytest.raises(DoesNotFit, match=r"\b1 B too much"):
-            size_memory(MODEL, replace(asked, kv_cache_bytes=9 * GIB - over + 1), 8 * GIB)
+            size_memory(MODEL, replace(asked, kv_cache_memory=9 * GIB - over + 1), 8 * GIB)
     with pytest.raises(StartupError, match="what would fit: --kv-cache-memory") as told:
         plan_memory(MODEL, asked, 8 * GIB)
     for text in str(told.value).split("what would fit: ")[1].split(" or "):
         budget = text.split()[-1]
         nbytes = None if budget == "auto" else read_size(budget, 1, 8 * GIB)
-        plan = size_memory(MODEL, replace(asked, kv_cache_bytes=nbytes), 8 * GIB)
+        plan = size_memory(MODEL, replace(asked, kv_cache_memory=nbytes), 8 * GIB)
         if nbytes is not None:
             assert nbytes - plan.kv.page_bytes < plan.kinds["kv_cache"] <= nbytes
 
 
 def test_a_whole_load_holds_every_sequence_at_its_full_length() -> None:
-    load = replace(REQUEST, max_num_seqs=64, max_model_len=1024)
+    load = replace(ASKED, max_num_seqs=64, max_model_len=1024)
     size_memory(MODEL, load, 60 * MIB)  # a server starts: it needs one sequence
-    load = replace(load, whole_load=True, num_seqs_given=True)
+    load = replace(load, whole_load=True)
     with pytest.raises(DoesNotFit, match="for 64 sequences at once, each of 1024 tokens") as short:
         size_memory(MODEL, load, 60 * MIB)
     assert short.value.kv_needed_bytes == 64 * 1024 * TOKEN
@@ -127,14 +130,14 @@ def test_a_whole_load_holds_every_sequence_at_its_full_length() -> None:
 
 
 def test_half_of_the_available_memory_is_the_most() -> None:
-    request = replace(REQUEST, max_num_seqs=64)
+    request = replace(ASKED, max_num_seqs=64)
     plan = plan_memory(MODEL, request, 64 * MIB)
     assert plan.pool_limit == "half of the available memory"
     assert plan.capacity_tokens == 32 * MIB // TOKEN // 16 * 16
 
 
 def test_the_length_is_cut_to_the_pool_only_when_it_was_left_to_us() -> None:
-    small = replace(REQUEST, kv_cache_bytes=100 * 16 * TOKEN // 10)
+    small = replace(ASKED, kv_cache_memory=100 * 16 * TOKEN // 10)
     plan = plan_memory(MODEL, small, 8 * GIB)
     assert plan.max_model_len == plan.capacity_tokens == 160
     with pytest.raises(StartupError) as raised:
@@ -148,7 +151,7 @@ def test_the_length_is_cut_to_the_pool_only_when_it_was_left_to_us() -> None:
 def test_a_length_that_was_left_to_us_is_the_longest_that_fits() -> None:
     """Rows and block tables grow with the length: shorter ones leave more for the pool."""
     model = replace(MODEL, max_positions=1 << 17)
-    request = replace(REQUEST, backend="cuda", max_num_seqs=128)
+    request = replace(ASKED, device="cuda", max_num_seqs=128)
     plan = plan_memory(model, request, 96 * MIB)
     longest = plan.max_model_len
     assert 0 < longest < model.max_positions and longest % 16 == 0
@@ -159,7 +162,7 @@ def test_a_length_that_was_left_to_us_is_the_longest_that_fits() -> None:
 
 def test_a_length_that_was_left_to_us_is_cut_where_the_longest_ones_rows_do_not_fit() -> None:
     model = replace(MODEL, max_positions=1 << 20)
-    request = replace(REQUEST, backend="cuda", max_num_seqs=128)
+    request = replace(ASKED, device="cuda", max_num_seqs=128)
     with pytest.raises(StartupError, match="io take"):
         plan_memory(model, replace(request, max_model_len=1 << 20), 96 * MIB)
     assert plan_memory(model, request, 96 * MIB).max_model_len > 0
@@ -168,26 +171,26 @@ def test_a_length_that_was_left_to_us_is_cut_where_the_longest_ones_rows_do_not_
 def test_weights_that_do_not_fit_are_named() -> None:
     deep = replace(MODEL, num_layers=1000)
     with pytest.raises(StartupError, match=r"weights take .* MiB of 64\.00 MiB .* --dtype"):
-        plan_memory(deep, REQUEST, 64 * MIB)
+        plan_memory(deep, ASKED, 64 * MIB)
 
 
 def test_a_length_beyond_the_models_is_refused() -> None:
     with pytest.raises(StartupError, match="--max-model-len 1025"):
-        plan_memory(MODEL, replace(REQUEST, max_model_len=1025), 8 * GIB)
+        plan_memory(MODEL, replace(ASKED, max_model_len=1025), 8 * GIB)
 
 
 def test_a_large_vocabulary_leaves_a_row_of_logits_for_every_sequence() -> None:
     """Else the sequences that are last in rank would wait for their tokens until others end."""
     for vocab_size in (2, 1000, 50_257, 151_936):
         model = replace(MODEL, vocab_size=vocab_size)
-        runner = plan_memory(model, replace(REQUEST, max_num_seqs=32), 8 * GIB).runner
-        assert runner.max_logit_rows >= 32
-        assert runner.max_logprobs < vocab_size
+        sizes = plan_memory(model, replace(ASKED, max_num_seqs=32), 8 * GIB).config.scheduler
+        assert sizes.max_logit_rows >= 32
+        assert sizes.max_logprobs < vocab_size
 
 
 def test_half_the_bytes_a_number_half_the_weights_and_half_the_pool() -> None:
-    wide = plan_memory(MODEL, REQUEST, 8 * GIB).kinds
-    narrow = plan_memory(MODEL, replace(REQUEST, format="bf16"), 8 * GIB).kinds
+    wide = plan_memory(MODEL, ASKED, 8 * GIB).kinds
+    narrow = plan_memory(MODEL, replace(ASKED, dtype="bfloat16"), 8 * GIB).kinds
     assert narrow["weights"] * 2 == wide["weights"]
     assert narrow["kv_cache"] * 2 == wide["kv_cache"]
 
@@ -196,11 +199,11 @@ def test_weights_are_the_sum_of_every_matrix_with_the_tied_one_once() -> None:
     attention = 64 * 64 * 2 + 2 * 64 * 16  # query, output; key, value
     layer = attention + 3 * 64 * 128 + 2 * 64
     expected = 4 * (1000 * 64 + 4 * layer + 64)
-    assert plan_memory(MODEL, REQUEST, 8 * GIB).kinds["weights"] == expected
+    assert plan_memory(MODEL, ASKED, 8 * GIB).kinds["weights"] == expected
 
 
 def test_every_kind_has_a_formula_with_the_numbers_put_in() -> None:
-    plan = plan_memory(MODEL, REQUEST, 8 * GIB)
+    plan = plan_memory(MODEL, ASKED, 8 * GIB)
     lines = formulas(plan)
     assert set(lines) == {str(kind) for kind in MemoryKind}
     assert lines["kv_cache"] == "640 blocks x 16 tokens x 4 layers x 2 (K, V) x 2 heads x 8 x 4 B"
@@ -209,21 +212,24 @@ def test_every_kind_has_a_formula_with_the_numbers_put_in() -> None:
 
 def test_auto_widens_small_models_and_leaves_large_ones_as_they_are() -> None:
     large = replace(MODEL, vocab_size=2**26)  # 16 GiB of embedding in float32
-    assert resolve_format("auto", "bf16", MODEL, CPU) == "f32"
-    assert resolve_format("auto", "bf16", large, CPU) == "bf16"
-    assert resolve_format("float16", "bf16", MODEL, CPU) == "f16"
-    assert resolve_format("float32", "bf16", large, CPU) == "f32"
+    assert CPU.auto_format(MODEL, "bf16") == "f32"
+    assert CPU.auto_format(large, "bf16") == "bf16"
+    for dtype, format in (("float16", "f16"), ("float32", "f32")):
+        assert resolve_engine(replace(ASKED, dtype=dtype), MODEL, 64).model.format == format
+    with pytest.raises(ValueError, match="'auto' is no number format"):
+        resolve_engine(replace(ASKED, dtype="auto"), MODEL, 64)
 
 
 def test_rows_that_a_gpu_cannot_number_are_refused_before_anything_is_loaded() -> None:
     """There is memory for them: what lacks are 32-bit places."""
     model = replace(MODEL, max_positions=2**20)
     request = replace(
-        REQUEST,
-        format="bf16",
-        backend="cuda",
+        ASKED,
+        dtype="bfloat16",
+        device="cuda",
         block_size=64,
         max_num_seqs=4096,
+        max_num_batched_tokens=4096,
         max_model_len=2**20,
     )
     with pytest.raises(StartupError) as raised:

@@ -8,6 +8,7 @@ it, and what was shown while there was none. What the plan alone decides is left
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from server.host_budget import HostBudget
 from server.ipc.engine_info import GAUGE_NAMES, gauge_values, memory_reading
 from server.ipc.gauges import GaugeBlock
 from server.memory.accounting.reading import NAMES, MemoryReading, flatten, unflatten
+from server.memory.engine_args import EngineArgs
 from server.memory.kinds import MemoryKind
 from server.memory.planner.planner import plan_memory
-from server.memory.planner.request import PlanRequest
 from server.memory.report.startup import start_report
 from server.memory.report.tree import MemoryReport, MemorySources, memory_table
 from server.metrics.gauges import GaugeSources
@@ -35,10 +36,14 @@ WEIGHTS = {"query": 5 * MIB, "norm": 7}
 BY_PLAN = ("weights", "kv_cache", "activations", "io", "graphs", "workspace")
 METRICS = ("quire_memory", "quire_kv_bytes", "quire_host", "quire_allocator")
 
+SIZES = EngineArgs(
+    device="cpu", dtype="bfloat16", block_size=64, max_num_seqs=8, max_num_batched_tokens=512
+)
+
 
 def memory(device: str, reading: MemoryReading | None) -> dict[str, Any]:
     """GET /memory, but for what the plan alone decides."""
-    request = PlanRequest("bf16", 64, 8, 512, backend={"cpu": "cpu", "gpu": "cuda"}[device])
+    args = replace(SIZES, device={"cpu": "cpu", "gpu": "cuda"}[device])
     sources = MemorySources(
         reading=lambda: reading,
         weights=lambda: WEIGHTS,
@@ -46,7 +51,7 @@ def memory(device: str, reading: MemoryReading | None) -> dict[str, Any]:
         host_bytes=lambda: 11 * MIB,
         api_budget=HostBudget(1000).reading,
     )
-    tree = MemoryReport(plan_memory(tiny_llama(), request, 4 * GIB), sources).tree()
+    tree = MemoryReport(plan_memory(tiny_llama(), args, 4 * GIB), sources).tree()
     for kind, line in tree["devices"][0]["kinds"].items():
         del line["planned_bytes"]
         if kind in BY_PLAN:

@@ -8,13 +8,22 @@ import pytest
 
 from server.engine.step import OutOfMemoryEvent
 from server.memory.layout import build_layout
-from server.memory.runner_config import RunnerConfig
 from server.worker.out_of_memory import OutOfMemoryLog
+from tests.engine_configs import engine_config
 from weights.synthetic.tiny_specs import tiny_llama
 
 
 def logged(asked: tuple[str, ...], ended: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> str:
-    layout = build_layout(tiny_llama(), RunnerConfig("f32", 16, 4, 2, 32, 64, 32, 5))
+    config = engine_config(
+        block_size=16,
+        num_blocks=4,
+        max_num_seqs=2,
+        max_num_batched_tokens=32,
+        max_model_len=64,
+        max_logit_rows=32,
+        max_logprobs=5,
+    )
+    layout = build_layout(tiny_llama(), config)
     with caplog.at_level(logging.ERROR, logger="quire.memory"):
         OutOfMemoryLog(layout)(OutOfMemoryEvent(12, 512, 3, asked, ended, "no 4.0 MiB"))
     (line,) = caplog.messages

@@ -60,7 +60,7 @@ def test_on_a_cpu_both_plan_the_same_bytes(
     served = model_facts.read_model(config).plan
     plan = planned(folders[name], "cpu", flags)
     assert plan.memory.kinds == served.kinds
-    assert plan.memory.runner == served.runner
+    assert plan.memory.config == served.config
     assert plan.memory.layout.weights == served.layout.weights
     split = memory_split(plan)
     assert {kind: split[kind] for kind in served.kinds} == served.kinds
@@ -84,7 +84,7 @@ def test_on_a_gpu_that_is_empty_both_plan_the_same_bytes(
     served = model_facts.read_model(config).plan
     plan = planned(folders[name], "l4", flags)
     assert plan.memory.kinds == served.kinds and "graphs" in served.kinds
-    assert plan.memory.runner == served.runner
+    assert plan.memory.config == served.config
     assert sum(memory_split(plan).values()) == l4.total
 
 
@@ -105,7 +105,7 @@ def test_options_are_read_where_the_server_reads_them(folders: dict[str, Path]) 
     options = PlanOptions(None, None, "cpu", None, 1, {})
     variables = {"QUIRE_MODEL_DIR": str(folders["gpt2"]), "QUIRE_MAX_NUM_SEQS": "3"}
     plan = make_plan(options, variables)
-    assert (plan.model.spec.family, plan.request.max_num_seqs) == ("gpt2", 3)
+    assert (plan.model.spec.family, plan.config.scheduler.max_num_seqs) == ("gpt2", 3)
 
 
 def copy_of(spec: ModelSpec, folder: Path) -> Path:

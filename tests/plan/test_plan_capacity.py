@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from server.engine.engine_config import CacheConfig
 from server.memory.kv_groups import kv_cache_spec, layer_kv_bytes
 from server.memory.planner.planner import size_memory
 from server.plan_cli.capacity import at_length, by_length, largest_max_model_len
@@ -43,7 +44,7 @@ def layers_of(spec: ModelSpec, tokens: int, block: int) -> int:
 )
 def test_a_sequence_takes_what_its_layers_take(name: str, block: int) -> None:
     spec = find_preset(name).spec
-    kv = kv_cache_spec(spec, "bf16", block, 1)
+    kv = kv_cache_spec(spec, CacheConfig(block, 1, "bf16"))
     assert len({group.bytes_per_block for group in kv.groups}) == 1  # one pool of equal pages
     assert sorted(n for group in kv.groups for n in group.layer_ids) == list(range(spec.num_layers))
     token = 2 * spec.attention.num_kv_heads * spec.attention.head_dim * 2
@@ -54,11 +55,11 @@ def test_a_sequence_takes_what_its_layers_take(name: str, block: int) -> None:
 
 def test_a_window_holds_no_more_than_itself_and_a_block() -> None:
     spec = find_preset("mistral-7b").spec
-    kv = kv_cache_spec(spec, "bf16", 64, 1)
+    kv = kv_cache_spec(spec, CacheConfig(64, 1, "bf16"))
     held = kv.blocks_of(32768) * 64
     assert 4096 <= held <= 4096 + 64
-    naive = kv_cache_spec(replace(spec, windows=()), "bf16", 64, 1).blocks_of(32768) * 64
-    assert naive == 32768
+    naive = kv_cache_spec(replace(spec, windows=()), CacheConfig(64, 1, "bf16"))
+    assert naive.blocks_of(32768) * 64 == 32768
 
 
 def test_published_bytes_of_a_token() -> None:
@@ -121,7 +122,7 @@ def test_the_longest_length_fits_and_a_block_more_does_not(name: str, device: st
     made = plan(name, device)
     length = largest_max_model_len(made)
     available = made.target.placement.available
-    size_memory(made.model.spec, replace(made.request, max_model_len=length), available)
+    size_memory(made.model.spec, replace(made.args, max_model_len=length), available)
     if length < made.model.spec.max_positions:
         longer = make_plan(
             PlanOptions(name, None, device, None, 1, {"max-model-len": str(length + 64)}), {}
@@ -138,4 +139,4 @@ def test_every_preset_is_planned_and_the_kinds_add_up(name: str, device: str) ->
     assert (split["free"] >= 0) == made.fits
     assert made.fits or len(made.changes) == 2
     for change in made.changes:
-        size_memory(made.model.spec, change.request, change.available_bytes)
+        size_memory(made.model.spec, change.args, change.available_bytes)

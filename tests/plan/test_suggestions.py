@@ -11,10 +11,11 @@ import server.plan_cli.target as target
 import server.startup.placement as placement
 from server.config.options import OPTIONS
 from server.errors import StartupError
+from server.memory.engine_args import EngineArgs
 from server.memory.kinds import MemoryKind
 from server.memory.planner.plan import DoesNotFit
 from server.memory.planner.planner import changes_that_fit, plan_memory, size_memory
-from server.memory.planner.request import PlanRequest
+from server.memory.planner.resolve_args import resolve_engine
 from server.memory.planner.suggestions import Change, largest_that, smallest_changes
 from server.plan_cli.command import plan_options
 from server.plan_cli.make import Plan, PlanOptions, make_plan
@@ -23,12 +24,16 @@ from weights.presets import find_preset, read_presets
 from weights.synthetic.tiny_specs import tiny_llama
 
 MIB, GIB = 2**20, 2**30
-GPU = PlanRequest("bf16", 64, 64, 2048, backend="cuda")
-CPU = PlanRequest("f32", 16, 8, 128)
+GPU = EngineArgs(
+    device="cuda", dtype="bfloat16", block_size=64, max_num_seqs=64, max_num_batched_tokens=2048
+)
+CPU = EngineArgs(
+    device="cpu", dtype="float32", block_size=16, max_num_seqs=8, max_num_batched_tokens=128
+)
 LLAMA_8B = find_preset("llama-3.1-8b").spec
 
 
-def refusal(spec, request: PlanRequest, available: int) -> DoesNotFit:  # type: ignore[no-untyped-def]
+def refusal(spec, request: EngineArgs, available: int) -> DoesNotFit:  # type: ignore[no-untyped-def]
     with pytest.raises(DoesNotFit) as raised:
         size_memory(spec, request, available)
     return raised.value
@@ -50,7 +55,7 @@ def test_both_changes_fit_when_planned_again_and_the_smaller_one_is_first(availa
     assert len(changes) == 2
     assert len({change.option for change in changes}) == 2
     for change in changes:
-        size_memory(LLAMA_8B, change.request, change.available_bytes)
+        size_memory(LLAMA_8B, change.args, change.available_bytes)
     in_memory = [change.option.endswith("more memory") for change in changes]
     assert in_memory != [True, False]
     assert changes[0].factor <= changes[1].factor or in_memory == [False, True]
@@ -62,7 +67,7 @@ def test_the_change_is_the_smallest_one_of_its_kind() -> None:
     available = 24 * GIB
     first, _ = changes_that_fit(LLAMA_8B, request, available, refusal(LLAMA_8B, request, available))
     assert first.option.startswith("--max-model-len ")
-    length = first.request.max_model_len
+    length = first.args.max_model_len
     assert length is not None
     refusal(LLAMA_8B, replace(request, max_model_len=length + 64), available)
 
@@ -81,7 +86,7 @@ def test_where_no_option_helps_the_memory_that_is_missing_is_told() -> None:
     changes = changes_that_fit(LLAMA_8B, request, GIB, refusal(LLAMA_8B, request, GIB))
     assert [change.option.split()[-2:] for change in changes] == [["more", "memory"]] * 2
     needed = changes[0].available_bytes
-    assert changes[0].request == request
+    assert changes[0].args == request
     size_memory(LLAMA_8B, request, needed)
     refusal(LLAMA_8B, request, needed - MIB)
 
@@ -89,7 +94,7 @@ def test_where_no_option_helps_the_memory_that_is_missing_is_told() -> None:
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "gpt-2-xl"])
 def test_on_a_cpu_what_fits_takes_no_more_than_there_is(name: str) -> None:
     """A step's intermediates depend on the pool and the length, whose sizes depend on them."""
-    spec, request = find_preset(name).spec, PlanRequest("f32", 16, 32, 512)
+    spec, request = find_preset(name).spec, EngineArgs(device="cpu", dtype="float32")
     fitting = 0
     for available in range(4 * GIB, 40 * GIB, 97 * MIB):
         try:
@@ -247,11 +252,12 @@ def test_of_a_group_the_first_that_fits_is_told_and_groups_are_ordered_by_size()
     def change(option: str, factor: float) -> Change:
         return Change(option, replace(GPU, max_num_seqs=len(option)), GIB, factor)
 
-    def fits(request: PlanRequest, available: int) -> bool:
-        return request.max_num_seqs in (3, 4) and request.max_model_len is None
+    def fits(args: EngineArgs, available: int) -> bool:
+        return args.max_num_seqs in (3, 4) and args.max_model_len is None
 
     groups = [[change("a", 1.5), change("aaa", 3.0), change("aaaa", 4.0)], [change("bbb", 2.0)]]
-    found = smallest_changes(GPU, GIB, fits, max_model_len=64, more=groups)
+    now = resolve_engine(GPU, LLAMA_8B, 64)
+    found = smallest_changes(GPU, GIB, fits, now=now, more=groups)
     assert [c.option for c in found] == ["bbb", "aaa"]
 
 
@@ -266,7 +272,8 @@ def test_the_largest_value_is_found(least: int, most: int, step: int) -> None:
 
 def test_a_smaller_number_of_sequences_that_is_offered_counts_as_given() -> None:
     """Typed beside a length that was given, it asks for a cache that holds them all."""
-    request = replace(GPU, max_model_len=64, whole_load=True)
-    found = smallest_changes(request, GIB, lambda r, _: r.max_num_seqs <= 8, max_model_len=64)
+    asked = replace(GPU, max_num_seqs=None, max_model_len=64, whole_load=True)
+    now = resolve_engine(asked, LLAMA_8B, 64)
+    found = smallest_changes(asked, GIB, lambda a, _: (a.max_num_seqs or 256) <= 8, now=now)
     (fewer,) = [change for change in found if change.option == "--max-num-seqs 8"]
-    assert fewer.request.is_whole_load and not request.is_whole_load
+    assert fewer.args.is_whole_load and not asked.is_whole_load

@@ -13,18 +13,17 @@ from server.client.ipc import IpcEngineClient
 from server.client.process import EngineProcess, spawn_engine
 from server.client.supervisor import EngineState, RestartPolicy, Supervisor
 from server.engine.events import Event
-from server.engine.request import EngineLimits, EngineRequest, SamplingParams
+from server.engine.request import EngineRequest, SamplingParams
 from server.ipc.engine_info import EngineInfo, EngineSettings
 from server.ipc.gauges import GaugeBlock
-from server.memory.runner_config import RunnerConfig
 from server.metrics.stats import NullMetrics
+from tests.engine_configs import engine_config
 
 ROOT = str(Path(__file__).parents[2])
 FAKE = (sys.executable, "-m", "tests.processes.fake_engine")
 SETTINGS = EngineSettings(
     model_dir="/models/none",
-    runner=RunnerConfig("f32", 16, 8, 4, 64, 128, 8, 5),
-    limits=EngineLimits(4, 64, 128, 8, 16, 1024, 1.0),
+    config=engine_config(max_num_seqs=4, max_model_len=128),
     num_threads=1,
 )
 FAST = RestartPolicy(max_restarts=3, window_s=60, first_pause_s=0.01, stall_s=60, check_s=0.02)

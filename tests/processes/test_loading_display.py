@@ -10,8 +10,8 @@ import torch
 
 from server.execution.buffers import allocate
 from server.memory.layout import build_layout
-from server.memory.runner_config import RunnerConfig
 from server.worker.build import loading_display
+from tests.engine_configs import engine_config
 from weights.synthetic.tiny_specs import tiny_llama
 
 MIB = 1 << 20
@@ -51,7 +51,7 @@ def test_memory_that_is_made_resident_is_told_in_pieces(monkeypatch: pytest.Monk
     monkeypatch.setattr("server.execution.buffers._PIECE_BYTES", 4096)
     layout = build_layout(
         tiny_llama(),
-        RunnerConfig("f32", 16, 4, 2, 32, 64, 32, 5),
+        engine_config(num_blocks=4, max_num_seqs=2, max_num_batched_tokens=32, max_model_len=64),
     )
     heard = list[tuple[int, int]]()
     made = allocate(layout, torch.device("cpu"), lambda done, total: heard.append((done, total)))

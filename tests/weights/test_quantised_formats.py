@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from kernels import LinearWeight, reference
 from kernels import quantization as quantised
 from kernels.linears import pack_on_any_device
 from server.execution.held import HeldBytes
+from server.memory.engine_args import EngineArgs
 from server.memory.layout import build_layout
 from server.memory.planner.formulas import formulas
 from server.memory.planner.planner import plan_memory
-from server.memory.planner.request import PlanRequest
-from server.memory.runner_config import RunnerConfig
+from tests.engine_configs import engine_config
 from weights import families, formats
 from weights.checkpoint.folder import open_checkpoint
 from weights.formats import get_quantised
@@ -123,7 +124,7 @@ def test_plan_report_and_books_agree_to_the_byte(
 ) -> None:
     write_checkpoint(spec, tmp_path, seed=1)
     model = load_folder(tmp_path, name, format)
-    config = RunnerConfig(format, 16, 4, 2, 32, 64, 32, 5, quantization=name)
+    config = engine_config(format=format, quantization=name)
     layout = build_layout(spec, config)
     storages = {
         storage.data_ptr(): storage.nbytes()
@@ -157,15 +158,12 @@ def test_what_waits_to_be_quantised_is_reported(tmp_path: Path) -> None:
 
 def test_a_plan_says_what_is_quantised() -> None:
     spec = tiny_llama()
-    request = PlanRequest("bf16", 16, 4, 64, quantization="int4")
-    plan = plan_memory(spec, request, 2**30)
+    args = EngineArgs(device="cpu", dtype="bfloat16", max_num_seqs=4, max_num_batched_tokens=64)
+    plan = plan_memory(spec, replace(args, quantization="int4"), 2**30)
     matrices = [p for p in inventory(spec) if p.component in QUANTISABLE]
     elements = sum(parameter.num_elements for parameter in matrices)
-    assert plan.runner.quantization == "int4"
+    assert plan.config.model.quantization == "int4"
     assert formulas(plan)["weights"].startswith(
         f"{elements} parameters of layers' matrices in int4"
     )
-    assert (
-        plan.kinds["weights"]
-        < plan_memory(spec, PlanRequest("bf16", 16, 4, 64), 2**30).kinds["weights"]
-    )
+    assert plan.kinds["weights"] < plan_memory(spec, args, 2**30).kinds["weights"]

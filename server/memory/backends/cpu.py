@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kernels.backends import TORCH_CPU
+from server.engine.engine_config import EngineConfig
 from server.memory.accounting.formulas import cpu_formulas, cpu_notes
 from server.memory.backends.record import Accounting, Backend, Defaults
 from server.memory.intermediates import phases, sample_rows
 from server.memory.kinds import MemoryKind
+from server.memory.kv_groups import attention_shape
 from server.memory.phases import Phase
 from server.memory.runner_buffers import LogitLimits
-from server.memory.runner_config import RunnerConfig, attention_shape
 from weights.formats import tensor_bytes
 from weights.inventory import num_parameters
 from weights.spec import ModelSpec
@@ -19,18 +20,21 @@ from weights.spec import ModelSpec
 SMALL_MODEL_BYTES = 2**30  # in float32; --dtype auto widens what takes no more
 
 
-def logit_limits(model: ModelSpec, config: RunnerConfig) -> LogitLimits:
+def logit_limits(model: ModelSpec, config: EngineConfig) -> LogitLimits:
     rows = sample_rows(model.vocab_size)
     return LogitLimits(
-        config.logit_rows, rows, rows, num_tops=tuple(range(config.max_logprobs + 1))
+        config.scheduler.logit_rows,
+        rows,
+        rows,
+        num_tops=tuple(range(config.scheduler.max_logprobs + 1)),
     )
 
 
 def step_phases(
-    model: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
+    model: ModelSpec, config: EngineConfig, tokens: int, logit_rows: int
 ) -> tuple[Phase, ...]:
     shape = replace(attention_shape(model, config), max_num_batched_tokens=tokens)
-    num_top = config.max_logprobs
+    num_top = config.scheduler.max_logprobs
     return phases(model, shape, logit_rows=logit_rows, num_top=num_top)
 
 

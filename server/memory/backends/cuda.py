@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 from kernels.backends import TRITON_CUDA
+from server.engine.engine_config import EngineConfig
 from server.memory.accounting.formulas import gpu_formulas, gpu_notes
 from server.memory.backends.gpu_intermediates import gpu_phases, table_rows
 from server.memory.backends.record import Accounting, Backend, Defaults
 from server.memory.kinds import ELEMENT_BYTES
 from server.memory.phases import Phase
 from server.memory.runner_buffers import LogitLimits, few_num_tops
-from server.memory.runner_config import RunnerConfig
 from weights.formats import tensor_bytes
 from weights.spec import ModelSpec
 
 
-def logit_limits(model: ModelSpec, config: RunnerConfig) -> LogitLimits:
+def logit_limits(model: ModelSpec, config: EngineConfig) -> LogitLimits:
     """All rows of logits are sampled at once, but for those whose tables are set apart."""
     return LogitLimits(
-        rows=config.logit_rows,
-        sampled_rows=config.logit_rows,
+        rows=config.scheduler.logit_rows,
+        sampled_rows=config.scheduler.logit_rows,
         penalised_rows=table_rows(model.vocab_size),
-        num_tops=few_num_tops(config.max_logprobs),
+        num_tops=few_num_tops(config.scheduler.max_logprobs),
     )
 
 
 def step_phases(
-    model: ModelSpec, config: RunnerConfig, tokens: int, logit_rows: int
+    model: ModelSpec, config: EngineConfig, tokens: int, logit_rows: int
 ) -> tuple[Phase, ...]:
     return gpu_phases(
         model,
         tokens=tokens,
-        rows=config.max_num_seqs,
-        element_bytes=ELEMENT_BYTES[config.format],
+        rows=config.scheduler.max_num_seqs,
+        element_bytes=ELEMENT_BYTES[config.model.format],
         logit_rows=logit_rows,
-        num_top=config.max_logprobs,
-        quantization=config.quantization,
-        batch_invariant=config.batch_invariant,
+        num_top=config.scheduler.max_logprobs,
+        quantization=config.model.quantization,
+        batch_invariant=config.model.batch_invariant,
     )
 
 

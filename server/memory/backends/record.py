@@ -12,11 +12,11 @@ from importlib import import_module
 from typing import Any
 
 from kernels.backends import KernelBackend
+from server.engine.engine_config import EngineConfig
 from server.memory.accounting.reading import MemoryReading
 from server.memory.kinds import MemoryKind, Shapes
 from server.memory.phases import Phase
 from server.memory.runner_buffers import LogitLimits
-from server.memory.runner_config import RunnerConfig
 from weights.formats import QuantisedFormat
 from weights.spec import ModelSpec
 
@@ -48,7 +48,7 @@ class Accounting:
     own_allocator: bool
 
 
-def no_buffers(model: ModelSpec, config: RunnerConfig) -> Shapes:
+def no_buffers(model: ModelSpec, config: EngineConfig) -> Shapes:
     return ()
 
 
@@ -69,11 +69,11 @@ class Backend:
     kernels: KernelBackend
     defaults: Defaults
     accounting: Accounting
-    logit_limits: Callable[[ModelSpec, RunnerConfig], LogitLimits]
-    phases: Callable[[ModelSpec, RunnerConfig, int, int], tuple[Phase, ...]]
+    logit_limits: Callable[[ModelSpec, EngineConfig], LogitLimits]
+    phases: Callable[[ModelSpec, EngineConfig, int, int], tuple[Phase, ...]]
     auto_format: Callable[[ModelSpec, str], str]  # --dtype auto, of a checkpoint's format
     device: str  # () -> server.execution.device.Device
-    open_device: str  # (RunnerConfig, model folder) -> OpenedDevice, before the model
+    open_device: str  # (EngineConfig, model folder) -> OpenedDevice, before the model
     equal_bits: str  # what promises equal requests more than 16 bits do
     quantisations: tuple[str, ...] = ()  # that --quantization may name
     suggested_quantisations: tuple[str, ...] = ()  # of these, when memory is short
@@ -85,7 +85,7 @@ class Backend:
     weighs_dtype: bool = False  # 16-bit products may be slower than float32's: auto times them
     max_head_dim: int | None = None
     max_width: int | None = None  # of a row that is normalised
-    buffers: Callable[[ModelSpec, RunnerConfig], Shapes] = no_buffers
+    buffers: Callable[[ModelSpec, EngineConfig], Shapes] = no_buffers
 
     def __post_init__(self) -> None:
         missing = set(self.suggested_quantisations) - set(self.quantisations)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from server.engine.engine_config import EngineConfig, ModelConfig
 from server.memory.backends.registry import backend_named
 from server.memory.kinds import MemoryKind
+from server.memory.kv_groups import attention_shape
 from server.memory.layout import decode_graph_sizes
 from server.memory.phases import Phase
 from server.memory.planner.plan import MemoryPlan
-from server.memory.runner_config import RunnerConfig, attention_shape
 from weights.formats import FORMATS, get_format
 from weights.inventory import QUANTISABLE, tally
 from weights.spec import ModelSpec
@@ -19,13 +20,13 @@ from weights.tensor_parallel import rank_shape, rank_spec
 
 def formulas(plan: MemoryPlan) -> dict[str, str]:
     """How each kind comes about; those that are planned with the numbers put in."""
-    model, config = plan.layout.model, plan.runner
+    model, config = plan.layout.model, plan.config
     tied = ", tied unembedding counted once" if model.tied_unembedding else ""
     return {
-        "weights": f"{_weights_formula(model, config)}{tied}",
+        "weights": f"{_weights_formula(model, config.model)}{tied}",
         "kv_cache": _kv_formula(plan),
         "activations": f"largest phase of the largest step, {_phase(plan.layout.peak_phase)} B, "
-        f"at {config.max_num_batched_tokens} tokens",
+        f"at {config.scheduler.max_num_batched_tokens} tokens",
         "io": " + ".join(
             f"{buffer.name} {list(buffer.shape)} {buffer.format}"
             for buffer in plan.layout.buffers
@@ -33,7 +34,7 @@ def formulas(plan: MemoryPlan) -> dict[str, str]:
         ),
         "graphs": _graphs_formula(plan),
         "workspace": _workspace_formula(model, config),
-        **backend_named(config.backend).accounting.formulas(None),
+        **backend_named(config.model.backend).accounting.formulas(None),
     }
 
 
@@ -49,16 +50,16 @@ def _graphs_formula(plan: MemoryPlan) -> str:
     phase = plan.layout.graph_phase
     if phase is None:
         return "none: this device captures no graphs"
-    rows = decode_graph_sizes(plan.runner)[-1]
+    rows = decode_graph_sizes(plan.config)[-1]
     return (
         f"captured decode steps share one pool; largest phase of the largest, {_phase(phase)} B, "
         f"at {rows} rows"
     )
 
 
-def _workspace_formula(model: ModelSpec, config: RunnerConfig) -> str:
-    shape = attention_shape(rank_spec(model, config.ranks), config)
-    regions = backend_named(config.backend).kernels.attention_regions(shape)
+def _workspace_formula(model: ModelSpec, config: EngineConfig) -> str:
+    shape = attention_shape(rank_spec(model, config.model.ranks), config)
+    regions = backend_named(config.model.backend).kernels.attention_regions(shape)
     if not regions:
         return "none: in batch-invariant mode no row is cut"
     return f"attention's scratch: {_sum(regions.items())} B"
@@ -66,34 +67,34 @@ def _workspace_formula(model: ModelSpec, config: RunnerConfig) -> str:
 
 def _kv_formula(plan: MemoryPlan) -> str:
     """A block is a page, which holds the layers of one group: all layers, but with windows."""
-    config, layers = plan.runner, len(plan.kv.groups[0].layer_ids)
-    heads = rank_spec(plan.layout.model, config.ranks).attention
+    config, layers = plan.config, len(plan.kv.groups[0].layer_ids)
+    heads = rank_spec(plan.layout.model, config.model.ranks).attention
     channels = f"{heads.num_kv_heads} heads x {heads.head_dim}"
-    if config.kv_format in FORMATS:
-        numbers = f"{channels} x {get_format(config.kv_format).bytes_per_element} B"
+    if config.cache.format in FORMATS:
+        numbers = f"{channels} x {get_format(config.cache.format).bytes_per_element} B"
     else:
         numbers = f"{heads.num_kv_heads} heads x ({heads.head_dim} x 1 B + a scale of 4 B)"
     return (
-        f"{plan.kv.num_blocks} blocks x {config.block_size} tokens x {layers} layers "
+        f"{plan.kv.num_blocks} blocks x {config.cache.block_size} tokens x {layers} layers "
         f"x 2 (K, V) x {numbers}"
     )
 
 
-def _weights_formula(model: ModelSpec, config: RunnerConfig) -> str:
+def _weights_formula(model: ModelSpec, how: ModelConfig) -> str:
     """Elements in a quantised format and the others, of one rank."""
-    width = get_format(config.format).bytes_per_element
+    width = get_format(how.format).bytes_per_element
     quantised = others = quantised_bytes = 0
     for parameter, times in tally(model).items():
-        held = replace(parameter, shape=rank_shape(parameter, config.ranks))
-        if config.quantization is not None and parameter.component in QUANTISABLE:
+        held = replace(parameter, shape=rank_shape(parameter, how.ranks))
+        if how.quantization is not None and parameter.component in QUANTISABLE:
             quantised += times * held.num_elements
-            quantised_bytes += times * held.num_bytes(config.format, config.quantization)
+            quantised_bytes += times * held.num_bytes(how.format, how.quantization)
         else:
             others += times * held.num_elements
-    rank = f" (one rank of {config.ranks})" if config.ranks > 1 else ""
-    if config.quantization is None:
-        return f"{others} parameters x {width} B ({config.format}){rank}"
+    rank = f" (one rank of {how.ranks})" if how.ranks > 1 else ""
+    if how.quantization is None:
+        return f"{others} parameters x {width} B ({how.format}){rank}"
     return (
-        f"{quantised} parameters of layers' matrices in {config.quantization} with their scales "
-        f"({quantised_bytes} B) + {others} others x {width} B ({config.format}){rank}"
+        f"{quantised} parameters of layers' matrices in {how.quantization} with their scales "
+        f"({quantised_bytes} B) + {others} others x {width} B ({how.format}){rank}"
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.engine.engine_config import EngineConfig
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
+from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
 from server.memory.kinds import MemoryKind
 from server.memory.layout import Layout
-from server.memory.planner.request import PlanRequest
-from server.memory.runner_config import RunnerConfig
 
 _PLANNED = (
     MemoryKind.WEIGHTS,
@@ -27,7 +27,7 @@ class DoesNotFit(StartupError):
     ``kind`` is the component that broke the budget and ``nbytes`` what it takes or needs; ``over``
     is what is missing in all, in bytes. ``kv_needed_bytes`` is what the KV cache would have to be
     given, 0 where it is not the cache that lacks; ``kv_fitting_bytes`` what it could be given at
-    most where more was asked, else 0; ``max_model_len`` the length planned for.
+    most where more was asked, else 0; ``config`` what was planned for, with a cache of one block.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class DoesNotFit(StartupError):
         kind: MemoryKind,
         nbytes: int,
         over: int,
-        max_model_len: int,
+        config: EngineConfig,
         kv_needed_bytes: int = 0,
         kv_fitting_bytes: int = 0,
     ) -> None:
@@ -45,7 +45,7 @@ class DoesNotFit(StartupError):
         self.kind = kind
         self.nbytes = nbytes
         self.over = over
-        self.max_model_len = max_model_len
+        self.config = config
         self.kv_needed_bytes = kv_needed_bytes
         self.kv_fitting_bytes = kv_fitting_bytes
 
@@ -54,7 +54,6 @@ class DoesNotFit(StartupError):
 class MemoryPlan:
     """The sizes to build with, and the bytes that each kind will take."""
 
-    request: PlanRequest
     layout: Layout
     kv: KVCacheSpec
     available_bytes: int
@@ -62,18 +61,18 @@ class MemoryPlan:
     model_max_len: int  # what the model itself can take
 
     @property
-    def runner(self) -> RunnerConfig:
+    def config(self) -> EngineConfig:
         return self.layout.config
 
     @property
     def max_model_len(self) -> int:
-        return self.runner.max_model_len
+        return self.config.scheduler.max_model_len
 
     @property
     def capacity_tokens(self) -> int:
         """Tokens that the pool holds; with windows, in sequences of max_model_len tokens."""
         if len(self.kv.groups) == 1 and self.kv.groups[0].window is None:
-            return self.kv.num_blocks * self.runner.block_size
+            return self.kv.num_blocks * self.config.cache.block_size
         return int(self.concurrent_sequences * self.max_model_len)
 
     @property
@@ -84,10 +83,10 @@ class MemoryPlan:
     @property
     def kinds(self) -> dict[str, int]:
         """Planned bytes of the kinds that a plan can know."""
-        return {str(kind): self.layout.bytes(kind) for kind in planned_kinds(self.request)}
+        backend = backend_named(self.config.model.backend)
+        return {str(kind): self.layout.bytes(kind) for kind in planned_kinds(backend)}
 
 
-def planned_kinds(request: PlanRequest) -> tuple[MemoryKind, ...]:
-    """The kinds that a plan for that device can know."""
-    captures = backend_named(request.backend).captures_graphs
-    return (*_PLANNED, MemoryKind.GRAPHS) if captures else _PLANNED
+def planned_kinds(backend: Backend) -> tuple[MemoryKind, ...]:
+    """The kinds that a plan for that backend can know."""
+    return (*_PLANNED, MemoryKind.GRAPHS) if backend.captures_graphs else _PLANNED

@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import islice, takewhile
 
+from server.engine.engine_config import EngineConfig
 from server.memory.backends.registry import backend_named
-from server.memory.planner.request import PlanRequest
+from server.memory.engine_args import EngineArgs
+from server.memory.planner.resolve_args import format_of
 from server.units import exact_size
-from weights.formats import FORMATS, get_format, get_quantised
+from weights.formats import get_format, get_quantised
 
-Fits = Callable[[PlanRequest, int], bool]  # (request, available bytes) -> whether a plan is made
+Fits = Callable[[EngineArgs, int], bool]  # (asked, available bytes) -> whether a plan is made
 Larger = Callable[[int, int], str]  # (available bytes, needed ones) -> what gives them
 
 MOST_CHANGES = 2
-_NARROW = "bf16"
+_NARROW = "bfloat16"
 _MEMORY_STEP = 1 << 20  # more memory is asked for in whole MiB
 _MOST_MEMORY = 1 << 50
 
@@ -32,7 +34,7 @@ class Change:
     """``option`` as an operator would write it; ``factor`` is the ratio that it changes by."""
 
     option: str
-    request: PlanRequest
+    args: EngineArgs
     available_bytes: int
     factor: float
 
@@ -45,11 +47,11 @@ def more_memory(available: int, needed: int) -> str:
 
 
 def smallest_changes(
-    request: PlanRequest,
+    args: EngineArgs,
     available_bytes: int,
     fits: Fits,
     *,
-    max_model_len: int,
+    now: EngineConfig,
     kv_needed_bytes: int = 0,
     kv_fitting_bytes: int = 0,
     more: Iterable[Iterable[Change]] = (),
@@ -57,51 +59,51 @@ def smallest_changes(
 ) -> tuple[Change, ...]:
     """The two smallest changes with which ``fits`` says yes, the smaller one first.
 
-    ``max_model_len`` is the length that was planned for, in tokens; ``kv_needed_bytes`` what the
-    KV cache would have to be given, 0 where it is not too small; ``kv_fitting_bytes`` what it could
-    be given where --kv-cache-memory asks for more, else 0. ``more`` are changes that
-    only the caller can offer, such as another device: of each group, smallest first, one is told.
-    ``larger`` says how a machine comes by the memory that it lacks.
+    ``now`` are the sizes that were planned for; ``kv_needed_bytes`` what the KV cache would have to
+    be given, 0 where it is not too small; ``kv_fitting_bytes`` what it could be given where
+    --kv-cache-memory asks for more, else 0. ``more`` are changes that only the caller can offer,
+    such as another device: of each group, smallest first, one is told. ``larger`` says how a
+    machine comes by the memory that it lacks.
     """
     elsewhere = [list(group) for group in more]
     groups: list[Iterable[Change]] = [
-        *([change] for change in _smaller_sizes(request, available_bytes, fits, max_model_len)),
-        *_larger_cache(request, available_bytes, kv_needed_bytes),
-        *_smaller_cache(request, available_bytes, kv_fitting_bytes),
-        *_narrower_formats(request, available_bytes),
+        *([change] for change in _smaller_sizes(args, available_bytes, fits, now)),
+        *_larger_cache(args, available_bytes, kv_needed_bytes),
+        *_smaller_cache(args, available_bytes, kv_fitting_bytes),
+        *_narrower_formats(args, available_bytes),
         *elsewhere,
     ]
     changes = _sorted(_first_that_fit(groups, fits))
     if len(changes) < MOST_CHANGES:
-        changes = _sorted([*changes, *_two_at_once(request, available_bytes, fits, max_model_len)])
+        changes = _sorted([*changes, *_two_at_once(args, available_bytes, fits, now)])
     if len(changes) < MOST_CHANGES:
-        together = _narrower_elsewhere(request, available_bytes, fits, elsewhere)
+        together = _narrower_elsewhere(args, available_bytes, fits, elsewhere)
         changes = _sorted([*changes, *_first_that_fit(together, fits)])
     if len(changes) < MOST_CHANGES:
-        changes += _sorted(_more_memory(request, available_bytes, fits, larger))
-    if len(changes) < MOST_CHANGES and request.kv_cache_bytes is not None:
+        changes += _sorted(_more_memory(args, available_bytes, fits, larger, now))
+    if len(changes) < MOST_CHANGES and args.kv_cache_memory is not None:
         # The cache that was asked for holds no sequence at all: nothing fits beside it.
-        lifted = _cache_without_limit(request, available_bytes)
+        lifted = _cache_without_limit(args, available_bytes)
         again = smallest_changes(
-            lifted.request,
+            lifted.args,
             available_bytes,
             fits,
-            max_model_len=max_model_len,
-            more=[[_rebased(request, lifted, change) for change in group] for group in elsewhere],
+            now=now,
+            more=[[_rebased(args, lifted, change) for change in group] for group in elsewhere],
             larger=larger,
         )
         changes += [replace(c, option=f"{lifted.option} with {c.option}") for c in again]
     return tuple(changes[:MOST_CHANGES])
 
 
-def _rebased(request: PlanRequest, base: Change, change: Change) -> Change:
-    """A change to ``request`` as one to what ``base`` makes of it."""
-    return replace(change, request=_both(request, base, change).request)
+def _rebased(args: EngineArgs, base: Change, change: Change) -> Change:
+    """A change to ``args`` as one to what ``base`` makes of it."""
+    return replace(change, args=_both(args, base, change).args)
 
 
 def _first_that_fit(groups: Iterable[Iterable[Change]], fits: Fits) -> Iterator[Change]:
     for group in groups:
-        yield from islice((c for c in group if fits(c.request, c.available_bytes)), 1)
+        yield from islice((c for c in group if fits(c.args, c.available_bytes)), 1)
 
 
 def _sorted(changes: Iterable[Change]) -> list[Change]:
@@ -109,27 +111,22 @@ def _sorted(changes: Iterable[Change]) -> list[Change]:
 
 
 def _smaller_sizes(
-    request: PlanRequest, available: int, fits: Fits, max_model_len: int
+    args: EngineArgs, available: int, fits: Fits, now: EngineConfig
 ) -> Iterator[Change]:
     """The largest smaller value of each size, where one fits."""
-    sizes = (
-        ("max_model_len", max_model_len, request.block_size, request.block_size),
-        ("max_num_seqs", request.max_num_seqs, 1, 1),
-        ("max_num_batched_tokens", request.max_num_batched_tokens, request.max_num_seqs, 1),
-    )
-    for name, now, least, step in sizes:
-        yield from _smaller(request, available, fits, name, now, least, step)
+    yield from _shorter(args, available, fits, now)
+    seqs, tokens = now.scheduler.max_num_seqs, now.scheduler.max_num_batched_tokens
+    yield from _smaller(args, available, fits, "max_num_seqs", seqs, 1, 1)
+    yield from _smaller(args, available, fits, "max_num_batched_tokens", tokens, seqs, 1)
 
 
-def _shorter(
-    request: PlanRequest, available: int, fits: Fits, max_model_len: int
-) -> Iterator[Change]:
-    block = request.block_size
-    return _smaller(request, available, fits, "max_model_len", max_model_len, block, block)
+def _shorter(args: EngineArgs, available: int, fits: Fits, now: EngineConfig) -> Iterator[Change]:
+    block, length = now.cache.block_size, now.scheduler.max_model_len
+    return _smaller(args, available, fits, "max_model_len", length, block, block)
 
 
 def _smaller(
-    request: PlanRequest,
+    args: EngineArgs,
     available: int,
     fits: Fits,
     name: str,
@@ -138,28 +135,28 @@ def _smaller(
     step: int,
 ) -> Iterator[Change]:
     def change(value: int) -> Change:
-        return _sized(request, available, name, now, value)
+        return _sized(args, available, name, now, value)
 
-    value = largest_that(lambda value: fits(change(value).request, available), least, now - 1, step)
+    value = largest_that(lambda value: fits(change(value).args, available), least, now - 1, step)
     if value is not None:
         yield change(value)
 
 
-def _sized(request: PlanRequest, available: int, name: str, now: int, value: int) -> Change:
+def _sized(args: EngineArgs, available: int, name: str, now: int, value: int) -> Change:
     """With ``value`` instead of ``now`` for the size called ``name``."""
-    changed = _resized(request, name, value)
+    changed = _resized(args, name, value)
     return Change(f"--{name.replace('_', '-')} {value}", changed, available, now / value)
 
 
-def _resized(request: PlanRequest, name: str, value: int) -> PlanRequest:
+def _resized(args: EngineArgs, name: str, value: int) -> EngineArgs:
     match name:
         case "max_model_len":
-            return replace(request, max_model_len=value)
+            return replace(args, max_model_len=value)
         case "max_num_seqs":
-            return replace(request, max_num_seqs=value, num_seqs_given=True)
+            return replace(args, max_num_seqs=value)
         case "max_num_batched_tokens":
-            return replace(request, max_num_batched_tokens=value)
-    raise ValueError(f"{name!r} is not a size of a request")
+            return replace(args, max_num_batched_tokens=value)
+    raise ValueError(f"{name!r} is not a size of an engine")
 
 
 def largest_that(holds: Callable[[int], bool], least: int, most: int, step: int = 1) -> int | None:
@@ -179,51 +176,50 @@ def largest_that(holds: Callable[[int], bool], least: int, most: int, step: int 
     return low * step
 
 
-def _larger_cache(request: PlanRequest, available: int, needed: int) -> Iterator[list[Change]]:
+def _larger_cache(args: EngineArgs, available: int, needed: int) -> Iterator[list[Change]]:
     """What is needed, or no limit at all."""
-    given = request.kv_cache_bytes
+    given = args.kv_cache_memory
     if needed <= (given or 0):
         return
-    yield [_cache_of(needed, request, available)]
+    yield [_cache_of(needed, args, available)]
     if given is not None:
-        yield [_cache_without_limit(request, available)]
+        yield [_cache_without_limit(args, available)]
 
 
-def _smaller_cache(request: PlanRequest, available: int, fitting: int) -> Iterator[list[Change]]:
+def _smaller_cache(args: EngineArgs, available: int, fitting: int) -> Iterator[list[Change]]:
     """What there is, in whole units that an option can say, or whatever there is."""
-    if request.kv_cache_bytes is None or fitting <= 0:
+    if args.kv_cache_memory is None or fitting <= 0:
         return
     unit = _MEMORY_STEP if fitting >= _MEMORY_STEP else 1 << 10
-    yield [_cache_of(max(unit, fitting // unit * unit), request, available)]
-    yield [_cache_without_limit(request, available)]
+    yield [_cache_of(max(unit, fitting // unit * unit), args, available)]
+    yield [_cache_without_limit(args, available)]
 
 
-def _cache_of(nbytes: int, request: PlanRequest, available: int) -> Change:
-    changed = replace(request, kv_cache_bytes=nbytes)
-    given = request.kv_cache_bytes or nbytes
+def _cache_of(nbytes: int, args: EngineArgs, available: int) -> Change:
+    changed = replace(args, kv_cache_memory=nbytes)
+    given = args.kv_cache_memory or nbytes
     factor = max(nbytes, given) / min(nbytes, given)
     return Change(f"--kv-cache-memory {exact_size(nbytes)}", changed, available, factor)
 
 
-def _cache_without_limit(request: PlanRequest, available: int) -> Change:
-    changed = replace(request, kv_cache_bytes=None)
-    factor = max(1.0, available / (request.kv_cache_bytes or available))
+def _cache_without_limit(args: EngineArgs, available: int) -> Change:
+    changed = replace(args, kv_cache_memory=None)
+    factor = max(1.0, available / (args.kv_cache_memory or available))
     return Change("--kv-cache-memory auto", changed, available, factor)
 
 
-def _narrower_formats(request: PlanRequest, available: int) -> Iterator[list[Change]]:
+def _narrower_formats(args: EngineArgs, available: int) -> Iterator[list[Change]]:
     """By option, the widest of the narrower formats first."""
-    if request.quantization is None and get_format(request.format).bytes_per_element > 2:
-        changed = replace(request, format=_NARROW)
-        yield [Change(f"--dtype {FORMATS[_NARROW].torch_name}", changed, available, 2.0)]
-    offered = backend_named(request.backend).suggested_quantisations
+    if args.quantization is None and get_format(format_of(args.dtype)).bytes_per_element > 2:
+        yield [Change(f"--dtype {_NARROW}", replace(args, dtype=_NARROW), available, 2.0)]
+    offered = backend_named(args.device).suggested_quantisations
     if offered:
-        bits = _matrix_bits(request)
+        bits = _matrix_bits(args)
         narrower = {name: get_quantised(name).bits for name in offered}
         yield [
             Change(
                 f"--quantization {name}",
-                replace(request, quantization=name),
+                replace(args, quantization=name),
                 available,
                 bits / narrow,
             )
@@ -233,85 +229,87 @@ def _narrower_formats(request: PlanRequest, available: int) -> Iterator[list[Cha
 
 
 def _two_at_once(
-    request: PlanRequest, available: int, fits: Fits, max_model_len: int
+    args: EngineArgs, available: int, fits: Fits, now: EngineConfig
 ) -> Iterator[Change]:
     """Narrower numbers and a shorter length together."""
-    for group in _narrower_formats(request, available):
+    for group in _narrower_formats(args, available):
         for narrower in group:
-            for shorter in _shorter(narrower.request, available, fits, max_model_len):
+            for shorter in _shorter(narrower.args, available, fits, now):
                 option = f"{narrower.option} with {shorter.option}"
                 factor = narrower.factor * shorter.factor
-                yield Change(option, shorter.request, available, factor)
+                yield Change(option, shorter.args, available, factor)
 
 
 def _narrower_elsewhere(
-    request: PlanRequest, available: int, fits: Fits, elsewhere: Iterable[Iterable[Change]]
+    args: EngineArgs, available: int, fits: Fits, elsewhere: Iterable[Iterable[Change]]
 ) -> Iterator[list[Change]]:
     """Narrower numbers and less of what only the caller can offer than it would take alone."""
     for group in elsewhere:
-        too_small = list(takewhile(lambda c: not fits(c.request, c.available_bytes), group))
-        for narrower in _narrower_formats(request, available):
+        too_small = list(takewhile(lambda c: not fits(c.args, c.available_bytes), group))
+        for narrower in _narrower_formats(args, available):
             for one in narrower:
-                yield [_both(request, one, other) for other in too_small]
+                yield [_both(args, one, other) for other in too_small]
 
 
-def _both(request: PlanRequest, one: Change, other: Change) -> Change:
-    """``other`` on top of ``one``, both of them changes to ``request``."""
-    pairs = ((f.name, getattr(other.request, f.name)) for f in fields(request))
-    differing = {name: value for name, value in pairs if value != getattr(request, name)}
+def _both(args: EngineArgs, one: Change, other: Change) -> Change:
+    """``other`` on top of ``one``, both of them changes to ``args``."""
+    pairs = ((f.name, getattr(other.args, f.name)) for f in fields(args))
+    differing = {name: value for name, value in pairs if value != getattr(args, name)}
     return Change(
         f"{one.option} with {other.option}",
-        replace(one.request, **differing),
+        replace(one.args, **differing),
         other.available_bytes,
         one.factor * other.factor,
     )
 
 
-def _matrix_bits(request: PlanRequest) -> int:
-    if request.quantization is not None:
-        return get_quantised(request.quantization).bits
-    return 8 * get_format(request.format).bytes_per_element
+def _matrix_bits(args: EngineArgs) -> int:
+    if args.quantization is not None:
+        return get_quantised(args.quantization).bits
+    return 8 * get_format(format_of(args.dtype)).bytes_per_element
 
 
 def _more_memory(
-    request: PlanRequest, available: int, fits: Fits, larger: Larger
+    args: EngineArgs, available: int, fits: Fits, larger: Larger, now: EngineConfig
 ) -> Iterator[Change]:
     """For all that was asked, and for each way to ask less with which less is missing."""
-    whole = _least_memory(request, available, fits)
+    whole = _least_memory(args, available, fits)
     if whole is not None:
-        yield Change(larger(available, whole), request, whole, whole / max(1, available))
-    for less in _ways_to_ask_less(request, available):
-        needed = _least_memory(less.request, available, fits)
+        yield Change(larger(available, whole), args, whole, whole / max(1, available))
+    for less in _ways_to_ask_less(args, available, now):
+        needed = _least_memory(less.args, available, fits)
         if needed is not None and (whole is None or needed < whole):
             option = f"{less.option} with {larger(available, needed)}"
             factor = less.factor * needed / max(1, available)
-            yield Change(option, less.request, needed, factor)
+            yield Change(option, less.args, needed, factor)
 
 
-def _ways_to_ask_less(request: PlanRequest, available: int) -> Iterator[Change]:
+def _ways_to_ask_less(args: EngineArgs, available: int, now: EngineConfig) -> Iterator[Change]:
     """The narrowest numbers that the device offers, half of each size."""
-    narrower = [c for group in _narrower_formats(request, available) for c in group]
+    narrower = [c for group in _narrower_formats(args, available) for c in group]
     if narrower:
         yield max(narrower, key=lambda change: change.factor)
     halves = {
-        "max_model_len": (request.max_model_len, 1),
-        "max_num_seqs": (request.max_num_seqs, 1),
-        "max_num_batched_tokens": (request.max_num_batched_tokens, request.max_num_seqs),
+        "max_model_len": (args.max_model_len, 1),
+        "max_num_seqs": (now.scheduler.max_num_seqs, 1),
+        "max_num_batched_tokens": (
+            now.scheduler.max_num_batched_tokens,
+            now.scheduler.max_num_seqs,
+        ),
     }
-    for name, (now, least) in halves.items():
-        if now is not None and now > least:
-            half = max(least, now // 2)
-            yield _sized(request, available, name, now, half)
+    for name, (whole, least) in halves.items():
+        if whole is not None and whole > least:
+            yield _sized(args, available, name, whole, max(least, whole // 2))
 
 
-def _least_memory(request: PlanRequest, available: int, fits: Fits) -> int | None:
-    """The least memory above ``available`` with which the request fits, in steps of a MiB."""
+def _least_memory(args: EngineArgs, available: int, fits: Fits) -> int | None:
+    """The least memory above ``available`` with which what was asked fits, in steps of a MiB."""
     enough = max(available, _MEMORY_STEP)
-    while not fits(request, enough):
+    while not fits(args, enough):
         enough *= 2
         if enough > _MOST_MEMORY:
             return None
     missing = largest_that(
-        lambda extra: not fits(request, available + extra), 0, enough - available, _MEMORY_STEP
+        lambda extra: not fits(args, available + extra), 0, enough - available, _MEMORY_STEP
     )
     return available + (0 if missing is None else missing + _MEMORY_STEP)

@@ -44,7 +44,7 @@ class MemoryReport:
     def __init__(self, plan: MemoryPlan, sources: MemorySources) -> None:
         self._plan = plan
         self._sources = sources
-        self._backend = backend_named(plan.runner.backend)
+        self._backend = backend_named(plan.config.model.backend)
         self._formulas = formulas(plan)
 
     def tree(self) -> dict[str, Any]:
@@ -148,11 +148,11 @@ class MemoryReport:
         )
 
     def _weights(self) -> Parts:
-        planned, runner = self._plan.layout.weights, self._plan.runner
+        planned, model = self._plan.layout.weights, self._plan.config.model
         return [
             {
                 "part": component,
-                "format": held_format(component, runner.format, runner.quantization),
+                "format": held_format(component, model.format, model.quantization),
                 "bytes": nbytes,
                 "planned_bytes": planned.get(component, 0),
             }
@@ -165,7 +165,7 @@ class MemoryReport:
         parts = reading.kinds[MemoryKind.KV_CACHE].parts
         live = parts["active"] + parts["tail_waste"]
         return {
-            "block_size_tokens": self._plan.runner.block_size,
+            "block_size_tokens": self._plan.config.cache.block_size,
             "bytes_per_block": self._plan.kv.page_bytes,
             "bytes_per_token": self._plan.kv.groups[0].bytes_per_token,
             "capacity_tokens": self._plan.capacity_tokens,

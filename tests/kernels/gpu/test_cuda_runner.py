@@ -14,7 +14,7 @@ from server.engine.request import EngineRequest
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import CudaDevice
 from server.execution.gpu_memory import read_allocator
-from server.memory.runner_config import RunnerConfig
+from tests.engine_configs import engine_config
 from tests.equivalence import checks, harness
 from tests.equivalence.checks import Setting
 from tests.execution import late_runners
@@ -31,8 +31,7 @@ class CudaSetting(Setting):
     made: list[late_runners.FakeBuilt] = field(default_factory=list)
 
     def built(self, num_tokens: int = 4096) -> late_runners.FakeBuilt:  # type: ignore[override]
-        config = RunnerConfig(
-            format="f32",
+        config = engine_config(
             block_size=self.block_size,
             num_blocks=num_tokens // self.block_size,
             max_num_seqs=16,
