@@ -28,18 +28,10 @@ GPU_JOBS ?= $(shell nproc 2>/dev/null || echo 4)
 # Needs no plugin and no particular version: a GPU machine comes with packages of its own.
 GPU_PYTEST := -m pytest tests/kernels/gpu tests/gpu -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
 
-ALONE := api deploy e2e equivalence image loadtest memory page parity processes soak text
-TOGETHER := $(filter-out __% $(ALONE),$(notdir $(patsubst %/,%,$(wildcard tests/*/))))
-# Both halves run, whatever the first comes to: one failure must not hide the others.
-define pytest
-	@failed=; trap 'exit 130' INT; \
-	half() { "$$@" || test $$? -eq 5; }; \
-	half env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(1)" $(ALONE:%=--ignore=tests/%) $(ARGS) \
-	  || failed="$$failed, the first (tests that share the machine)"; \
-	half env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "$(1)" $(TOGETHER:%=--ignore=tests/%) $(ARGS) \
-	  || failed="$$failed, the second (tests that start servers)"; \
-	test -z "$$failed" || { echo "Failed of two halves$$failed; see above." >&2; exit 1; }
-endef
+# Every core has a process, of a thread each, and takes module after module (tests/conftest.py says which first).
+# Bytecode is kept, whatever the caller's environment says: the processes that tests start import the same modules.
+# Threads that wait do not spin: the core that they would keep is the other process's.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Measured with a CPU-only build of torch (2026-11-29, Python 3.11); README has the same figures.
 RUN_SIZE := about 225 MB, and takes 1 GB in $(VENV). Plain torch for Linux brings CUDA packages: several GB more; \
@@ -84,13 +76,11 @@ format: $(SETUP_TEST)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every core has a process, of a thread each. What starts servers goes by module and comes second.
-# pytest's exit code 5 means that there is no such test: ARGS may have chosen among the others.
 test: $(SETUP_TEST)
-	$(call pytest,not slow and not sweep)
+	$(PYTEST) -m "not slow and not sweep" $(ARGS)
 
 test-slow: $(SETUP_TEST)
-	$(call pytest,slow)
+	$(PYTEST) -m slow $(ARGS)
 
 # The image built and run, docker-compose.yml brought up; test-slow does it too, where it can. As root, with
 # apt-get install buildah podman runc mmdebstrap netavark aardvark-dns iptables; without Docker or a registry.

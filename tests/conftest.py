@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +12,18 @@ import pytest
 # With --dist loadfile a module's tests are one process's, since its fixtures are dear; these rooms
 # share fixtures of a session too.
 _ONE_PROCESS = ("tests/image/",)
-# What takes longest begins first, so that no core is idle at the end.
-_FIRST = ("image", "soak", "equivalence", "memory")
+# Where modules are that take long: they begin first, so that no core is idle at the end.
+_FIRST = ("image", "soak", "invariants", "equivalence", "memory", "page", "execution", "e2e", "gpu")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rooms = {item: item.path.parent.name for item in items}
     items.sort(key=lambda item: _FIRST.index(rooms[item]) if rooms[item] in _FIRST else len(_FIRST))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage during the tests looks at it again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)  # tests run without xdist too

@@ -32,6 +32,12 @@ def test_answers_are_equal(name: str, block_size: int, settings: dict[int, Setti
     checks.CHECKS[name](settings[block_size])
 
 
+@pytest.fixture(scope="module")
+def on_two_threads(folder: Path) -> Setting:
+    """Its plain runs are made once too, on two threads as the others of its tests are."""
+    return Setting(folder, 16, known={})
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -42,9 +48,9 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("name", checks.CHECKS)
-def test_answers_are_equal_on_several_threads(name: str, folder: Path) -> None:
+def test_answers_are_equal_on_several_threads(name: str, on_two_threads: Setting) -> None:
     """Tests compute on one thread each, so that several can run; a server computes on many."""
-    checks.CHECKS[name](Setting(folder, 16, known={}))
+    checks.CHECKS[name](on_two_threads)
 
 
 @pytest.mark.parametrize("budget", [1, 64])
