@@ -159,7 +159,7 @@ class ServerProcess:
 
 
 def engine_children(pid: int) -> list[int]:
-    """Children of ``pid`` whose command line names the engine."""
+    """Children of ``pid`` whose command line names the engine's module."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -170,7 +170,7 @@ def engine_children(pid: int) -> list[int]:
         except OSError:
             continue
         state, parent = stat.rpartition(")")[2].split()[:2]
-        if int(parent) == pid and b"engine" in command and state != "Z":
+        if int(parent) == pid and b"server.worker" in command and state != "Z":
             found.append(int(folder.name))
     return found
 

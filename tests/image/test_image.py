@@ -74,12 +74,12 @@ def test_the_memory_report_obeys_the_containers_limit(quire: RunningQuire) -> No
 
 
 def test_process_1_starts_a_dead_engine_again_and_leaves_no_zombie(quire: RunningQuire) -> None:
-    engine_pid = quire.pid_of("server.worker.__main__")
+    engine_pid = quire.pid_of("server.worker")
     assert quire.processes()[1][1].endswith("quire serve")
     quire.sh(f"kill -9 {engine_pid}")
     wait_until("the engine's death is noticed", lambda: not quire.is_ready(), 30)
     quire.wait_ready()
-    assert quire.pid_of("server.worker.__main__") != engine_pid
+    assert quire.pid_of("server.worker") != engine_pid
     assert "quire_engine_restarts_total 1.0" in quire.get("/metrics").text
     assert [state for state, _ in quire.processes().values() if state == "Z"] == []
 

@@ -89,7 +89,7 @@ def test_what_code_llama_fills_in_is_refused_and_not_read_as_a_token(tmp_path: P
         ({}, {"added_tokens": {"the": 3}}, r"added_tokens\.json: the token 'the' has the id 3"),
         ({}, {"added_tokens": {"x y": "3"}}, r"added_tokens\.json: 'x y' must have an id"),
         ({}, {"added_tokens": []}, r"added_tokens\.json must be a JSON object"),
-        ({"added_tokens_decoder": {"x": {}}}, {}, "added_tokens_decoder: 'x' is no id"),
+        ({"added_tokens_decoder": {"x": {}}}, {}, "added_tokens_decoder: 'x' is not a token id"),
         ({"added_tokens_decoder": {"1": {"content": 5}}}, {}, "a token is an object with its"),
         ({"eos_token": 5}, {}, r"tokenizer_config\.json: eos_token must be text"),
         ({"extra_special_tokens": "x"}, {}, "extra_special_tokens must be a list"),
