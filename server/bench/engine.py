@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             built = _build(options, folder)
     except (CheckpointError, StartupError) as error:
         print(
-            f"server.bench.__main__: {options.model_dir or options.synthetic}: {error}",
+            f"server.bench: {options.model_dir or options.synthetic}: {error}",
             file=sys.stderr,
         )
         return EXIT_REFUSED
