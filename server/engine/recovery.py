@@ -1,11 +1,11 @@
 """A step that raised: which of its requests are tried again, and which end.
 
 What the executor still holds is unknown, so every row is given up and rebuilt, and what a request
-has computed so far stands. Whoever may be at fault is then tried alone once:
+has computed so far stands. Each request that may be at fault is then retried alone, once:
 
-    raised                 once: each request of the step is tried alone    again, alone: it ends
+    raised                 once: each request of the step is retried alone  again, alone: it ends
     no memory, one asked   it ends, and the others go on without it
-    no memory, several     each is tried alone; who finds none even then is the one that ends
+    no memory, several     each is retried alone; the one that finds none even then ends
 
 Requests that each fit alone and never together would fail for ever. So a request that was in such a
 step before pays no second time for the others: the one that asks for most of the step ends.
@@ -45,7 +45,7 @@ def abandon_step(state: SchedulerState, plan: StepPlan) -> tuple[ScheduledRow, .
 
 
 def retry_or_end(state: SchedulerState, rows: Iterable[ScheduledRow], message: str) -> None:
-    """Each request is tried alone, or ends where it was tried already."""
+    """Each request is retried alone, or ends where it was retried already."""
     for request in requests_of(rows):
         if request.id in state.quarantined:
             state.end_request(request, FinishReason.ERROR, EngineError.INTERNAL, message)
@@ -59,7 +59,7 @@ def end_for_memory(
     """Ends a request whose work found no memory. Returns the ids of whose work it was and, one or
     none, of who ended.
 
-    ``asked`` are the rows of that work. Where these are several requests', each is tried alone
+    ``asked`` are the rows of that work. Where these are several requests', each is retried alone
     first, but only once in its life.
     """
     wanted = set(asked)
