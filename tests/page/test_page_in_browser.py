@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from playwright.sync_api import Route, expect
 
+from server.units import format_size
 from tests.api.api_fakes import FakeEngine, make_state, saying
 from tests.page.page_browser import Open, Visit
 from tests.page.page_server import MIB, PageServer, device
@@ -23,6 +24,17 @@ slow = pytest.mark.slow
 def exact(visit: Visit, band: str) -> dict[str, str]:
     """A row of the table: exact bytes by column."""
     return {column: value for column, (value, _) in visit.ledger()[band].items()}
+
+
+def test_sizes_read_as_in_the_server_s_tables(visit: Open, fake: PageServer) -> None:
+    """Ties too, which sizes of whole blocks often are: 248119296 B are 236.625 MiB."""
+    sizes = [0, 1023, 1024, 248119296, *(n * 2**17 for n in range(1, 400)), 5 * 2**28 + 2**25]
+    sizes += [-size for size in sizes if size]
+    page = visit(fake.url)
+    script = "async ([url, sizes]) => sizes.map((await import(url)).bytes)"
+    scripts = page.page.eval_on_selector_all("script[src]", "all => all.map(one => one.src)")
+    found = page.page.evaluate(script, [scripts[0].rsplit("/", 1)[0] + "/format.js", sizes])
+    assert found == [format_size(size) for size in sizes]
 
 
 def test_the_page_shows_the_figures_and_streams_text_as_text(visit: Open, fake: PageServer) -> None:

@@ -9,7 +9,15 @@ export function bytes(count) {
     count /= 1024;
     if (Math.abs(count) < 1024) break;
   }
-  return `${count.toFixed(2)} ${unit}`;
+  return `${hundredths(count)} ${unit}`;
+}
+
+// Ties go to the even digit, as in the server's tables; sizes of whole blocks often are ties.
+function hundredths(value) {
+  const scaled = Math.abs(value) * 100;
+  const down = Math.floor(scaled);
+  const falls = scaled - down === 0.5 && down % 2 === 0;
+  return (falls ? (Math.sign(value) * down) / 100 : value).toFixed(2);
 }
 
 export function integer(count) {
