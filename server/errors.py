@@ -54,7 +54,7 @@ class ErrorCode(Enum):
 def client_error_code(error: EngineError) -> ErrorCode:
     """What a client is told for the engine's reason. mypy holds that no reason is left out."""
     match error:
-        case EngineError.INVALID_REQUEST:
+        case EngineError.INVALID_REQUEST | EngineError.UNSUPPORTED_TASK:
             return ErrorCode.INVALID_REQUEST
         case EngineError.INVALID_VALUE:
             return ErrorCode.INVALID_VALUE

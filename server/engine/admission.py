@@ -22,6 +22,7 @@ from server.engine.request import (
     EngineError,
     EngineRequest,
     SamplingParams,
+    Task,
 )
 from server.engine.response_budget import AnswerSize, answer_size
 from server.engine.sequence import Request
@@ -51,15 +52,22 @@ class Throughput:
 
 
 class Admission:
-    """``page_bytes`` are those of one KV-cache block, for what refusals say."""
+    """``page_bytes`` are those of one KV-cache block, for what refusals say; ``tasks`` are those
+    that the executor supports."""
 
     def __init__(
-        self, kv: KVCacheManager, config: SchedulerConfig, waiting: WaitingQueue, page_bytes: int
+        self,
+        kv: KVCacheManager,
+        config: SchedulerConfig,
+        waiting: WaitingQueue,
+        page_bytes: int,
+        tasks: frozenset[Task],
     ) -> None:
         self._kv = kv
         self._page_bytes = page_bytes
         self._config = config
         self._waiting = waiting
+        self._tasks = tasks
         self.throughput = Throughput()
         self.is_open = True
 
@@ -82,6 +90,11 @@ class Admission:
     def _problem_with(self, request: EngineRequest) -> Problem | None:
         num_prompt = len(request.prompt_token_ids)
         max_tokens = request.sampling.max_tokens
+        if request.task not in self._tasks:
+            return EngineError.UNSUPPORTED_TASK, (
+                f"This model does not support the task {request.task}; it supports "
+                f"{', '.join(sorted(self._tasks))}."
+            )
         if num_prompt < 1:
             return EngineError.INVALID_REQUEST, "The prompt has no tokens; it needs at least one."
         if not 1 <= request.n <= self._config.max_num_seqs:

@@ -80,7 +80,9 @@ class EngineCore:
         self._constraints = constraints or Unconstrained()
         self.scheduler = Scheduler(self._kv, config, clock, self._constraints)
         self._roster = self.scheduler.state
-        self._admission = Admission(self._kv, config, self._roster.waiting, kv.page_bytes)
+        self._admission = Admission(
+            self._kv, config, self._roster.waiting, kv.page_bytes, executor.supported_tasks
+        )
         self._in_flight: deque[StepInFlight] = deque()
         self._num_void = 0  # steps in flight that followed one that raised
         self._last_end = clock()

@@ -38,6 +38,15 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
 
+class Task(StrEnum):
+    """What a request wants of the model. Executor.supported_tasks says which of them it offers."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+    CLASSIFY = "classify"
+    SCORE = "score"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One prompt and its n choices.
@@ -51,6 +60,7 @@ class EngineRequest:
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
+    task: Task = Task.GENERATE
     n: int = 1
     priority: int = 0
     tenant: str = ""
@@ -78,6 +88,7 @@ class EngineError(StrEnum):
     INVALID_REQUEST = "INVALID_REQUEST"
     INVALID_VALUE = "INVALID_VALUE"
     CONTEXT_LENGTH = "CONTEXT_LENGTH"
+    UNSUPPORTED_TASK = "UNSUPPORTED_TASK"
     CAPACITY = "CAPACITY"  # it could never run here, however long it waited
     QUEUE_FULL = "QUEUE_FULL"
     QUEUE_TIMEOUT = "QUEUE_TIMEOUT"

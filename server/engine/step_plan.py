@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.engine.request import SamplingParams
+from server.engine.request import SamplingParams, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,9 @@ class Executor(Protocol):
 
     @property
     def overlaps(self) -> bool: ...
+
+    @property
+    def supported_tasks(self) -> frozenset[Task]: ...
 
     def forward(self, plan: StepPlan) -> ForwardHandle: ...
 

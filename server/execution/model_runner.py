@@ -22,7 +22,7 @@ import torch
 
 import kernels
 from kernels.dispatch import using
-from server.engine.request import SamplingParams
+from server.engine.request import SamplingParams, Task
 from server.engine.step_plan import ForwardHandle, PendingResult, StepPlan, StepResult
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
 from server.execution.device import Device, Event
@@ -124,6 +124,11 @@ class ModelRunner:
     def overlaps(self) -> bool:
         """The next step may be handed over before the last result was asked for."""
         return self.device.overlaps
+
+    @property
+    def supported_tasks(self) -> frozenset[Task]:
+        """What ``sample`` makes of hidden states: tokens and their log-probabilities."""
+        return frozenset({Task.GENERATE})
 
     @property
     def peak(self) -> PeakMeter:

@@ -12,6 +12,7 @@ from server.errors import client_error_code
 STATUS_AND_CODE = {
     EngineError.INVALID_REQUEST: (400, "invalid_request"),
     EngineError.INVALID_VALUE: (400, "invalid_value"),
+    EngineError.UNSUPPORTED_TASK: (400, "invalid_request"),
     EngineError.CONTEXT_LENGTH: (400, "context_length_exceeded"),
     EngineError.CAPACITY: (400, "request_exceeds_capacity"),
     EngineError.QUEUE_FULL: (429, "queue_full"),

@@ -15,7 +15,7 @@ from server.engine.core import EngineCore
 from server.engine.engine_config import SchedulerConfig
 from server.engine.events import ChoiceOutput, EngineFrame, PromptOutput, Refused, StepStats
 from server.engine.prefix_cache import Digest, sha256_digest
-from server.engine.request import EngineRequest, SamplingParams
+from server.engine.request import EngineRequest, SamplingParams, Task
 from server.engine.sequence import Sequence as LiveSequence
 from server.engine.step import OutOfMemoryEvent, StepInFlight
 from server.engine.step_plan import LogprobArrays, StepPlan
@@ -76,6 +76,7 @@ class Story:
         overlaps: bool = False,
         constraints: TokenConstraints | None = None,
         prefix_caching: bool = True,
+        tasks: frozenset[Task] = frozenset({Task.GENERATE}),
         **limits: Any,
     ) -> None:
         wide: dict[str, Any] = {
@@ -96,6 +97,7 @@ class Story:
             eos_token_ids=self.limits.eos_token_ids,
             poison_tokens=poison,
             overlaps=overlaps,
+            supported_tasks=tasks,
         )
         self.shortages: list[OutOfMemoryEvent] = []
         self.core = EngineCore(
@@ -123,6 +125,7 @@ class Story:
         name: str,
         tokens: Sequence[int],
         *,
+        task: Task = Task.GENERATE,
         n: int = 1,
         priority: int = 0,
         salt: str = "",
@@ -135,6 +138,7 @@ class Story:
             name,
             tuple(tokens),
             SamplingParams(**({"seed": 0, "max_tokens": 2} | sampling)),
+            task=task,
             n=n,
             priority=priority,
             adapter_id=adapter[0],

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from server.engine.constraints import Masks
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
-from server.engine.request import SamplingParams
+from server.engine.request import SamplingParams, Task
 from server.engine.step_plan import (
     ForwardHandle,
     LogprobArrays,
@@ -91,8 +91,10 @@ class FakeExecutor:
         eos_token_ids: tuple[int, ...] = (),
         poison_tokens: tuple[int, ...] = (),
         overlaps: bool = False,
+        supported_tasks: frozenset[Task] = frozenset({Task.GENERATE}),
     ) -> None:
         self.overlaps = overlaps
+        self.supported_tasks = supported_tasks
         self.vocab = vocab
         self.eos_token_ids = eos_token_ids
         self.poison_tokens = poison_tokens

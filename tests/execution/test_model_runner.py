@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.request import SamplingParams
+from server.engine.core import EngineCore
+from server.engine.request import EngineRequest, SamplingParams, Task
 from server.engine.step_plan import PlannedRow, StepPlan
 from server.errors import StartupError
 from server.execution import model_runner
 from server.execution.model_runner import ModelRunner
+from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import max_context
 from tests.equivalence import checks
 from tests.execution import stepping
@@ -68,6 +70,17 @@ def test_sizes_that_do_not_fit_the_model_are_refused_at_start(tmp_path: Path) ->
         stepping.built_from_spec(SPEC, tmp_path, max_model_len=65)
     with pytest.raises(StartupError, match="max_logprobs is 100"):
         stepping.built(tmp_path, max_model_len=64, max_logprobs=100)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_an_engine_takes_the_tasks_that_its_runner_offers(task: Task, tiny: ModelRunner) -> None:
+    config = tiny.layout.config
+    core = EngineCore(tiny, kv_cache_spec(SPEC, config.cache), config.scheduler)
+    core.submit([EngineRequest("r", tuple(IDS), SamplingParams(seed=0), task=task)])
+    frame = core.step()
+    assert frame is not None
+    assert len(frame.accepted) == (task is Task.GENERATE)
+    assert len(frame.refused) == (task is not Task.GENERATE)
 
 
 @pytest.mark.parametrize("length", [1, 2])

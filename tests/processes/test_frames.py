@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from server.engine.events import Accepted, ChoiceOutput, EngineFrame, Refused, StepStats
-from server.engine.request import EngineError, EngineRequest, FinishReason, SamplingParams
+from server.engine.request import EngineError, EngineRequest, FinishReason, SamplingParams, Task
 from server.engine.step_plan import LogprobArrays
 from server.ipc.frames import (
     LENGTH,
@@ -30,6 +30,7 @@ REQUEST = EngineRequest(
     SamplingParams(
         seed=2**63 - 1, logit_bias=((5, -1.5),), stop_token_ids=(7,), logprobs=2, temperature=0.3
     ),
+    task=Task.SCORE,
     n=2,
     cache_salt="ключ",
     timeout_s=1.5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from server.client.in_process import OfflineEngineClient
 from server.engine.core import EngineCore
 from server.engine.events import EngineFrame
-from server.engine.request import EngineRequest, SamplingParams
+from server.engine.request import EngineRequest, SamplingParams, Task
 from server.errors import ErrorCode, QuireError
+from tests.engine.engine_story import Story
 from tests.processes.fake_engine import ForgetfulCore
 
 
@@ -54,6 +56,16 @@ def test_a_refusal_is_the_clients_error() -> None:
             with pytest.raises(QuireError) as raised:
                 await engine.submit([request("a", prompt=666)])
             assert raised.value.code is ErrorCode.QUEUE_FULL
+
+    asyncio.run(story())
+
+
+def test_a_task_that_the_model_does_not_support_is_a_bad_request() -> None:
+    async def story() -> None:
+        async with client(Story().core) as engine:
+            with pytest.raises(QuireError, match="does not support the task embed") as raised:
+                await engine.submit([replace(request("a"), task=Task.EMBED)])
+            assert raised.value.code.value.status == 400
 
     asyncio.run(story())
 

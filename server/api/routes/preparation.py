@@ -32,7 +32,7 @@ from server.api.sizes import (
     tokenising_bytes,
 )
 from server.api.state import ApiState
-from server.engine.request import EngineRequest
+from server.engine.request import EngineRequest, Task
 from server.errors import ErrorCode, QuireError
 from server.host_budget import Holding, Use
 
@@ -167,6 +167,7 @@ class Preparation:
         return EngineRequest(
             request_id=request_id,
             prompt_token_ids=ids,
+            task=Task.GENERATE,
             sampling=sampling_params(request, self._state.defaults, self._state.model, len(ids)),
             n=request.n,
             priority=request.priority,

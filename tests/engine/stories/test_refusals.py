@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.engine.events import Refused
-from server.engine.request import EngineError
+from server.engine.request import EngineError, Task
 from tests.engine.engine_story import Story, prompt
 
 
@@ -20,6 +20,22 @@ def refusal(story: Story, tokens: tuple[int, ...], **wishes: Any) -> Refused:
     (told,) = story.step().refused
     assert told.request_ids == ("refused",)
     return told
+
+
+@pytest.mark.parametrize("task", sorted(set(Task) - {Task.GENERATE}))
+def test_a_task_that_the_model_does_not_support(task: Task) -> None:
+    told = refusal(Story(), prompt(3), task=task)
+    assert (told.code, told.retry_after) == (EngineError.UNSUPPORTED_TASK, None)
+    assert told.message == f"This model does not support the task {task}; it supports generate."
+
+
+def test_a_task_is_held_against_what_the_executor_states() -> None:
+    story = Story(tasks=frozenset({Task.SCORE, Task.EMBED}))
+    told = refusal(story, prompt(3))
+    assert told.code == EngineError.UNSUPPORTED_TASK
+    assert told.message.endswith("the task generate; it supports embed, score.")
+    story.ask("supported", prompt(3), task=Task.EMBED)
+    assert story.step().accepted[0].request_ids == ("supported",)
 
 
 def test_more_choices_than_rows() -> None:
