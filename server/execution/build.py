@@ -9,6 +9,7 @@ to memory here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
 from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
-from server.execution.device import Device
+from server.execution.device import Device, OpenedDevice
 from server.execution.held import HeldBytes
 from server.execution.model import Decoder, rotary_table
 from server.execution.model_runner import ModelRunner
@@ -69,7 +70,7 @@ def build_runner(
     poison: bool = False,
     warm_up: bool = True,
     graphs: GraphMode = GraphMode.LAZY,
-    device: Device | None = None,
+    opened: OpenedDevice | None = None,
 ) -> BuiltRunner:
     """Loads ``model_dir`` and makes everything that ``config`` says, where it says.
 
@@ -77,7 +78,8 @@ def build_runner(
     told the bytes read and all bytes to read; what ``filling`` makes, once that is done, the bytes
     of buffers that are resident and all of them. ``poison`` fills new cache blocks with NaN
     (tests). ``graphs`` says when decode steps are captured, where the device captures any;
-    ``device`` is the one to run on, where the caller has opened it already.
+    ``opened`` is the device to run on, where the caller has opened it already, with its memory's
+    accounting, which watches the captures.
 
     Raises:
         CheckpointError: the folder is refused; the message names file and tensor.
@@ -91,8 +93,7 @@ def build_runner(
     backend = backend_named(config.model.backend)
     _check(model, config, backend)
     layout = build_layout(model, config)
-    if device is None:
-        device = open_device(backend)
+    device = open_device(backend) if opened is None else opened.device
     loaded = load(
         checkpoint,
         model,
@@ -109,7 +110,14 @@ def build_runner(
     decoder = Decoder(model, loaded.linears, loaded.tensors, table)
     with using(backend.kernels):
         runner = ModelRunner(
-            decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=poison
+            decoder,
+            layout,
+            buffers,
+            eos_token_ids,
+            device,
+            graphs=graphs,
+            around_capture=nullcontext if opened is None else opened.memory.loading,
+            poison=poison,
         )
     return BuiltRunner(
         runner=runner,

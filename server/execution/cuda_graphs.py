@@ -21,6 +21,8 @@ from server.execution.device import Device, Graph
 from server.execution.out_of_memory import is_out_of_memory
 from server.memory.graph_sizes import next_size
 
+Watch = Callable[[], AbstractContextManager[None]]
+
 
 class GraphMode(StrEnum):
     OFF = "off"  # every step is started kernel by kernel
@@ -34,8 +36,7 @@ class DecodeGraphs:
         sizes: batch sizes, rising.
         step: starts a decode step of so many rows, in the order of capture.
         prepare: makes a step that is run for the capture's sake change nothing.
-
-    ``around_capture`` is entered for every capture: the accountant asks what it takes.
+        around_capture: entered for every capture: the memory accounting sees what it takes.
     """
 
     def __init__(
@@ -46,13 +47,14 @@ class DecodeGraphs:
         prepare: Callable[[], None],
         *,
         mode: GraphMode = GraphMode.LAZY,
+        around_capture: Watch = nullcontext,
     ) -> None:
         self.sizes = sizes if mode is not GraphMode.OFF else ()
         self.mode = mode
-        self.around_capture: Callable[[], AbstractContextManager[None]] = nullcontext
         self._device = device
         self._step = step
         self._prepare = prepare
+        self._around_capture = around_capture
         self._captured: dict[int, Graph] = {}
 
     @property
@@ -76,7 +78,7 @@ class DecodeGraphs:
         if size not in self._captured:
             try:
                 self._device.run(self._prepare)
-                with self.around_capture():
+                with self._around_capture():
                     self._captured[size] = self._device.capture(lambda: self._step(size))
             except Exception as error:
                 if not is_out_of_memory(error):

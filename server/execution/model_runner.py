@@ -14,8 +14,8 @@ behind the step and reads what lies in the step's own slot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ import kernels
 from kernels.dispatch import using
 from server.engine.request import SamplingParams, Task
 from server.engine.step_plan import ForwardHandle, PendingResult, StepPlan, StepResult
-from server.execution.cuda_graphs import DecodeGraphs, GraphMode
+from server.execution.cuda_graphs import DecodeGraphs, GraphMode, Watch
 from server.execution.device import Device, Event
 from server.execution.live_bytes import PeakMeter
 from server.execution.model import Decoder
@@ -73,6 +73,7 @@ class ModelRunner:
         buffers: the layout's, on the device, zeroed.
         eos_token_ids: what min_tokens forbids beside a request's own stop ids.
         graphs: when decode steps are captured.
+        around_capture: entered for every capture.
         poison: fill blocks with NaN when they are handed out (tests).
 
     Raises:
@@ -88,6 +89,7 @@ class ModelRunner:
         device: Device,
         *,
         graphs: GraphMode = GraphMode.LAZY,
+        around_capture: Watch = nullcontext,
         poison: bool = False,
     ) -> None:
         config, most = layout.config, layout.config.scheduler
@@ -109,7 +111,14 @@ class ModelRunner:
         self.limits = self._backend.logit_limits(decoder.spec, config)
         self.step = DeviceStep(decoder, layout, buffers, device, self.limits)
         sizes = decode_graph_sizes(config) if self._backend.captures_graphs else ()
-        self.graphs = DecodeGraphs(device, sizes, self.step.decode, self.step.forget, mode=graphs)
+        self.graphs = DecodeGraphs(
+            device,
+            sizes,
+            self.step.decode,
+            self.step.forget,
+            mode=graphs,
+            around_capture=around_capture,
+        )
         self.largest_step_seconds = 0.0  # before the warm-up
         self._eos_token_ids = eos_token_ids
         self._poison = poison
@@ -141,9 +150,6 @@ class ModelRunner:
     @property
     def pinned_bytes(self) -> int:
         return self.slots.pinned_bytes
-
-    def around_capture(self, watch: Callable[[], AbstractContextManager[None]]) -> None:
-        self.graphs.around_capture = watch
 
     def warm_up(self) -> int:
         """Runs the largest step, and where kernels are compiled smaller ones that meet the others;

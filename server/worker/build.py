@@ -54,16 +54,17 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
             progress=display(),
             filling=lambda: display("making the cache resident"),
             graphs=GraphMode(settings.cuda_graphs),
-            device=opened.device,
+            opened=opened,
         )
-        shortages = OutOfMemoryLog(built.layout)
+        # First asked while a core runs.
+        accountant = Accountant(accounting_sources(opened, built, lambda: core.gauges()))
         core = EngineCore(
             built.runner,
             built.kv,
             settings.config.scheduler,
             prefix_caching=settings.config.cache.prefix_caching,
             strict=settings.debug_check_invariants,
-            on_shortage=shortages,
+            on_shortage=OutOfMemoryLog(built.layout, accountant.read),
         )
     except CheckpointError as error:
         raise StartupError(f"{settings.model_dir}: {error}") from error
@@ -73,8 +74,7 @@ def build_engine(settings: EngineSettings, progress: Progress) -> BuiltEngine:
         raise StartupError(loading_message(reason_of(error), settings)) from error
     gc.collect()
     gc.freeze()  # what was built lives as long as the engine: no need to look at it again
-    accountant = Accountant(accounting_sources(opened, built, core))
-    shortages.read = accountant.read
+    opened.memory.settle()
     facts = EngineInfo(
         weights={str(name): nbytes for name, nbytes in built.held.weights().items()},
         weights_format=settings.config.model.format,

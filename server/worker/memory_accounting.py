@@ -6,10 +6,9 @@ joined to what the engine holds afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from server.engine.core import EngineCore
 from server.engine.gauges import EngineGauges
 from server.execution.build import BuiltRunner
 from server.execution.device import OpenedDevice
@@ -37,11 +36,9 @@ def open_device(settings: EngineSettings) -> OpenedDevice:
 
 
 def accounting_sources(
-    opened: OpenedDevice, built: BuiltRunner, core: EngineCore
+    opened: OpenedDevice, built: BuiltRunner, gauges: Callable[[], EngineGauges]
 ) -> AccountingSources:
-    """What the accountant looks at from now on. The engine is built: its runtime is settled."""
-    opened.memory.settle()
-    built.runner.around_capture(opened.memory.loading)
+    """What the accountant looks at. ``gauges`` are the engine core's at the time."""
 
     def held_bytes() -> Mapping[MemoryKind, int]:
         return built.held.by_kind()
@@ -56,7 +53,7 @@ def accounting_sources(
     return AccountingSources(
         device=opened.memory,
         held_bytes=held_bytes,
-        kv_use=lambda: kv_use(core.gauges()),
+        kv_use=lambda: kv_use(gauges()),
         kv_page_bytes=built.kv.page_bytes,
         kv_token_bytes=built.kv.groups[0].bytes_per_token,
         peak_activation_bytes=lambda: built.runner.peak.peak_bytes,

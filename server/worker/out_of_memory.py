@@ -20,14 +20,12 @@ log = logging.getLogger("quire.memory")
 
 
 class OutOfMemoryLog:
-    """Logs every step that found no memory, with the memory accounting of that moment.
+    """Logs every step that found no memory, with the memory accounting of that moment: ``read``
+    is the accountant's."""
 
-    ``read`` is the accountant's, which is made after the engine that tells of shortages.
-    """
-
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, read: Callable[[], MemoryReading]) -> None:
         self._planned = planned_kinds(layout)
-        self.read: Callable[[], MemoryReading | None] = lambda: None
+        self._read = read
 
     def __call__(self, shortage: OutOfMemoryEvent) -> None:
         log.error(
@@ -39,12 +37,11 @@ class OutOfMemoryLog:
             _decision(shortage),
         )
         try:
-            reading = self.read()
+            reading = self._read()
         except (MemoryError, OSError) as error:
             log.error("the memory accounting cannot be read: %s", error)
             return
-        if reading is not None:
-            log.error("memory when the step failed:\n%s", memory_table(reading, self._planned))
+        log.error("memory when the step failed:\n%s", memory_table(reading, self._planned))
 
 
 def loading_message(reason: str, settings: EngineSettings) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,28 @@ def test_all_sizes_are_captured_largest_first_each_with_an_empty_batch() -> None
     assert steps == [0, 4, 4, 0, 2, 2, 0, 1, 1]  # emptied, run once, captured
     made.graph(2)
     assert device.captures == 3
+
+
+def test_each_capture_and_nothing_else_is_watched() -> None:
+    told: list[str] = []
+
+    class Watched(FakeDevice):
+        def capture(self, work: Work) -> list[Operation]:
+            told.append("capture")
+            return super().capture(work)
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        told.append("before")
+        yield
+        told.append("after")
+
+    steps = list[int]()
+    made = DecodeGraphs(Watched(), (1, 2), steps.append, steps.clear, around_capture=watch)
+    assert told == []
+    made.capture_all()
+    made.graph(2)
+    assert told == ["before", "capture", "after"] * 2
 
 
 def test_a_size_is_captured_when_it_is_first_needed() -> None:
