@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kernels.checks import FLOATS, check_dtype, check_shape
+from kernels.footprint import ceil_div
 
 QUANTISED = ("int8", "int4", "fp8")
 INT4_GROUP = 64
@@ -112,7 +113,7 @@ def _empty(weight: Tensor, format: str, group: int) -> Quantised:
     scales_shape: tuple[int, ...] = (out_features,)
     dtypes = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.uint8}
     if format == "int4":
-        tiles = -(-in_features // (2 * group))
+        tiles = ceil_div(in_features, 2 * group)
         numbers_shape, scales_shape = (tiles, out_features, group), (tiles, out_features, 2)
     scale_dtype = torch.bfloat16 if format == "int4" else torch.float32
     return Quantised(
@@ -140,7 +141,7 @@ def _channel_panel(values: Tensor, format: str) -> tuple[Tensor, Tensor]:
 def _int4_panel(values: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """(bytes [tiles, rows, group], scales [tiles, rows, 2]) of values [rows, in]."""
     rows, columns = values.shape
-    halves = 2 * -(-columns // (2 * group))
+    halves = 2 * ceil_div(columns, 2 * group)
     grouped = pad(values, (0, halves * group - columns)).view(rows, halves, group)
     # Rounded to 16 bits before it divides: numbers are nearest for the scale that is kept.
     scales = _scales(grouped.abs().amax(dim=2), LARGEST["int4"]).to(torch.bfloat16)

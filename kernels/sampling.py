@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels.checks import INTEGERS, check_dtype, check_range, check_same_device, check_shape
 from kernels.dispatch import select
+from kernels.footprint import ceil_div
 from kernels.types import SampleOutput, SamplingTensors
 
 _FLOAT = (torch.float32,)
@@ -52,7 +53,7 @@ def _check_params(logits: Tensor, params: SamplingTensors) -> None:
         if getattr(params, name) is not None and getattr(params, needed) is None:
             raise ValueError(f"params.{name} is given without params.{needed}, which it needs")
     if params.bitmask is not None:
-        check_shape("params.bitmask", params.bitmask, (rows, -(-vocab // 32)))
+        check_shape("params.bitmask", params.bitmask, (rows, ceil_div(vocab, 32)))
         check_dtype("params.bitmask", params.bitmask, (torch.int32,))
         check_same_device(**{"logits": logits, "params.bitmask": params.bitmask})
     for name in ("bias", "forbidden"):

@@ -6,7 +6,7 @@ import struct
 
 from torch import Tensor
 
-from kernels.footprint import row_state
+from kernels.footprint import ceil_div, row_state
 from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, RowLayout, StepTable
 from kernels.types import StepBuffers
 
@@ -47,7 +47,7 @@ def gather_step(
         context = computed + end - start
         buffers.query_start_loc[b + 1] = end
         buffers.seq_lens[b] = context
-        for i in range(-(-context // block_size)):
+        for i in range(ceil_div(context, block_size)):
             buffers.block_tables[b, i] = record[layout.table_at(group) + i]
         place = words[table.samples_at + b]
         if place >= 0:

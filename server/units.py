@@ -1,8 +1,18 @@
-"""Sizes as people read them and as options take them."""
+"""Whole numbers: rounded up, and sizes as people read them and as options take them."""
 
 from __future__ import annotations
 
 SIZE_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def ceil_div(dividend: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-dividend // divisor)
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return ceil_div(size, multiple) * multiple
 
 
 def format_size(size_bytes: float) -> str:

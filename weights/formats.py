@@ -15,6 +15,16 @@ from math import prod
 from types import MappingProxyType
 
 
+def ceil_div(dividend: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-dividend // divisor)
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return ceil_div(size, multiple) * multiple
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """How one number is held. ``torch_name`` is the attribute of the torch module."""
@@ -52,7 +62,7 @@ class QuantisedFormat:
         matrix takes what its parts take."""
         held, scales = in_features, 1
         if self.group is not None:
-            scales = 2 * -(-in_features // (2 * self.group))
+            scales = 2 * ceil_div(in_features, 2 * self.group)
             held = scales * self.group
         return out_features * (held * self.bits // 8 + scales * self.scale_bytes)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from weights.formats import ceil_div
 from weights.inventory import Parameter, Split
 from weights.spec import ModelSpec
 
@@ -31,11 +32,11 @@ def rank_shape(parameter: Parameter, ranks: int) -> tuple[int, ...]:
         return parameter.shape
     rows, *columns = parameter.shape
     if parameter.split is Split.COLUMNS:
-        return (rows, -(-columns[0] // ranks))
+        return (rows, ceil_div(columns[0], ranks))
     if parameter.split is Split.HEADS:
         rows_of_head = rows // parameter.heads
         return (_heads(parameter.heads, ranks) * rows_of_head, *columns)
-    return (-(-rows // ranks), *columns)
+    return (ceil_div(rows, ranks), *columns)
 
 
 def rank_spec(spec: ModelSpec, ranks: int) -> ModelSpec:
@@ -50,8 +51,8 @@ def rank_spec(spec: ModelSpec, ranks: int) -> ModelSpec:
     if experts is not None:
         experts = replace(
             experts,
-            intermediate_size=-(-experts.intermediate_size // ranks),
-            shared_size=-(-experts.shared_size // ranks),
+            intermediate_size=ceil_div(experts.intermediate_size, ranks),
+            shared_size=ceil_div(experts.shared_size, ranks),
         )
     return replace(
         spec,
@@ -60,7 +61,7 @@ def rank_spec(spec: ModelSpec, ranks: int) -> ModelSpec:
             num_query_heads=_heads(attention.num_query_heads, ranks),
             num_kv_heads=_heads(attention.num_kv_heads, ranks),
         ),
-        mlp=replace(mlp, intermediate_size=-(-mlp.intermediate_size // ranks)),
+        mlp=replace(mlp, intermediate_size=ceil_div(mlp.intermediate_size, ranks)),
         experts=experts,
     )
 

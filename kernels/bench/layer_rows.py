@@ -12,6 +12,7 @@ from torch.nn.functional import rms_norm
 
 from kernels.backends import TRITON_CUDA
 from kernels.bench.row import Call, Contender, Goal, Limit, Row
+from kernels.footprint import ceil_div
 
 DTYPE = torch.bfloat16
 EPSILON = 1e-6
@@ -88,7 +89,7 @@ def _store_inputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One projection's output [T, Hq + 2 Hkv, hd], a cache, its slots, and the rotation table."""
     qkv = torch.randn(tokens, heads + 2 * kv_heads, head_dim, dtype=DTYPE, device=device)
-    pages = -(-tokens // PAGE)
+    pages = ceil_div(tokens, PAGE)
     cache = torch.zeros(pages, 2, kv_heads, PAGE, head_dim, dtype=DTYPE, device=device)
     slots = torch.randperm(pages * PAGE, dtype=torch.int64)[:tokens].to(device)
     table = torch.randn(tokens, head_dim, dtype=torch.float32, device=device).cos()

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.backends import TRITON_CUDA, attention_workspace_bytes
 from kernels.bench.row import Call
+from kernels.footprint import ceil_div
 from kernels.footprint.attention import AttentionShape
 from kernels.types import PLAIN, AttentionMetadata
 
@@ -77,7 +78,7 @@ class Tensors:
 
 
 def tensors(step: Step, device: torch.device) -> Tensors:
-    counts = [-(-context // step.block_size) for context in step.contexts]
+    counts = [ceil_div(context, step.block_size) for context in step.contexts]
     order = torch.randperm(sum(counts), dtype=torch.int32)
     pages = torch.zeros(len(counts), max(counts), dtype=torch.int32)
     for row, part in enumerate(torch.split(order, counts)):
@@ -180,7 +181,7 @@ def flashinfer_package(name: str) -> Any:
 
 def _flashinfer(package: Any, step: Step, device: torch.device) -> Call:
     given = tensors(step, device)
-    counts = [-(-context // step.block_size) for context in step.contexts]
+    counts = [ceil_div(context, step.block_size) for context in step.contexts]
     indices = torch.cat([given.pages[row, :count] for row, count in enumerate(counts)])
     bounds = [sum(counts[:row]) for row in range(len(counts) + 1)]
     last = [

@@ -16,6 +16,7 @@ from typing import Protocol, cast
 import torch
 
 from kernels.bench.row import Call, Limits
+from kernels.footprint import ceil_div
 
 CACHE_TURNS = 3  # rotate over so many times the L2 cache
 MOST_SETS = 64
@@ -45,7 +46,7 @@ class Timer(Protocol):
 def sets_for(nbytes: int, cache_bytes: int) -> tuple[int, bool]:
     """How many sets of inputs to rotate over, and whether that leaves the cache cold."""
     wanted = CACHE_TURNS * cache_bytes
-    sets = max(1, min(MOST_SETS, -(-wanted // max(1, nbytes))))
+    sets = max(1, min(MOST_SETS, ceil_div(wanted, max(1, nbytes))))
     return sets, sets * nbytes >= wanted
 
 
@@ -64,7 +65,7 @@ class GraphTimer:
             once = _elapsed(calls[0])
         torch.cuda.current_stream().wait_stream(side)
         fit = round(MOST_MICROSECONDS / max(1.0, once * len(calls)))
-        passes = max(1, min(-(-LEAST_CALLS // len(calls)), fit))
+        passes = max(1, min(ceil_div(LEAST_CALLS, len(calls)), fit))
         repeated = _Repeated(calls, passes)
         if not captured:
             return Run(repeated, passes * len(calls))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from kernels.footprint import row_state
+from kernels.footprint import ceil_div, row_state
 from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, RowLayout, StepTable
 from kernels.types import StepBuffers
 
@@ -57,7 +57,7 @@ def gather_step(
     buffers.slot_mapping.numpy()[:tokens] = slots
     buffers.query_start_loc.numpy()[: given + 1] = starts
     buffers.seq_lens.numpy()[:given] = contexts
-    width = -(-int(contexts.max(initial=0)) // block_size)
+    width = ceil_div(int(contexts.max(initial=0)), block_size)
     tables = records[:, table_at : table_at + width]
     buffers.block_tables.numpy()[:given, :width] = tables[row]
     if given < num_rows:

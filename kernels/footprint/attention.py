@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.footprint import round_up
+
 KEY_TILE = 512  # tokens of context a step of the key loop reads; a fixed grid from position 0
 QUERY_TILES = (1, 8, 32, 128)  # queries an item may hold; a chunk is cut into these
 GATHER_BYTES = 8 << 20  # most bytes of keys and values gathered at once, but for a single item
@@ -87,7 +89,7 @@ class AttentionShape:
     @property
     def widest_tile(self) -> int:
         """Tokens that one gather brings at most."""
-        context = -(-self.max_model_len // self.key_step) * self.key_step
+        context = round_up(self.max_model_len, self.key_step)
         return min(self.key_tile, context)
 
 
@@ -160,7 +162,7 @@ def scratch_regions(shape: AttentionShape, query_tile: int) -> ScratchRegions:
         rows * shape.head_dim * 4,
         rows * 4,
     )
-    return ScratchRegions(*(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
+    return ScratchRegions(*(round_up(size, ALIGNMENT) for size in sizes))
 
 
 def cpu_attention_regions(shape: AttentionShape) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.footprint import round_up
 from kernels.footprint.attention import AttentionShape
 
 MAX_PROGRAMS = 640  # four for each multiprocessor of the largest GPUs there are
@@ -73,4 +74,4 @@ def gpu_attention_regions(shape: AttentionShape) -> dict[str, int]:
 
 
 def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return round_up(size, ALIGNMENT)

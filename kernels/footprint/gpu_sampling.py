@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.footprint import ceil_div, round_up
+
 TILE = 4096  # tokens of a row that one program of the pass over the logits holds
 GROUP = 64  # tokens whose best is kept, to bound what top_k and top_p can keep
 CAPACITY = 4096  # tokens of a row that may survive that bound and still be searched apart
@@ -45,7 +47,7 @@ class SamplingScratch:
 
     @property
     def tiles(self) -> int:
-        return -(-self.vocab // self.tile)
+        return ceil_div(self.vocab, self.tile)
 
     def regions(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape, in elements of 4 bytes, or of 8 for ``totals``; in this order."""
@@ -79,7 +81,7 @@ class SamplingScratch:
             size = 8 if name == "totals" else 4
             for extent in shape:
                 size *= extent
-            end += -(-size // ALIGNMENT) * ALIGNMENT
+            end += round_up(size, ALIGNMENT)
         return offsets, end
 
 
@@ -97,7 +99,7 @@ def sampling_workspace_bytes(
 def logprob_workspace_bytes(rows: int, vocab: int, num_top: int) -> int:
     """Exact bytes of the scratch of ``token_logprobs``: per tile, the highest logit, the sum of
     exponentials, and the tile's likeliest (value and id)."""
-    tiles = -(-vocab // TILE)
+    tiles = ceil_div(vocab, TILE)
     merged = num_top if num_top <= MERGE_TOP else 0
     sizes = (4 * rows * tiles, 4 * rows * tiles, *(2 * (4 * rows * tiles * merged,)))
-    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+    return sum(round_up(size, ALIGNMENT) for size in sizes)

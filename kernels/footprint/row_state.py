@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernels.footprint import round_up
+
 # Words of a record's head.
 COUNTS = 0  # which tables the row's penalties read: the sum of the two values below
 TOP_K = 1
@@ -41,7 +43,7 @@ _ALIGNMENT = 16  # words: records and tables start on a cache line
 
 
 def _aligned(words: int) -> int:
-    return -(-words // _ALIGNMENT) * _ALIGNMENT
+    return round_up(words, _ALIGNMENT)
 
 
 @dataclass(frozen=True, slots=True)

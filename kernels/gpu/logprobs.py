@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
+from kernels.footprint import round_up
 from kernels.footprint.gpu_sampling import ALIGNMENT, MERGE_TOP, TILE
 from kernels.gpu.compile_case import CompileCase
 from kernels.jit import logprobs as jit
@@ -74,7 +75,7 @@ def _width(tiles: int, merged: int, num_top: int) -> int:
 def _scratch(rows: int, tiles: int, merged: int, device: torch.device) -> tuple[Tensor, ...]:
     """tile_best, tile_sum, top_values and top_ids, in one buffer."""
     counts = (rows * tiles, rows * tiles, rows * tiles * merged, rows * tiles * merged)
-    strides = [-(-4 * count // ALIGNMENT) * ALIGNMENT for count in counts]
+    strides = [round_up(4 * count, ALIGNMENT) for count in counts]
     buffer = torch.empty(sum(strides), dtype=torch.uint8, device=device)
     parts, start = [], 0
     for count, stride in zip(counts, strides, strict=True):

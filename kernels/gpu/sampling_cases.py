@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from kernels import tuning
+from kernels.footprint import ceil_div
 from kernels.footprint.gpu_sampling import CAPACITY, GROUP, TILE, SamplingScratch
 from kernels.gpu.compile_case import FLOAT64, CompileCase
 from kernels.gpu.sampling_scratch import INTEGERS, padded_tiles
@@ -32,7 +33,7 @@ _TYPES = {
 
 def cases(arch: int) -> Iterator[CompileCase]:
     """Every kernel with everything asked for, and the frequent ones with little."""
-    tiles = padded_tiles(-(-_VOCAB // TILE))
+    tiles = padded_tiles(ceil_div(_VOCAB, TILE))
     fixed: dict[str, dict[str, object]] = {
         "link_sparse": {"TILE": TILE},
         "scan_tiles": {"TILE": TILE, "GROUP": GROUP, "INTERPRETED": False},

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.footprint import round_up
 from kernels.gate.offline import SHARED_LIMITS, WARP_SIZE, Figures, NotCompiled
 from kernels.gate.offline_launch import compiling_launches
 from kernels.tuner.problem import Candidate, Problem
@@ -28,7 +29,7 @@ def resident_blocks(figures: Figures, arch: int) -> int:
     """How many blocks a multiprocessor holds at once; 0 where it cannot hold one."""
     if figures.shared > SHARED_LIMITS[arch]:
         return 0
-    a_warp = -(-figures.registers * WARP_SIZE // REGISTER_UNIT) * REGISTER_UNIT
+    a_warp = round_up(figures.registers * WARP_SIZE, REGISTER_UNIT)
     by_registers = REGISTERS // (a_warp * figures.warps)
     by_shared = (SHARED_LIMITS[arch] + RESERVED_SHARED) // (figures.shared + RESERVED_SHARED)
     return min(by_registers, by_shared, MOST_WARPS[arch] // figures.warps, MOST_BLOCKS[arch])

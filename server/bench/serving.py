@@ -6,7 +6,6 @@ token; no limit binds but the runner's own.
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from server.engine.kv_spec import KVCacheSpec
 from server.engine.request import EngineRequest, SamplingParams
 from server.engine.step_plan import Executor
 from server.execution.build import BuiltRunner
+from server.units import ceil_div
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def bench_config(
     """Just what the largest of ``batches`` needs. Raises ValueError for none."""
     seqs = max(batch.size for batch in batches)
     length = max(batch.num_tokens for batch in batches)
-    blocks = max(batch.size * math.ceil(batch.num_tokens / block_size) for batch in batches)
+    blocks = max(batch.size * ceil_div(batch.num_tokens, block_size) for batch in batches)
     return EngineConfig(
         model,
         CacheConfig(block_size, blocks, model.format, prefix_caching=False),

@@ -11,10 +11,10 @@ process as it is.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from server.engine.request import AnswerLimits
+from server.units import ceil_div
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,4 +94,4 @@ class EngineConfig:
 
     @property
     def max_blocks_per_row(self) -> int:
-        return math.ceil(self.scheduler.max_model_len / self.cache.block_size)
+        return ceil_div(self.scheduler.max_model_len, self.cache.block_size)

@@ -9,6 +9,7 @@ from collections import Counter
 
 from server.engine.scheduler_state import SchedulerState
 from server.engine.sequence import Sequence, SequenceState
+from server.units import ceil_div
 
 
 class InvariantError(Exception):
@@ -63,7 +64,7 @@ def _check_tables(state: SchedulerState) -> None:
             tokens = max(sequence.num_computed_tokens, sequence.num_reserved_tokens)
             for size, table in zip(state.kv.block_sizes, sequence.block_tables, strict=True):
                 is_running = sequence.state is SequenceState.RUNNING
-                wanted = -(-tokens // size) if is_running else 0
+                wanted = ceil_div(tokens, size) if is_running else 0
                 if len(table) != wanted:
                     raise InvariantError(f"{sequence!r}: {len(table)} blocks, not {wanted}")
                 if len(set(table)) != len(table):

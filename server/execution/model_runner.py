@@ -38,6 +38,7 @@ from server.execution.warm_up import copy_plans, kernel_plans, largest_plan, ste
 from server.memory.backends.registry import backend_named
 from server.memory.layout import Layout, decode_graph_sizes
 from server.memory.runner_buffers import MOST_ROW_WORDS, row_layout
+from server.units import ceil_div
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +276,7 @@ class ModelRunner:
         new: list[int] = []
         for admitted in plan.admitted:
             for table in admitted.block_tables:
-                new += table[-(-admitted.num_computed_tokens // block_size) :]
+                new += table[ceil_div(admitted.num_computed_tokens, block_size) :]
         for row in plan.rows:
             for block_ids in row.new_block_ids:
                 new += block_ids

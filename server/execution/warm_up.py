@@ -17,6 +17,7 @@ from server.engine.request import SamplingParams
 from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan, StepResult
 from server.memory.graph_sizes import SIZES
 from server.memory.runner_buffers import LogitLimits
+from server.units import ceil_div
 
 GREEDY = SamplingParams(seed=0, temperature=0.0)
 DRAWN = SamplingParams(seed=0)
@@ -38,7 +39,7 @@ def largest_plan(config: EngineConfig, groups: int = 1) -> StepPlan:
         max(1, sizes.max_model_len - 1),
     )
     scored = min(tokens - 1, sizes.logit_rows // rows)
-    num_blocks = -(-tokens // cache.block_size)
+    num_blocks = ceil_div(tokens, cache.block_size)
     admitted = tuple(
         AdmittedRow(
             row=row,
@@ -130,7 +131,7 @@ def _plan(
     admitted: list[AdmittedRow] = []
     block = 0
     for row, length in enumerate(lengths):
-        blocks = -(-length // config.cache.block_size)
+        blocks = ceil_div(length, config.cache.block_size)
         admitted.append(
             AdmittedRow(
                 row=row,

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from itertools import repeat
 from types import TracebackType
 
+from server.units import round_up
+
 _SEQUENCE = struct.Struct("<Q")
 _HEADER_BYTES = 16
 _READ_ATTEMPTS = 50
@@ -48,7 +50,7 @@ class GaugeBlock:
     @staticmethod
     def size_bytes(count: int) -> int:
         needed = _HEADER_BYTES + 8 * count
-        return -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
+        return round_up(needed, mmap.PAGESIZE)
 
     def write(self, values: Mapping[str, int]) -> None:
         """Publishes all values together; a name that is left out becomes 0."""

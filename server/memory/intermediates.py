@@ -25,6 +25,7 @@ from server.memory.layer_program import (
     Value,
 )
 from server.memory.phases import Phase, Tensors, forward_phases
+from server.units import ceil_div
 from weights.spec import ModelSpec, NormKind, PositionKind
 
 # The sampler works on this much of the logits at a time; beside them it holds, in bytes per logit:
@@ -57,7 +58,7 @@ def _work_list(shape: AttentionShape) -> int:
     each list its blocks, so that the pool's size bounds nothing. A chunk reads its context again
     for every query tile.
     """
-    per_row = -(-shape.max_model_len // shape.block_size)
+    per_row = ceil_div(shape.max_model_len, shape.block_size)
     readers = shape.max_num_seqs + shape.max_num_batched_tokens // QUERY_TILES[-1]
     per_token = 48 * shape.max_num_batched_tokens  # which query is where, sees how far, is picked
     # Of every reader's last key tile: its positions, and the slots behind the context, as int64.

@@ -16,6 +16,7 @@ from kernels.footprint.row_state import FLOATS_AT, NUM_FLOATS, TABLE_AT, RowLayo
 from server.engine.engine_config import EngineConfig
 from server.memory.kinds import Shapes
 from server.memory.kv_groups import layer_groups
+from server.units import round_up
 from weights.spec import ModelSpec
 
 NUM_SLOTS = 2  # steps in flight
@@ -73,7 +74,7 @@ def packet_words(model: ModelSpec, config: EngineConfig) -> int:
     words = (
         StepTable(rows).words + rows * each_row + 4 * tokens + 2 * config.scheduler.max_model_len
     )
-    return -(-words // 16) * 16
+    return round_up(words, 16)
 
 
 def row_shapes(model: ModelSpec, config: EngineConfig) -> Shapes:
@@ -83,7 +84,7 @@ def row_shapes(model: ModelSpec, config: EngineConfig) -> Shapes:
         config.scheduler.max_num_seqs,
         model.vocab_size,
     )
-    aligned = -(-rows // 16) * 16  # each row of floats starts on a cache line
+    aligned = round_up(rows, 16)  # each row of floats starts on a cache line
     layout = row_layout(model, config)
     return (
         ("row_state", (rows, layout.words), "i32"),

@@ -8,13 +8,13 @@ weights are widened, and for float32 no rate is assumed.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from server.memory.kinds import MemoryKind
 from server.memory.kv_groups import layer_kv_bytes
 from server.plan_cli.flops import expert_elements, token_flops
 from server.plan_cli.make import Plan
+from server.units import ceil_div
 from weights.formats import QUANTISED, get_format
 from weights.inventory import Component, held_format
 from weights.tensor_parallel import rank_spec
@@ -58,7 +58,7 @@ def decode_step(plan: Plan, batch: int, length: int) -> StepTime:
 def prefill_step(plan: Plan, length: int) -> StepTime:
     """One prompt of ``length`` tokens, in as many chunks as it needs."""
     chunk = plan.config.scheduler.max_num_batched_tokens
-    chunks = math.ceil(length / chunk)
+    chunks = ceil_div(length, chunk)
     flops = token_flops(plan.model.spec).prefill(length)
     context = sum(kv_traffic(plan, min(length, (i + 1) * chunk)) for i in range(chunks))
     weights = chunks * weight_traffic(plan, min(chunk, length))

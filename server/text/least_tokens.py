@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.text.stages import byte_of_character
+from server.units import ceil_div
 
 # Most characters that one composed character is of: Unicode Standard Annex 15, table 1.
 _COMPOSED = 4
@@ -39,7 +40,7 @@ class LeastTokens:
             units -= sum(
                 text.count(space) * _size(space, in_bytes=self.in_bytes) for space in spaces
             )
-        return -(-units // self.units_per_token)
+        return ceil_div(units, self.units_per_token)
 
 
 def least_tokens(pipeline: Mapping[str, Any], normalized: Sequence[str]) -> LeastTokens | None:
@@ -114,7 +115,7 @@ def _shrinking(normalizers: Sequence[Mapping[str, Any]], *, drops_spaces: bool) 
                 kept = len("".join(new.split())) if drops_spaces else len(new)
                 if not kept:
                     return None
-                factor *= max(1, -(-len(old) // kept))
+                factor *= max(1, ceil_div(len(old), kept))
             case _:
                 return None
     return factor

@@ -23,7 +23,7 @@ import torch
 from weights.checkpoint.folder import Checkpoint
 from weights.checkpoint.matching import Placement
 from weights.checkpoint.safetensors_header import TensorEntry
-from weights.formats import from_safetensors
+from weights.formats import ceil_div, from_safetensors, round_up
 from weights.loading.finite import Span, check
 from weights.loading.tensor_reader import (
     READ_BYTES,
@@ -196,8 +196,8 @@ class PinnedReader(TensorReader):
             check(span)
             return size
 
-        share = -(-len(memory) // self._num_threads)
-        piece = max(READ_BYTES, -(-share // 16) * 16)  # whole elements
+        share = ceil_div(len(memory), self._num_threads)
+        piece = max(READ_BYTES, round_up(share, 16))  # whole elements
         spans = list(chunks(len(memory), piece))
         if len(spans) < 2:
             self._on_bytes(read(0, len(memory)))

@@ -17,7 +17,7 @@ from server.engine.engine_config import EngineConfig
 from server.memory.backends.registry import backend_named
 from server.memory.engine_args import EngineArgs
 from server.memory.planner.resolve_args import format_of
-from server.units import exact_size
+from server.units import ceil_div, exact_size
 from weights.formats import get_format, get_quantised
 
 Fits = Callable[[EngineArgs, int], bool]  # (asked, available bytes) -> whether a plan is made
@@ -164,7 +164,7 @@ def largest_that(holds: Callable[[int], bool], least: int, most: int, step: int 
 
     What holds for a value must hold for every smaller one.
     """
-    low, high = -(-least // step), most // step
+    low, high = ceil_div(least, step), most // step
     if high < low or not holds(low * step):
         return None
     while low < high:
