@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from weights.checkpoint.strict_json import parse_object, show
 from weights.errors import CheckpointError
 from weights.families.facts import ConfigReader
 from weights.shape_keys import (
@@ -35,6 +34,7 @@ from weights.spec import (
     PositionKind,
     RopeSpec,
 )
+from weights.strict_json import parse_object, shown
 
 MAX_SHAPE_BYTES = 1 << 20
 _EPSILON = 1e-5  # no memory depends on it
@@ -89,7 +89,7 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
         if key not in SHAPE_KEYS:
             near = difflib.get_close_matches(key, SHAPE_KEYS, n=2)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise CheckpointError(f"{where}: unknown key {show(key)}{hint}")
+            raise CheckpointError(f"{where}: unknown key {shown(key)}{hint}")
     facts = ConfigReader(document, "a shape", file=where)
     hidden = facts.integer("hidden_size")
     layers = facts.integer("num_layers", high=_MOST_LAYERS)

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.api.errors import error_body, shown
+from server.api.errors import error_body
 from server.api.middleware import BodyLimits, RequestBoundary, trace_of
 from server.api.open_request import Surroundings
 from server.api.routes.described import generation_routes, status_routes
@@ -23,6 +23,7 @@ from server.api.schema.requests import Route
 from server.api.state import ApiState
 from server.api.ui.route import PageRoutes
 from server.errors import ErrorCode, QuireError
+from weights.strict_json import shown
 
 
 def create_app(state: ApiState) -> FastAPI:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any, NoReturn
+from typing import Any
 
 from starlette.types import Receive, Scope
 
-from server.api.errors import shown
 from server.api.middleware import header
 from server.api.sizes import BODY_SHARE
 from server.api.trace import ClientDisconnected
 from server.errors import ErrorCode, QuireError
 from server.host_budget import Holding
+from weights.strict_json import JsonFault, read_object, shown
 
-# A request body as JSON, strictly: UTF-8, no NaN, no key twice, no half characters.
-#
-# Python's own parser is more lenient than the standard (RFC 8259), so each leniency is taken back.
-
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -31,44 +26,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not body.strip():
         raise _invalid("The request body is empty. Send a JSON object.")
     try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise _invalid(f"The request body is not UTF-8 at byte {error.start}.") from None
-    value = _parse(text)
-    if not isinstance(value, dict):
-        raise _invalid(f"The request body must be a JSON object, not {shown(value)}.")
-    if _SURROGATE_ESCAPE.search(text):
-        _check_surrogates(value)
-    return value
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise _invalid(
-            f"The request body is not valid JSON: {error.msg} at line {error.lineno}, "
-            f"column {error.colno}."
-        ) from None
-    except RecursionError:
-        raise _invalid("The request body is nested too deeply.") from None
-    except ValueError:  # an integer of thousands of digits
-        raise _invalid("The request body holds a number with too many digits.") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _invalid(f"The key {shown(key)} appears twice in one object.")
-            seen.add(key)
+        found = read_object(body)
+    except JsonFault as fault:
+        raise _invalid(f"The request body {fault}.") from None
+    if _SURROGATE_ESCAPE.search(body):
+        _check_surrogates(found)
     return found
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _invalid(f"The request body is not valid JSON: {name} is not a JSON number.")
 
 
 def _check_surrogates(value: Any) -> None:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable
 
 from server.units import SIZE_UNITS, format_size
+from weights.strict_json import shown
 
 Reader = Callable[[str], object]
 
-_MOST_SHOWN = 60  # characters of what was given
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -29,9 +29,9 @@ def read_integer(text: str, low: int, high: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise ValueError(f"{_shown(text)} is not a whole number") from None
+        raise ValueError(f"{shown(text)} is not a whole number") from None
     if not low <= value <= high:
-        raise ValueError(f"{_cut(str(value))} is not between {low} and {high}")
+        raise ValueError(f"{shown(value)} is not between {low} and {high}")
     return value
 
 
@@ -58,22 +58,13 @@ def read_size(text: str, low: int, high: int) -> int:
     match = _SIZE.fullmatch(text.strip())
     unit = match.group(2).upper() if match else ""
     if match is None or unit not in SIZE_UNITS:
-        raise ValueError(f"{_shown(text)} is not a size such as 512MiB or 2GiB")
+        raise ValueError(f"{shown(text)} is not a size such as 512MiB or 2GiB")
     # Compared before the conversion: of hundreds of digits float makes infinity.
     value = float(match.group(1)) * SIZE_UNITS[unit]
     if not low <= value <= high:
-        given = _cut(text) if unit else f"{_cut(text)} (bytes)"
+        given = shown(text, 60) if unit else f"{shown(text, 60)} (bytes)"
         raise ValueError(f"{given} is not between {format_size(low)} and {format_size(high)}")
     return int(value)
-
-
-def _shown(text: str) -> str:
-    """A text that was given, in quotes, as it may stand in a message."""
-    return _cut(repr(text))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def choice(*allowed: str) -> Reader:

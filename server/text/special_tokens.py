@@ -19,8 +19,8 @@ from tokenizers import AddedToken
 from server.errors import StartupError
 from server.text.tokenizer_classes import Token
 from weights.checkpoint.folder import inside
-from weights.checkpoint.strict_json import parse_object, show
 from weights.errors import CheckpointError
+from weights.strict_json import parse_object, shown
 
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
@@ -138,7 +138,7 @@ def _decoder_tokens(given: object) -> dict[int, AddedAt]:
     added: dict[int, AddedAt] = {}
     for key, value in given.items():
         if not key.isascii() or not key.isdigit() or not isinstance(value, dict):
-            raise StartupError(f"{where}: {show(key)} is not a token id")
+            raise StartupError(f"{where}: {shown(key)} is not a token id")
         added[int(key)] = AddedAt(int(key), _added(value, where), where)
     return added
 
@@ -156,7 +156,7 @@ def _legacy_tokens(
     added: dict[int, AddedAt] = {}
     for content, index in _read(folder, ADDED_FILE).items():
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-            raise StartupError(f"{ADDED_FILE}: {show(content)} must have an id, not {index!r}")
+            raise StartupError(f"{ADDED_FILE}: {shown(content)} must have an id, not {index!r}")
         is_special = content in special
         token = AddedToken(content, normalized=not is_special, special=is_special)
         added[index] = AddedAt(index, token, ADDED_FILE)
@@ -168,7 +168,7 @@ def _legacy_tokens(
 
 def _of_map(key: str, value: Any, said: Mapping[str, Any]) -> Any:
     """One entry of special_tokens_map.json as it takes its place among the options."""
-    where = f"{MAP_FILE}: {show(key)}"
+    where = f"{MAP_FILE}: {shown(key)}"
     if key == _EXTRA and isinstance(value, list):
         tokens = list(said.get(_EXTRA) or ())
         for one in value:

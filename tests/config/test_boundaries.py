@@ -39,13 +39,8 @@ TORCH_FREE = [
         "weights.checkpoint.matching",
     ),
 ]
-STANDARD_ONLY = [
-    "server.engine.core",
-    "server.metrics.stats",
-    "server.config.server_config",
-    "server.cli",
-    "server.entry",
-]
+STANDARD_ONLY = ["server.engine.core", "server.metrics.stats"]
+AND_PLAIN_WEIGHTS = ["server.config.server_config", "server.cli", "server.entry"]
 
 
 def modules_after(statement: str) -> set[str]:
@@ -69,6 +64,8 @@ def test_torch_free_modules_load_no_torch() -> None:
 
 def test_standard_library_modules_load_nothing_else() -> None:
     assert foreign_modules_after(f"import {', '.join(STANDARD_ONLY)}") == {"server"}
+    started = foreign_modules_after(f"import {', '.join(AND_PLAIN_WEIGHTS)}")
+    assert started == {"server", "weights"}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["serve", "--help"], ["plan", "--help"]])

@@ -128,6 +128,6 @@ def test_a_decoder_without_any_head_is_refused_in_words(tmp_path: Path) -> None:
     family = resolve(checkpoint.config)
     with pytest.raises(CheckpointError) as caught:
         match(checkpoint, family, family.spec(checkpoint.config))
-    assert "missing tensors: 'lm_head.weight'" in str(caught.value)
+    assert 'missing tensors: "lm_head.weight"' in str(caught.value)
     assert "without an unembedding the model cannot choose a token" in str(caught.value)
     assert "tie_word_embeddings" in str(caught.value)

@@ -60,7 +60,7 @@ def config_missing(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
-@BAD_CONFIGS.mutation("config.json", "not JSON")
+@BAD_CONFIGS.mutation("config.json", "not valid JSON")
 def config_not_json(folder: Path) -> None:
     (folder / "config.json").write_text("{'hidden_size': 32}")
 
@@ -108,7 +108,7 @@ def config_links_outside(folder: Path) -> None:
     (folder / "config.json").symlink_to("/etc/hostname")
 
 
-@BAD_CONFIGS.mutation("generation_config.json", "not JSON")
+@BAD_CONFIGS.mutation("generation_config.json", "not valid JSON")
 def generation_config_not_json(folder: Path) -> None:
     (folder / "generation_config.json").write_text("eos")
 

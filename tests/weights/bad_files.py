@@ -56,7 +56,7 @@ def _link(path: Path, target: str) -> None:
     path.symlink_to(target)
 
 
-@BAD_FILES.mutation("config.json: is a link to", "'../../blobs/3f", "not there", "cp -rL")
+@BAD_FILES.mutation("config.json: is a link to", '"../../blobs/3f', "not there", "cp -rL")
 def snapshot_mounted_without_its_blobs(folder: Path) -> None:
     for path in folder.iterdir():
         _link(path, "../../blobs/3fa85f64")
@@ -67,7 +67,7 @@ def one_blob_was_deleted(folder: Path) -> None:
     _link(folder / SHARD, "../../blobs/0123")
 
 
-@BAD_FILES.mutation("generation_config.json: is a link to '/mnt/gone.json'", "mount what")
+@BAD_FILES.mutation('generation_config.json: is a link to "/mnt/gone.json"', "mount what")
 def optional_file_is_a_link_to_nothing(folder: Path) -> None:
     _link(folder / "generation_config.json", "/mnt/gone.json")
 
@@ -173,7 +173,7 @@ def index_names_more_files_than_any_model_has(folder: Path) -> None:
     _name_ghosts(folder, 2_049, "{}.safetensors")
 
 
-@BAD_FILES.mutation(INDEX, "not JSON", sharded=True)
+@BAD_FILES.mutation(INDEX, "not valid JSON", sharded=True)
 def index_not_json(folder: Path) -> None:
     (folder / INDEX).write_text("weight_map")
 

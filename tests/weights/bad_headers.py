@@ -77,17 +77,17 @@ def header_length_beyond_the_file(folder: Path) -> None:
     _set_length(folder, (folder / WEIGHTS).stat().st_size)
 
 
-@BAD_HEADERS.mutation(WEIGHTS, "not JSON")
+@BAD_HEADERS.mutation(WEIGHTS, "not valid JSON")
 def header_length_short(folder: Path) -> None:
     _set_length(folder, 40)
 
 
-@BAD_HEADERS.mutation(WEIGHTS, "not JSON")
+@BAD_HEADERS.mutation(WEIGHTS, "not valid JSON")
 def header_length_zero(folder: Path) -> None:
     _set_length(folder, 0)
 
 
-@BAD_HEADERS.mutation(WEIGHTS, "not JSON")
+@BAD_HEADERS.mutation(WEIGHTS, "not valid JSON")
 def header_not_json(folder: Path) -> None:
     write_parts(folder / WEIGHTS, b"{tensors: 3}", b"")
 

@@ -54,7 +54,7 @@ def tensor_misspelt(folder: Path) -> None:
     rename_tensors(folder, lambda name: name.replace("model.norm", "model.nrom"))
 
 
-@BAD_TENSORS.mutation(WEIGHTS, "'norm.weight'", "same parameter")
+@BAD_TENSORS.mutation(WEIGHTS, '"norm.weight"', "same parameter")
 def tensor_with_and_without_prefix(folder: Path) -> None:
     append_tensor(folder, "norm.weight", bytes(128), [32])
 

@@ -43,5 +43,5 @@ def test_an_empty_tensor_may_begin_where_a_full_one_does(
 
 def test_an_empty_tensor_inside_of_a_full_one_is_refused(tmp_path: Path) -> None:
     inside = {"dtype": "F32", "shape": [0], "data_offsets": [2, 2]}
-    with pytest.raises(CheckpointError, match="'first' and 'inside' overlap"):
+    with pytest.raises(CheckpointError, match='"first" and "inside" overlap'):
         read_header(written(tmp_path, ("first", "second"), inside=inside), "model.safetensors")

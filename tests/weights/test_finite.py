@@ -79,7 +79,7 @@ def test_a_weight_that_is_not_finite_is_named(
         with pytest.raises(CheckpointError) as caught:
             load_folder(tmp_path, held, pinned=pinned, quantization=quantization)
         message = str(caught.value)
-        assert message.startswith(f"{WEIGHTS}: tensor '{tensor}' holds {word}"), message
+        assert message.startswith(f'{WEIGHTS}: tensor "{tensor}" holds {word}'), message
         assert f" at {place}, " in message
         (tmp_path / WEIGHTS).write_bytes(whole)
 

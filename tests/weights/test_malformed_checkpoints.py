@@ -73,7 +73,7 @@ def test_what_is_too_much_is_counted_before_it_is_parsed(
     mutation.apply(tmp_path / "model")
     parsed = list[int]()
     monkeypatch.setattr(
-        "weights.checkpoint.strict_json.json.loads",
+        "weights.strict_json.json.loads",
         lambda text, **hooks: parsed.append(len(text)) or json.JSONDecoder(**hooks).decode(text),
     )
     with pytest.raises(CheckpointError):
@@ -83,7 +83,7 @@ def test_what_is_too_much_is_counted_before_it_is_parsed(
 
 def test_a_link_to_no_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to("/mnt/models/gone")
-    with pytest.raises(CheckpointError, match="is a link to '/mnt/models/gone', which is not"):
+    with pytest.raises(CheckpointError, match='is a link to "/mnt/models/gone", which is not'):
         judge(tmp_path / "model")
 
 

@@ -113,7 +113,7 @@ def test_a_document_of_every_key_has_no_key_that_is_not_read() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_layer": 3}, "unknown key 'num_layer'; did you mean num_layers"),
+        ({"num_layer": 3}, 'unknown key "num_layer"; did you mean num_layers'),
         ({"num_layers": None}, "num_layers is null; a shape needs it"),
         ({"num_layers": 0}, r"num_layers is 0; it must lie in 1\.\."),
         ({"hidden_size": "64"}, 'hidden_size must be a whole number, not "64"'),
@@ -155,7 +155,7 @@ def test_toml_and_json_mean_the_same(tmp_path: Path) -> None:
         ("own.toml", "a = ", "is not TOML"),
         ("own.toml", b"\xff", "is not TOML"),
         ("own.toml", "num_layers = " + "9" * 5000, "is not TOML: Exceeds the limit"),
-        ("own.json", "{", "is not JSON"),
+        ("own.json", "{", "is not valid JSON"),
         ("own.json", '{"a": 1, "a": 2}', "duplicate key"),
         ("own.json", "[]", "must be a JSON object"),
         ("own.yaml", "a: 1", r"neither a \.toml nor a \.json file"),

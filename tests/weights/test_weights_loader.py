@@ -205,7 +205,7 @@ def test_a_value_too_large_for_f16_is_refused(tmp_path: Path) -> None:
     write_parts(tmp_path / WEIGHTS, header, data[:begin] + huge + data[begin + 4 :])
 
     assert load_folder(tmp_path, "bf16").tensors["final_norm.weight"][0] == -70144.0
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight' has values beyond 65504"):
+    with pytest.raises(CheckpointError, match=r'model\.norm\.weight" has values beyond 65504'):
         load_folder(tmp_path, "f16")
 
 
@@ -239,7 +239,7 @@ def test_what_is_no_parameter_is_skipped_and_reported(tmp_path: Path) -> None:
 def test_a_mask_of_a_layer_that_there_is_not_is_unexpected(tmp_path: Path) -> None:
     write_checkpoint(tiny_gpt2(num_layers=1), tmp_path, seed=1)
     append_tensor(tmp_path, "h.1.attn.bias", bytes(16), [1, 1, 4, 4], "BOOL")
-    with pytest.raises(CheckpointError, match=r"unexpected tensors: 'h\.1\.attn\.bias'"):
+    with pytest.raises(CheckpointError, match=r'unexpected tensors: "h\.1\.attn\.bias"'):
         load_folder(tmp_path)
 
 

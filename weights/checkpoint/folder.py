@@ -18,14 +18,13 @@ from weights.checkpoint.limits import (
     MAX_FILES,
     MAX_INDEX_BYTES,
     MAX_INDEX_VALUES,
-    MAX_JSON_VALUES,
     MAX_TENSORS,
     DescriptionBudget,
 )
 from weights.checkpoint.safetensors_header import TensorEntry, read_header
-from weights.checkpoint.strict_json import parse_object, show
 from weights.errors import CheckpointError
 from weights.formats import from_safetensors
+from weights.strict_json import MAX_JSON_VALUES, parse_object, shown
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -180,7 +179,7 @@ def _missing(path: Path, file: str) -> CheckpointError:
 
 
 def _link_text(path: Path) -> str:
-    return show(os.readlink(path))
+    return shown(os.readlink(path))
 
 
 def _exists(path: Path) -> bool:
@@ -200,9 +199,9 @@ def _weights_file(folder: Path) -> str:
     for name in names:
         if name.endswith(_OTHER_SUFFIXES):
             raise CheckpointError(
-                f"{show(name)}: is not served: convert to safetensors ({WEIGHTS_FILE})"
+                f"{shown(name)}: is not served: convert to safetensors ({WEIGHTS_FILE})"
             )
-    found = [show(name) for name in names if name.endswith(".safetensors")][:4]
+    found = [shown(name) for name in names if name.endswith(".safetensors")][:4]
     raise CheckpointError(
         f"{WEIGHTS_FILE}: is missing from the folder, and so is {INDEX_FILE}"
         + (f"; found {', '.join(found)}" if found else "")
@@ -223,15 +222,17 @@ def _read_shards(folder: Path) -> dict[str, TensorEntry]:
         for entry in read_header(inside(folder, file), file, budget):
             other = tensors.setdefault(entry.name, entry)
             if other is not entry:
-                raise CheckpointError(f"{file}: tensor {show(entry.name)} is also in {other.file}")
+                raise CheckpointError(f"{file}: tensor {shown(entry.name)} is also in {other.file}")
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file != file:
             raise CheckpointError(
-                f"{INDEX_FILE}: says that {file} holds tensor {show(name)}, but it does not"
+                f"{INDEX_FILE}: says that {file} holds tensor {shown(name)}, but it does not"
             )
     for entry in tensors.values():
         if entry.name not in weight_map:
-            raise CheckpointError(f"{entry.file}: tensor {show(entry.name)} is not in {INDEX_FILE}")
+            raise CheckpointError(
+                f"{entry.file}: tensor {shown(entry.name)} is not in {INDEX_FILE}"
+            )
     return tensors
 
 
@@ -247,11 +248,11 @@ def _weight_map(folder: Path) -> dict[str, str]:
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(".safetensors"):
             raise CheckpointError(
-                f"{INDEX_FILE}: tensor {show(name)}: {show(str(file))} is not a .safetensors file"
+                f"{INDEX_FILE}: tensor {shown(name)}: {shown(str(file))} is not a .safetensors file"
             )
         if "/" in file or "\\" in file or "\0" in file:
             raise CheckpointError(
-                f"{INDEX_FILE}: tensor {show(name)}: {show(file)} points outside the folder; "
+                f"{INDEX_FILE}: tensor {shown(name)}: {shown(file)} points outside the folder; "
                 "a shard is named without any directory"
             )
     return weight_map

@@ -15,7 +15,6 @@ MAX_HEADER_BYTES = 32 << 20  # of all files together
 MAX_INDEX_BYTES = 32 << 20
 MAX_HEADER_VALUES = 16 * MAX_TENSORS  # JSON's, names included; a tensor of rank 2 has 13
 MAX_INDEX_VALUES = 3 * MAX_TENSORS  # a tensor has two
-MAX_JSON_VALUES = 1_000_000  # of any other document
 
 
 class DescriptionBudget:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from weights.checkpoint.folder import Checkpoint
 from weights.checkpoint.safetensors_header import TensorEntry
-from weights.checkpoint.strict_json import show
 from weights.errors import CheckpointError
 from weights.families.base import UNEMBEDDING_TENSOR, Family, Source
 from weights.formats import FORMATS, from_safetensors
 from weights.inventory import Parameter, inventory
 from weights.spec import ModelSpec
+from weights.strict_json import shown
 
 _NAMES_SHOWN = 6
 _NO_UNEMBEDDING = (
@@ -99,7 +99,8 @@ def _canonical(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Tensor
         other = entries.setdefault(full, entry)
         if other is not entry:
             raise CheckpointError(
-                f"{entry.file}: tensors {show(other.name)} and {show(name)} are the same parameter"
+                f"{entry.file}: tensors {shown(other.name)} and {shown(name)} are the same "
+                "parameter"
             )
     return entries, unprefixed
 
@@ -126,7 +127,7 @@ def _place(entry: TensorEntry, targets: Sequence[Parameter], transposed: bool) -
     rows = sum(target.shape[0] for target in targets)
     shape = (rows, *targets[0].shape[1:])
     expected = shape[::-1] if transposed else shape
-    where = f"{entry.file}: tensor {show(entry.name)}"
+    where = f"{entry.file}: tensor {shown(entry.name)}"
     if entry.shape != expected:
         raise CheckpointError(
             f"{where} has the shape {list(entry.shape)}; config.json asks for {list(expected)}"
@@ -175,9 +176,9 @@ def _mismatch(
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(show(name) for name in names[:_NAMES_SHOWN])
+    some = ", ".join(shown(name) for name in names[:_NAMES_SHOWN])
     rest = len(names) - _NAMES_SHOWN
-    return f"{shown} and {rest} more" if rest > 0 else shown
+    return f"{some} and {rest} more" if rest > 0 else some
 
 
 def _tied_copies(
@@ -191,7 +192,7 @@ def _tied_copies(
 def tied_copies_differ(unembedding: TensorEntry, embedding: TensorEntry) -> CheckpointError:
     """Two meanings, and implementations disagree on which holds: the owner must say."""
     return CheckpointError(
-        f"{unembedding.file}: tensor {show(unembedding.name)} differs from "
-        f"{show(embedding.name)} although config.json's tie_word_embeddings is true; "
+        f"{unembedding.file}: tensor {shown(unembedding.name)} differs from "
+        f"{shown(embedding.name)} although config.json's tie_word_embeddings is true; "
         "set it to false, or remove the tensor"
     )

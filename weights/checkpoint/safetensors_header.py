@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from weights.checkpoint.limits import MAX_HEADER_VALUES, DescriptionBudget
-from weights.checkpoint.strict_json import parse_object, show
 from weights.errors import CheckpointError
 from weights.formats import SAFETENSORS_BYTES
+from weights.strict_json import parse_object, shown
 
 _MAX_RANK = 16
 _MAX_DIM = 1 << 48
@@ -57,7 +57,7 @@ def read_header(
     if len(data) != length:
         raise CheckpointError(f"{file}: the header ends early")
     if not data.startswith(b"{"):
-        raise CheckpointError(f"{file}: the header is not JSON: it must begin with {{")
+        raise CheckpointError(f"{file}: the header is not valid JSON: it must begin with {{")
     budget.take_tensors(data.count(b'"data_offsets"'), file)  # before anything is built of them
     header = parse_object(data, f"{file}: the header", MAX_HEADER_VALUES)
     _check_metadata(header.pop("__metadata__", None), file)
@@ -93,7 +93,7 @@ def _entry(name: str, value: Any, file: str, start: int, size: int) -> TensorEnt
     try:
         return _described(name, value, file, start, size)
     except _Fault as fault:
-        raise CheckpointError(f"{file}: tensor {show(name)}{fault}") from None
+        raise CheckpointError(f"{file}: tensor {shown(name)}{fault}") from None
 
 
 def _described(name: str, value: Any, file: str, start: int, size: int) -> TensorEntry:
@@ -101,7 +101,7 @@ def _described(name: str, value: Any, file: str, start: int, size: int) -> Tenso
         raise _Fault(" must be described by an object")
     dtype = value.get("dtype")
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_BYTES:
-        raise _Fault(f" has the unknown dtype {show(str(dtype))}")
+        raise _Fault(f" has the unknown dtype {shown(dtype)}")
     shape = _shape(value.get("shape"))
     begin, end = _offsets(value.get("data_offsets"))
     if start + end > size:
@@ -120,7 +120,7 @@ def _shape(value: Any) -> tuple[int, ...]:
         raise _Fault(f": shape must be a list of at most {_MAX_RANK} sizes")
     for size in value:
         if not _is_int(size) or not 0 <= size <= _MAX_DIM:
-            raise _Fault(f": shape has the size {show(_text(size))}")
+            raise _Fault(f": shape has the size {shown(size)}")
     return tuple(value)
 
 
@@ -129,7 +129,7 @@ def _offsets(value: Any) -> tuple[int, int]:
         raise _Fault(": data_offsets must be two whole numbers")
     begin, end = value
     if not 0 <= begin <= end < 1 << 62:
-        raise _Fault(f": data_offsets [{_text(begin)}, {_text(end)}] are not a range")
+        raise _Fault(f": data_offsets [{shown(begin)}, {shown(end)}] are not a range")
     return begin, end
 
 
@@ -141,21 +141,14 @@ def _check_tiling(entries: Iterable[TensorEntry], start: int, size: int, file: s
         end = before.offset + before.nbytes
         if after.offset < end:
             raise CheckpointError(
-                f"{file}: tensors {show(before.name)} and {show(after.name)} overlap"
+                f"{file}: tensors {shown(before.name)} and {shown(after.name)} overlap"
             )
         if after.offset > end:
             raise CheckpointError(
-                f"{file}: {after.offset - end} bytes between {show(before.name)} and "
-                f"{show(after.name)} belong to no tensor"
+                f"{file}: {after.offset - end} bytes between {shown(before.name)} and "
+                f"{shown(after.name)} belong to no tensor"
             )
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _text(value: Any) -> str:
-    """Decimal form, unless the number is too long for one."""
-    if isinstance(value, int) and abs(value) >= 1 << 128:
-        return f"a number of {value.bit_length()} bits"
-    return str(value)

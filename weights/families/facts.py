@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from weights.errors import CheckpointError
 from weights.families.keys import ARITHMETIC_WORDS, HARMLESS_KEYS
 from weights.formats import FORMATS, from_torch_name
+from weights.strict_json import shown
 
 CONFIG_FILE = "config.json"
 MAX_SIZE = 1 << 26  # no published width, vocabulary or context comes near it
@@ -71,9 +72,9 @@ class ConfigReader:
         """A whole number in [low, high]. Without a default the key must be there."""
         value = self._present(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(key, f"must be a whole number, not {_show(value)}")
+            raise self.error(key, f"must be a whole number, not {shown(value)}")
         if not low <= value <= high:
-            raise self.error(key, f"is {_show(value)}; it must lie in {low}..{high}")
+            raise self.error(key, f"is {shown(value)}; it must lie in {low}..{high}")
         return value
 
     def number(
@@ -82,11 +83,11 @@ class ConfigReader:
         """A finite number in (above, high]. Without a default the key must be there."""
         value = self._present(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(key, f"must be a number, not {_show(value)}")
+            raise self.error(key, f"must be a number, not {shown(value)}")
         # Compared before the conversion: float() of an enormous integer overflows.
         if not (above < value <= high) or (isinstance(value, float) and not math.isfinite(value)):
             raise self.error(
-                key, f"is {_show(value)}; it must be above {above:g}, at most {high:g}"
+                key, f"is {shown(value)}; it must be above {above:g}, at most {high:g}"
             )
         return float(value)
 
@@ -94,14 +95,14 @@ class ConfigReader:
         value = self._config.get(key, default)
         self._read.add(key)
         if not isinstance(value, bool):
-            raise self.error(key, f"must be true or false, not {_show(value)}")
+            raise self.error(key, f"must be true or false, not {shown(value)}")
         return value
 
     def choice(self, key: str, table: Mapping[str, _Choice], default: str) -> _Choice:
         """The table's entry for a word. An absent key means ``default``."""
         value = self._present(key, default)
         if not isinstance(value, str) or value not in table:
-            raise self.error(key, f"is {_show(value)}; served: {', '.join(table)}")
+            raise self.error(key, f"is {shown(value)}; served: {', '.join(table)}")
         return table[value]
 
     def only(self, key: str, allowed: Any, why: str) -> None:
@@ -110,7 +111,7 @@ class ConfigReader:
         same_kind = isinstance(value, bool) == isinstance(allowed, bool)
         if value is None or (value == allowed and same_kind):
             return
-        raise self.error(key, f"is {_show(value)}; only {_show(allowed)} is served: {why}")
+        raise self.error(key, f"is {shown(value)}; only {shown(allowed)} is served: {why}")
 
     def token_ids(self, key: str, vocab_size: int, default: int | None) -> tuple[int, ...]:
         """One id or a list of ids, each below ``vocab_size``; () where there is none.
@@ -124,9 +125,9 @@ class ConfigReader:
         ids = [] if value is None else value if isinstance(value, list) else [value]
         for token_id in ids:
             if isinstance(token_id, bool) or not isinstance(token_id, int):
-                raise self.error(key, f"must be a token id or a list of them, not {_show(value)}")
+                raise self.error(key, f"must be a token id or a list of them, not {shown(value)}")
             if not 0 <= token_id < vocab_size:
-                raise self.error(key, f"is {_show(token_id)}; token ids lie in 0..{vocab_size - 1}")
+                raise self.error(key, f"is {shown(token_id)}; token ids lie in 0..{vocab_size - 1}")
         return tuple(dict.fromkeys(ids))
 
     def parameter_format(self) -> str:
@@ -138,7 +139,7 @@ class ConfigReader:
         )
         if name is None:
             served = ", ".join(fmt.torch_name for fmt in FORMATS.values())
-            raise self.error(key, f"is {_show(value)}; served: {served}")
+            raise self.error(key, f"is {shown(value)}; served: {served}")
         return name
 
     def nested(self, key: str) -> ConfigReader | None:
@@ -147,7 +148,7 @@ class ConfigReader:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self.error(key, f"must be an object, not {_show(value)}")
+            raise self.error(key, f"must be an object, not {shown(value)}")
         return ConfigReader(value, self._architecture, f"{self._where}{key}.", self._file)
 
     def finish(self, harmless: frozenset[str]) -> tuple[str, ...]:
@@ -162,7 +163,7 @@ class ConfigReader:
             if ARITHMETIC_WORDS & set(re.split(r"[^a-z0-9]+", key.lower())):
                 raise self.error(
                     key,
-                    f"is {_show(value)}: {self._architecture} as served here gives it no meaning, "
+                    f"is {shown(value)}: {self._architecture} as served here gives it no meaning, "
                     "and it may change the arithmetic; remove it only if it does not",
                 )
             unread.append(key)
@@ -172,7 +173,7 @@ class ConfigReader:
         """For objects in which every key is arithmetic: any key not read nor known is refused."""
         for key, value in self._config.items():
             if key not in self._read and key not in known and value is not None:
-                raise self.error(key, f"is {_show(value)}: this key is not served")
+                raise self.error(key, f"is {shown(value)}: this key is not served")
 
     def _present(self, key: str, default: Any) -> Any:
         self._read.add(key)
@@ -183,15 +184,3 @@ class ConfigReader:
             problem = "is null" if key in self._config else "is missing"
             raise self.error(key, f"{problem}; {self._architecture} needs it")
         return default
-
-
-def _show(value: Any) -> str:
-    """A value in an error message: as JSON would have it, cut short."""
-    words = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    try:
-        text = f'"{value}"' if isinstance(value, str) else str(value)
-    except ValueError:  # an integer of thousands of digits has no decimal form by default
-        text = f"an integer of {value.bit_length()} bits"
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from weights.checkpoint.safetensors_header import TensorEntry
-from weights.checkpoint.strict_json import show
 from weights.errors import CheckpointError
 from weights.formats import FORMATS, from_safetensors
+from weights.strict_json import shown
 
 _PENDING = 4  # pieces that wait to be looked at, before the reader waits itself
 _TYPES: dict[int, tuple[type[np.unsignedinteger], type[np.signedinteger]]] = {
@@ -75,7 +75,7 @@ def check(span: Span) -> None:
 
 def _refusal(span: Span, index: int, bits: int, sign: int, finite: int) -> CheckpointError:
     entry = span.entry
-    where = f"{entry.file}: tensor {show(entry.name)}"
+    where = f"{entry.file}: tensor {shown(entry.name)}"
     magnitude = bits & (sign - 1)
     if magnitude <= finite:
         most = {"f16": "65504", "bf16": "3.38e38"}[span.held]

@@ -18,10 +18,10 @@ import torch
 from weights.checkpoint.folder import Checkpoint, inside
 from weights.checkpoint.matching import Placement
 from weights.checkpoint.safetensors_header import TensorEntry
-from weights.checkpoint.strict_json import show
 from weights.errors import CheckpointError
 from weights.formats import FORMATS, from_safetensors, from_torch_name
 from weights.loading.finite import Checker, Span
+from weights.strict_json import shown
 
 CHUNK_BYTES = 8 << 20
 READ_BYTES = 4 << 20  # of one system call, so that progress shows, and that is looked at next
@@ -186,7 +186,7 @@ def read_span(
         count = os.preadv(descriptor, [memory[done:]], offset + done)
         if count == 0:
             raise CheckpointError(
-                f"{entry.file}: tensor {show(entry.name)} is cut off: the file shrank"
+                f"{entry.file}: tensor {shown(entry.name)} is cut off: the file shrank"
             )
         done += count
         if on_bytes is not None:

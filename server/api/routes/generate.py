@@ -18,7 +18,6 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from server.api.body import Body
-from server.api.errors import shown
 from server.api.middleware import EVENT_STREAM, header, open_request
 from server.api.open_request import OpenRequest
 from server.api.routes.preparation import Preparation
@@ -41,6 +40,7 @@ from server.errors import ErrorCode, QuireError
 from server.host_budget import Holding, Use
 from server.output.processor import Collector, OutputOptions
 from server.output.stops import StopStrings
+from weights.strict_json import shown
 
 T = TypeVar("T")
 

@@ -14,7 +14,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from server.api.body import Body, parse_object
-from server.api.errors import shown
 from server.api.json_shape import JsonLimits, measure
 from server.api.sampling import context_error, sampling_params
 from server.api.schema.requests import (
@@ -35,6 +34,7 @@ from server.api.state import ApiState
 from server.engine.request import EngineRequest, Task
 from server.errors import ErrorCode, QuireError
 from server.host_budget import Holding, Use
+from weights.strict_json import shown
 
 SMALL = 16 * 1024  # bytes of a body that is parsed at once, on the loop: at most 8192 values
 LARGE_TEXT = 64 * 1024  # characters; what it comes to at the least is counted in a thread

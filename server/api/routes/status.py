@@ -7,12 +7,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server.api.errors import shown
 from server.api.open_request import OpenRequest
 from server.api.schema.requests import check_model
 from server.api.state import ApiState, check_takes_requests
 from server.api.usage import live_memory, timings
 from server.errors import ErrorCode, QuireError
+from weights.strict_json import shown
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"

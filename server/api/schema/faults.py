@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from server.api.errors import joined, shown
+from server.api.errors import joined
 from server.errors import ErrorCode, QuireError
+from weights.strict_json import shown
 
 PARAM_CHARACTERS = 200  # of a field's path, as an error repeats it
 WRONG_TYPE, WRONG_VALUE = "invalid_type", "invalid_value"

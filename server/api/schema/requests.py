@@ -21,7 +21,6 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from server.api.errors import shown
 from server.api.schema.faults import CLASH, fault, first_fault
 from server.api.schema.kinds import ModelName, Number, Text, Truth, Whole
 from server.api.schema.lists import Biases, Labels, Prompts, Stops, TokenIds
@@ -35,6 +34,7 @@ from server.api.schema.objects import Key, Nothing, RequestObject, not_served
 from server.api.state import ModelCard
 from server.engine.request import LOGIT_BIAS, SAMPLING_RANGES
 from server.errors import ErrorCode, QuireError
+from weights.strict_json import shown
 
 
 class Route(Enum):
