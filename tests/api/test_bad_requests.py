@@ -12,7 +12,7 @@ import pytest
 
 from server.api.app import create_app
 from server.metrics.stats import Outcome
-from tests.api.api_client import client_of
+from tests.api.api_client import client_of, with_client
 from tests.api.api_fakes import FakeEngine, make_state
 from tests.api.bad_requests import BadRequest, ServerFacts, cases
 
@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 FACTS = ServerFacts("tiny", vocab_size=300, max_model_len=256, max_body_bytes=1024 * 1024)
 CASES = cases(FACTS)
 CANARY = {"model": "tiny", "prompt": "canary", "max_tokens": 8, "temperature": 0}
+CANARY_TEXT = "".join(chr(97 + (sum(b"canary") + index * index) % 26) for index in range(8))
 
 
 def check_refusal(case: BadRequest, response: httpx.Response) -> None:
@@ -45,23 +46,20 @@ def test_the_table_is_large_enough() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_refused_for_little_work_and_the_canary_sings(case: BadRequest) -> None:
+async def test_refused_for_little_work_and_the_canary_sings(case: BadRequest) -> None:
     engine = FakeEngine(token_delay=0.002)
     state = make_state(engine)
 
-    async def story() -> None:
-        async with client_of(create_app(state)) as client:
-            canary = asyncio.create_task(client.post("/v1/completions", json=CANARY))
-            await asyncio.sleep(0.002)
-            started = time.process_time()
-            response = await send(client, case)
-            assert time.process_time() - started < 1
-            check_refusal(case, response)
-            sung = await canary
-            assert sung.status_code == 200
-            assert sung.json()["choices"][0]["text"] == CANARY_TEXT
-
-    asyncio.run(story())
+    async with client_of(create_app(state)) as client:
+        canary = asyncio.create_task(client.post("/v1/completions", json=CANARY))
+        await asyncio.sleep(0.002)
+        started = time.process_time()
+        response = await send(client, case)
+        assert time.process_time() - started < 1
+        check_refusal(case, response)
+        sung = await canary
+        assert sung.status_code == 200
+        assert sung.json()["choices"][0]["text"] == CANARY_TEXT
     assert len(engine.seen) == 1  # nothing of the bad request reached the engine
     assert not engine.open
     if case.method == "POST" and case.path in ("/v1/completions", "/v1/chat/completions"):
@@ -69,21 +67,9 @@ def test_refused_for_little_work_and_the_canary_sings(case: BadRequest) -> None:
         assert sorted(outcomes) == [Outcome.INVALID, Outcome.LENGTH]
 
 
-def _canary_text() -> str:
-    start = sum(b"canary")
-    return "".join(chr(97 + (start + index * index) % 26) for index in range(8))
-
-
-CANARY_TEXT = _canary_text()
-
-
 def test_a_message_repeats_what_was_given_but_not_all_of_it() -> None:
-    async def story() -> str:
-        async with client_of(create_app(make_state())) as client:
-            body = {"model": "tiny", "prompt": "a", "temperature": "x" * 10_000}
-            response = await client.post("/v1/completions", content=json.dumps(body))
-            return str(response.json()["error"]["message"])
-
-    message = asyncio.run(story())
+    sent = json.dumps({"model": "tiny", "prompt": "a", "temperature": "x" * 10_000})
+    response = with_client(make_state(), lambda http: http.post("/v1/completions", content=sent))
+    message = response.json()["error"]["message"]
     assert message.startswith('temperature must be a number, not "xxxx')
     assert len(message) < 200

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import replace
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
-from server.api.app import create_app
 from server.api.state import ApiState
 from server.text.chat_template import ChatTemplate
-from tests.api.api_client import Story, client_of
+from tests.api.api_client import chunks, openai_client, started
 from tests.api.api_fakes import FakeEngine, FakeHealth, make_state, saying
 
 MESSAGES: list[Any] = [
@@ -23,22 +20,12 @@ MESSAGES: list[Any] = [
 ]
 
 
-def with_client(state: ApiState, story: Story) -> Any:
-    """As api_client's, with the application started: templates are ready."""
-
-    async def run() -> Any:
-        app = create_app(state)
-        async with app.router.lifespan_context(app), client_of(app) as client:
-            return await story(client)
-
-    return asyncio.run(run())
-
-
 def request(state: ApiState, method: str, path: str, **options: Any) -> httpx.Response:
-    async def story(client: httpx.AsyncClient) -> httpx.Response:
-        return await client.request(method, path, **options)
+    async def asked() -> httpx.Response:
+        async with started(state) as client:
+            return await client.request(method, path, **options)
 
-    return with_client(state, story)  # type: ignore[no-any-return]
+    return asyncio.run(asked())
 
 
 def chat(state: ApiState, **changes: Any) -> httpx.Response:
@@ -90,25 +77,21 @@ def test_a_stream_begins_with_the_role_and_ends_with_the_reason() -> None:
         stream=True,
         stream_options={"include_usage": True},
     )
-    *events, done, end = response.text.split("\n\n")
-    assert (done, end) == ("data: [DONE]", "")
-    chunks = [json.loads(event[6:]) for event in events]
-    assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"]["completion_tokens"] == 14
-    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    *told, usage = chunks(response)
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 14
+    assert {chunk["object"] for chunk in (*told, usage)} == {"chat.completion.chunk"}
     for index in range(2):
-        mine = [c["choices"][0] for c in chunks[:-1] if c["choices"][0]["index"] == index]
+        mine = [c["choices"][0] for c in told if c["choices"][0]["index"] == index]
         assert mine[0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
         assert "".join(part["delta"].get("content", "") for part in mine) == "学习"
         assert [part["finish_reason"] for part in mine][-2:] == [None, "stop"]
         assert mine[-1]["delta"] == {}
 
 
-def test_the_official_client_reads_it_streamed_and_not() -> None:
-    async def story(http: httpx.AsyncClient) -> None:
-        client = openai.AsyncOpenAI(
-            base_url="http://test/v1", api_key="none", http_client=http, max_retries=0
-        )
+async def test_the_official_client_reads_it_streamed_and_not() -> None:
+    async with started(make_state(FakeEngine(saying("深度学习是")))) as http:
+        client = openai_client(http)
         whole = await client.chat.completions.create(
             model="tiny", messages=MESSAGES, max_completion_tokens=50, logprobs=True
         )
@@ -118,8 +101,6 @@ def test_the_official_client_reads_it_streamed_and_not() -> None:
         assert "".join(parts) == "深度学习是"
         assert [model.id async for model in client.models.list()] == ["tiny"]
         assert (await client.models.retrieve("tiny")).max_model_len == 256  # type: ignore[attr-defined]
-
-    with_client(make_state(FakeEngine(saying("深度学习是"))), story)
 
 
 def test_a_model_without_a_template_says_so() -> None:

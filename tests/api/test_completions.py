@@ -10,31 +10,21 @@ import httpx
 import openai
 import pytest
 
+from server.api.app import create_app
 from server.api.sampling import generation_defaults
 from server.api.state import ApiState, GenerationDefaults
+from server.engine.request import SamplingParams
 from server.errors import ErrorCode, QuireError
 from server.metrics.stats import Outcome
-from tests.api.api_client import with_client
+from tests.api.api_client import chunks, client_of, openai_client, with_client
 from tests.api.api_fakes import EOS, FakeEngine, FakeHealth, make_state, saying
 
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "深度", "max_tokens": 4, "temperature": 0}
 
 
 def post(state: ApiState, **changes: Any) -> httpx.Response:
-    async def story(client: httpx.AsyncClient) -> httpx.Response:
-        return await client.post("/v1/completions", json={**BODY, **changes})
-
-    return with_client(state, story)  # type: ignore[no-any-return]
-
-
-def chunks(response: httpx.Response) -> list[dict[str, Any]]:
-    """A stream's data, which must be well formed and end in [DONE]."""
-    assert response.headers["content-type"].startswith("text/event-stream")
-    events = response.text.split("\n\n")
-    assert events.pop() == ""
-    assert events.pop() == "data: [DONE]"
-    assert all(event.startswith("data: ") for event in events)
-    return [json.loads(event[6:]) for event in events]
+    body = {**BODY, **changes}
+    return with_client(state, lambda client: client.post("/v1/completions", json=body))
 
 
 def test_the_user_of_a_request_reaches_the_engine() -> None:
@@ -138,44 +128,28 @@ def test_echo_with_logprobs_scores_the_prompt() -> None:
 
 def test_every_field_reaches_the_engine() -> None:
     engine = FakeEngine()
-    post(
-        make_state(engine),
-        n=2,
-        temperature=0.5,
-        top_p=0.9,
-        top_k=7,
-        min_p=0.1,
-        seed=-1,
-        presence_penalty=1,
-        frequency_penalty=-1,
-        repetition_penalty=1.5,
-        min_tokens=2,
-        logit_bias={"5": 2, "6": -1},
-        stop_token_ids=[EOS],
-        ignore_eos=True,
-        priority=-3,
-        cache_salt="s",
-        user="me",
-        logprobs=3,
-        max_tokens=5,
-    )
+    as_sent = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 7,
+        "min_p": 0.1,
+        "repetition_penalty": 1.5,
+    }
+    as_sent |= {"min_tokens": 2, "max_tokens": 5, "ignore_eos": True, "logprobs": 3}
+    penalties = {"presence_penalty": 1, "frequency_penalty": -1}
+    changed = {"seed": -1, "logit_bias": {"5": 2, "6": -1}, "stop_token_ids": [EOS], **penalties}
+    of_request = {"n": 2, "priority": -3, "cache_salt": "s", "user": "me"}
+    post(make_state(engine), **as_sent, **changed, **of_request)
     (request,) = engine.seen
-    sampling = request.sampling
     assert (request.n, request.priority, request.cache_salt) == (2, -3, "s")
     assert request.prompt_token_ids == tuple("深度".encode())
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (
-        0.5,
-        0.9,
-        7,
-        0.1,
+    assert request.sampling == SamplingParams(
+        **as_sent,
+        **penalties,
+        seed=2**63 - 1,
+        logit_bias=((5, 2.0), (6, -1.0)),
+        stop_token_ids=(EOS,),
     )
-    assert (sampling.presence_penalty, sampling.frequency_penalty) == (1.0, -1.0)
-    assert (sampling.repetition_penalty, sampling.min_tokens, sampling.max_tokens) == (1.5, 2, 5)
-    assert sampling.seed == 2**63 - 1
-    assert sampling.logit_bias == ((5, 2.0), (6, -1.0))
-    assert sampling.stop_token_ids == (EOS,)
-    assert sampling.ignore_eos
-    assert (sampling.logprobs, sampling.prompt_logprobs) == (3, None)
 
 
 def test_null_is_as_good_as_absent() -> None:
@@ -264,16 +238,12 @@ def test_the_engine_is_told_with_how_many_tokens_a_stop_string_was_complete() ->
     assert (choice, num_tokens) == (0, 2)
 
 
-def test_a_clients_request_id_is_a_label_and_nothing_more() -> None:
+async def test_a_clients_request_id_is_a_label_and_nothing_more() -> None:
     engine = FakeEngine()
-    state = make_state(engine)
-
-    async def story(client: httpx.AsyncClient) -> list[httpx.Response]:
-        label = {"x-request-id": "mine-1\t<script>" + "x" * 500}
+    label = {"x-request-id": "mine-1\t<script>" + "x" * 500}
+    async with client_of(create_app(make_state(engine))) as client:
         posts = (client.post("/v1/completions", json=BODY, headers=label) for _ in range(2))
-        return await asyncio.gather(*posts)
-
-    responses = with_client(state, story)
+        responses = await asyncio.gather(*posts)
     assert {response.headers["x-request-id"] for response in responses} == {
         "mine-1script" + "x" * 113
     }
@@ -281,13 +251,10 @@ def test_a_clients_request_id_is_a_label_and_nothing_more() -> None:
     assert not any("mine" in request.request_id for request in engine.seen)
 
 
-def test_the_official_client_reads_it_streamed_and_not() -> None:
+async def test_the_official_client_reads_it_streamed_and_not() -> None:
     state = make_state(FakeEngine(saying("深度学习是")))
-
-    async def story(http: httpx.AsyncClient) -> None:
-        client = openai.AsyncOpenAI(
-            base_url="http://test/v1", api_key="none", http_client=http, max_retries=0
-        )
+    async with client_of(create_app(state)) as http:
+        client = openai_client(http)
         whole = await client.completions.create(model="tiny", prompt="a", max_tokens=20, logprobs=1)
         assert whole.choices[0].text == "深度学习是"
         assert whole.choices[0].logprobs is not None
@@ -298,22 +265,15 @@ def test_the_official_client_reads_it_streamed_and_not() -> None:
         with pytest.raises(openai.NotFoundError):
             await client.completions.create(model="other", prompt="a")
 
-    with_client(state, story)
 
-
-def test_the_official_client_raises_what_breaks_a_stream() -> None:
-    async def story(http: httpx.AsyncClient) -> None:
-        client = openai.AsyncOpenAI(
-            base_url="http://test/v1", api_key="none", http_client=http, max_retries=0
-        )
-        stream = await client.completions.create(
+async def test_the_official_client_raises_what_breaks_a_stream() -> None:
+    async with client_of(create_app(make_state(FakeEngine(dies_after=3)))) as http:
+        stream = await openai_client(http).completions.create(
             model="tiny", prompt="a", max_tokens=20, stream=True
         )
         with pytest.raises(openai.APIError, match="The engine died"):
             async for _ in stream:
                 pass
-
-    with_client(make_state(FakeEngine(dies_after=3)), story)
 
 
 def test_capacity_refusals_pass_through() -> None:
@@ -345,8 +305,6 @@ def test_one_prompts_failure_ends_the_others_in_the_engine() -> None:
     "kind", ['Application/JSON; Charset="UTF-8"', "application/json;charset=utf-8"]
 )
 def test_a_content_type_may_be_written_in_any_valid_way(kind: str) -> None:
-    async def story(client: httpx.AsyncClient) -> httpx.Response:
-        content = json.dumps(BODY)
-        return await client.post("/v1/completions", content=content, headers={"content-type": kind})
-
-    assert with_client(make_state(), story).status_code == 200
+    sent = {"content": json.dumps(BODY), "headers": {"content-type": kind}}
+    response = with_client(make_state(), lambda client: client.post("/v1/completions", **sent))
+    assert response.status_code == 200

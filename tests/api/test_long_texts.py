@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import httpx
 import pytest
 import tokenizers
@@ -25,11 +23,9 @@ def words() -> Tokenizer:
 
 
 def post(engine: FakeEngine, prompt: str) -> httpx.Response:
-    async def story(client: httpx.AsyncClient) -> httpx.Response:
-        body: dict[str, Any] = {"model": "tiny", "prompt": prompt, "max_tokens": 2}
-        return await client.post("/v1/completions", json=body)
-
-    return with_client(make_state(engine, tokenizer=words()), story)
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 2}
+    state = make_state(engine, tokenizer=words())
+    return with_client(state, lambda client: client.post("/v1/completions", json=body))
 
 
 def test_a_text_of_many_characters_and_few_tokens_is_served() -> None:

@@ -58,48 +58,39 @@ def arriving(
     return receive, read
 
 
-def test_a_body_is_refused_by_what_it_announces_before_a_byte_of_it_is_read() -> None:
+async def test_a_body_is_refused_by_what_it_announces_before_a_byte_of_it_is_read() -> None:
     budget = HostBudget(32 * MIB)  # bodies: 6 MiB
     receive, read = arriving(b"a")
     with budget.hold(Use.BODIES) as first, budget.hold(Use.BODIES) as second:
         first.hold(4 * MIB)
         with pytest.raises(QuireError) as refused:
-            asyncio.run(Body().read(scope(4 * MIB), receive, second))
+            await Body().read(scope(4 * MIB), receive, second)
     assert refused.value.code is ErrorCode.MEMORY_BUDGET
     assert not read
 
 
-def test_a_chunked_body_is_refused_as_soon_as_there_is_no_room() -> None:
+async def test_a_chunked_body_is_refused_as_soon_as_there_is_no_room() -> None:
     budget = HostBudget(32 * MIB)
     receive, read = arriving(*[bytes(MIB)] * 9)
     with budget.hold(Use.BODIES) as holding, pytest.raises(QuireError):
-        asyncio.run(Body().read(scope(None), receive, holding))
+        await Body().read(scope(None), receive, holding)
     assert len(read) == 6  # with the buffer's growth, six of 1 MiB are more than 6 MiB
 
 
 @pytest.mark.parametrize("size", [10, 5 * MIB])
-def test_a_body_that_ends_too_soon_gives_all_back(size: int) -> None:
+async def test_a_body_that_ends_too_soon_gives_all_back(size: int) -> None:
     budget = HostBudget(128 * MIB)
     receive, _ = arriving(b"abc", ends=False)
-
-    async def story() -> None:
-        with budget.hold(Use.BODIES) as holding:
-            await Body().read(scope(size), receive, holding)
-
-    with pytest.raises(ClientDisconnected):
-        asyncio.run(story())
+    with pytest.raises(ClientDisconnected), budget.hold(Use.BODIES) as holding:
+        await Body().read(scope(size), receive, holding)
     assert not any(budget.used.values())
 
 
 def test_past_the_budget_a_request_is_refused_with_when_to_come_again() -> None:
     state = make_state()
-
-    async def story(client: httpx.AsyncClient) -> httpx.Response:
-        with state.budget.hold(Use.BODIES) as others:
-            others.hold(int(state.budget.held_bytes * 0.75) - 10, Use.REQUESTS)
-            return await client.post("/v1/completions", json=GOOD)
-
-    response = with_client(state, story)
+    with state.budget.hold(Use.BODIES) as others:
+        others.hold(int(state.budget.held_bytes * 0.75) - 10, Use.REQUESTS)
+        response = with_client(state, lambda client: client.post("/v1/completions", json=GOOD))
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json()["error"]["code"] == "memory_budget_exceeded"
@@ -126,11 +117,9 @@ def test_past_the_budget_a_request_is_refused_with_when_to_come_again() -> None:
 @pytest.mark.parametrize("failure", [None, QuireError(ErrorCode.QUEUE_FULL, "full"), ValueError()])
 def test_everything_comes_back_however_a_request_ends(body: str, failure: Any) -> None:
     state = make_state(FakeEngine(failure=failure), model=CARD)
-
-    async def story(client: httpx.AsyncClient) -> int:
-        return (await client.post("/v1/completions", content=body, headers=HEADERS)).status_code
-
-    assert with_client(state, story) in (200, 400, 429, 500)
+    sent = {"content": body, "headers": HEADERS}
+    response = with_client(state, lambda client: client.post("/v1/completions", **sent))
+    assert response.status_code in (200, 400, 429, 500)
     assert is_empty(state)
     assert state.budget.peak_bytes > len(body)
 

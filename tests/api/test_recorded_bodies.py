@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import httpx
 from pydantic import BaseModel
 
@@ -14,21 +12,22 @@ from server.api.schema.answers import (
     CompletionChunk,
     ErrorAnswer,
 )
+from tests.api.api_client import chunks
 from tests.api.asks_for_nothing import CHAT, COMPLETIONS
-from tests.api.recorded_bodies import FILE, Recorded, answers
+from tests.api.recorded_bodies import Recorded, answers, recorded
 
 MODELS: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
     COMPLETIONS: (Completion, CompletionChunk),
     CHAT: (ChatCompletion, ChatCompletionChunk),
 }
-RECORDED = [Recorded.of_line(line) for line in FILE.read_text().splitlines()]
+RECORDED = recorded()
 
 
 def test_the_record_is_large_and_of_every_kind() -> None:
     assert len(RECORDED) >= 3000
-    assert len({recorded.path for recorded in RECORDED}) == 2
-    assert sum(recorded.status == 200 for recorded in RECORDED) >= 500
-    codes = {recorded.code for recorded in RECORDED}
+    assert len({one.path for one in RECORDED}) == 2
+    assert sum(one.status == 200 for one in RECORDED) >= 500
+    codes = {one.code for one in RECORDED}
     assert codes >= {
         "invalid_type",
         "invalid_value",
@@ -41,12 +40,12 @@ def test_the_record_is_large_and_of_every_kind() -> None:
     }
 
 
-def test_status_code_and_field_are_those_of_the_record() -> None:
-    found = asyncio.run(answers([(one.path, one.body) for one in RECORDED]))
+async def test_status_code_and_field_are_those_of_the_record() -> None:
+    found = await answers(RECORDED)
     differ = [
-        f"{response.text} was {recorded.line()}"
-        for recorded, (now, response) in zip(RECORDED, found, strict=True)
-        if now != recorded
+        f"{response.text} was {before.line()}"
+        for before, (now, response) in zip(RECORDED, found, strict=True)
+        if now != before
     ]
     assert not differ, f"{len(differ)} differ:\n" + "\n".join(differ[:20])
     for now, response in found:
@@ -61,7 +60,5 @@ def hold_to_its_model(recorded: Recorded, response: httpx.Response) -> None:
     elif response.headers["content-type"] == "application/json":
         whole.model_validate_json(response.content)
     else:
-        *events, done, end = response.text.split("\n\n")
-        assert (done, end) == ("data: [DONE]", "")
-        for event in events:
-            chunk.model_validate_json(event.removeprefix("data: "))
+        for data in chunks(response):
+            chunk.model_validate(data)

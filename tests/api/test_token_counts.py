@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -96,30 +95,25 @@ def test_a_refused_request_counts_its_prompt_as_its_record_does() -> None:
     assert (metrics.prompt_tokens, metrics.completion_tokens) == (record.prompt_tokens, 0)
 
 
-def test_an_aborted_request_has_counted_what_it_was_given() -> None:
-    async def story() -> None:
-        metrics = RecordingMetrics()
-        request = EngineRequest(
-            "r-0", (97, 98), SamplingParams(seed=0, max_tokens=6, temperature=0)
-        )
-        state = make_state(FakeEngine(), metrics=metrics)
-        around = Surroundings(state.engine, state.tokenizer, metrics, state.live)
-        one = OpenRequest("POST", "/v1/completions", True, surroundings=around)
-        with one.asking([request], OutputOptions()):
-            assert state.live.find(one.request_id) == [one]
-            await one.submit()
-            deltas = one.deltas()
-            for _ in range(3):
-                await anext(deltas)
-            one.disconnected = True
-            one.abort()
-            await deltas.aclose()
-        assert not state.live.find(one.request_id)
-        one.report(metrics)
-        (record,) = metrics.records
-        assert metrics.completion_tokens == record.completion_tokens == 3
-
-    asyncio.run(story())
+async def test_an_aborted_request_has_counted_what_it_was_given() -> None:
+    metrics = RecordingMetrics()
+    request = EngineRequest("r-0", (97, 98), SamplingParams(seed=0, max_tokens=6, temperature=0))
+    state = make_state(FakeEngine(), metrics=metrics)
+    around = Surroundings(state.engine, state.tokenizer, metrics, state.live)
+    one = OpenRequest("POST", "/v1/completions", True, surroundings=around)
+    with one.asking([request], OutputOptions()):
+        assert state.live.find(one.request_id) == [one]
+        await one.submit()
+        deltas = one.deltas()
+        for _ in range(3):
+            await anext(deltas)
+        one.disconnected = True
+        one.abort()
+        await deltas.aclose()
+    assert not state.live.find(one.request_id)
+    one.report(metrics)
+    (record,) = metrics.records
+    assert metrics.completion_tokens == record.completion_tokens == 3
 
 
 def test_a_load_test_sees_the_servers_rate_while_a_long_answer_is_written() -> None:

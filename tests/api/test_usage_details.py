@@ -7,14 +7,14 @@ import json
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
+from server.api.app import create_app
 from server.api.state import ApiState
 from server.api.trace import RequestTrace
 from server.api.usage import timings
 from server.errors import ErrorCode, QuireError
-from tests.api.api_client import with_client
+from tests.api.api_client import chunks, client_of, openai_client, with_client
 from tests.api.api_fakes import FakeEngine, RecordingMetrics, make_state, saying
 
 ROUTES = {
@@ -33,11 +33,6 @@ TIMES = {
 def post(state: ApiState, route: str, **changes: Any) -> httpx.Response:
     body = {"max_tokens": 4, "temperature": 0, **ROUTES[route], **changes}
     return with_client(state, lambda client: client.post(route, json=body))
-
-
-def events(response: httpx.Response) -> list[Any]:
-    parts = [part.removeprefix("event: error\n") for part in response.text.split("\n\n")[:-1]]
-    return [json.loads(part[6:]) for part in parts if part != "data: [DONE]"]
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -88,11 +83,11 @@ def test_who_does_not_ask_gets_openais_usage_and_nothing_more(route: str) -> Non
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_stream_ends_in_a_chunk_with_the_details(route: str) -> None:
-    chunks = events(post(make_state(), route, stream=True, usage_details=True))
-    assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"]["memory"]["peak_blocks"] == 6
-    assert set(chunks[-1]["usage"]["timings"]) == TIMES
-    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+    *told, last = chunks(post(make_state(), route, stream=True, usage_details=True))
+    assert last["choices"] == []
+    assert last["usage"]["memory"]["peak_blocks"] == 6
+    assert set(last["usage"]["timings"]) == TIMES
+    assert all(chunk["usage"] is None for chunk in told)
 
 
 def test_choices_and_prompts_are_summed() -> None:
@@ -121,9 +116,12 @@ def test_a_stream_that_fails_says_what_it_held_before_it_says_why() -> None:
     response = post(
         make_state(FakeEngine(dies_after=2)), "/v1/completions", stream=True, usage_details=True
     )
-    *_, usage, error = events(response)
-    assert usage["usage"]["memory"]["peak_blocks"] == 2 + 2
-    assert error["error"]["code"] == "engine_unavailable"
+    *_, usage, error, end = response.text.split("\n\n")
+    assert end == ""
+    held = json.loads(usage.removeprefix("data: "))["usage"]["memory"]
+    assert held["peak_blocks"] == 2 + 2
+    why = json.loads(error.removeprefix("event: error\ndata: "))
+    assert why["error"]["code"] == "engine_unavailable"
 
 
 @pytest.mark.parametrize("value", ["yes", 1, {}, []])
@@ -134,15 +132,12 @@ def test_anything_but_a_boolean_is_refused_by_name(route: str, value: Any) -> No
     assert response.json()["error"]["param"] == "usage_details"
 
 
-def test_openais_client_reads_it() -> None:
-    async def story(client: httpx.AsyncClient) -> Any:
-        api = openai.AsyncOpenAI(base_url="http://test/v1", api_key="x", http_client=client)
-        return await api.completions.create(
+async def test_openais_client_reads_it() -> None:
+    async with client_of(create_app(make_state())) as http:
+        answer = await openai_client(http).completions.create(
             model="tiny", prompt="ab", max_tokens=4, extra_body={"usage_details": True}
         )
-
-    usage = with_client(make_state(), story).usage
-    assert usage.memory["peak_blocks"] == 6
+    assert answer.usage.memory["peak_blocks"] == 6
 
 
 # -- while it lives -------------------------------------------------------------------------------

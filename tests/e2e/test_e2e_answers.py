@@ -47,20 +47,17 @@ async def complete(client: openai.AsyncOpenAI, model: str, stream: bool, **body:
     return list(zip(texts, reasons, strict=True))
 
 
-def test_a_crowd_of_32_gets_what_each_gets_alone(server: ServerProcess) -> None:
-    async def story() -> None:
-        async with client_of(server) as client:
-            jobs = [
-                complete(client, server.model, index % 3 == 0, **crowd_request(index))
-                for index in range(CONCURRENCY)
-            ]
-            crowd = await asyncio.gather(*jobs)
-            for index, together in enumerate(crowd):
-                body = crowd_request(index)
-                alone = await complete(client, server.model, index % 3 != 0, **body)
-                assert together == alone, f"request {index}"
-
-    asyncio.run(story())
+async def test_a_crowd_of_32_gets_what_each_gets_alone(server: ServerProcess) -> None:
+    async with client_of(server) as client:
+        jobs = [
+            complete(client, server.model, index % 3 == 0, **crowd_request(index))
+            for index in range(CONCURRENCY)
+        ]
+        crowd = await asyncio.gather(*jobs)
+        for index, together in enumerate(crowd):
+            body = crowd_request(index)
+            alone = await complete(client, server.model, index % 3 != 0, **body)
+            assert together == alone, f"request {index}"
     assert server.metric("quire_prefix_cache_hits_total") > 0
     wait_until(server.is_idle, 60, "all blocks free")
 
@@ -110,27 +107,24 @@ def test_stop_strings_inside_multibyte_text(server: ServerProcess) -> None:
     wait_until(server.is_idle, 60, "all blocks free")
 
 
-def test_chat_streamed_is_the_same_as_whole(server: ServerProcess) -> None:
+async def test_chat_streamed_is_the_same_as_whole(server: ServerProcess) -> None:
     messages: Any = [{"role": "user", "content": PROMPT}]
 
-    async def story() -> None:
-        async with client_of(server) as client:
-            body: dict[str, Any] = {
-                "model": server.model, "messages": messages, "max_tokens": 20, "temperature": 0,
-                "logprobs": True, "top_logprobs": 3,
-            }  # fmt: skip
-            whole = await client.chat.completions.create(**body)
-            text, tokens = "", []
-            async for chunk in await client.chat.completions.create(**body, stream=True):
-                text += chunk.choices[0].delta.content or ""
-                logprobs = chunk.choices[0].logprobs
-                tokens += logprobs.content or [] if logprobs else []
-            assert text == whole.choices[0].message.content
-            assert whole.choices[0].logprobs is not None
-            assert tokens == whole.choices[0].logprobs.content
-            assert len(tokens) == whole.usage.completion_tokens  # type: ignore[union-attr]
-
-    asyncio.run(story())
+    async with client_of(server) as client:
+        body: dict[str, Any] = {
+            "model": server.model, "messages": messages, "max_tokens": 20, "temperature": 0,
+            "logprobs": True, "top_logprobs": 3,
+        }  # fmt: skip
+        whole = await client.chat.completions.create(**body)
+        text, tokens = "", []
+        async for chunk in await client.chat.completions.create(**body, stream=True):
+            text += chunk.choices[0].delta.content or ""
+            logprobs = chunk.choices[0].logprobs
+            tokens += logprobs.content or [] if logprobs else []
+        assert text == whole.choices[0].message.content
+        assert whole.choices[0].logprobs is not None
+        assert tokens == whole.choices[0].logprobs.content
+        assert len(tokens) == whole.usage.completion_tokens  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

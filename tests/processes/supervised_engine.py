@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from server.client.in_process import OfflineEngineClient
 from server.client.ipc import IpcEngineClient
 from server.client.process import EngineProcess, spawn_engine
 from server.client.supervisor import EngineState, RestartPolicy, Supervisor
@@ -72,6 +75,13 @@ class Engine:
     def heartbeat(self) -> int:
         return self.gauges.read()["heartbeat"]
 
+    def kill(self) -> int:
+        """Its process now, which is gone after this."""
+        pid = self.supervisor.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """The minute ends a test that hangs; it is no measure."""
         async with asyncio.timeout(60):
@@ -99,11 +109,8 @@ def request(request_id: str, max_tokens: int = 5, prompt: int = 1) -> EngineRequ
     return EngineRequest(request_id, (prompt,), SamplingParams(seed=0, max_tokens=max_tokens))
 
 
-async def tokens(client: IpcEngineClient, request_id: str) -> list[int]:
-    found: list[int] = []
-    async for event in client.events(request_id):
-        found += token_ids(event)
-    return found
+async def tokens(client: IpcEngineClient | OfflineEngineClient, request_id: str) -> list[int]:
+    return [token async for event in client.events(request_id) for token in token_ids(event)]
 
 
 def token_ids(event: Event) -> tuple[int, ...]:

@@ -56,11 +56,8 @@ def test_the_kernel_kills_an_engine_that_is_too_busy_to_see_its_parent_die() -> 
     assert result.stdout.strip() == str(int(signal.SIGKILL)), result.stderr
 
 
-def test_only_the_main_thread_may_spawn() -> None:
-    async def story() -> None:
-        it = Engine(["serves"], FAST)
-        with pytest.raises(RuntimeError, match="main thread"):
-            await asyncio.to_thread(it.spawn)
-        it.gauges.close()
-
-    asyncio.run(story())
+async def test_only_the_main_thread_may_spawn() -> None:
+    it = Engine(["serves"], FAST)
+    with pytest.raises(RuntimeError, match="main thread"):
+        await asyncio.to_thread(it.spawn)
+    it.gauges.close()

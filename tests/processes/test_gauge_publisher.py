@@ -11,10 +11,11 @@ import pytest
 from server.engine.gauges import EngineGauges
 from server.ipc.engine_info import GAUGE_NAMES, engine_gauges, memory_reading
 from server.ipc.gauges import GaugeBlock
-from server.memory.accounting.accountant import Accountant, AccountingSources, KVUse
+from server.memory.accounting.accountant import Accountant
 from server.memory.accounting.reading import DeviceReading
 from server.memory.kinds import MemoryKind
 from server.worker.gauge_publisher import GaugePublisher
+from tests.memory.accounting import accounting_sources
 
 MIB = 2**20
 PAGE_BYTES, TOKEN_BYTES, NUM_BLOCKS = 64, 4, 10
@@ -53,15 +54,9 @@ class FakeEngine:
 
     @property
     def accountant(self) -> Accountant:
-        books = AccountingSources(
-            device=self,
-            held_bytes=lambda: {MemoryKind.KV_CACHE: NUM_BLOCKS * PAGE_BYTES},
-            kv_use=lambda: KVUse(0, 0, 0, 0),
-            kv_page_bytes=PAGE_BYTES,
-            kv_token_bytes=TOKEN_BYTES,
-            peak_activation_bytes=lambda: 0,
-        )
-        return Accountant(books)
+        held = {MemoryKind.KV_CACHE: NUM_BLOCKS * PAGE_BYTES}
+        cache = {"kv_page_bytes": PAGE_BYTES, "kv_token_bytes": TOKEN_BYTES}
+        return Accountant(accounting_sources(self, lambda: held, **cache))
 
 
 @pytest.fixture

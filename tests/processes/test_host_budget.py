@@ -84,154 +84,129 @@ def test_a_use_is_shown_as_what_it_is_now() -> None:
         }  # fmt: skip
 
 
-def test_small_work_is_an_eighth_of_its_room_at_most() -> None:
-    async def story() -> None:
-        one = budget()  # with 10 MiB for small work
-        large = await one.turn(40 * MIB, "large")
-        waiting = asyncio.create_task(one.turn(10 * MIB // 8 + 1, "not small"))
-        small = [await one.turn(10 * MIB // 8, "small") for _ in range(8)]
+async def test_small_work_is_an_eighth_of_its_room_at_most() -> None:
+    one = budget()  # with 10 MiB for small work
+    large = await one.turn(40 * MIB, "large")
+    waiting = asyncio.create_task(one.turn(10 * MIB // 8 + 1, "not small"))
+    small = [await one.turn(10 * MIB // 8, "small") for _ in range(8)]
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    large.end()
+    for turn in (await waiting, *small):
+        turn.end()
+    assert is_empty(one)
+
+
+async def test_who_is_first_in_line_and_leaves_lets_a_smaller_one_have_its_turn_at_once() -> None:
+    one = budget()
+    first = await one.turn(30 * MIB, "first")
+    leaver = asyncio.create_task(one.turn(20 * MIB, "leaver"))
+    fits = asyncio.create_task(one.turn(10 * MIB, "fits"))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    for _ in range(4):
         await asyncio.sleep(0)
-        assert not waiting.done()
-        large.end()
-        for turn in (await waiting, *small):
-            turn.end()
-        assert is_empty(one)
-
-    asyncio.run(story())
+    assert fits.done(), "it waits for nothing but its own room"
+    (await fits).end()
+    first.end()
+    assert is_empty(one)
 
 
-def test_who_is_first_in_line_and_leaves_lets_a_smaller_one_have_its_turn_at_once() -> None:
-    async def story() -> None:
-        one = budget()
-        first = await one.turn(30 * MIB, "first")
-        leaver = asyncio.create_task(one.turn(20 * MIB, "leaver"))
-        fits = asyncio.create_task(one.turn(10 * MIB, "fits"))
-        await asyncio.sleep(0)
-        leaver.cancel()
-        for _ in range(4):
-            await asyncio.sleep(0)
-        assert fits.done(), "it waits for nothing but its own room"
-        (await fits).end()
-        first.end()
-        assert is_empty(one)
-
-    asyncio.run(story())
+async def test_work_that_can_never_have_its_turn_is_refused() -> None:
+    with pytest.raises(QuireError, match=r"Parsing takes 40.00 MiB.*keeps\s40.00 MiB"):
+        await budget().turn(40 * MIB + 1, "Parsing")
 
 
-def test_work_that_can_never_have_its_turn_is_refused() -> None:
-    async def story() -> None:
-        with pytest.raises(QuireError, match=r"Parsing takes 40.00 MiB.*keeps\s40.00 MiB"):
-            await budget().turn(40 * MIB + 1, "Parsing")
+async def test_work_has_its_turn_as_asked_for_and_small_work_does_not_wait_for_large() -> None:
+    one, order = budget(), []
 
-    asyncio.run(story())
+    async def work(name: str, nbytes: int) -> None:
+        async with one.working(nbytes, name):
+            order.append(name)
 
-
-def test_work_has_its_turn_in_the_order_of_asking_and_small_work_does_not_wait_for_large() -> None:
-    async def story() -> list[str]:
-        one, order = budget(), []
-
-        async def work(name: str, nbytes: int) -> None:
-            async with one.working(nbytes, name):
-                order.append(name)
-
-        first = await one.turn(30 * MIB, "first")
-        waiting = [asyncio.create_task(work(name, 20 * MIB)) for name in ("a", "b")]
-        fits_but_waits = asyncio.create_task(work("c", 5 * MIB))
-        await asyncio.sleep(0)
-        await work("small", MIB)
-        assert order == ["small"]
-        first.end()
-        await asyncio.gather(*waiting, fits_but_waits)
-        assert is_empty(one)
-        return order
-
-    assert asyncio.run(story()) == ["small", "a", "b", "c"]
+    first = await one.turn(30 * MIB, "first")
+    waiting = [asyncio.create_task(work(name, 20 * MIB)) for name in ("a", "b")]
+    fits_but_waits = asyncio.create_task(work("c", 5 * MIB))
+    await asyncio.sleep(0)
+    await work("small", MIB)
+    assert order == ["small"]
+    first.end()
+    await asyncio.gather(*waiting, fits_but_waits)
+    assert is_empty(one)
+    assert order == ["small", "a", "b", "c"]
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_who_leaves_the_line_lets_the_others_move_up(given: bool) -> None:
+async def test_who_leaves_the_line_lets_the_others_move_up(given: bool) -> None:
     """Also where the turn came at the very moment of leaving."""
+    one = budget()
+    first = await one.turn(40 * MIB, "first")
+    leaver = asyncio.create_task(one.turn(40 * MIB, "leaver"))
+    next = asyncio.create_task(one.turn(40 * MIB, "next"))
+    await asyncio.sleep(0)
+    if given:
+        first.end()
+    leaver.cancel()
+    if not given:
+        first.end()
+    (await next).end()
+    assert leaver.cancelled()
+    assert is_empty(one)
 
-    async def story() -> None:
-        one = budget()
-        first = await one.turn(40 * MIB, "first")
-        leaver = asyncio.create_task(one.turn(40 * MIB, "leaver"))
-        next = asyncio.create_task(one.turn(40 * MIB, "next"))
+
+async def test_a_thread_keeps_its_room_until_it_is_done_and_not_until_its_client_has_left() -> None:
+    one, go, started = budget(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        go.wait()
+
+    with ThreadPoolExecutor(1) as threads:
+        running = asyncio.create_task(one.in_thread(threads, 9 * MIB, "one", work))
+        await asyncio.to_thread(started.wait)
+        queued = asyncio.create_task(one.in_thread(threads, 9 * MIB, "two", work))
         await asyncio.sleep(0)
-        if given:
-            first.end()
-        leaver.cancel()
-        if not given:
-            first.end()
-        (await next).end()
-        assert leaver.cancelled()
-        assert is_empty(one)
-
-    asyncio.run(story())
-
-
-def test_a_thread_keeps_its_room_until_it_is_done_and_not_until_its_client_has_left() -> None:
-    async def story() -> None:
-        one, go, started = budget(), threading.Event(), threading.Event()
-
-        def work() -> None:
-            started.set()
-            go.wait()
-
-        with ThreadPoolExecutor(1) as threads:
-            running = asyncio.create_task(one.in_thread(threads, 9 * MIB, "one", work))
-            await asyncio.to_thread(started.wait)
-            queued = asyncio.create_task(one.in_thread(threads, 9 * MIB, "two", work))
-            await asyncio.sleep(0)
-            assert one.used[Use.WORK] == 18 * MIB
-            running.cancel()
-            queued.cancel()
-            await asyncio.gather(running, queued, return_exceptions=True)
-            assert one.used[Use.WORK] == 9 * MIB  # the one that had not begun never does
-            go.set()
-        await asyncio.sleep(0)
-        assert is_empty(one)
-
-    asyncio.run(story())
+        assert one.used[Use.WORK] == 18 * MIB
+        running.cancel()
+        queued.cancel()
+        await asyncio.gather(running, queued, return_exceptions=True)
+        assert one.used[Use.WORK] == 9 * MIB  # the one that had not begun never does
+        go.set()
+    await asyncio.sleep(0)
+    assert is_empty(one)
 
 
 class Text(str):
     """A text that can be watched."""
 
 
-def test_who_leaves_the_line_for_a_thread_leaves_nothing_there() -> None:
-    async def story() -> None:
-        one, go = budget(), threading.Event()
-        text = Text("to be tokenised")
-        kept = weakref.ref(text)
-        with ThreadPoolExecutor(1) as threads:
-            threads.submit(go.wait)
-            try:
-                queued = asyncio.create_task(one.in_thread(threads, MIB, "text", text.split))
-                await asyncio.sleep(0)
-                del text
-                queued.cancel()
-                await asyncio.gather(queued, return_exceptions=True)
-                del queued
-                gc.collect()
-                assert is_empty(one)
-                assert kept() is None
-            finally:
-                go.set()
-
-    asyncio.run(story())
+async def test_who_leaves_the_line_for_a_thread_leaves_nothing_there() -> None:
+    one, go = budget(), threading.Event()
+    text = Text("to be tokenised")
+    kept = weakref.ref(text)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(go.wait)
+        try:
+            queued = asyncio.create_task(one.in_thread(threads, MIB, "text", text.split))
+            await asyncio.sleep(0)
+            del text
+            queued.cancel()
+            await asyncio.gather(queued, return_exceptions=True)
+            del queued
+            gc.collect()
+            assert is_empty(one)
+            assert kept() is None
+        finally:
+            go.set()
 
 
-def test_what_fails_gives_its_room_back() -> None:
-    async def story() -> None:
-        one = budget()
-        with ThreadPoolExecutor(1) as threads, pytest.raises(ZeroDivisionError):
-            await one.in_thread(threads, MIB, "failing", lambda: 1 // 0)
-        with pytest.raises(RuntimeError):
-            await one.in_thread(threads, MIB, "after the end", lambda: 1)
-        assert is_empty(one)
-
-    asyncio.run(story())
+async def test_what_fails_gives_its_room_back() -> None:
+    one = budget()
+    with ThreadPoolExecutor(1) as threads, pytest.raises(ZeroDivisionError):
+        await one.in_thread(threads, MIB, "failing", lambda: 1 // 0)
+    with pytest.raises(RuntimeError):
+        await one.in_thread(threads, MIB, "after the end", lambda: 1)
+    assert is_empty(one)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2 * HELD), st.sampled_from(Use))))

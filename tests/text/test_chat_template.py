@@ -111,19 +111,16 @@ def test_the_sandbox_holds_and_a_broken_template_is_a_server_error(source: str) 
     assert refusal(source).code is ErrorCode.INTERNAL
 
 
-def test_a_cancelled_rendering_leaves_no_stale_answer_behind() -> None:
-    async def story() -> None:
-        template = ChatTemplate("{{ messages[0].content }}", limits=PATIENT)
-        await template.start()
-        for index in range(5):
-            task = asyncio.create_task(template.render([{"role": "user", "content": "stale"}]))
-            await asyncio.sleep(0.0005 * index)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            assert await template.render([USER]) == USER["content"]
-        await template.close()
-
-    asyncio.run(story())
+async def test_a_cancelled_rendering_leaves_no_stale_answer_behind() -> None:
+    template = ChatTemplate("{{ messages[0].content }}", limits=PATIENT)
+    await template.start()
+    for index in range(5):
+        task = asyncio.create_task(template.render([{"role": "user", "content": "stale"}]))
+        await asyncio.sleep(0.0005 * index)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await template.render([USER]) == USER["content"]
+    await template.close()
 
 
 def started(template: ChatTemplate | None) -> ChatTemplate:

@@ -11,7 +11,8 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ LARGE = {"role": "user", "content": "x" * 1000}
 PATIENT = TemplateLimits(cpu_seconds=30, wall_seconds=60, wait_seconds=600, large=500)
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 ECHO = "{{ messages[0].role }}"
+Started = list[TemplateProcess]
 
 
 class Watch:
@@ -57,9 +59,9 @@ def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TemplateProcess]]:
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     """Every process that was started."""
-    processes: list[TemplateProcess] = []
+    processes: Started = []
     spawn = TemplateProcess.spawn
 
     async def counted(*given: Any) -> TemplateProcess:
@@ -68,27 +70,24 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TemplateProcess]]:
         return process
 
     monkeypatch.setattr(TemplateProcess, "spawn", counted)
-    yield processes
+    return processes
 
 
-def run(template: ChatTemplate, story: Callable[[], Awaitable[None]]) -> None:
-    async def whole() -> None:
-        try:
-            await template.start()
-            await story()
-        finally:
-            await template.close()
+@asynccontextmanager
+async def running(
+    source: str = ECHO, limits: TemplateLimits = PATIENT, **clocks: Any
+) -> AsyncIterator[ChatTemplate]:
+    template = ChatTemplate(source, limits=limits, clocks=Clocks(**clocks))
+    try:
+        await template.start()
+        yield template
+    finally:
+        await template.close()
 
-    asyncio.run(whole())
 
-
-def test_a_process_that_the_machine_gives_no_time_is_waited_for(
-    started: list[TemplateProcess],
-) -> None:
+async def test_a_process_that_the_machine_gives_no_time_is_waited_for(started: Started) -> None:
     wall = Watch()
-    template = ChatTemplate(ECHO, limits=PATIENT, clocks=Clocks(wall=wall))
-
-    async def story() -> None:
+    async with running(wall=wall) as template:
         os.kill(started[0].pid, signal.SIGSTOP)
         chat = asyncio.create_task(template.render([USER]))
         await wall.looked(50)
@@ -97,36 +96,28 @@ def test_a_process_that_the_machine_gives_no_time_is_waited_for(
         assert await chat == "user"
         assert len(started) == 1
 
-    run(template, story)
 
-
-def test_a_process_that_stands_still_for_long_is_replaced_and_the_chat_tried_again(
-    started: list[TemplateProcess], caplog: pytest.LogCaptureFixture
+async def test_a_process_that_stands_still_for_long_is_replaced_and_the_chat_tried_again(
+    started: Started, caplog: pytest.LogCaptureFixture
 ) -> None:
     wall = Watch()
-    template = ChatTemplate(ECHO, limits=PATIENT, clocks=Clocks(wall=wall))
-
-    async def story() -> None:
+    async with running(wall=wall) as template:
         os.kill(started[0].pid, signal.SIGSTOP)
         chat = asyncio.create_task(template.render([USER]))
         await wall.looked(3)
         wall.now += 61
         assert await chat == "user"
         assert [process.alive for process in started] == [False, True]
-
-    run(template, story)
     [told] = [record.getMessage() for record in caplog.records]
     assert "not done after 61 s, in which it got 0.0" in told
     assert told.endswith("retrying once")
 
 
-def test_a_machine_that_is_too_busy_for_both_tries_is_told_as_such(
-    started: list[TemplateProcess],
+async def test_a_machine_that_is_too_busy_for_both_tries_is_told_as_such(
+    started: Started,
 ) -> None:
     wall = Watch()
-    template = ChatTemplate(ECHO, limits=PATIENT, clocks=Clocks(wall=wall))
-
-    async def story() -> None:
+    async with running(wall=wall) as template:
         os.kill(started[0].pid, signal.SIGSTOP)
         wall.step = 100
         with pytest.raises(
@@ -139,36 +130,28 @@ def test_a_machine_that_is_too_busy_for_both_tries_is_told_as_such(
         wall.step = 0
         assert await template.render([USER]) == "user"
 
-    run(template, story)
 
-
-def test_a_process_that_was_killed_is_replaced_and_the_chat_tried_again(
-    started: list[TemplateProcess], caplog: pytest.LogCaptureFixture
+async def test_a_process_that_was_killed_is_replaced_and_the_chat_tried_again(
+    started: Started, caplog: pytest.LogCaptureFixture
 ) -> None:
     wall = Watch()
-    template = ChatTemplate(ECHO, limits=PATIENT, clocks=Clocks(wall=wall))
-
-    async def story() -> None:
+    async with running(wall=wall) as template:
         os.kill(started[0].pid, signal.SIGSTOP)
         chat = asyncio.create_task(template.render([USER]))
         await wall.looked(3)
         os.kill(started[0].pid, signal.SIGKILL)
         assert await chat == "user"
-
-    run(template, story)
     [told] = [record.getMessage() for record in caplog.records]
     assert "its process was ended by SIGKILL" in told
 
 
-def test_a_template_that_uses_up_its_processor_time_is_not_tried_again(
-    started: list[TemplateProcess],
+async def test_a_template_that_uses_up_its_time_is_not_tried_again(
+    started: Started,
 ) -> None:
     """It would use it up again: whoever can make it loop would get twice the machine."""
     source = "{% if messages[0].content == 'hello' %}" + LOOP + "{% endif %}done"
     limits = replace(PATIENT, cpu_seconds=0.7)
-    template = ChatTemplate(source, limits=limits, clocks=Clocks(wall=Watch()))
-
-    async def story() -> None:
+    async with running(source, limits=limits, wall=Watch()) as template:
         with pytest.raises(
             QuireError, match=r"used \d\.\d s of processor time and may use 0.7 s"
         ) as e:
@@ -177,21 +160,15 @@ def test_a_template_that_uses_up_its_processor_time_is_not_tried_again(
         assert [process.alive for process in started] == [False]
         assert await template.render([LARGE]) == "done"
 
-    run(template, story)
 
-
-def test_each_rendering_has_processor_time_of_its_own(started: list[TemplateProcess]) -> None:
+async def test_each_rendering_has_processor_time_of_its_own(started: Started) -> None:
     """The process's clock runs on; a rendering's share begins where the last one ended."""
     used = Watch()
-    template = ChatTemplate(ECHO, limits=PATIENT, clocks=Clocks(cpu=lambda pid: used()))
-
-    async def story() -> None:
+    async with running(cpu=lambda pid: used()) as template:
         for _ in range(5):
             used.now += PATIENT.cpu_seconds
             assert await template.render([USER]) == "user"
         assert len(started) == 1
-
-    run(template, story)
 
 
 def test_a_processes_clock_is_its_processor_time() -> None:
@@ -201,10 +178,8 @@ def test_a_processes_clock_is_its_processor_time() -> None:
     assert process_seconds(2**22 + 1) == 0.0  # beyond any process's id
 
 
-def test_large_conversations_leave_a_worker_to_the_others(started: list[TemplateProcess]) -> None:
-    template = ChatTemplate(ECHO, limits=PATIENT, clocks=Clocks(wall=Watch()))
-
-    async def story() -> None:
+async def test_large_conversations_leave_a_worker_to_the_others(started: Started) -> None:
+    async with running(wall=Watch()) as template:
         os.kill(started[0].pid, signal.SIGSTOP)
         large = [asyncio.create_task(template.render([LARGE])) for _ in range(4)]
         await asyncio.sleep(0)
@@ -214,14 +189,10 @@ def test_large_conversations_leave_a_worker_to_the_others(started: list[Template
         os.kill(started[0].pid, signal.SIGCONT)
         assert await asyncio.gather(*large) == ["user"] * 4
 
-    run(template, story)
 
-
-def test_a_chat_that_gets_no_turn_is_told_to_come_back(started: list[TemplateProcess]) -> None:
+async def test_a_chat_that_gets_no_turn_is_told_to_come_back(started: Started) -> None:
     limits = replace(PATIENT, workers=1, wait_seconds=0)
-    template = ChatTemplate(ECHO, limits=limits, clocks=Clocks(wall=Watch()))
-
-    async def story() -> None:
+    async with running(limits=limits, wall=Watch()) as template:
         os.kill(started[0].pid, signal.SIGSTOP)
         first = asyncio.create_task(template.render([USER]))
         await asyncio.sleep(0)
@@ -232,41 +203,32 @@ def test_a_chat_that_gets_no_turn_is_told_to_come_back(started: list[TemplatePro
         os.kill(started[0].pid, signal.SIGCONT)
         assert await first == "user"
 
-    run(template, story)
 
-
-def test_a_machine_without_room_for_a_process_refuses_chats_and_starts(
+async def test_a_machine_without_room_for_a_process_refuses_chats_and_starts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def none_left(*given: Any, **options: Any) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    template = ChatTemplate(ECHO, limits=PATIENT)
+    told = "could not be started: Too many open files"
     with monkeypatch.context() as patch:
         patch.setattr(asyncio, "create_subprocess_exec", none_left)
-
-        async def refused() -> None:
-            with pytest.raises(QuireError, match="could not be started: Too many open files") as e:
+        async with running() as template:
+            with pytest.raises(QuireError, match=told) as refused:
                 await template.render([USER])
-            assert e.value.code is ErrorCode.TEMPLATE_UNAVAILABLE
-
-        run(template, refused)
-    assert "could not be started: Too many open files" in caplog.records[0].getMessage()
+    assert refused.value.code is ErrorCode.TEMPLATE_UNAVAILABLE
+    assert told in caplog.records[0].getMessage()
     assert not template.is_broken
-
-    async def served() -> None:
+    try:
+        await template.start()
         assert await template.render([USER]) == "user"
+    finally:
+        await template.close()
 
-    run(template, served)
 
-
-def test_a_template_that_does_not_compile_costs_one_process(started: list[TemplateProcess]) -> None:
-    template = ChatTemplate("{% if %}", limits=PATIENT)
-
-    async def story() -> None:
+async def test_a_template_that_does_not_compile_costs_one_process(started: Started) -> None:
+    async with running("{% if %}") as template:
         for _ in range(3):
             with pytest.raises(QuireError, match="line 1: Expected an expression"):
                 await template.render([USER])
         assert len(started) == 1
-
-    run(template, story)

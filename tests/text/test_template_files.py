@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,25 +92,17 @@ UNUSABLE: list[tuple[dict[str, object], str, str]] = [
 
 
 @pytest.mark.parametrize(("files", "file", "words"), UNUSABLE)
-def test_an_unusable_file_is_warned_of_and_chats_are_refused_with_the_same_words(
-    files: dict[str, object],
-    file: str,
-    words: str,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+async def test_an_unusable_file_is_warned_of_and_chats_are_refused_with_the_same_words(
+    files: dict[str, object], file: str, words: str, tmp_path: Path, caplog: Any
 ) -> None:
     write(tmp_path, files)
     template = ChatTemplate.from_folder(tmp_path)
     assert template is not None
-
-    async def story() -> QuireError:
-        await template.start()
-        with pytest.raises(QuireError) as raised:
-            await template.render([{"role": "user", "content": "hello"}])
-        await template.close()
-        return raised.value
-
-    refusal = asyncio.run(story())
+    await template.start()
+    with pytest.raises(QuireError) as raised:
+        await template.render([{"role": "user", "content": "hello"}])
+    await template.close()
+    refusal = raised.value
     assert template.is_broken
     [record] = caplog.records
     told = record.getMessage()

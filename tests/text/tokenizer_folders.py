@@ -5,107 +5,23 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 
-from server.text.stages import byte_of_character
+from tests.text.trained_tokenizers import (
+    CORPUS,
+    byte_level,
+    llama_like,
+    old_llama_like,
+    unigram,
+    word_piece,
+)
 
-CORPUS = [
-    "the cat sat on the mat and the dog sat on the log",
-    "hello world, hello there; what is new? it's the 1st of 12 days!",
-    "def add(a, b):\n    return a + b\n\n\tprint('naïve café')",
-    "Don't do that. We'll see; they've gone, I'm sure 3.14 isn't 42",
-    "深度学习是人工智能的一部分 深度 学习",
-] * 4
 END, MARKS = "<|endoftext|>", ("<|im_start|>", "<|im_end|>", "<tool>", "<s>", "</s>", "<unk>")
-
-
-def byte_level() -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = sorted(byte_of_character())
-    backend.train_from_iterator(
-        CORPUS, BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False)
-    )
-    return backend
-
-
-def llama_like(*, old: bool = False) -> tokenizers.Tokenizer:
-    """``old``: with a normalizer, as Llama 2 was saved; else with Metaspace."""
-    words = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Metaspace()
-    words.train_from_iterator(
-        [text for text in CORPUS if text.isascii()],
-        BpeTrainer(vocab_size=160, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False),
-    )
-    model = json.loads(words.to_str())["model"]
-    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2}
-    vocab |= {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
-    for piece in model["vocab"]:
-        vocab.setdefault(piece, len(vocab))
-    backend = tokenizers.Tokenizer(
-        models.BPE(
-            vocab=vocab,
-            merges=[tuple(merge) for merge in model["merges"]],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    stages = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*stages, decoders.Strip(" ", 1, 0)])
-    if old:
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
-    else:
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
-    )
-    return backend
-
-
-def old_llama_like() -> tokenizers.Tokenizer:
-    return llama_like(old=True)
-
-
-def word_piece() -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(cleanup=False)
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend.train_from_iterator(
-        CORPUS, WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    )
-    return backend
-
-
-def unigram() -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.Unigram())
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
-    )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Metaspace()
-    backend.train_from_iterator(
-        CORPUS,
-        UnigramTrainer(
-            vocab_size=130,
-            special_tokens=["<pad>", "</s>", "<unk>"],
-            unk_token="<unk>",
-            show_progress=False,
-        ),
-    )
-    return backend
 
 
 def added(content: str, **flags: bool) -> dict[str, Any]:
@@ -121,254 +37,178 @@ def typed(content: str, **flags: bool) -> dict[str, Any]:
 
 
 NEXT = "the id after the last"
-Files = Mapping[str, Any]  # by name: what tokenizer_config.json and its like hold
 
-# name: tokenizer, config.json's model_type, the other files. byte_level's next id is 340.
-VARIANTS: Mapping[str, tuple[Callable[[], tokenizers.Tokenizer], str, Files]] = {
-    "GPT-2, no other file": (byte_level, "gpt2", {}),
-    "GPT-2 by class, with a prefix space": (
-        byte_level,
-        "gpt2",
-        {"tokenizer_config": {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}},
+
+@dataclass(frozen=True)
+class Folder:
+    """What tokenizer.json holds, config.json's model_type, and the other files by name."""
+
+    make: Callable[[], tokenizers.Tokenizer]
+    model_type: str
+    files: Mapping[str, Any]
+
+
+def folder(
+    make: Callable[[], tokenizers.Tokenizer],
+    model_type: str = "llama",
+    special_tokens_map: Any = None,
+    added_tokens: Any = None,
+    **tokenizer_config: Any,
+) -> Folder:
+    files = {"tokenizer_config": tokenizer_config or None}
+    files |= {"special_tokens_map": special_tokens_map, "added_tokens": added_tokens}
+    return Folder(make, model_type, {name: has for name, has in files.items() if has is not None})
+
+
+# byte_level's next id is 340.
+VARIANTS: Mapping[str, Folder] = {
+    "GPT-2, no other file": folder(byte_level, model_type="gpt2"),
+    "GPT-2 by class, with a prefix space": folder(
+        byte_level, model_type="gpt2", tokenizer_class="GPT2Tokenizer", add_prefix_space=True
     ),
-    "byte-level, no class": (
+    "byte-level, no class": folder(byte_level, bos_token=END, eos_token=END, add_prefix_space=True),
+    "byte-level called Llama's": folder(
         byte_level,
-        "llama",
-        {"tokenizer_config": {"bos_token": END, "eos_token": END, "add_prefix_space": True}},
+        tokenizer_class="LlamaTokenizerFast",
+        bos_token="<s>",
+        eos_token=typed("</s>", rstrip=True),
+        add_bos_token=True,
     ),
-    "byte-level called Llama's": (
+    "additional special tokens": folder(
         byte_level,
-        "llama",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "LlamaTokenizerFast",
-                "bos_token": "<s>",
-                "eos_token": typed("</s>", rstrip=True),
-                "add_bos_token": True,
-            }
+        tokenizer_class="PreTrainedTokenizerFast",
+        eos_token=END,
+        pad_token=None,
+        additional_special_tokens=["<|im_start|>", typed("<|im_end|>", lstrip=True, rstrip=True)],
+    ),
+    "extra special tokens, a list beside the old one": folder(
+        byte_level,
+        extra_special_tokens=["<tool>"],
+        additional_special_tokens=["<|im_start|>"],
+        image_token="<|im_end|>",
+        audio_token=typed("</s>", single_word=True),
+    ),
+    "extra special tokens by name": folder(
+        byte_level,
+        model_type="gpt2",
+        tokenizer_class="PreTrainedTokenizerFast",
+        extra_special_tokens={"image_token": "<|im_start|>", "end": "<|im_end|>"},
+        split_special_tokens=False,
+    ),
+    "added_tokens_decoder with every flag": folder(
+        byte_level,
+        added_tokens_decoder={
+            "341": added("<|im_start|>", rstrip=True),
+            "340": added(END),
+            "342": added("<|im_end|>", lstrip=True),
+            "343": added("cat", special=False, normalized=True, single_word=True),
+            "344": added("<tool>", special=False),
+        },
+        bos_token=END,
+        eos_token="<tool>",
+        # Not read where there is an added_tokens_decoder:
+        special_tokens_map={"eos_token": "dog"},
+        added_tokens={"sat": 345},
+    ),
+    "special_tokens_map": folder(
+        byte_level,
+        eos_token="overruled",
+        special_tokens_map={
+            "bos_token": {**added("<s>", rstrip=True), "special": False},
+            "eos_token": END,
+            "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+            "extra_special_tokens": ["<tool>", {"content": "</s>", "lstrip": True}],
         },
     ),
-    "additional special tokens": (
+    "added_tokens": folder(
         byte_level,
-        "llama",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "eos_token": END,
-                "pad_token": None,
-                "additional_special_tokens": [
-                    "<|im_start|>",
-                    typed("<|im_end|>", lstrip=True, rstrip=True),
-                ],
-            }
-        },
+        model_type="gpt2",
+        tokenizer_class="GPT2TokenizerFast",
+        pad_token="<pad>",
+        special_tokens_map={"eos_token": "<|im_end|>"},
+        added_tokens={"<|im_start|>": 341, "<|im_end|>": 340, "The Cat": 342},
     ),
-    "extra special tokens, a list beside the old one": (
+    "special tokens are split": folder(byte_level, eos_token=END, split_special_tokens=True),
+    "GPT-NeoX by class": folder(byte_level, tokenizer_class="GPTNeoXTokenizerFast"),
+    "Qwen 2 by class": folder(
         byte_level,
-        "llama",
-        {
-            "tokenizer_config": {
-                "extra_special_tokens": ["<tool>"],
-                "additional_special_tokens": ["<|im_start|>"],
-                "image_token": "<|im_end|>",
-                "audio_token": typed("</s>", single_word=True),
-            }
-        },
+        tokenizer_class="Qwen2Tokenizer",
+        eos_token="<|im_end|>",
+        added_tokens_decoder={"340": added(END), "341": added("<|im_end|>", rstrip=True)},
     ),
-    "extra special tokens by name": (
-        byte_level,
-        "gpt2",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "extra_special_tokens": {"image_token": "<|im_start|>", "end": "<|im_end|>"},
-                "split_special_tokens": False,
-            }
-        },
-    ),
-    "added_tokens_decoder with every flag": (
-        byte_level,
-        "llama",
-        {
-            "tokenizer_config": {
-                "added_tokens_decoder": {
-                    "341": added("<|im_start|>", rstrip=True),
-                    "340": added(END),
-                    "342": added("<|im_end|>", lstrip=True),
-                    "343": added("cat", special=False, normalized=True, single_word=True),
-                    "344": added("<tool>", special=False),
-                },
-                "bos_token": END,
-                "eos_token": "<tool>",
-            },
-            # Not read where there is an added_tokens_decoder:
-            "special_tokens_map": {"eos_token": "dog"},
-            "added_tokens": {"sat": 345},
-        },
-    ),
-    "special_tokens_map": (
-        byte_level,
-        "llama",
-        {
-            "tokenizer_config": {"eos_token": "overruled"},
-            "special_tokens_map": {
-                "bos_token": {**added("<s>", rstrip=True), "special": False},
-                "eos_token": END,
-                "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
-                "extra_special_tokens": ["<tool>", {"content": "</s>", "lstrip": True}],
-            },
-        },
-    ),
-    "added_tokens": (
-        byte_level,
-        "gpt2",
-        {
-            "tokenizer_config": {"tokenizer_class": "GPT2TokenizerFast", "pad_token": "<pad>"},
-            "special_tokens_map": {"eos_token": "<|im_end|>"},
-            "added_tokens": {"<|im_start|>": 341, "<|im_end|>": 340, "The Cat": 342},
-        },
-    ),
-    "special tokens are split": (
-        byte_level,
-        "llama",
-        {"tokenizer_config": {"eos_token": END, "split_special_tokens": True}},
-    ),
-    "GPT-NeoX by class": (
-        byte_level,
-        "llama",
-        {"tokenizer_config": {"tokenizer_class": "GPTNeoXTokenizerFast"}},
-    ),
-    "Qwen 2 by class": (
-        byte_level,
-        "llama",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "Qwen2Tokenizer",
-                "eos_token": "<|im_end|>",
-                "added_tokens_decoder": {
-                    "340": added(END),
-                    "341": added("<|im_end|>", rstrip=True),
-                },
-            }
-        },
-    ),
-    "Llama by class": (
+    "Llama by class": folder(
         llama_like,
-        "llama",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "LlamaTokenizer",
-                "legacy": False,
-                "add_bos_token": False,
-                "add_eos_token": True,
-                "pad_token": "<pad>",
-            }
-        },
+        tokenizer_class="LlamaTokenizer",
+        legacy=False,
+        add_bos_token=False,
+        add_eos_token=True,
+        pad_token="<pad>",
     ),
-    "Llama by class, legacy, from a normalizer": (
+    "Llama by class, legacy, from a normalizer": folder(
         old_llama_like,
-        "llama",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "LlamaTokenizer",
-                "legacy": True,
-                "eos_token": typed("</s>", normalized=True),
-                "additional_special_tokens": ["<tool>"],
-            }
-        },
+        tokenizer_class="LlamaTokenizer",
+        legacy=True,
+        eos_token=typed("</s>", normalized=True),
+        additional_special_tokens=["<tool>"],
     ),
-    "Llama by class, no prefix space": (
+    "Llama by class, no prefix space": folder(
+        llama_like, tokenizer_class="LlamaTokenizer", add_prefix_space=False
+    ),
+    "Llama's file as it stands": folder(
+        old_llama_like,
+        tokenizer_class="PreTrainedTokenizerFast",
+        clean_up_tokenization_spaces=True,
+        added_tokens_decoder={"1": added("<s>"), "2": added("</s>", lstrip=True)},
+    ),
+    "Code Llama by class, its tokens not named": folder(
+        old_llama_like, tokenizer_class="CodeLlamaTokenizer", pad_token="<pad>"
+    ),
+    "Code Llama by class, as published": folder(
+        old_llama_like,
+        tokenizer_class="CodeLlamaTokenizer",
+        added_tokens_decoder={
+            "0": added("<unk>", normalized=True),
+            "1": added("<s>", normalized=True),
+            "2": added("</s>", normalized=True),
+        },
+        additional_special_tokens=["▁<PRE>", "▁<MID>", "▁<SUF>", "▁<EOT>"],
+        bos_token=typed("<s>", normalized=True),
+        eot_token="▁<EOT>",
+        fill_token="<FILL_ME>",
+        suffix_first=False,
+    ),
+    "Code Llama by class, without infilling": folder(
         llama_like,
-        "llama",
-        {"tokenizer_config": {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}},
+        tokenizer_class="CodeLlamaTokenizerFast",
+        add_prefix_space=False,
+        prefix_token=None,
+        middle_token=None,
+        suffix_token=None,
+        eot_token=None,
+        fill_token=None,
     ),
-    "Llama's file as it stands": (
-        old_llama_like,
-        "llama",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "clean_up_tokenization_spaces": True,
-                "added_tokens_decoder": {"1": added("<s>"), "2": added("</s>", lstrip=True)},
-            }
-        },
-    ),
-    "Code Llama by class, its tokens not named": (
-        old_llama_like,
-        "llama",
-        {"tokenizer_config": {"tokenizer_class": "CodeLlamaTokenizer", "pad_token": "<pad>"}},
-    ),
-    "Code Llama by class, as published": (
-        old_llama_like,
-        "llama",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "CodeLlamaTokenizer",
-                "added_tokens_decoder": {
-                    "0": added("<unk>", normalized=True),
-                    "1": added("<s>", normalized=True),
-                    "2": added("</s>", normalized=True),
-                },
-                "additional_special_tokens": ["▁<PRE>", "▁<MID>", "▁<SUF>", "▁<EOT>"],
-                "bos_token": typed("<s>", normalized=True),
-                "eot_token": "▁<EOT>",
-                "fill_token": "<FILL_ME>",
-                "suffix_first": False,
-            }
-        },
-    ),
-    "Code Llama by class, without infilling": (
-        llama_like,
-        "llama",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "CodeLlamaTokenizerFast",
-                "add_prefix_space": False,
-                "prefix_token": None,
-                "middle_token": None,
-                "suffix_token": None,
-                "eot_token": None,
-                "fill_token": None,
-            }
-        },
-    ),
-    "Gemma by class": (
-        llama_like,
-        "llama",
-        {"tokenizer_config": {"tokenizer_class": "GemmaTokenizer", "bos_token": "<s>"}},
-    ),
-    "BERT by class, cased": (
+    "Gemma by class": folder(llama_like, tokenizer_class="GemmaTokenizer", bos_token="<s>"),
+    "BERT by class, cased": folder(
         word_piece,
-        "gpt2",
-        {
-            "tokenizer_config": {
-                "tokenizer_class": "BertTokenizer",
-                "do_lower_case": False,
-                "clean_up_tokenization_spaces": True,
-                "extra_special_tokens": ["<|im_start|>"],
-            }
-        },
+        model_type="gpt2",
+        tokenizer_class="BertTokenizer",
+        do_lower_case=False,
+        clean_up_tokenization_spaces=True,
+        extra_special_tokens=["<|im_start|>"],
     ),
-    "WordPiece": (
+    "WordPiece": folder(
         word_piece,
-        "llama",
-        {
-            "tokenizer_config": {
-                "clean_up_tokenization_spaces": True,
-                "mask_token": typed("[MASK]", lstrip=True),
-                "eos_token": "[SEP]",
-                "pad_token": "[END]",
-            }
-        },
+        clean_up_tokenization_spaces=True,
+        mask_token=typed("[MASK]", lstrip=True),
+        eos_token="[SEP]",
+        pad_token="[END]",
     ),
-    "Unigram": (
+    "Unigram": folder(
         unigram,
-        "llama",
-        {
-            "tokenizer_config": {"tokenizer_class": "SomebodysTokenizer", "pad_token": "<pad>"},
-            "special_tokens_map": {"eos_token": "</s>", "unk_token": "<unk>"},
-            "added_tokens": {"<tool>": NEXT},
-        },
+        tokenizer_class="SomebodysTokenizer",
+        pad_token="<pad>",
+        special_tokens_map={"eos_token": "</s>", "unk_token": "<unk>"},
+        added_tokens={"<tool>": NEXT},
     ),
 }
 
@@ -380,11 +220,11 @@ def _saved(make: Callable[[], tokenizers.Tokenizer]) -> str:
 
 def write_folder(folder: Path, name: str) -> dict[str, Any]:
     """Writes the variant and gives its config.json."""
-    make, model_type, files = VARIANTS[name]
-    backend = tokenizers.Tokenizer.from_str(_saved(make))
+    variant = VARIANTS[name]
+    backend = tokenizers.Tokenizer.from_str(_saved(variant.make))
     backend.save(str(folder / "tokenizer.json"))
-    config = {"model_type": model_type, "vocab_size": 4096}
-    for file, value in (("config", config), *files.items()):
+    config = {"model_type": variant.model_type, "vocab_size": 4096}
+    for file, value in (("config", config), *variant.files.items()):
         written = json.dumps(value).replace(json.dumps(NEXT), str(backend.get_vocab_size()))
         (folder / f"{file}.json").write_text(written)
     return config

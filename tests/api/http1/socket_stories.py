@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from server.api.app import create_app
 from server.api.http import serve
+from server.api.http1.places import Places
+from server.api.http1.shared import Shared
+from server.api.http1.turns import Turns
 from server.api.state import HttpLimits
 from server.startup.listener import bind
-from tests.api.api_fakes import FakeEngine, make_state
+from tests.api.api_fakes import FakeEngine, RecordingMetrics, make_state
 
 HANGS_S = 60  # ends a test that hangs: no measure of a server that is slow
 # Deadlines that no busy machine meets by chance. A test of a deadline gives its own.
@@ -26,6 +29,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 
 @asynccontextmanager
 async def running(engine: FakeEngine, **changes: Any) -> AsyncIterator[tuple[int, Any]]:
+    """The port and the state of a server over ``engine``; ``changes`` are to its limits."""
     state = make_state(engine, limits=replace(LIMITS, **changes), chat_template=None)
     sock = bind("127.0.0.1", 0)
     server = serve(create_app(state), state.limits, state.metrics, drain_timeout_s=5)
@@ -39,12 +43,19 @@ async def running(engine: FakeEngine, **changes: Any) -> AsyncIterator[tuple[int
         await task
 
 
-def run(engine: FakeEngine, story: Callable[[int, Any], Awaitable[None]], **changes: Any) -> None:
-    async def main() -> None:
-        async with running(engine, **changes) as (port, state):
-            await story(port, state)
-
-    asyncio.run(main())
+def shared_by_connections(app: Any, loop: asyncio.AbstractEventLoop, limits: HttpLimits) -> Shared:
+    """What connections of a server of ``app`` share, where a test makes them itself."""
+    return Shared(
+        app=app,
+        limits=limits,
+        metrics=RecordingMetrics(),
+        loop=loop,
+        turns=Turns(loop),
+        places=Places(limits, loop.time),
+        connections=set(),
+        tasks=set(),
+        default_headers=list,
+    )
 
 
 def request_bytes(**changes: Any) -> bytes:

@@ -13,7 +13,7 @@ from server.api.http1 import connection
 from server.api.http1.body import FREE_CHUNKS, MAX_CHUNK_LINE
 from server.metrics.stats import Outcome
 from tests.api.api_fakes import FakeEngine, saying
-from tests.api.http1.socket_stories import HANGS_S, LIMITS, answer, request_bytes, run
+from tests.api.http1.socket_stories import HANGS_S, LIMITS, answer, request_bytes, running
 
 POST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
@@ -63,15 +63,13 @@ DOUBTFUL = [
 ]
 
 
-def test_a_head_whose_body_ends_in_doubt_is_refused_and_nothing_after_it_answered() -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_a_head_whose_body_ends_in_doubt_is_refused_and_nothing_after_it_answered() -> None:
+    async with running(FakeEngine()) as (port, state):
         for fields in DOUBTFUL:
             data = POST + fields + b"\r\n\r\n" + b"0\r\n\r\n" + SMUGGLED
             status, error = only_answer(await answer(port, data))
             assert (status, error["code"]) == (400, "invalid_request"), fields
         assert state.metrics.http == [("unmatched", "OTHER", 400)] * len(DOUBTFUL)
-
-    run(FakeEngine(), story)
 
 
 OTHER_KINDS = [
@@ -90,13 +88,11 @@ OTHER_KINDS = [
 ]
 
 
-def test_a_head_of_another_kind_is_refused_with_the_reason() -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_a_head_of_another_kind_is_refused_with_the_reason() -> None:
+    async with running(FakeEngine()) as (port, _):
         for data, words in OTHER_KINDS:
             status, error = only_answer(await answer(port, data + SMUGGLED))
             assert (status, words in error["message"]) == (400, True), (data, error)
-
-    run(FakeEngine(), story)
 
 
 MALFORMED = [
@@ -118,10 +114,9 @@ MALFORMED = [
 ]
 
 
-def test_a_malformed_chunk_is_an_invalid_request_and_no_abort() -> None:
+async def test_a_malformed_chunk_is_an_invalid_request_and_no_abort() -> None:
     engine = FakeEngine()
-
-    async def story(port: int, state: Any) -> None:
+    async with running(engine) as (port, state):
         for body in MALFORMED:
             data = CHUNKED + chunks(BODY[:9], 9)[:-5] + body + SMUGGLED
             status, error = only_answer(await answer(port, data))
@@ -131,11 +126,9 @@ def test_a_malformed_chunk_is_an_invalid_request_and_no_abort() -> None:
         assert len(state.metrics.records) == len(MALFORMED)
         assert not engine.seen
 
-    run(engine, story)
 
-
-def test_a_malformed_chunk_is_invalid_even_if_its_sender_has_gone() -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_a_malformed_chunk_is_invalid_even_if_its_sender_has_gone() -> None:
+    async with running(FakeEngine()) as (port, state):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(CHUNKED + b"zz\r\n")
         writer.close()
@@ -144,37 +137,30 @@ def test_a_malformed_chunk_is_invalid_even_if_its_sender_has_gone() -> None:
                 await asyncio.sleep(0)
         assert state.metrics.records[0].outcome is Outcome.INVALID
 
-    run(FakeEngine(), story)
-
 
 @pytest.mark.parametrize("before", [b"", chunks(BODY, 7)[:-5]])
-def test_an_announced_chunk_past_the_limit_is_refused_before_it_comes(before: bytes) -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_an_announced_chunk_past_the_limit_is_refused_before_it_comes(before: bytes) -> None:
+    # It would end with 408 if it were the chunk's bytes that are counted.
+    async with running(FakeEngine()) as (port, _):
         announced = b"%x\r\n" % (LIMITS.max_body_bytes + 1)
         status, error = only_answer(await answer(port, CHUNKED + before + announced))
         assert (status, error["code"]) == (413, "request_too_large")
-
-    # It would end with 408 if it were the chunk's bytes that are counted.
-    run(FakeEngine(), story, receive_timeout_s=60.0)
 
 
 @pytest.mark.parametrize(
     ("trailers", "status"),
     [(b"x: y\r\n" * 20, 200), (b"x: y\r\n" * 200, 431), (b"x: %s\r\n" % (b"y" * 5000), 400)],
 )
-def test_trailers_are_bounded(trailers: bytes, status: int) -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_trailers_are_bounded(trailers: bytes, status: int) -> None:
+    async with running(FakeEngine()) as (port, _):
         head = POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
         data = await answer(port, head + chunks(BODY, 50, trailers=trailers))
         assert int(data.split()[1]) == status
 
-    run(FakeEngine(), story)
 
-
-def test_a_body_of_tiny_chunks_is_served_while_it_is_small_and_refused_when_it_is_not() -> None:
+async def test_a_body_of_tiny_chunks_is_served_while_it_is_small_and_refused_when_it_is_not():
     """A client that writes without a buffer is no attacker; thousands of writes are too many."""
-
-    async def story(port: int, state: Any) -> None:
+    async with running(FakeEngine(saying("ok"))) as (port, state):
         head = POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
         assert b" 200 " in await answer(port, head + chunks(BODY, 1))
         padded = BODY + b" " * (2 * FREE_CHUNKS)
@@ -184,14 +170,11 @@ def test_a_body_of_tiny_chunks_is_served_while_it_is_small_and_refused_when_it_i
         assert str(FREE_CHUNKS) in error["message"]
         assert [record.outcome for record in state.metrics.records][-1] is Outcome.INVALID
 
-    run(FakeEngine(saying("ok")), story)
-
 
 @pytest.mark.parametrize("piece", [1, 5, 4096])
-def test_chunks_in_any_pieces_are_read_and_the_next_request_after_them(piece: int) -> None:
+async def test_chunks_in_any_pieces_are_read_and_the_next_request_after_them(piece: int) -> None:
     engine = FakeEngine(saying("ok"))
-
-    async def story(port: int, state: Any) -> None:
+    async with running(engine) as (port, _):
         data = b"\r\n" + CHUNKED + chunks(BODY, 11, b";a=b", b"x-sum: 1\r\n")
         data += b"GET http://x/health?a=b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -204,35 +187,27 @@ def test_chunks_in_any_pieces_are_read_and_the_next_request_after_them(piece: in
         assert back.endswith(b'{"status":"ok"}')
         assert len(engine.seen) == 1
 
-    run(engine, story)
 
-
-def test_requests_sent_together_are_answered_one_by_one() -> None:
+async def test_requests_sent_together_are_answered_one_by_one() -> None:
     engine = FakeEngine(saying("ok"))
-
-    async def story(port: int, state: Any) -> None:
+    async with running(engine) as (port, _):
         data = b"".join(request_bytes(max_tokens=count) for count in (3, 4, 5)) + SMUGGLED
         data += SMUGGLED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
         back = await answer(port, data)
         assert back.count(b"HTTP/1.1 200 ") == 5
         assert [request.sampling.max_tokens for request in engine.seen] == [3, 4, 5]
 
-    run(engine, story)
 
-
-def test_an_upgrade_that_is_not_offered_is_answered_as_if_not_asked_for() -> None:
+async def test_an_upgrade_that_is_not_offered_is_answered_as_if_not_asked_for() -> None:
     """Java's client asks for h2c with every first request, also with one that has a body."""
-
-    async def story(port: int, state: Any) -> None:
+    async with running(FakeEngine(saying("ok"))) as (port, _):
         fields = b"connection: upgrade, http2-settings, close\r\nupgrade: h2c\r\n"
         data = request_bytes().replace(b"host: x\r\n", b"host: x\r\n" + fields)
         assert (await answer(port, data)).startswith(b"HTTP/1.1 200 ")
 
-    run(FakeEngine(saying("ok")), story)
 
-
-def test_a_client_that_expects_100_is_told_to_go_on_only_if_its_body_is_wanted() -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_a_client_that_expects_100_is_told_to_go_on_only_if_its_body_is_wanted() -> None:
+    async with running(FakeEngine(saying("ok"))) as (port, _):
         head, body = request_bytes().split(b"\r\n\r\n", 1)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head + b"\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n")
@@ -245,11 +220,9 @@ def test_a_client_that_expects_100_is_told_to_go_on_only_if_its_body_is_wanted()
         data = POST + size + b"expect: 100-continue\r\n\r\n" + SMUGGLED
         assert only_answer(await answer(port, data))[0] == 413
 
-    run(FakeEngine(saying("ok")), story)
 
-
-def test_a_stream_for_http_1_0_has_no_chunks() -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_a_stream_for_http_1_0_has_no_chunks() -> None:
+    async with running(FakeEngine(saying("ok"))) as (port, _):
         data = request_bytes(stream=True).replace(b"HTTP/1.1", b"HTTP/1.0")
         head, _, body = (await answer(port, data)).partition(b"\r\n\r\n")
         assert b" 200 " in head
@@ -257,11 +230,9 @@ def test_a_stream_for_http_1_0_has_no_chunks() -> None:
         assert body.startswith(b"data: {")
         assert body.endswith(b"data: [DONE]\n\n")
 
-    run(FakeEngine(saying("ok")), story)
 
-
-def test_a_refused_body_is_thrown_away_and_the_connection_kept() -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_a_refused_body_is_thrown_away_and_the_connection_kept() -> None:
+    async with running(FakeEngine()) as (port, _):
         size = LIMITS.max_body_bytes + 1
         data = POST + b"content-length: %d\r\n\r\n" % size + b"x" * size
         data += SMUGGLED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
@@ -269,38 +240,34 @@ def test_a_refused_body_is_thrown_away_and_the_connection_kept() -> None:
         assert b" 413 " in back.split(b"\r\n")[0]
         assert back.endswith(b'{"status":"ok"}')
 
-    run(FakeEngine(), story)
 
-
-def test_what_is_thrown_away_is_counted_for_each_request_alone(
+async def test_what_is_thrown_away_is_counted_for_each_request_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     size = LIMITS.max_body_bytes + 1
     monkeypatch.setattr(connection, "MAX_UNREAD_BYTES", size * 3 // 2)
 
-    async def story(port: int, state: Any) -> None:
+    async with running(FakeEngine()) as (port, _):
         refused = POST + b"content-length: %d\r\n\r\n" % size + b"x" * size
         last = SMUGGLED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
         back = await answer(port, 12 * refused + last)
         assert back.count(b"HTTP/1.1 413 ") == 12
         assert back.endswith(b'{"status":"ok"}')
 
-    run(FakeEngine(), story)
 
-
-def test_of_a_refused_body_in_chunks_nobody_waits_for_the_end() -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_of_a_refused_body_in_chunks_nobody_waits_for_the_end() -> None:
+    async with running(FakeEngine()) as (port, _):
         head = b"POST /nowhere HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
         assert only_answer(await answer(port, head + b"5\r\nhe"))[0] == 404
 
-    run(FakeEngine(), story)
 
-
-def test_one_deadline_counts_for_head_and_body_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_deadline_counts_for_head_and_body_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Bytes that come one by one start no new time."""
     started: list[float] = []
 
-    async def story(port: int, state: Any) -> None:
+    async with running(FakeEngine(), receive_timeout_s=0.75) as (port, _):
         loop = asyncio.get_running_loop()
         later = loop.call_later
 
@@ -317,5 +284,3 @@ def test_one_deadline_counts_for_head_and_body_together(monkeypatch: pytest.Monk
         back = await asyncio.wait_for(reader.read(), HANGS_S)
         assert only_answer(back)[1]["code"] == "request_timeout"
         writer.close()
-
-    run(FakeEngine(), story, receive_timeout_s=0.75)

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from loadtest.client.exchange import SSEParser
 from server.api.app import create_app
 from server.api.routes.stream import StreamWriter
-from server.api.state import ApiState, HttpLimits
+from server.api.state import HttpLimits
 from server.engine.events import Event
 from server.engine.request import EngineRequest
-from tests.api.api_client import client_of
+from tests.api.api_client import client_of, openai_client
 from tests.api.api_fakes import FakeEngine, make_state, saying
 
 COMMENT = b": keep-alive\n\n"
@@ -85,22 +84,19 @@ class Client:
         self.got.append((self.time.now, message["body"]))
 
 
-def test_silence_is_broken_every_interval_and_an_event_counts_as_none() -> None:
-    async def story() -> list[tuple[float, bytes]]:
-        time = Time()
-        client = Client(time)
-        client.reads.set()
-        async with StreamWriter(client.send, 15, time.clock, time.sleep) as stream:
-            await time.at(40)
-            await stream.write(b"event")
-            await time.at(54.9)
-            assert len(client.got) == 3
-            await time.at(56)
-            await stream.end(b"done")
-            await time.at(500)
-        return client.got
-
-    assert asyncio.run(story()) == [
+async def test_silence_is_broken_every_interval_and_an_event_counts_as_none() -> None:
+    time = Time()
+    client = Client(time)
+    client.reads.set()
+    async with StreamWriter(client.send, 15, time.clock, time.sleep) as stream:
+        await time.at(40)
+        await stream.write(b"event")
+        await time.at(54.9)
+        assert len(client.got) == 3
+        await time.at(56)
+        await stream.end(b"done")
+        await time.at(500)
+    assert client.got == [
         (15, COMMENT),
         (30, COMMENT),
         (40, b"event"),
@@ -109,51 +105,42 @@ def test_silence_is_broken_every_interval_and_an_event_counts_as_none() -> None:
     ]
 
 
-def test_a_client_that_does_not_read_costs_one_comment() -> None:
-    async def story() -> None:
-        time = Time()
-        client = Client(time)
-        async with StreamWriter(client.send, 15, time.clock, time.sleep) as stream:
-            await time.at(15_000)
-            assert client.waiting == 1
-            client.reads.set()
-            await _turns()
-            assert [body for _, body in client.got] == [COMMENT]
-            await stream.end(b"done")
-        assert client.got[-1][1] == b"done"
-
-    asyncio.run(story())
+async def test_a_client_that_does_not_read_costs_one_comment() -> None:
+    time = Time()
+    client = Client(time)
+    async with StreamWriter(client.send, 15, time.clock, time.sleep) as stream:
+        await time.at(15_000)
+        assert client.waiting == 1
+        client.reads.set()
+        await _turns()
+        assert [body for _, body in client.got] == [COMMENT]
+        await stream.end(b"done")
+    assert client.got[-1][1] == b"done"
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("the work failed")])
-def test_no_comment_outlives_its_stream(error: Exception | None) -> None:
-    async def story() -> None:
-        time = Time()
-        client = Client(time)
-        client.reads.set()
-        try:
-            async with StreamWriter(client.send, 15, time.clock, time.sleep):
-                await time.at(16)
-                if error is not None:
-                    raise error
-        except RuntimeError as caught:
-            assert caught is error
-        await time.at(1000)
-        assert len(client.got) == 1
-        assert len(asyncio.all_tasks()) == 1
-
-    asyncio.run(story())
+async def test_no_comment_outlives_its_stream(error: Exception | None) -> None:
+    time = Time()
+    client = Client(time)
+    client.reads.set()
+    try:
+        async with StreamWriter(client.send, 15, time.clock, time.sleep):
+            await time.at(16)
+            if error is not None:
+                raise error
+    except RuntimeError as caught:
+        assert caught is error
+    await time.at(1000)
+    assert len(client.got) == 1
+    assert len(asyncio.all_tasks()) == 1
 
 
-def test_0_is_off() -> None:
-    async def story() -> None:
-        time = Time()
-        client = Client(time)
-        async with StreamWriter(client.send, 0, time.clock, time.sleep):
-            await time.at(1e6)
-            assert (client.waiting, time.waiting, len(asyncio.all_tasks())) == (0, 0, 1)
-
-    asyncio.run(story())
+async def test_0_is_off() -> None:
+    time = Time()
+    client = Client(time)
+    async with StreamWriter(client.send, 0, time.clock, time.sleep):
+        await time.at(1e6)
+        assert (client.waiting, time.waiting, len(asyncio.all_tasks())) == (0, 0, 1)
 
 
 # -- through the application ----------------------------------------------------------------------
@@ -171,8 +158,11 @@ class Waits(FakeEngine):
             yield event
 
 
-async def answered(state: ApiState, route: str, body: Any, go: asyncio.Event, after: int) -> Any:
-    """The messages that an ASGI server is sent; after so many comments the engine may ``go``."""
+async def answered(engine: Waits, route: str, body: Any, after: int = 0) -> list[Any]:
+    """The messages that an ASGI server is sent; the engine goes after so many comments."""
+    state = make_state(engine, limits=HttpLimits(stream_keep_alive_s=0.001))
+    if not after:
+        engine.go.set()
     sent: list[Any] = []
     body = json.dumps({**BODIES[route], **body}).encode()
     asked = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -185,7 +175,7 @@ async def answered(state: ApiState, route: str, body: Any, go: asyncio.Event, af
     async def send(message: Any) -> None:
         sent.append(message)
         if sum(one.get("body") == COMMENT for one in sent) == after:
-            go.set()
+            engine.go.set()
 
     scope = {
         "type": "http",
@@ -202,14 +192,8 @@ async def answered(state: ApiState, route: str, body: Any, go: asyncio.Event, af
 
 
 @pytest.mark.parametrize("route", BODIES)
-def test_comments_come_while_the_first_event_is_awaited(route: str) -> None:
-    async def story() -> Any:
-        engine = Waits()
-        limits = HttpLimits(stream_keep_alive_s=0.001)
-        body = {"stream": True}
-        return await answered(make_state(engine, limits=limits), route, body, engine.go, 3)
-
-    start, *bodies = asyncio.run(story())
+async def test_comments_come_while_the_first_event_is_awaited(route: str) -> None:
+    start, *bodies = await answered(Waits(), route, {"stream": True}, after=3)
     assert start["status"] == 200  # the engine has accepted, and computed nothing
     parts = [one["body"] for one in bodies]
     tokens = (b'"text":', b'"content":"')
@@ -226,42 +210,26 @@ def test_comments_come_while_the_first_event_is_awaited(route: str) -> None:
     assert events[-1] == b"[DONE]"
 
 
-def test_an_answer_that_is_no_stream_sends_nothing_ahead() -> None:
-    async def story() -> Any:
-        engine = Waits()
-        engine.go.set()
-        limits = HttpLimits(stream_keep_alive_s=0.001)
-        return await answered(
-            make_state(engine, limits=limits), "/v1/completions", {}, engine.go, 1
-        )
-
-    assert [one["type"] for one in asyncio.run(story())] == [
-        "http.response.start",
-        "http.response.body",
-    ]
+async def test_an_answer_that_is_no_stream_sends_nothing_ahead() -> None:
+    sent = await answered(Waits(), "/v1/completions", {})
+    assert [one["type"] for one in sent] == ["http.response.start", "http.response.body"]
 
 
-def test_openais_client_reads_past_comments() -> None:
+async def test_openais_client_reads_past_comments() -> None:
     engine = FakeEngine(saying("深度学习是"), token_delay=0.01)
     state = make_state(engine, limits=HttpLimits(stream_keep_alive_s=0.001))
 
-    async def story() -> None:
-        seen = b""
-        app = create_app(state)
-        async with client_of(app) as http:
+    seen = b""
+    app = create_app(state)
+    async with client_of(app) as http:
 
-            async def keep(response: httpx.Response) -> None:
-                nonlocal seen
-                seen = await response.aread()
+        async def keep(response: httpx.Response) -> None:
+            nonlocal seen
+            seen = await response.aread()
 
-            http.event_hooks = {"response": [keep]}
-            client = openai.AsyncOpenAI(
-                base_url="http://test/v1", api_key="none", http_client=http, max_retries=0
-            )
-            stream = await client.completions.create(
-                model="tiny", prompt="a", max_tokens=20, stream=True
-            )
-            assert "".join([chunk.choices[0].text async for chunk in stream]) == "深度学习是"
-        assert seen.count(COMMENT) > 3
-
-    asyncio.run(story())
+        http.event_hooks = {"response": [keep]}
+        stream = await openai_client(http).completions.create(
+            model="tiny", prompt="a", max_tokens=20, stream=True
+        )
+        assert "".join([chunk.choices[0].text async for chunk in stream]) == "深度学习是"
+    assert seen.count(COMMENT) > 3

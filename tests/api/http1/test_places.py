@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from server.api.http1.places import PROBES, Place, Places, Quiet
 from server.api.state import HttpLimits
 from tests.api.api_fakes import FakeEngine, saying
-from tests.api.http1.socket_stories import answer, request_bytes, run, until
+from tests.api.http1.socket_stories import answer, request_bytes, running, until
 from tests.soak.heavy_clients import GoodClient, silent_connections
 
 QUIET_S = 1.0
@@ -106,62 +105,57 @@ def test_where_descriptors_lack_a_quiet_connection_goes_however_new_it_is() -> N
     ]  # fmt: skip
 
 
-def test_512_silent_connections_beside_probes_and_a_request() -> None:
-    async def story(port: int, state: Any) -> None:
-        async with silent_connections("127.0.0.1", port, 512) as silent:
-            for path in sorted(PROBES) * 3:
+async def test_512_silent_connections_beside_probes_and_a_request() -> None:
+    async with (
+        running(FakeEngine(saying("ok")), max_connections=512, quiet_s=60.0) as (port, _),
+        silent_connections("127.0.0.1", port, 512) as silent,
+    ):
+        for path in sorted(PROBES) * 3:
+            assert await GoodClient("127.0.0.1", port, path).ask() == 200
+        data = await answer(port, request_bytes())
+        head, _, body = data.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in head
+        assert json.loads(body)["error"]["code"] == "too_many_connections"
+        # The reserve fills up with silent ones too: its oldest leave, a probe does not wait.
+        async with silent_connections("127.0.0.1", port, 70):
+            for path in sorted(PROBES):
                 assert await GoodClient("127.0.0.1", port, path).ask() == 200
-            data = await answer(port, request_bytes())
-            head, _, body = data.partition(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 503 ")
-            assert b"retry-after: 1" in head
-            assert json.loads(body)["error"]["code"] == "too_many_connections"
-            # The reserve fills up with silent ones too: its oldest leave, a probe does not wait.
-            async with silent_connections("127.0.0.1", port, 70):
-                for path in sorted(PROBES):
-                    assert await GoodClient("127.0.0.1", port, path).ask() == 200
-            assert not any(reader.at_eof() for reader, _ in silent)
-
-    limits = {"max_connections": 512, "receive_timeout_s": 60.0, "quiet_s": 60.0}
-    run(FakeEngine(saying("ok")), story, **limits)
+        assert not any(reader.at_eof() for reader, _ in silent)
 
 
-def test_a_request_takes_the_place_of_the_connection_that_was_silent_for_longest() -> None:
-    async def story(port: int, state: Any) -> None:
-        async with silent_connections("127.0.0.1", port, 512) as silent:
-            asked = request_bytes().replace(b"host: x", b"host: x\r\nconnection: close")
-            assert (await answer(port, asked)).startswith(b"HTTP/1.1 200 ")
-            gone = await silent[0][0].read()
-            assert gone.startswith(b"HTTP/1.1 503 ")
-            assert b"had not asked for anything" in gone
-            assert not silent[1][0].at_eof()
-            assert state.metrics.http[-2:] == [
-                ("unmatched", "OTHER", 503), ("/v1/completions", "POST", 200),
-            ]  # fmt: skip
-
-    limits = {"max_connections": 512, "receive_timeout_s": 60.0, "quiet_s": 0.0}
-    run(FakeEngine(saying("ok")), story, **limits)
-
-
-def test_a_connection_of_the_reserve_answers_one_probe_and_closes() -> None:
-    async def story(port: int, state: Any) -> None:
-        async with silent_connections("127.0.0.1", port, 1):
-            asked = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
-            data = await answer(port, asked + asked)
-            assert data.count(b"HTTP/1.1 200 OK") == 1
-            assert b"connection: close" in data
-
-    run(FakeEngine(), story, max_connections=1, receive_timeout_s=60.0, quiet_s=60.0)
+async def test_a_request_takes_the_place_of_the_connection_that_was_silent_for_longest() -> None:
+    async with (
+        running(FakeEngine(saying("ok")), max_connections=512, quiet_s=0.0) as (port, state),
+        silent_connections("127.0.0.1", port, 512) as silent,
+    ):
+        asked = request_bytes().replace(b"host: x", b"host: x\r\nconnection: close")
+        assert (await answer(port, asked)).startswith(b"HTTP/1.1 200 ")
+        gone = await silent[0][0].read()
+        assert gone.startswith(b"HTTP/1.1 503 ")
+        assert b"had not asked for anything" in gone
+        assert not silent[1][0].at_eof()
+        assert state.metrics.http[-2:] == [
+            ("unmatched", "OTHER", 503), ("/v1/completions", "POST", 200),
+        ]  # fmt: skip
 
 
-def test_past_the_reserve_a_connection_is_refused_at_once() -> None:
+async def test_a_connection_of_the_reserve_answers_one_probe_and_closes() -> None:
+    async with (
+        running(FakeEngine(), max_connections=1, quiet_s=60.0) as (port, _),
+        silent_connections("127.0.0.1", port, 1),
+    ):
+        asked = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+        data = await answer(port, asked + asked)
+        assert data.count(b"HTTP/1.1 200 OK") == 1
+        assert b"connection: close" in data
+
+
+async def test_past_the_reserve_a_connection_is_refused_at_once() -> None:
     engine = FakeEngine(token_delay=60)
-
-    async def story(port: int, state: Any) -> None:
+    async with running(engine, max_connections=1, probe_connections=0) as (port, _):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_bytes())
         await until(lambda: bool(engine.open))
         assert (await answer(port, b"")).startswith(b"HTTP/1.1 503 ")
         writer.close()
-
-    run(engine, story, max_connections=1, probe_connections=0, receive_timeout_s=60.0)

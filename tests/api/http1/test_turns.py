@@ -22,8 +22,6 @@ from server.api.http1.body import (
 )
 from server.api.http1.connection import Connection
 from server.api.http1.exchange import HIGH_WATER
-from server.api.http1.places import Places
-from server.api.http1.shared import Shared
 from server.api.http1.turns import (
     FULL_READ,
     PASSES,
@@ -38,7 +36,13 @@ from server.engine.request import EngineRequest
 from server.errors import ErrorCode, QuireError
 from server.startup.listener import bind
 from tests.api.api_fakes import FakeEngine, RecordingMetrics, saying
-from tests.api.http1.socket_stories import HEALTH, request_bytes, run, until
+from tests.api.http1.socket_stories import (
+    HEALTH,
+    request_bytes,
+    running,
+    shared_by_connections,
+    until,
+)
 from tests.soak.heavy_clients import ChunkSender, GoodClient
 
 TURNS_OF_A_PROBE = 40  # to connect, ask and be answered, client and server in one loop
@@ -115,8 +119,8 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Count:
     return Count(monkeypatch)
 
 
-def test_ten_clients_of_one_byte_chunks_beside_a_good_one(count: Count) -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_ten_clients_of_one_byte_chunks_beside_a_good_one(count: Count) -> None:
+    async with running(FakeEngine(), max_body_bytes=2**23, max_connections=16) as (port, _):
         count.start()
         heavy = [ChunkSender("127.0.0.1", port, size=1) for _ in range(10)]
         good = GoodClient("127.0.0.1", port)
@@ -132,13 +136,10 @@ def test_ten_clients_of_one_byte_chunks_beside_a_good_one(count: Count) -> None:
         assert sum((client.statuses for client in heavy), Counter()) == {400: 20}
         assert count.sum["chunks"] == 20 * (FREE_CHUNKS * MIN_MEAN_CHUNK // (MIN_MEAN_CHUNK - 1))
 
-    run(FakeEngine(), story, max_body_bytes=2**23, max_connections=16, receive_timeout_s=60.0)
 
-
-def test_many_bodies_of_allowed_chunks_beside_a_good_client(count: Count) -> None:
+async def test_many_bodies_of_allowed_chunks_beside_a_good_client(count: Count) -> None:
     """As many chunks as nobody refuses: they wait for their turns."""
-
-    async def story(port: int, state: Any) -> None:
+    async with running(FakeEngine(), max_body_bytes=2**20, max_connections=64) as (port, _):
         count.start()
         heavy = [ChunkSender("127.0.0.1", port, 64, body_bytes=64 * 2000) for _ in range(40)]
         good = GoodClient("127.0.0.1", port)
@@ -153,11 +154,9 @@ def test_many_bodies_of_allowed_chunks_beside_a_good_client(count: Count) -> Non
         assert count.sum["chunks"] == 40 * 2001
         assert sum((client.statuses for client in heavy), Counter()) == {400: 40}  # blank JSON
 
-    run(FakeEngine(), story, max_body_bytes=2**20, max_connections=64, receive_timeout_s=60.0)
 
-
-def test_a_turn_begins_so_many_requests_whoever_sends_them(count: Count) -> None:
-    async def story(port: int, state: Any) -> None:
+async def test_a_turn_begins_so_many_requests_whoever_sends_them(count: Count) -> None:
+    async with running(FakeEngine(saying("ok")), max_connections=64) as (port, _):
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(64)]
         count.start()
         for _, writer in opened:
@@ -170,14 +169,12 @@ def test_a_turn_begins_so_many_requests_whoever_sends_them(count: Count) -> None
         for _, writer in opened:
             writer.close()
 
-    run(FakeEngine(saying("ok")), story, max_connections=64)
 
-
-def test_a_probe_passes_the_requests_that_begin_with_it(count: Count) -> None:
+async def test_a_probe_passes_the_requests_that_begin_with_it(count: Count) -> None:
     """It was sent last, behind ten turns' worth of them."""
     others = 10 * PASSES
 
-    async def story(port: int, state: Any) -> None:
+    async with running(FakeEngine(saying("ok")), max_connections=others + 1) as (port, _):
         count.start()
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(others)]
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -192,13 +189,10 @@ def test_a_probe_passes_the_requests_that_begin_with_it(count: Count) -> None:
         for _, closed in [*opened, (reader, writer)]:
             closed.close()
 
-    run(FakeEngine(saying("ok")), story, max_connections=others + 1)
 
-
-def test_a_connection_with_work_left_is_not_read_from(count: Count) -> None:
+async def test_a_connection_with_work_left_is_not_read_from(count: Count) -> None:
     """What waits in this process is bounded: the rest waits with its sender."""
-
-    async def story(port: int, state: Any) -> None:
+    async with running(FakeEngine(), max_body_bytes=2**21) as (port, _):
         count.start()
         sender = ChunkSender("127.0.0.1", port, 64, body_bytes=2**20)
         held = 0
@@ -211,48 +205,45 @@ def test_a_connection_with_work_left_is_not_read_from(count: Count) -> None:
         assert 0 < held <= FULL_READ + PASS_BYTES
         assert count.sum["chunks"] == 2**14 + 1
 
-    run(FakeEngine(), story, max_body_bytes=2**21, receive_timeout_s=60.0)
 
-
-def test_a_body_that_the_application_does_not_take_stays_with_its_sender(count: Count) -> None:
+async def test_a_body_that_the_application_does_not_take_stays_with_its_sender(
+    count: Count,
+) -> None:
     size = 4 * 2**20
 
-    async def main() -> None:
-        go, sizes = asyncio.Event(), []
+    go, sizes = asyncio.Event(), []
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan":
-                return
-            await go.wait()
-            more = True
-            while more:
-                message = await receive()
-                sizes.append(len(message["body"]))
-                more = message["more_body"]
-            await send({"type": "http.response.start", "status": 204})
-            await send({"type": "http.response.body"})
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return
+        await go.wait()
+        more = True
+        while more:
+            message = await receive()
+            sizes.append(len(message["body"]))
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
 
-        sock = bind("127.0.0.1", 0)
-        server = serve(app, HttpLimits(), RecordingMetrics(), drain_timeout_s=1)
-        task = asyncio.create_task(server.serve(sockets=[sock]))
-        await until(lambda: server.started)
-        count.start()
-        head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
-        reader, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
-        writer.write(head % size)
-        await until(lambda: count.sum["messages"] == 1)
-        writer.write(b"x" * size)
-        await quiet(count)
-        assert FULL_READ < count.sum["read"] <= HIGH_WATER + 2 * FULL_READ
-        go.set()
-        assert b" 204 " in await reader.read()
-        assert sum(sizes) == size
-        assert max(sizes) <= HIGH_WATER
-        writer.close()
-        server.should_exit = True
-        await task
-
-    asyncio.run(main())
+    sock = bind("127.0.0.1", 0)
+    server = serve(app, HttpLimits(), RecordingMetrics(), drain_timeout_s=1)
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    await until(lambda: server.started)
+    count.start()
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
+    writer.write(head % size)
+    await until(lambda: count.sum["messages"] == 1)
+    writer.write(b"x" * size)
+    await quiet(count)
+    assert FULL_READ < count.sum["read"] <= HIGH_WATER + 2 * FULL_READ
+    go.set()
+    assert b" 204 " in await reader.read()
+    assert sum(sizes) == size
+    assert max(sizes) <= HIGH_WATER
+    writer.close()
+    server.should_exit = True
+    await task
 
 
 class WaitingEngine(FakeEngine):
@@ -268,10 +259,9 @@ class WaitingEngine(FakeEngine):
         await super().submit(requests)
 
 
-def test_what_follows_a_request_is_not_read_while_it_is_answered(count: Count) -> None:
+async def test_what_follows_a_request_is_not_read_while_it_is_answered(count: Count) -> None:
     engine = WaitingEngine()
-
-    async def story(port: int, state: Any) -> None:
+    async with running(engine) as (port, _):
         count.start()
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_bytes())
@@ -282,8 +272,6 @@ def test_what_follows_a_request_is_not_read_while_it_is_answered(count: Count) -
         assert SMALL_READ < count.sum["read"] <= 3 * SMALL_READ
         writer.transport.abort()
         engine.go.set()
-
-    run(engine, story)
 
 
 class Transport(asyncio.Transport):
@@ -319,44 +307,29 @@ class Busy:
 
 
 def connected(loop: asyncio.AbstractEventLoop) -> tuple[Connection, Transport]:
-    limits = HttpLimits()
-    shared = Shared(
-        app=lambda *_: asyncio.sleep(0),
-        limits=limits,
-        metrics=RecordingMetrics(),
-        loop=loop,
-        turns=Turns(loop),
-        places=Places(limits, loop.time),
-        connections=set(),
-        tasks=set(),
-        default_headers=list,
-    )
+    shared = shared_by_connections(lambda *_: asyncio.sleep(0), loop, HttpLimits())
     connection, transport = Connection(shared), Transport()
     connection.connection_made(transport)
     return connection, transport
 
 
 @pytest.mark.parametrize("others", [[Work.HEAD], [Work.BODY], [Work.BODY, Work.HEAD]])
-def test_probes_go_first_with_half_of_a_turn(others: list[Work]) -> None:
+async def test_probes_go_first_with_half_of_a_turn(others: list[Work]) -> None:
     """Whoever floods a server with probes holds nobody up for ever either."""
-
-    async def main() -> None:
-        turns, done = Turns(asyncio.get_running_loop()), list[Work]()
-        for _ in range(PASSES):
-            turns.offer(Busy())  # this turn's
-        for work in [*others, Work.PROBE]:
-            for _ in range(2 * PASSES):
-                turns.offer(Busy(work, done))
-        assert not done
+    turns, done = Turns(asyncio.get_running_loop()), list[Work]()
+    for _ in range(PASSES):
+        turns.offer(Busy())  # this turn's
+    for work in [*others, Work.PROBE]:
+        for _ in range(2 * PASSES):
+            turns.offer(Busy(work, done))
+    assert not done
+    await asyncio.sleep(0)
+    assert done[:PROBE_PASSES] == [Work.PROBE] * PROBE_PASSES
+    assert set(done[PROBE_PASSES:]) == set(others)
+    assert len(done) == PASSES
+    while len(done) < (len(others) + 1) * 2 * PASSES:
         await asyncio.sleep(0)
-        assert done[:PROBE_PASSES] == [Work.PROBE] * PROBE_PASSES
-        assert set(done[PROBE_PASSES:]) == set(others)
-        assert len(done) == PASSES
-        while len(done) < (len(others) + 1) * 2 * PASSES:
-            await asyncio.sleep(0)
-        assert Counter(done) == Counter(dict.fromkeys([*others, Work.PROBE], 2 * PASSES))
-
-    asyncio.run(main())
+    assert Counter(done) == Counter(dict.fromkeys([*others, Work.PROBE], 2 * PASSES))
 
 
 @pytest.mark.parametrize(
@@ -371,29 +344,23 @@ def test_probes_go_first_with_half_of_a_turn(others: list[Work]) -> None:
         (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 30\r\n\r\nGET /health ", Work.BODY),
     ],
 )
-def test_a_probe_is_known_by_its_first_line(sent: bytes, waiting: Work) -> None:
-    async def main() -> None:
-        connection = connected(asyncio.get_running_loop())[0]
-        connection.get_buffer(-1)[: len(sent)] = sent
-        connection._shared.turns._passes_left = 1 if waiting is Work.BODY else 0
-        connection.buffer_updated(len(sent))
-        assert connection.waiting is waiting
-        connection.connection_lost(None)
-
-    asyncio.run(main())
+async def test_a_probe_is_known_by_its_first_line(sent: bytes, waiting: Work) -> None:
+    connection = connected(asyncio.get_running_loop())[0]
+    connection.get_buffer(-1)[: len(sent)] = sent
+    connection._shared.turns._passes_left = 1 if waiting is Work.BODY else 0
+    connection.buffer_updated(len(sent))
+    assert connection.waiting is waiting
+    connection.connection_lost(None)
 
 
-def test_a_connection_that_waits_for_its_turn_is_not_read_from() -> None:
-    async def main() -> None:
-        connection, transport = connected(asyncio.get_running_loop())
-        for _ in range(PASSES):
-            connection._shared.turns.offer(Busy())
-        connection.get_buffer(-1)[:3] = b"GET"
-        connection.buffer_updated(3)
-        assert not transport.reading
-        while connection.queued:
-            await asyncio.sleep(0)
-        assert transport.reading
-        connection.connection_lost(None)
-
-    asyncio.run(main())
+async def test_a_connection_that_waits_for_its_turn_is_not_read_from() -> None:
+    connection, transport = connected(asyncio.get_running_loop())
+    for _ in range(PASSES):
+        connection._shared.turns.offer(Busy())
+    connection.get_buffer(-1)[:3] = b"GET"
+    connection.buffer_updated(3)
+    assert not transport.reading
+    while connection.queued:
+        await asyncio.sleep(0)
+    assert transport.reading
+    connection.connection_lost(None)
