@@ -12,6 +12,7 @@ import torch
 
 import kernels
 from server.engine.core import EngineCore
+from server.engine.engine_config import EngineConfig
 from server.engine.events import EngineFrame, StepStats
 from server.engine.request import EngineRequest, FinishReason
 from server.engine.step_plan import LogprobArrays
@@ -76,17 +77,16 @@ class Run:
         assert not frame.refused, frame.refused
 
 
+def runner_config(block_size: int, num_tokens: int, **changes: object) -> EngineConfig:
+    """For the workloads, with a pool of ``num_tokens`` tokens."""
+    sizes = {"max_num_seqs": 16, "max_num_batched_tokens": MAX_TOKENS, "max_logit_rows": MAX_TOKENS}
+    pool = {"block_size": block_size, "num_blocks": num_tokens // block_size}
+    return engine_config(**(sizes | pool | {"max_model_len": 256, "max_logprobs": 8} | changes))
+
+
 def built_runner(folder: Path, *, block_size: int = 16, num_tokens: int = 4096) -> BuiltRunner:
     """A poisoned runner whose pool holds ``num_tokens`` tokens."""
-    config = engine_config(
-        block_size=block_size,
-        num_blocks=num_tokens // block_size,
-        max_num_seqs=16,
-        max_num_batched_tokens=MAX_TOKENS,
-        max_model_len=256,
-        max_logit_rows=MAX_TOKENS,
-        max_logprobs=8,
-    )
+    config = runner_config(block_size, num_tokens)
     return build_runner(folder, config, poison=True, warm_up=False)
 
 

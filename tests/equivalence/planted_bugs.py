@@ -1,7 +1,6 @@
 """Bugs of the kinds that engines have shipped, planted one at a time, and who must notice each.
 
-A bug is a patch of our own code at run time. ``caught_by`` names the parity or equivalence check
-that fails with it; test_planted_bugs.py shows that it does.
+Each is noticed by a key of checks.CHECKS or of test_planted_bugs.PARITY, which shows that it is.
 """
 
 from __future__ import annotations
@@ -24,25 +23,9 @@ from server.execution.layers import Attention, Norm
 from server.execution.model import Decoder
 from server.execution.rows import Rows
 from server.execution.sampler import Sampler
+from tests.equivalence.planting import Apply, Bugs
 
-Apply = Callable[[MonkeyPatch], None]
-
-
-@dataclass(frozen=True)
-class PlantedBug:
-    name: str
-    caught_by: str  # a key of checks.CHECKS or of test_planted_bugs.PARITY
-    family: str  # a key of the checkpoints there
-    apply: Apply
-
-
-def _wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> Apply:
-    """Replaces ``owner.name`` by what ``make`` does with the original."""
-
-    def apply(patch: MonkeyPatch) -> None:
-        patch.setattr(owner, name, make(getattr(owner, name)))
-
-    return apply
+BUGS = Bugs()
 
 
 @dataclass(frozen=True)
@@ -56,52 +39,60 @@ class StepInputs:
     block_tables: Any  # [B, blocks]
 
 
-def _change_inputs(change: Callable[[StepInputs], None]) -> Apply:
-    def make(real: Any) -> Any:
-        def gather(rows: Any, packet: Any, buffers: Any, *, num_rows: int, **how: Any) -> None:
-            real(rows, packet, buffers, num_rows=num_rows, **how)
-            starts = buffers.query_start_loc.numpy()[: num_rows + 1]
-            change(
-                StepInputs(
-                    positions=buffers.positions.numpy()[: starts[-1]],
-                    slots=buffers.slot_mapping.numpy()[: starts[-1]],
-                    starts=starts,
-                    seq_lens=buffers.seq_lens.numpy()[:num_rows],
-                    block_tables=buffers.block_tables.numpy()[:num_rows],
-                )
-            )
+def _changes_inputs(
+    name: str, caught_by: str, family: str = "llama"
+) -> Callable[[Callable[[StepInputs], None]], object]:
+    def plant(change: Callable[[StepInputs], None]) -> object:
+        @BUGS.wraps(name, caught_by, kernels, "gather_step", family)
+        def make(real: Any) -> Any:
+            def gather(rows: Any, packet: Any, buffers: Any, *, num_rows: int, **how: Any) -> None:
+                real(rows, packet, buffers, num_rows=num_rows, **how)
+                starts = buffers.query_start_loc.numpy()[: num_rows + 1]
+                positions = buffers.positions.numpy()[: starts[-1]]
+                slots = buffers.slot_mapping.numpy()[: starts[-1]]
+                seq_lens = buffers.seq_lens.numpy()[:num_rows]
+                tables = buffers.block_tables.numpy()[:num_rows]
+                change(StepInputs(positions, slots, starts, seq_lens, tables))
 
-        return gather
+            return gather
 
-    return _wrap(kernels, "gather_step", make)
+        return make
+
+    return plant
 
 
 # -- positions, slots, tables --------------------------------------------------------------------
 
 
+@_changes_inputs("position + 1", "logits parity", family="gpt2")
 def _position_plus_one(inputs: StepInputs) -> None:
     inputs.positions[:] += 1
 
 
+@_changes_inputs("position + 1 after a row's first chunk", "chunked equals whole")
 def _position_plus_one_after_the_first_chunk(inputs: StepInputs) -> None:
     chunks = np.diff(inputs.starts)
     inputs.positions[:] += np.repeat(inputs.seq_lens > chunks, chunks)
 
 
+@_changes_inputs("stale slot", "chunked equals whole")
 def _stale_slot(inputs: StepInputs) -> None:
     """A chunk's first token goes where the chunk before it ended."""
     firsts = inputs.starts[:-1]
     inputs.slots[firsts] -= inputs.positions[firsts] > 0
 
 
+@_changes_inputs("the neighbour's block table", "batched equals alone")
 def _neighbours_block_table(inputs: StepInputs) -> None:
     inputs.block_tables[:] = np.roll(inputs.block_tables, 1, axis=0)
 
 
+@_changes_inputs("context is the chunk alone", "chunked equals whole", family="gpt2")
 def _context_is_the_chunk_alone(inputs: StepInputs) -> None:
     inputs.seq_lens[:] = np.diff(inputs.starts)
 
 
+@BUGS.wraps("a new block overwrites the last", "chunked equals whole", Rows, "_extend")
 def _new_blocks_overwrite_the_table(real: Any) -> Any:
     def extend(self: Rows, row: int, *args: Any) -> list[int]:
         segment: list[int] = real(self, row, *args)
@@ -140,10 +131,12 @@ def _attention(see: int = 0, scaled: bool = True, flip_heads: bool = False) -> A
     return lambda patch: patch.setattr(kernels, "paged_attention", attend)
 
 
+@BUGS.wraps("wrong rope half", "logits parity", kernels, "rotary_store_kv")
 def _wrong_rope_half(real: Any) -> Any:
     return lambda *args, **kwargs: real(*args, **(kwargs | {"interleaved": True}))
 
 
+@BUGS.wraps("keys not rotated", "logits parity", kernels, "rotary_store_kv")
 def _keys_not_rotated(real: Any) -> Any:
     def store(q: Any, k: Any, *args: Any, **kwargs: Any) -> None:
         kept = k.clone()
@@ -153,6 +146,7 @@ def _keys_not_rotated(real: Any) -> Any:
     return store
 
 
+@BUGS.wraps("tied head permuted", "logits parity", Decoder, "__init__", family="gpt2")
 def _tied_head_permuted(real: Any) -> Any:
     def init(self: Decoder, spec: Any, linears: Any, tensors: Any, table: Any) -> None:
         real(self, spec, linears, tensors, table)
@@ -162,6 +156,9 @@ def _tied_head_permuted(real: Any) -> Any:
     return init
 
 
+@BUGS.wraps(
+    "norm epsilon ignored", "logits parity", Norm, "__call__", family="llama with a large epsilon"
+)
 def _epsilon_ignored(real: Any) -> Any:
     def call(self: Norm, x: Any, residual: Any) -> Any:
         return real(replace(self, spec=replace(self.spec, epsilon=1e-12)), x, residual)
@@ -169,10 +166,14 @@ def _epsilon_ignored(real: Any) -> Any:
     return call
 
 
+@BUGS.wraps("bias dropped", "logits parity", kernels, "linear", family="gpt2")
 def _bias_dropped(real: Any) -> Any:
     return lambda x, weight, **kwargs: real(x, replace(weight, bias=None), **kwargs)
 
 
+@BUGS.wraps(
+    "products of several rows in 16 bits", "batched equals alone", kernels, "linear", family="gpt2"
+)
 def _fewer_bits_in_company(real: Any) -> Any:
     """Products of several rows keep 16 bits of what they multiply: far more than float16 would."""
 
@@ -184,10 +185,12 @@ def _fewer_bits_in_company(real: Any) -> Any:
     return linear
 
 
+@BUGS.wraps("gate and up swapped", "logits parity", kernels, "gated_activation")
 def _gate_and_up_swapped(real: Any) -> Any:
     return lambda up, kind: real(torch.cat(up.chunk(2, dim=1)[::-1], dim=1), kind)
 
 
+@BUGS.wraps("one layer's cache for all", "chunked equals whole", Attention, "attend")
 def _one_layers_cache_for_all(real: Any) -> Any:
     def attend(self: Attention, qkv: Any, step: Any) -> Any:
         return real(replace(self, layer=0), qkv, step)
@@ -198,6 +201,7 @@ def _one_layers_cache_for_all(real: Any) -> Any:
 # -- rows, resumption, prefixes, forks -----------------------------------------------------------
 
 
+@BUGS.wraps("penalty counts not rebuilt on resume", "preempted equals not", kernels, "count_tokens")
 def _output_forgotten_on_resume(real: Any) -> Any:
     def count(
         rows: Any, packet: Any, counts: Any, mask: Any, *, counted_at: int, **how: Any
@@ -208,6 +212,7 @@ def _output_forgotten_on_resume(real: Any) -> Any:
     return count
 
 
+@BUGS.wraps("output position off by one on resume", "preempted equals not", Rows, "_admit")
 def _output_position_off_by_one_on_resume(real: Any) -> Any:
     def admit(self: Rows, row: AdmittedRow, packet: Any) -> Any:
         segments = real(self, row, packet)
@@ -217,6 +222,9 @@ def _output_position_off_by_one_on_resume(real: Any) -> Any:
     return admit
 
 
+@BUGS.wraps(
+    "penalty counts of another row", "batched equals alone", Sampler, "_tensors", family="gpt2"
+)
 def _counts_of_another_row(real: Any) -> Any:
     def tensors(self: Sampler, *args: Any) -> Any:
         params = real(self, *args)
@@ -227,6 +235,7 @@ def _counts_of_another_row(real: Any) -> Any:
     return tensors
 
 
+@BUGS.wraps("random keys by place in the batch", "batched equals alone", Sampler, "_tensors")
 def _keys_by_place_in_the_batch(real: Any) -> Any:
     def tensors(self: Sampler, *args: Any) -> Any:
         params = real(self, *args)
@@ -258,6 +267,7 @@ def _hit_one_block_too_long(patch: MonkeyPatch) -> None:
     patch.setattr(ScheduledRow, "planned", planned)
 
 
+@BUGS.wraps("logits of the token before", "chunked equals whole", model_runner, "plan_sampling")
 def _wrong_tokens_logits(real: Any) -> Any:
     def plan(plan: Any, state: Any, step: Any, *rest: Any, **how: Any) -> Any:
         starts = step.starts.copy()
@@ -267,6 +277,7 @@ def _wrong_tokens_logits(real: Any) -> Any:
     return plan
 
 
+@BUGS.wraps("scored tokens off by one", "scored prompt parity", sampling_batch, "_scored")
 def _scored_tokens_off_by_one(real: Any) -> Any:
     def scored(*args: Any) -> Any:
         tokens, targets = real(*args)
@@ -275,131 +286,11 @@ def _scored_tokens_off_by_one(real: Any) -> Any:
     return scored
 
 
-BUGS = (
-    PlantedBug(
-        "position + 1",
-        "logits parity",
-        "gpt2",
-        _change_inputs(_position_plus_one),
-    ),
-    PlantedBug(
-        "position + 1 after a row's first chunk",
-        "chunked equals whole",
-        "llama",
-        _change_inputs(_position_plus_one_after_the_first_chunk),
-    ),
-    PlantedBug("stale slot", "chunked equals whole", "llama", _change_inputs(_stale_slot)),
-    PlantedBug(
-        "the neighbour's block table",
-        "batched equals alone",
-        "llama",
-        _change_inputs(_neighbours_block_table),
-    ),
-    PlantedBug(
-        "context is the chunk alone",
-        "chunked equals whole",
-        "gpt2",
-        _change_inputs(_context_is_the_chunk_alone),
-    ),
-    PlantedBug(
-        "a new block overwrites the last",
-        "chunked equals whole",
-        "llama",
-        _wrap(Rows, "_extend", _new_blocks_overwrite_the_table),
-    ),
-    PlantedBug("mask one short", "logits parity", "llama", _attention(see=-1)),
-    PlantedBug("mask one too far", "logits parity", "llama", _attention(see=1)),
-    PlantedBug("scale missing", "logits parity", "llama", _attention(scaled=False)),
-    PlantedBug("wrong kv head", "logits parity", "llama", _attention(flip_heads=True)),
-    PlantedBug(
-        "wrong rope half",
-        "logits parity",
-        "llama",
-        _wrap(kernels, "rotary_store_kv", _wrong_rope_half),
-    ),
-    PlantedBug(
-        "keys not rotated",
-        "logits parity",
-        "llama",
-        _wrap(kernels, "rotary_store_kv", _keys_not_rotated),
-    ),
-    PlantedBug(
-        "tied head permuted",
-        "logits parity",
-        "gpt2",
-        _wrap(Decoder, "__init__", _tied_head_permuted),
-    ),
-    PlantedBug(
-        "norm epsilon ignored",
-        "logits parity",
-        "llama with a large epsilon",
-        _wrap(Norm, "__call__", _epsilon_ignored),
-    ),
-    PlantedBug("bias dropped", "logits parity", "gpt2", _wrap(kernels, "linear", _bias_dropped)),
-    PlantedBug(
-        "products of several rows in 16 bits",
-        "batched equals alone",
-        "gpt2",
-        _wrap(kernels, "linear", _fewer_bits_in_company),
-    ),
-    PlantedBug(
-        "gate and up swapped",
-        "logits parity",
-        "llama",
-        _wrap(kernels, "gated_activation", _gate_and_up_swapped),
-    ),
-    PlantedBug(
-        "one layer's cache for all",
-        "chunked equals whole",
-        "llama",
-        _wrap(Attention, "attend", _one_layers_cache_for_all),
-    ),
-    PlantedBug(
-        "penalty counts not rebuilt on resume",
-        "preempted equals not",
-        "llama",
-        _wrap(kernels, "count_tokens", _output_forgotten_on_resume),
-    ),
-    PlantedBug(
-        "output position off by one on resume",
-        "preempted equals not",
-        "llama",
-        _wrap(Rows, "_admit", _output_position_off_by_one_on_resume),
-    ),
-    PlantedBug(
-        "penalty counts of another row",
-        "batched equals alone",
-        "gpt2",
-        _wrap(Sampler, "_tensors", _counts_of_another_row),
-    ),
-    PlantedBug(
-        "random keys by place in the batch",
-        "batched equals alone",
-        "llama",
-        _wrap(Sampler, "_tensors", _keys_by_place_in_the_batch),
-    ),
-    PlantedBug(
-        "prefix hit one block too long",
-        "cached equals uncached",
-        "llama",
-        _hit_one_block_too_long,
-    ),
-    PlantedBug(
-        "copy missing on fork",
-        "choices equal separate requests",
-        "llama",
-        _wrap(kernels, "copy_blocks", lambda real: lambda *args: None),
-    ),
-    PlantedBug(
-        "logits of the token before",
-        "chunked equals whole",
-        "llama",
-        _wrap(model_runner, "plan_sampling", _wrong_tokens_logits),
-    ),
-    PlantedBug(
-        "scored tokens off by one",
-        "scored prompt parity",
-        "llama",
-        _wrap(sampling_batch, "_scored", _scored_tokens_off_by_one),
-    ),
+BUGS.add("mask one short", "logits parity", _attention(see=-1))
+BUGS.add("mask one too far", "logits parity", _attention(see=1))
+BUGS.add("scale missing", "logits parity", _attention(scaled=False))
+BUGS.add("wrong kv head", "logits parity", _attention(flip_heads=True))
+BUGS.add("prefix hit one block too long", "cached equals uncached", _hit_one_block_too_long)
+BUGS.wraps("copy missing on fork", "choices equal separate requests", kernels, "copy_blocks")(
+    lambda real: lambda *args: None
 )

@@ -29,7 +29,6 @@ from server.execution.model import Decoder, rotary_table
 from server.execution.model_runner import ModelRunner
 from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import Layout, build_layout
-from tests.engine_configs import engine_config
 from tests.equivalence import checks, harness, rounding, workloads
 from tests.equivalence.checks import Setting
 from tests.execution import fake_device, stepping
@@ -57,16 +56,8 @@ class TwoGroups(Setting):
     patch: pytest.MonkeyPatch = field(kw_only=True)
 
     def built(self, num_tokens: int = 4096) -> Built:  # type: ignore[override]
-        config = engine_config(
-            block_size=self.block_size,
-            num_blocks=2 * num_tokens // self.block_size,
-            max_num_seqs=16,
-            max_num_batched_tokens=harness.MAX_TOKENS,
-            max_model_len=256,
-            max_logit_rows=harness.MAX_TOKENS,
-            max_logprobs=8,
-            backend="cuda" if self.late else "cpu",
-        )
+        backend = "cuda" if self.late else "cpu"
+        config = harness.runner_config(self.block_size, 2 * num_tokens, backend=backend)
         checkpoint = open_checkpoint(self.folder)
         model = replace(resolve(checkpoint.config).spec(checkpoint.config), windows=WINDOWS)
         layout = build_layout(model, config)

@@ -13,7 +13,8 @@ import torch
 from server.engine.invariants import InvariantError
 from tests.equivalence import checks, workloads
 from tests.equivalence.checks import Setting
-from tests.equivalence.planted_bugs import BUGS, PlantedBug
+from tests.equivalence.planted_bugs import BUGS
+from tests.equivalence.planting import PlantedBug
 from tests.execution import stepping
 from tests.parity import oracle
 from weights.synthetic.checkpoint import write_checkpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,30 @@ GREEDY = SamplingParams(seed=0, temperature=0.0, max_tokens=64, logprobs=2)
 PENALISED = replace(workloads.SEEDED, logprobs=1)
 
 
-def build(folder: Path, patch: pytest.MonkeyPatch, **changes: object) -> late_runners.FakeBuilt:
-    return late_runners.build(folder, patch, max_model_len=256, **changes)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Late:
+    """Runners of one checkpoint: on a device that runs late, and on a CPU, whose answers count."""
+
+    folder: Path
+    patch: pytest.MonkeyPatch
+
+    def build(self, **changes: Any) -> late_runners.FakeBuilt:
+        return late_runners.build(self.folder, self.patch, **({"max_model_len": 256} | changes))
+
+    def cpu_runner(self, **changes: Any) -> ModelRunner:
+        return stepping.built(self.folder, max_model_len=256, **changes).runner
+
+    def on_cpu(self, plans: list[StepPlan], **changes: Any) -> list[StepResult]:
+        """One after the other."""
+        runner = self.cpu_runner(**changes)
+        return [stepping.step(runner, plan) for plan in plans]
+
+    def assert_as_on_cpu(self, plans: list[StepPlan], **changes: Any) -> late_runners.FakeBuilt:
+        """Two steps in flight all the way, and the same answers."""
+        expected = self.on_cpu(plans, **changes)
+        built = self.build(**changes)
+        assert_overlapped_steps_are(expected, built.runner, plans)
+        return built
 
 
 def prompts(samplings: list[SamplingParams], first_block: int = 0) -> StepPlan:
@@ -62,21 +84,6 @@ def assert_same(got: StepResult, expected: StepResult) -> None:
                 other_ids, other_nats = unpack_logprobs(others)
                 np.testing.assert_array_equal(ids, other_ids)
                 np.testing.assert_allclose(nats, other_nats, atol=1e-5, rtol=0)
-
-
-def on_cpu(folder: Path, plans: list[StepPlan], **changes: object) -> list[StepResult]:
-    runner: ModelRunner = stepping.built(folder, max_model_len=256, **changes).runner
-    return [stepping.step(runner, plan) for plan in plans]
-
-
-def assert_as_on_cpu(
-    folder: Path, patch: pytest.MonkeyPatch, plans: list[StepPlan], **changes: object
-) -> late_runners.FakeBuilt:
-    """Two steps in flight all the way, and the same answers as one after the other on a CPU."""
-    expected = on_cpu(folder, plans, **changes)
-    built = build(folder, patch, **changes)
-    assert_overlapped_steps_are(expected, built.runner, plans)
-    return built
 
 
 def assert_overlapped_steps_are(

@@ -4,7 +4,7 @@ test_late_runner_equivalence.py."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,28 +20,16 @@ from server.execution.rows import Rows
 from server.execution.sampler import Sampler
 from server.execution.step import DeviceStep
 from server.execution.step_slots import PendingStep, Slots
+from tests.equivalence.planting import Apply, Bugs
 
-
-@dataclass(frozen=True)
-class PlantedBug:
-    name: str
-    caught_by: str
-    apply: Callable[[pytest.MonkeyPatch], None]
-
-
-def _wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[Any], None]:
-    return lambda patch: patch.setattr(owner, name, make(getattr(owner, name)))
-
-
-def _set(owner: Any, name: str, value: Any) -> Callable[[Any], None]:
-    return lambda patch: patch.setattr(owner, name, value)
+BUGS = Bugs()
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-def _step_with(**change: Callable[[Any], Any]) -> Callable[[Any], None]:
+def _step_with(**change: Callable[[Any], Any]) -> Apply:
     """Rows of a step with some fields changed."""
 
     def make(real: Any) -> Any:
@@ -51,9 +39,10 @@ def _step_with(**change: Callable[[Any], Any]) -> Callable[[Any], None]:
 
         return step
 
-    return _wrap(Rows, "step", make)
+    return lambda patch: patch.setattr(Rows, "step", make(Rows.step))
 
 
+@BUGS.wraps("the packet of the step before", "batched equals alone", DeviceStep, "upload")
 def _forget_the_packet(real: Any) -> Any:
     """A replay without its upload: the batch of the step before, once more."""
 
@@ -110,6 +99,7 @@ def _read_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PendingStep, "read", read)
 
 
+@BUGS.wraps("tokens go to the place in the batch", "batched equals alone", kernels, "commit_tokens")
 def _commit_by_place(real: Any) -> Any:
     """A chosen token goes into the record numbered as its place in the batch."""
 
@@ -122,6 +112,7 @@ def _commit_by_place(real: Any) -> Any:
     return commit
 
 
+@BUGS.wraps("penalty counts by place in the batch", "batched equals alone", Sampler, "_tensors")
 def _tables_by_place(real: Any) -> Any:
     def tensors(self: Sampler, work: Any, part: Any, packet: Any) -> Any:
         given = real(self, work, part, packet)
@@ -132,6 +123,7 @@ def _tables_by_place(real: Any) -> Any:
     return tensors
 
 
+@BUGS.wraps("logits of a neighbour", "batched equals alone", Sampler, "choose")
 def _hidden_of_scored(real: Any) -> Any:
     """Rows that choose are taken from the front, where the scored ones are."""
 
@@ -141,101 +133,74 @@ def _hidden_of_scored(real: Any) -> Any:
     return choose
 
 
+@BUGS.wraps(
+    "a capture knows its first contexts for all",
+    "short of blocks equals plenty",
+    DeviceStep,
+    "_step_tensors",
+)
 def _short_contexts(real: Any) -> Any:
     return lambda self, rows, tokens, query, longest: real(self, rows, tokens, query, 40)
 
 
+@BUGS.wraps("the host asks for a value", "batched equals alone", DeviceStep, "_gather")
 def _with_a_question(real: Any) -> Any:
     return lambda self, packet, rows: real(self, packet, max(rows, int(packet[0])))
 
 
+@BUGS.wraps("biases with the wrong sign", "batched equals alone", PacketDraft, "put_floats")
 def _negated(real: Any) -> Any:
     return lambda self, values: real(self, [-value for value in values])
 
 
-BUGS = (
-    PlantedBug(
-        "stale rows fill a batch up",
-        "filled up",
-        _set(cpu_step_inputs, "_fill_up", _nothing),
-    ),
-    PlantedBug(
-        "position + 1 after a row's first step",
-        "chunked equals whole",
-        _step_with(computed=lambda rows: rows.computed + (rows.computed > 0)),
-    ),
-    PlantedBug(
-        "the packet of the step before",
-        "batched equals alone",
-        _wrap(DeviceStep, "upload", _forget_the_packet),
-    ),
-    PlantedBug("a token is read before its event", "batched equals alone", _read_at_once),
-    PlantedBug(
-        "one pinned slot for two steps",
-        "batched equals alone",
-        _set(Slots, "take", lambda self: self._slots[0]),
-    ),
-    PlantedBug(
-        "parameters of the row's next owner", "short of blocks equals plenty", _params_when_read
-    ),
-    PlantedBug(
-        "penalty counts not rebuilt on resume",
-        "preempted equals not",
-        _set(kernels, "count_tokens", _nothing),
-    ),
-    PlantedBug(
-        "tokens not counted as they are chosen",
-        "batched equals alone",
-        _set(row_module, "tables_read", lambda params: 0),
-    ),
-    PlantedBug(
-        "tokens go to the place in the batch",
-        "batched equals alone",
-        _wrap(kernels, "commit_tokens", _commit_by_place),
-    ),
-    PlantedBug(
-        "penalty counts by place in the batch",
-        "batched equals alone",
-        _wrap(Sampler, "_tensors", _tables_by_place),
-    ),
-    PlantedBug(
-        "output position off by one",
-        "batched equals alone",
-        _step_with(outputs=lambda rows: rows.outputs + 1),
-    ),
-    PlantedBug(
-        "new blocks do not reach the device",
-        "short of blocks equals plenty",
-        _wrap(Rows, "_extend", lambda real: lambda *args: real(*args) and []),
-    ),
-    PlantedBug(
-        "copies for forks are left out",
-        "choices equal separate requests",
-        _set(kernels, "copy_blocks", _nothing),
-    ),
-    PlantedBug(
-        "logits of a neighbour",
-        "batched equals alone",
-        _wrap(Sampler, "choose", _hidden_of_scored),
-    ),
-    PlantedBug(
-        "a graph one size too small",
-        "batched equals alone",
-        _set(DecodeGraphs, "size_for", lambda self, rows: max(s for s in self.sizes if s <= rows)),
-    ),
-    PlantedBug(
-        "a capture knows its first contexts for all",
-        "short of blocks equals plenty",
-        _wrap(DeviceStep, "_step_tensors", _short_contexts),
-    ),
-    PlantedBug(
-        "the host asks for a value",
-        "batched equals alone",
-        _wrap(DeviceStep, "_gather", _with_a_question),
-    ),
-    PlantedBug(
-        "biases with the wrong sign",
-        "batched equals alone",
-        _wrap(PacketDraft, "put_floats", _negated),
-    ),
+BUGS.sets("stale rows fill a batch up", "filled up", cpu_step_inputs, "_fill_up", _nothing)
+BUGS.add(
+    "position + 1 after a row's first step",
+    "chunked equals whole",
+    _step_with(computed=lambda rows: rows.computed + (rows.computed > 0)),
+)
+BUGS.add("a token is read before its event", "batched equals alone", _read_at_once)
+BUGS.sets(
+    "one pinned slot for two steps",
+    "batched equals alone",
+    Slots,
+    "take",
+    lambda self: self._slots[0],
+)
+BUGS.add("parameters of the row's next owner", "short of blocks equals plenty", _params_when_read)
+BUGS.sets(
+    "penalty counts not rebuilt on resume",
+    "preempted equals not",
+    kernels,
+    "count_tokens",
+    _nothing,
+)
+BUGS.sets(
+    "tokens not counted as they are chosen",
+    "batched equals alone",
+    row_module,
+    "tables_read",
+    lambda params: 0,
+)
+BUGS.add(
+    "output position off by one",
+    "batched equals alone",
+    _step_with(outputs=lambda rows: rows.outputs + 1),
+)
+BUGS.wraps("new blocks do not reach the device", "short of blocks equals plenty", Rows, "_extend")(
+    lambda real: lambda *args: real(*args) and []
+)
+BUGS.sets(
+    "copies for forks are left out",
+    "choices equal separate requests",
+    kernels,
+    "copy_blocks",
+    _nothing,
+)
+BUGS.sets(
+    "a graph one size too small",
+    "batched equals alone",
+    DecodeGraphs,
+    "size_for",
+    lambda self, rows: max(s for s in self.sizes if s <= rows),
 )

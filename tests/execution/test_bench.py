@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from server.bench import engine as bench
 from weights.synthetic.checkpoint import tiny_llama, write_checkpoint
@@ -17,12 +15,7 @@ from weights.synthetic.checkpoint import tiny_llama, write_checkpoint
 WEB = ("zmq", "msgspec", "fastapi", "uvicorn", "prometheus_client", "transformers")
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """The bench sets torch's threads for its process, which here is everybody's."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("keeps_threads")
 
 
 def test_the_last_line_holds_every_figure(

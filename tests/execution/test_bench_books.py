@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from server.bench import accounting as bench_books
 from weights.synthetic.checkpoint import tiny_llama, write_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """The bench sets torch's threads for its process, which here is everybody's."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("keeps_threads")
 
 
 OPTIONS = "--rounds 2 --batch 3 --prompt-tokens 8 --output-tokens 6 --scrapes 2"

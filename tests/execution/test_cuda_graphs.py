@@ -14,16 +14,11 @@ from server.engine.step_plan import PlannedRow, StepPlan
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
 from server.execution.device import Work
 from server.memory.graph_sizes import graph_sizes, next_size
-from tests.equivalence import checks
 from tests.execution import late_runners, stepping
 from tests.execution.fake_device import FakeDevice, Operation
+from tests.execution.late_plans import Late
 
 GREEDY = SamplingParams(seed=0, temperature=0.0, max_tokens=64)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checks.write("llama", tmp_path_factory.mktemp("llama"))
 
 
 @pytest.mark.parametrize(
@@ -138,19 +133,15 @@ def decode(built: late_runners.FakeBuilt, rows: int, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 4), (8, 8)])
-def test_a_pure_decode_step_runs_captured(
-    rows: int, size: int, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built = late_runners.build(folder, monkeypatch, max_model_len=256)
+def test_a_pure_decode_step_runs_captured(rows: int, size: int, late: Late) -> None:
+    built = late.build()
     decode(built, rows)
     assert built.runner.graphs.captured == (size,)
     assert built.device.replays == 1
 
 
-def test_a_batch_larger_than_the_rows_of_logits_runs_uncaptured(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built = late_runners.build(folder, monkeypatch, max_model_len=256, max_logit_rows=3)
+def test_a_batch_larger_than_the_rows_of_logits_runs_uncaptured(late: Late) -> None:
+    built = late.build(max_logit_rows=3)
     assert built.runner.graphs.sizes == (1, 2, 3)
     decode(built, 4)
     assert built.device.replays == 0
@@ -158,10 +149,8 @@ def test_a_batch_larger_than_the_rows_of_logits_runs_uncaptured(
     assert built.device.replays == 1
 
 
-def test_steps_that_are_more_than_a_token_a_row_run_uncaptured(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built = late_runners.build(folder, monkeypatch, max_model_len=256)
+def test_steps_that_are_more_than_a_token_a_row_run_uncaptured(late: Late) -> None:
+    built = late.build()
     one = stepping.admitted([5, 9, 33, 7], GREEDY, (1,))
     plans = [
         StepPlan(1, rows=(PlannedRow(0, 1),), admitted=(one,)),  # chooses nothing
@@ -173,10 +162,8 @@ def test_steps_that_are_more_than_a_token_a_row_run_uncaptured(
     assert built.device.replays == built.device.captures == 0
 
 
-def test_a_start_captures_every_size_and_leaves_no_row(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built = late_runners.build(folder, monkeypatch, graphs=GraphMode.START, max_model_len=256)
+def test_a_start_captures_every_size_and_leaves_no_row(late: Late, folder: Path) -> None:
+    built = late.build(graphs=GraphMode.START)
     assert built.runner.warm_up() > 0
     assert built.runner.graphs.captured == (1, 2, 4, 8)
     assert not built.runner.rows.num_tokens.any()
@@ -184,6 +171,6 @@ def test_a_start_captures_every_size_and_leaves_no_row(
     got = stepping.greedy(built.runner, ids, 12)
     assert built.device.captures == captures
     with pytest.MonkeyPatch.context() as patch:
-        eager = late_runners.build(folder, patch, graphs=GraphMode.OFF, max_model_len=256)
+        eager = Late(folder, patch).build(graphs=GraphMode.OFF)
         assert stepping.greedy(eager.runner, ids, 12) == got
         assert eager.device.replays == 0

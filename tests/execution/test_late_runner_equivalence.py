@@ -1,22 +1,68 @@
 """The runner on a device answers as the one on a CPU does, two steps in flight or one, captured or
-not; and bugs of its own kinds, planted one at a time, are noticed by the check that is named."""
+not; and bugs of its own kinds, planted one at a time, are noticed by the check that is named.
+
+They are the equivalences of tests/equivalence. The plain side of each comes from the runner on a
+CPU, so what is held is also that both give the same answers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.engine.invariants import InvariantError
+from server.engine.request import EngineRequest
 from server.execution.cuda_graphs import DecodeGraphs, GraphMode
-from tests.equivalence import checks, harness
+from server.execution.model_runner import ModelRunner
+from tests.equivalence import checks, harness, workloads
 from tests.equivalence.checks import Setting
-from tests.execution import late_checks
-from tests.execution.late_checks import LateSetting
-from tests.execution.planted_late_bugs import BUGS, PlantedBug
+from tests.equivalence.planting import PlantedBug
+from tests.execution import late_runners
+from tests.execution.planted_late_bugs import BUGS
 
 Known = dict[tuple[str, ...], harness.Run]
+
+
+def plain_runs(folder: Path) -> Known:
+    """Every workload as a CPU answers it, one request at a time. Before a fake is installed."""
+    known: Known = {}
+    setting = Setting(folder, known=known)
+    for requests in (workloads.mixed(), workloads.prefixed(), workloads.growing()):
+        setting.plain(requests)
+    checks.choices_equal_separate_requests(setting)  # remembers the separate requests' run
+    return known
+
+
+@dataclass(frozen=True)
+class LateSetting(Setting):
+    """A checkpoint, and how the runner on a fake device runs it."""
+
+    patch: pytest.MonkeyPatch = field(kw_only=True)
+    graphs: GraphMode = GraphMode.LAZY
+    overlaps: bool = True
+    changes: dict[str, int] = field(default_factory=dict)
+    made: list[late_runners.FakeBuilt] = field(default_factory=list)
+
+    def built(self, num_tokens: int = 4096) -> late_runners.FakeBuilt:  # type: ignore[override]
+        config = harness.runner_config(self.block_size, num_tokens, **self.changes)
+        if not self.overlaps:
+            self.patch.setattr(ModelRunner, "overlaps", property(lambda _: False))
+        built = late_runners.build_from(self.folder, config, self.patch, graphs=self.graphs)
+        self.made.append(built)
+        return built
+
+    def plain(self, requests: Sequence[EngineRequest]) -> harness.Run:
+        """Known before: a CPU's kernels are not to be had while a fake device is installed."""
+        names = tuple(request.request_id for request in requests)
+        assert self.known is not None and names in self.known, "run plainly beforehand"
+        return self.known[names]
+
+    @property
+    def replays(self) -> int:
+        return sum(built.device.replays for built in self.made)
 
 
 class Models:
@@ -29,7 +75,7 @@ class Models:
     def __getitem__(self, name: str) -> tuple[Path, Known]:
         if name not in self._made:
             folder = checks.write(name, self._factory.mktemp(name))
-            self._made[name] = (folder, late_checks.plain_runs(folder))
+            self._made[name] = (folder, plain_runs(folder))
         return self._made[name]
 
 

@@ -13,36 +13,19 @@ from server.engine.step_plan import StepPlan
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
 from server.memory.kinds import MemoryKind
-from tests.equivalence import checks, harness, workloads
-from tests.execution import late_runners, stepping
+from tests.equivalence import harness, workloads
+from tests.execution import stepping
 from tests.execution.fake_device import NotEnqueued
-from tests.execution.late_plans import (
-    GREEDY,
-    PENALISED,
-    assert_same,
-    build,
-    decode,
-    on_cpu,
-    prompts,
-    start,
-)
+from tests.execution.late_plans import GREEDY, PENALISED, Late, assert_same, decode, prompts, start
 from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checks.write("llama", tmp_path_factory.mktemp("llama"))
-
 
 # -- how it fails ----------------------------------------------------------------------------------
 
 
-def test_a_step_that_raised_is_told_by_its_result_and_the_rows_can_be_rebuilt(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_raised_is_told_by_its_result_and_the_rows_can_be_rebuilt(late: Late) -> None:
     plans = [prompts([GREEDY, PENALISED]), decode(2, [0, 1])]
-    expected = on_cpu(folder, plans)
-    built = build(folder, monkeypatch)
+    expected = late.on_cpu(plans)
+    built = late.build()
 
     def fail(*args: object) -> None:
         raise RuntimeError("the device is unwell")
@@ -73,9 +56,7 @@ def test_the_largest_step_stays_within_the_plan(
 ) -> None:
     write_checkpoint(SPECS[name], tmp_path, seed=1, format=format)
     sizes = {"num_blocks": 256, "max_num_seqs": 16, "max_num_batched_tokens": 2048}
-    built = late_runners.build(
-        tmp_path, monkeypatch, format=format, max_logit_rows=64, max_model_len=256, **sizes
-    )
+    built = Late(tmp_path, monkeypatch).build(format=format, max_logit_rows=64, **sizes)
     measured = built.runner.warm_up()
     planned = built.layout.bytes(MemoryKind.ACTIVATIONS)
     assert measured <= planned
@@ -88,8 +69,8 @@ def test_the_largest_step_stays_within_the_plan(
     assert 0 < built.layout.bytes(MemoryKind.GRAPHS) < planned
 
 
-def test_pinned_memory_is_that_of_the_layout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = build(folder, monkeypatch)
+def test_pinned_memory_is_that_of_the_layout(late: Late) -> None:
+    built = late.build()
     assert built.runner.pinned_bytes == built.layout.pinned_bytes > 0
     on_device = {buffer.name for buffer in built.layout.buffers}
     assert {"row_state", "packet", "logits", "kv_cache", "rotary_table"} <= on_device
@@ -99,10 +80,10 @@ def test_pinned_memory_is_that_of_the_layout(folder: Path, monkeypatch: pytest.M
 
 
 def test_serving_asks_the_sampler_for_nothing_that_the_warm_up_did_not(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    late: Late, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel is compiled for each combination of what is given, and each width of a report."""
-    built = build(folder, monkeypatch, max_num_seqs=16, num_blocks=256)
+    built = late.build(max_num_seqs=16, num_blocks=256)
     asked: set[tuple[object, ...]] = set()
     sample, report = kernels.sample, kernels.token_logprobs
 
@@ -126,9 +107,9 @@ def test_serving_asks_the_sampler_for_nothing_that_the_warm_up_did_not(
 
 
 def test_the_warm_up_meets_every_size_that_decode_steps_have(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    late: Late, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = build(folder, monkeypatch, max_num_seqs=40, num_blocks=256)
+    built = late.build(max_num_seqs=40, num_blocks=256)
     rows: set[int] = set()
     real = built.runner.forward_layers
 
@@ -144,10 +125,8 @@ def test_the_warm_up_meets_every_size_that_decode_steps_have(
 # -- the fake itself -----------------------------------------------------------------------------
 
 
-def test_the_fake_notices_what_a_device_would_wait_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built = build(folder, monkeypatch)
+def test_the_fake_notices_what_a_device_would_wait_for(late: Late) -> None:
+    built = late.build()
     counts = built.runner.step._buffers["output_counts"]
     cell = counts[0, 0]
     for waits in (

@@ -15,9 +15,8 @@ from server.execution import model_runner
 from server.execution.model_runner import ModelRunner
 from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import max_context
-from tests.equivalence import checks
 from tests.execution import stepping
-from tests.execution.late_plans import GREEDY, build, prompts, start
+from tests.execution.late_plans import GREEDY, Late, prompts, start
 from tests.execution.late_plans import IDS as LONG_IDS
 from weights.spec import RopeScaling, RopeSpec
 from weights.synthetic.checkpoint import tiny_llama
@@ -97,20 +96,6 @@ def test_a_stretched_context_counts_the_stretch() -> None:
 # -- what is refused, on a CPU and on a device that runs late -----------------------------------
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checks.write("llama", tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(params=["cpu", "late"])
-def runner(
-    request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> ModelRunner:
-    if request.param == "cpu":
-        return stepping.built(folder, max_model_len=256).runner
-    return build(folder, monkeypatch).runner
-
-
 def test_what_is_not_served_is_refused_by_name(runner: ModelRunner) -> None:
     plan = prompts([GREEDY])
     handle = runner.forward(plan)
@@ -164,11 +149,11 @@ def test_a_table_for_each_group_is_asked_for(runner: ModelRunner) -> None:
 
 
 def test_rows_that_cannot_be_numbered_are_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    late: Late, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_runner, "MOST_ROW_WORDS", 1000)
     message = "max_num_seqs 8 times max_model_len 256 is too much"
     with pytest.raises(ValueError, match=message):
-        stepping.built(folder, max_model_len=256)
+        late.cpu_runner()
     with pytest.raises(ValueError, match=message):
-        build(folder, monkeypatch)
+        late.build()

@@ -13,7 +13,7 @@ import kernels
 from server.execution.build import BuiltRunner
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
-from tests.execution.test_runner_memory import build
+from tests.execution.large_steps import build
 
 NORMS = ("attention_norm", "mlp_norm")
 LINEARS = ("qkv", "attention_output", "up", "down")

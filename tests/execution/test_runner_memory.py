@@ -8,40 +8,16 @@ import pytest
 import torch
 
 import kernels
-from server.execution.build import BuiltRunner, build_runner
+from server.execution.build import BuiltRunner
 from server.execution.layers import Mlp
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
 from server.memory.intermediates import sample_rows
 from server.memory.kinds import Buffer, MemoryKind
-from tests.engine_configs import engine_config
 from tests.execution import stepping
-from weights.spec import ModelSpec
-from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
+from tests.execution.large_steps import SPECS, build
 
 MIB = 1 << 20
-SPECS: dict[str, ModelSpec] = {
-    "wide mlp": tiny_llama(
-        vocab_size=600, hidden_size=128, intermediate_size=512, num_query_heads=8, head_dim=32
-    ),
-    "large vocabulary": tiny_llama(vocab_size=20_000, hidden_size=32, intermediate_size=64),
-    "many wide heads": tiny_llama(
-        vocab_size=300, num_query_heads=16, num_kv_heads=16, head_dim=64, intermediate_size=64
-    ),
-    "gpt2": tiny_gpt2(vocab_size=5000, hidden_size=128),
-}
-
-
-def build(name: str, format: str, folder: Path) -> BuiltRunner:
-    write_checkpoint(SPECS[name], folder, seed=1, format=format)
-    config = engine_config(
-        format=format,
-        num_blocks=256,
-        max_num_seqs=16,
-        max_num_batched_tokens=2048,
-        max_logit_rows=64,
-    )
-    return build_runner(folder, config, warm_up=False)
 
 
 def unlisted(built: BuiltRunner) -> list[int]:

@@ -3,30 +3,13 @@ handed out has nothing to read where that is watched: on a CPU, and on a device 
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 import torch
 
 from server.engine.request import SamplingParams
 from server.engine.step_plan import PlannedRow, StepPlan
 from server.execution.model_runner import ModelRunner
-from tests.equivalence import checks
-from tests.execution import late_runners, stepping
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checks.write("llama", tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(params=["cpu", "late"])
-def runner(
-    request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> ModelRunner:
-    if request.param == "cpu":
-        return stepping.built(folder, max_model_len=256).runner
-    return late_runners.build(folder, monkeypatch, max_model_len=256).runner
+from tests.execution import stepping
+from tests.execution.late_plans import Late
 
 
 def cache_of(runner: ModelRunner) -> torch.Tensor:
@@ -62,8 +45,8 @@ def test_a_block_that_is_handed_out_has_nothing_to_read_where_that_is_watched(
     assert not after[:, others].isnan().any()
 
 
-def test_nothing_is_watched_otherwise(folder: Path) -> None:
-    runner = stepping.built(folder, max_model_len=256, poison=False).runner
+def test_nothing_is_watched_otherwise(late: Late) -> None:
+    runner = late.cpu_runner(poison=False)
     row = stepping.admitted([5, 6, 7], SamplingParams(seed=0), (3,))
     runner.forward(StepPlan(1, rows=(PlannedRow(0, 3),), admitted=(row,)))
     assert not cache_of(runner).isnan().any()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from server.engine.events import ChoiceOutput, EngineFrame, PromptOutput
+from tests.engine.engine_story import own_logprobs
 from tests.engine.fake_model import model_logprob
-from tests.invariants.engine_oracle import Choice, Promise, Visits, fingerprint, unpack_own_logprobs
+from tests.invariants.engine_oracle import Choice, Promise, Visits, fingerprint
 
 
 class Clients:
@@ -53,7 +54,7 @@ class Clients:
         assert output.first_position == len(promise.prompt_logprobs) + 1, (
             "prompt log-probabilities come in order, none twice"
         )
-        promise.prompt_logprobs += unpack_own_logprobs(output.logprobs)
+        promise.prompt_logprobs += own_logprobs(output.logprobs)
 
     def _observe_choice(self, output: ChoiceOutput) -> None:
         promise = self.promises[output.request_id]
@@ -78,7 +79,7 @@ class Clients:
         before = tuple(choice.delivered[: -len(output.token_ids)])
         prefix = fingerprint((*promise.request.prompt_token_ids, *before))
         token = output.token_ids[0]
-        assert unpack_own_logprobs(output.logprobs) == [(token, model_logprob(prefix, token))]
+        assert own_logprobs(output.logprobs) == [(token, model_logprob(prefix, token))]
 
     def _check_outcome(self, promise: Promise, choice: Choice, output: ChoiceOutput) -> None:
         if choice.outcome == "abort":

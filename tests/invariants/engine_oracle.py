@@ -5,13 +5,12 @@ Shares nothing with the product but the request types and the fake model's arith
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
 from server.engine.request import EngineRequest, SamplingParams
-from server.engine.step_plan import LogprobArrays
-from tests.engine.fake_model import extend_prefix, model_logprob, model_token
+from tests.engine.engine_story import prompt_scores
+from tests.engine.fake_model import extend_prefix, model_token
 
 
 def fingerprint(tokens: tuple[int, ...]) -> int:
@@ -49,14 +48,6 @@ def solo_run(
     return SoloRun(generated, "length")
 
 
-def unpack_own_logprobs(arrays: LogprobArrays) -> list[tuple[int, float]]:
-    """Column 0: the token itself and its log-probability."""
-    count = arrays.num_positions * arrays.width
-    ids = struct.unpack(f"<{count}i", arrays.token_ids)
-    values = struct.unpack(f"<{count}f", arrays.logprobs)
-    return list(zip(ids[:: arrays.width], values[:: arrays.width], strict=True))
-
-
 @dataclass
 class Choice:
     """What one choice has delivered, beside what it has to."""
@@ -92,12 +83,7 @@ class Promise:
         return (self.arrival_time + 10.0 * self.request.priority, self.arrival)
 
     def expected_prompt_logprobs(self) -> list[tuple[int, float]]:
-        tokens = self.request.prompt_token_ids
-        return [
-            (token, model_logprob(fingerprint(tokens[:position]), token))
-            for position, token in enumerate(tokens)
-            if position
-        ]
+        return prompt_scores(self.request.prompt_token_ids)
 
 
 Content = tuple[tuple[int, str, str, int], tuple[int, ...]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.engine.engine_story import Story, prompt, solo
@@ -13,46 +15,43 @@ def test_the_six_tokens_of_these_stories_are_six() -> None:
     assert len(set(SAID)) == 6
 
 
-def test_max_tokens_ends_with_length_and_no_stop_id() -> None:
-    story = Story()
-    story.ask("a", prompt(3), max_tokens=4)
+@pytest.mark.parametrize(
+    ("limits", "wishes", "said", "reason", "stop_id"),
+    [
+        ({}, {"max_tokens": 4}, SAID[:4], "length", None),
+        ({"max_model_len": 7}, {"max_tokens": 4}, SAID[:4], "length", None),
+        ({"eos_token_ids": (SAID[2],)}, {"max_tokens": 6}, SAID[:3], "stop", SAID[2]),
+        ({"eos_token_ids": (SAID[4], SAID[1])}, {"max_tokens": 6}, SAID[:2], "stop", SAID[1]),
+        ({"eos_token_ids": (SAID[2],)}, {"max_tokens": 3}, SAID[:3], "stop", SAID[2]),
+        (
+            {"eos_token_ids": (SAID[2],)},
+            {"max_tokens": 6, "ignore_eos": True},
+            SAID,
+            "length",
+            None,
+        ),
+        ({"eos_token_ids": (2,)}, {"max_tokens": 2}, SAID[:2], "length", None),
+    ],
+    ids=[
+        *("max_tokens", "the last token of the context", "the end of sequence"),
+        *("one of several ends", "the end as the last allowed token", "an end that is ignored"),
+        "an end id within the prompt",
+    ],
+)
+def test_what_ends_a_choice_and_the_word_for_it(
+    limits: dict[str, Any],
+    wishes: dict[str, Any],
+    said: tuple[int, ...],
+    reason: str,
+    stop_id: int | None,
+) -> None:
+    story = Story(**limits)
+    story.ask("a", prompt(3), **wishes)
     story.run()
-    assert story.tokens("a") == SAID[:4]
+    assert story.tokens("a") == said
     ending = story.ending("a")
-    assert (ending.finish_reason, ending.stop_token_id) == ("length", None)
-    assert ending.token_ids == SAID[3:4], "the last token and the end come together"
-
-
-def test_the_context_of_the_model_may_be_filled_to_the_last_token() -> None:
-    story = Story(max_model_len=7)
-    story.ask("a", prompt(3), max_tokens=4)
-    story.run()
-    assert story.tokens("a") == SAID[:4]
-    assert story.endings() == [("a", 0, "length")]
-
-
-def test_the_end_of_sequence_id_ends_with_stop_and_is_told() -> None:
-    story = Story(eos_token_ids=(SAID[2],))
-    story.ask("a", prompt(3), max_tokens=6)
-    story.run()
-    assert story.tokens("a") == SAID[:3]
-    ending = story.ending("a")
-    assert (ending.finish_reason, ending.stop_token_id) == ("stop", SAID[2])
-
-
-def test_each_of_several_end_of_sequence_ids_ends() -> None:
-    story = Story(eos_token_ids=(SAID[4], SAID[1]))
-    story.ask("a", prompt(3), max_tokens=6)
-    story.run()
-    assert story.tokens("a") == SAID[:2]
-
-
-def test_a_request_that_ignores_the_end_of_sequence_runs_on() -> None:
-    story = Story(eos_token_ids=(SAID[2],))
-    story.ask("a", prompt(3), max_tokens=6, ignore_eos=True)
-    story.run()
-    assert story.tokens("a") == SAID
-    assert story.endings() == [("a", 0, "length")]
+    assert (ending.finish_reason, ending.stop_token_id) == (reason, stop_id)
+    assert ending.token_ids == said[-1:], "the last token and the end come together"
 
 
 def test_a_stop_id_of_the_request_ends_it_and_no_other() -> None:
@@ -63,20 +62,6 @@ def test_a_stop_id_of_the_request_ends_it_and_no_other() -> None:
     assert story.tokens("stops") == SAID[:4]
     assert story.ending("stops").stop_token_id == SAID[3]
     assert story.tokens("runs on") == SAID
-
-
-def test_the_end_of_sequence_as_the_last_allowed_token_ends_with_stop() -> None:
-    story = Story(eos_token_ids=(SAID[2],))
-    story.ask("a", prompt(3), max_tokens=3)
-    story.run()
-    assert story.endings() == [("a", 0, "stop")]
-
-
-def test_a_stop_id_within_the_prompt_ends_nothing() -> None:
-    story = Story(eos_token_ids=(2,))
-    story.ask("a", prompt(3), max_tokens=2)
-    story.run()
-    assert story.endings() == [("a", 0, "length")]
 
 
 @pytest.mark.parametrize(("min_tokens", "flags"), [(0, (0, 0, 0)), (2, (1, 1, 0)), (3, (1, 1, 1))])

@@ -14,7 +14,6 @@ from server.engine.request import EngineRequest
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import CudaDevice
 from server.execution.gpu_memory import read_allocator
-from tests.engine_configs import engine_config
 from tests.equivalence import checks, harness
 from tests.equivalence.checks import Setting
 from tests.execution import late_runners
@@ -31,16 +30,7 @@ class CudaSetting(Setting):
     made: list[late_runners.FakeBuilt] = field(default_factory=list)
 
     def built(self, num_tokens: int = 4096) -> late_runners.FakeBuilt:  # type: ignore[override]
-        config = engine_config(
-            block_size=self.block_size,
-            num_blocks=num_tokens // self.block_size,
-            max_num_seqs=16,
-            max_num_batched_tokens=harness.MAX_TOKENS,
-            max_model_len=256,
-            max_logit_rows=harness.MAX_TOKENS,
-            max_logprobs=8,
-            batch_invariant=True,
-        )
+        config = harness.runner_config(self.block_size, num_tokens, batch_invariant=True)
         device = CudaDevice()
         built = late_runners.build_from(
             self.folder, config, self.patch, graphs=self.graphs, device=device
