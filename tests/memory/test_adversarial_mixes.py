@@ -3,10 +3,7 @@ planned, at a small budget and at the least that the planner accepts."""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +15,11 @@ from server.config.server_config import resolve
 from server.errors import StartupError
 from server.startup.model_info import read_model
 from server.units import exact_size
+from tests.memory.accounting import figures_of
 from tests.memory.adversarial_mixes import BLOCK_BYTES, LEAST_BLOCKS, LIMITS, MAX_LEN, MODEL, VOCAB
 from weights.synthetic.checkpoint import write_checkpoint, write_tokenizer
 
 MIB = 2**20
-ROOT = Path(__file__).parents[2]
 LEAST = LEAST_BLOCKS * BLOCK_BYTES
 SMALL = 4 * LEAST
 TENSORS = ("weights", "kv_cache", "io", "workspace", "activations")
@@ -37,18 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def serve(folder: Path, kv_bytes: int, first: int, count: int) -> dict[str, Any]:
-    arguments = [str(folder), str(kv_bytes), str(first), str(count)]
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.memory.adversarial_mixes", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=3000,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "out of memory in step" not in result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+    arguments = (folder, kv_bytes, first, count)
+    module = "tests.memory.adversarial_mixes"
+    return figures_of(module, *arguments, timeout=3000, quiet="out of memory in step")
 
 
 def assert_within_the_plan(found: Mapping[str, Any]) -> None:

@@ -6,40 +6,28 @@ whole process.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from server.config.options import DEMO_MODEL_DIR
-from server.memory.accounting.accountant import Accountant, AccountingSources, KVUse
+from server.memory.accounting.accountant import Accountant, KVUse
 from server.memory.accounting.cpu import CpuMemory
 from server.memory.accounting.process import Snapshot
 from server.memory.accounting.reading import flatten
 from server.memory.kinds import MemoryKind
+from tests.memory.accounting import accounting_sources, figures_of
 from weights.synthetic.checkpoint import write_checkpoint
 from weights.synthetic.tiny_specs import tiny_llama
 
 MIB = 2**20
-ROOT = Path(__file__).parents[2]
 Reading = Mapping[str, int]
 
 
 def probe(model_dir: Path, tokens: int, dtype: str, requests: int = 48) -> dict[str, Reading]:
-    arguments = [str(model_dir), str(tokens), dtype, str(requests)]
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.memory.books_probe", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=280,
-    )
-    assert result.returncode == 0, result.stderr
-    found: dict[str, Reading] = json.loads(result.stdout)
-    return found
+    arguments = (model_dir, tokens, dtype, requests)
+    return figures_of("tests.memory.books_probe", *arguments, timeout=280)
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +97,12 @@ def snapshot(resident: int, code: int, heap: int, in_use: int, free: int = 500) 
 
 
 def accountant(base: Snapshot, now: Snapshot, held: int) -> Accountant:
-    books = AccountingSources(
-        device=CpuMemory(base, lambda: now),
-        held_bytes=lambda: {MemoryKind.WEIGHTS: held, MemoryKind.KV_CACHE: 40},
-        kv_use=lambda: KVUse(2, 1, 8, 5),
-        kv_page_bytes=4,
-        kv_token_bytes=1,
+    cache = {"kv_use": lambda: KVUse(2, 1, 8, 5), "kv_page_bytes": 4}
+    books = accounting_sources(
+        CpuMemory(base, lambda: now),
+        lambda: {MemoryKind.WEIGHTS: held, MemoryKind.KV_CACHE: 40},
         peak_activation_bytes=lambda: 7,
+        **cache,
     )
     return Accountant(books)
 
@@ -137,16 +124,12 @@ def test_unaccounted_is_what_nothing_else_explains() -> None:
 def test_a_peak_stays_when_less_is_held_again() -> None:
     now, held, activations = [snapshot(270, 65, 50, 30)], [80], [7]
     base = snapshot(resident=100, code=60, heap=20, in_use=15)
-    books = Accountant(
-        AccountingSources(
-            device=CpuMemory(base, lambda: now[0]),
-            held_bytes=lambda: {MemoryKind.WEIGHTS: held[0]},
-            kv_use=lambda: KVUse(0, 0, 0, 0),
-            kv_page_bytes=4,
-            kv_token_bytes=1,
-            peak_activation_bytes=lambda: activations[0],
-        )
+    sources = accounting_sources(
+        CpuMemory(base, lambda: now[0]),
+        lambda: {MemoryKind.WEIGHTS: held[0]},
+        peak_activation_bytes=lambda: activations[0],
     )
+    books = Accountant(sources)
     high = flatten(books.read())
     now[0], held[0], activations[0] = snapshot(150, 60, 20, 20), 30, 2
     low = flatten(books.read())

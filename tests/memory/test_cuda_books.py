@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.memory.accounting import cuda as cuda_memory
-from server.memory.accounting.accountant import Accountant, AccountingSources, KVUse
+from server.memory.accounting.accountant import Accountant
 from server.memory.accounting.cuda import CudaMemory, steady
 from server.memory.accounting.cuda_allocator import AllocatorState
 from server.memory.accounting.nvml import DeviceUse
 from server.memory.accounting.reading import NAMES, DeviceReading, flatten
 from server.memory.kinds import MemoryKind
+from tests.memory.accounting import accounting_sources
 from tests.memory.simulated_gpu import COMMON, GRAPHS, MIB, OWN_PID, Sight, SimulatedGpu, Tensor
 
 CONTEXT, LIBRARIES, LOADED = 480 * MIB, 32 * MIB, 90 * MIB
@@ -45,20 +47,18 @@ def built(gpu: SimulatedGpu, memory: CudaMemory) -> None:
     memory.settle()
 
 
-def accountant(gpu: SimulatedGpu, memory: CudaMemory) -> Accountant:
-    books = AccountingSources(
-        device=memory,
-        held_bytes=gpu.held,
-        kv_use=lambda: KVUse(0, 0, 0, 0),
-        kv_page_bytes=1,
-        kv_token_bytes=1,
-        peak_activation_bytes=lambda: 0,
-    )
-    return Accountant(books)
+def serving(**facts: Any) -> tuple[SimulatedGpu, CudaMemory]:
+    """A GPU with these facts, on which an engine has started."""
+    gpu = SimulatedGpu(**facts)
+    memory = opened(gpu)
+    built(gpu, memory)
+    return gpu, memory
 
 
-def reading_of(gpu: SimulatedGpu, memory: CudaMemory) -> dict[str, int]:
-    return flatten(accountant(gpu, memory).read())
+def reader(gpu: SimulatedGpu, memory: CudaMemory) -> Callable[[], dict[str, int]]:
+    """Reads the books of one accountant, again and again."""
+    books = Accountant(accounting_sources(memory, gpu.held))
+    return lambda: flatten(books.read())
 
 
 def assert_true(gpu: SimulatedGpu, reading: Mapping[str, int]) -> None:
@@ -95,14 +95,8 @@ def everything(gpu: SimulatedGpu) -> None:
 
 @pytest.mark.parametrize("sight", Sight)
 def test_every_kind_is_true_whatever_happens(sight: Sight) -> None:
-    gpu = SimulatedGpu(sight=sight, neighbours={5: 2000 * MIB})
-    memory = opened(gpu)
-    built(gpu, memory)
-    books = accountant(gpu, memory)
-
-    def read() -> dict[str, int]:
-        return flatten(books.read())
-
+    gpu, memory = serving(sight=sight, neighbours={5: 2000 * MIB})
+    read = reader(gpu, memory)
     assert_true(gpu, read())
     everything(gpu)
     assert_true(gpu, read())
@@ -158,14 +152,8 @@ def happen(gpu: SimulatedGpu, tensors: list[Tensor], step: tuple[object, ...]) -
 def test_the_books_are_true_after_any_history(
     sight: Sight, history: list[tuple[object, ...]]
 ) -> None:
-    gpu = SimulatedGpu(sight=sight, total=8 * 1024 * MIB)
-    memory = opened(gpu)
-    built(gpu, memory)
-    books = accountant(gpu, memory)
-
-    def read() -> dict[str, int]:
-        return flatten(books.read())
-
+    gpu, memory = serving(sight=sight, total=8 * 1024 * MIB)
+    read = reader(gpu, memory)
     tensors: list[Tensor] = []
     for step in history:
         happen(gpu, tensors, step)
@@ -173,14 +161,8 @@ def test_the_books_are_true_after_any_history(
 
 
 def test_64_mib_behind_the_back_are_unaccounted_until_they_are_given_back() -> None:
-    gpu = SimulatedGpu()
-    memory = opened(gpu)
-    built(gpu, memory)
-    books = accountant(gpu, memory)
-
-    def read() -> dict[str, int]:
-        return flatten(books.read())
-
+    gpu, memory = serving()
+    read = reader(gpu, memory)
     gpu.take_behind_the_back(64 * MIB)
     held = read()
     assert held["unaccounted"] == held["unaccounted.outside"] == 64 * MIB
@@ -191,24 +173,20 @@ def test_64_mib_behind_the_back_are_unaccounted_until_they_are_given_back() -> N
 @pytest.mark.parametrize("sight", Sight)
 def test_a_graph_captured_later_belongs_to_the_runtime(sight: Sight) -> None:
     """What it takes of the driver; its pool is the allocator's and stands by itself."""
-    gpu = SimulatedGpu(sight=sight)
-    memory = opened(gpu)
-    built(gpu, memory)
+    gpu, memory = serving(sight=sight)
     gpu.take_behind_the_back(3 * MIB)  # before, and after, it is nobody's
     with memory.loading():
         gpu.allocate(6 * MIB, None, GRAPHS)
         gpu.load_module(5 * MIB)
     gpu.settled_modules = gpu.modules
     gpu.take_behind_the_back(2 * MIB)
-    assert_true(gpu, reading_of(gpu, memory))
+    assert_true(gpu, reader(gpu, memory)())
 
 
 def test_where_the_driver_hides_us_the_remainder_is_called_an_estimate() -> None:
-    gpu = SimulatedGpu(sight=Sight.HIDDEN)
-    memory = opened(gpu)
-    built(gpu, memory)
+    gpu, memory = serving(sight=Sight.HIDDEN)
     gpu.take_behind_the_back(64 * MIB)
-    reading = reading_of(gpu, memory)
+    reading = reader(gpu, memory)()
     assert reading["estimated.runtime"] == reading["estimated.other_processes"] == 1
     assert reading["other_processes"] == gpu.driver + LOADED + 64 * MIB
     assert reading["unaccounted"] == 0
@@ -217,7 +195,7 @@ def test_where_the_driver_hides_us_the_remainder_is_called_an_estimate() -> None
 def test_without_any_reading_before_the_context_what_was_in_use_counts_as_runtime() -> None:
     gpu = SimulatedGpu(sight=Sight.HIDDEN, neighbours={5: 100 * MIB})
     memory = opened(gpu, knows_before=False)
-    reading = reading_of(gpu, memory)
+    reading = reader(gpu, memory)()
     assert reading["runtime"] == CONTEXT + 100 * MIB
     assert reading["estimated.runtime"] == 1
     assert reading["unaccounted"] == 0
@@ -227,7 +205,7 @@ def test_a_stranger_with_our_number_is_not_us() -> None:
     """Numbers of the host: ours may be somebody else's there."""
     gpu = SimulatedGpu(sight=Sight.HOST_NUMBERS, neighbours={OWN_PID: 500 * MIB})
     memory = opened(gpu)
-    assert reading_of(gpu, memory)["runtime"] == CONTEXT
+    assert reader(gpu, memory)()["runtime"] == CONTEXT
 
 
 def test_two_that_appear_together_cannot_be_told_apart() -> None:
@@ -338,11 +316,9 @@ PLANTED: dict[str, Plant] = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     PLANTED[name](monkeypatch)
-    gpu = SimulatedGpu(neighbours={5: 2000 * MIB})
-    memory = opened(gpu)
-    built(gpu, memory)
+    gpu, memory = serving(neighbours={5: 2000 * MIB})
     everything(gpu)
-    reading = reading_of(gpu, memory)
+    reading = reader(gpu, memory)()
     assert sum(reading[kind] for kind in MemoryKind) == reading["total"]  # this shows nothing
     with pytest.raises(AssertionError):
         assert_true(gpu, reading)

@@ -63,14 +63,14 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
     yield made
 
 
-def opened() -> Nvml | None:
-    return open_nvml(UUID, BUS, NAME)
+def opened() -> Nvml:
+    nvml = open_nvml(UUID, BUS, NAME)
+    assert nvml is not None
+    return nvml
 
 
 def test_memory_and_processes_each_once(library: Library) -> None:
-    nvml = opened()
-    assert nvml is not None
-    assert nvml.read() == DeviceUse(1000, 600, 30, {11: 500, 12: 800, 13: 5})
+    assert opened().read() == DeviceUse(1000, 600, 30, {11: 500, 12: 800, 13: 5})
 
 
 @pytest.mark.parametrize("name", [f"GPU-{UUID}", f"MIG-{UUID}", BUS])
@@ -78,36 +78,29 @@ def test_a_device_is_found_by_its_identity_as_a_whole_or_a_part_else_by_its_bus(
     library: Library, name: str
 ) -> None:
     library.known = (name, "GPU-another")
-    nvml = opened()
-    assert nvml is not None
-    assert nvml._handle == name
+    assert opened()._handle == name
 
 
 def test_an_old_driver_does_not_say_what_it_keeps(library: Library) -> None:
     library.old = True
-    nvml = opened()
-    assert nvml is not None
-    use = nvml.read()
+    use = opened().read()
     assert use is not None
     assert (use.total, use.free, use.driver) == (1000, 600, 0)
 
 
 def test_a_figure_that_is_not_told_hides_the_list(library: Library) -> None:
     library.hides = True
-    nvml = opened()
-    assert nvml is not None
-    use = nvml.read()
+    use = opened().read()
     assert use is not None
     assert use.processes is None
 
 
 def test_where_nothing_answers_there_is_no_figure(library: Library) -> None:
     nvml = opened()
-    assert nvml is not None
     library.lost = True
     assert nvml.read() is None
     library.known = ()
-    assert opened() is None
+    assert open_nvml(UUID, BUS, NAME) is None
     library.known = ("GPU-another",)
-    assert opened() is None
+    assert open_nvml(UUID, BUS, NAME) is None
     assert open_nvml(UUID, BUS, "no_such_module_as_this") is None

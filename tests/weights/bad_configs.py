@@ -53,31 +53,25 @@ BAD_CONFIGS.config("dtype_unserved", "dtype", "float8_e4m3fn", torch_dtype="floa
 BAD_CONFIGS.config("eos_outside_vocabulary", "eos_token_id", "300", eos_token_id=300)
 BAD_CONFIGS.config("eos_as_word", "eos_token_id", eos_token_id="</s>")
 BAD_CONFIGS.config("tie_as_string", "tie_word_embeddings", tie_word_embeddings="false")
+BAD_CONFIGS.written("config.json", "config_not_json", "{'hidden_size': 32}", "not valid JSON")
+BAD_CONFIGS.written("config.json", "config_not_utf8", b'{"model_type": "\xff\xfe"}', "UTF-8")
+BAD_CONFIGS.written("config.json", "config_is_a_list", "[1, 2]", "object")
+BAD_CONFIGS.written(
+    "config.json",
+    "config_duplicate_key",
+    '{"hidden_size": 32, "hidden_size": 64}',
+    "duplicate",
+    "hidden_size",
+)
+BAD_CONFIGS.written("config.json", "config_too_deep", '{"a":' * 200_000, "deep")
+BAD_CONFIGS.written("config.json", "config_enormous", '{"a": "' + "x" * (5 << 20) + '"}', "bytes")
+BAD_CONFIGS.written("generation_config.json", "generation_config_not_json", "eos", "not valid JSON")
+BAD_CONFIGS.written("adapter_config.json", "adapter_folder", '{"peft_type": "LORA"}', "adapter")
 
 
 @BAD_CONFIGS.mutation("config.json", "missing")
 def config_missing(folder: Path) -> None:
     (folder / "config.json").unlink()
-
-
-@BAD_CONFIGS.mutation("config.json", "not valid JSON")
-def config_not_json(folder: Path) -> None:
-    (folder / "config.json").write_text("{'hidden_size': 32}")
-
-
-@BAD_CONFIGS.mutation("config.json", "UTF-8")
-def config_not_utf8(folder: Path) -> None:
-    (folder / "config.json").write_bytes(b'{"model_type": "\xff\xfe"}')
-
-
-@BAD_CONFIGS.mutation("config.json", "object")
-def config_is_a_list(folder: Path) -> None:
-    (folder / "config.json").write_text("[1, 2]")
-
-
-@BAD_CONFIGS.mutation("config.json", "duplicate", "hidden_size")
-def config_duplicate_key(folder: Path) -> None:
-    (folder / "config.json").write_text('{"hidden_size": 32, "hidden_size": 64}')
 
 
 @BAD_CONFIGS.mutation("config.json", "NaN")
@@ -92,27 +86,7 @@ def config_overflowing_number(folder: Path) -> None:
     (folder / "config.json").write_text(text.replace("1e-06", "1e999"))
 
 
-@BAD_CONFIGS.mutation("config.json", "deep")
-def config_too_deep(folder: Path) -> None:
-    (folder / "config.json").write_text('{"a":' * 200_000)
-
-
-@BAD_CONFIGS.mutation("config.json", "bytes")
-def config_enormous(folder: Path) -> None:
-    (folder / "config.json").write_text('{"a": "' + "x" * (5 << 20) + '"}')
-
-
 @BAD_CONFIGS.mutation("config.json", "outside")
 def config_links_outside(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "config.json").symlink_to("/etc/hostname")
-
-
-@BAD_CONFIGS.mutation("generation_config.json", "not valid JSON")
-def generation_config_not_json(folder: Path) -> None:
-    (folder / "generation_config.json").write_text("eos")
-
-
-@BAD_CONFIGS.mutation("adapter_config.json", "adapter")
-def adapter_folder(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')

@@ -20,19 +20,25 @@ from tests.weights.mutations import NORM, Q_PROJ, Mutations
 BAD_FILES = Mutations()
 
 
-@BAD_FILES.mutation("pytorch_model.bin", "convert to safetensors")
-def pickle_only(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+def _in_another_format(name: str, file: str) -> None:
+    @BAD_FILES.mutation(file, "convert to safetensors", name=name)
+    def only(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder / file)
 
 
-@BAD_FILES.mutation("consolidated.00.pth", "convert to safetensors")
-def pth_only(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "consolidated.00.pth")
-
-
-@BAD_FILES.mutation("model.gguf", "convert to safetensors")
-def gguf_only(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "model.gguf")
+_in_another_format("pickle_only", "pytorch_model.bin")
+_in_another_format("pth_only", "consolidated.00.pth")
+_in_another_format("gguf_only", "model.gguf")
+BAD_FILES.written(
+    INDEX,
+    "index_names_a_million_tensors_in_few_bytes",
+    '{"weight_map":{' + '"a":"b",' * 1_000_000 + '"a":"b"}}',
+    "values",
+    "at most 196608",
+    sharded=True,
+)
+BAD_FILES.written(INDEX, "index_not_json", "weight_map", "not valid JSON", sharded=True)
+BAD_FILES.written(INDEX, "index_without_a_map", '{"metadata": {}}', "weight_map", sharded=True)
 
 
 @BAD_FILES.mutation(WEIGHTS, "missing")
@@ -84,9 +90,9 @@ def shard_is_a_folder(folder: Path) -> None:
     (folder / SHARD).mkdir()
 
 
-def _point(folder: Path, file: str) -> None:
+def _point(folder: Path, file: object, tensor: str = Q_PROJ) -> None:
     """Makes the index say that one tensor lies in ``file``."""
-    edit_json(folder, INDEX, lambda index: index["weight_map"].update({Q_PROJ: file}))
+    edit_json(folder, INDEX, lambda index: index["weight_map"].update({tensor: file}))
 
 
 @BAD_FILES.mutation(OTHER_SHARD, "missing", sharded=True)
@@ -124,14 +130,12 @@ def index_names_a_pickle(folder: Path) -> None:
 
 @BAD_FILES.mutation(INDEX, Q_PROJ, sharded=True)
 def index_points_to_a_number(folder: Path) -> None:
-    edit_json(folder, INDEX, lambda index: index["weight_map"].update({Q_PROJ: 1}))
+    _point(folder, 1)
 
 
 @BAD_FILES.mutation(INDEX, "model.ghost.weight", sharded=True)
 def index_names_a_tensor_that_the_shard_lacks(folder: Path) -> None:
-    edit_json(
-        folder, INDEX, lambda index: index["weight_map"].update({"model.ghost.weight": SHARD})
-    )
+    _point(folder, SHARD, "model.ghost.weight")
 
 
 @BAD_FILES.mutation(INDEX, Q_PROJ, sharded=True)
@@ -163,24 +167,9 @@ def index_names_more_tensors_than_any_model_has(folder: Path) -> None:
     _name_ghosts(folder, 66_000, SHARD)
 
 
-@BAD_FILES.mutation(INDEX, "values", "at most 196608", sharded=True)
-def index_names_a_million_tensors_in_few_bytes(folder: Path) -> None:
-    (folder / INDEX).write_text('{"weight_map":{' + '"a":"b",' * 1_000_000 + '"a":"b"}}')
-
-
 @BAD_FILES.mutation(INDEX, "2052 files", "at most 2048", sharded=True)
 def index_names_more_files_than_any_model_has(folder: Path) -> None:
     _name_ghosts(folder, 2_049, "{}.safetensors")
-
-
-@BAD_FILES.mutation(INDEX, "not valid JSON", sharded=True)
-def index_not_json(folder: Path) -> None:
-    (folder / INDEX).write_text("weight_map")
-
-
-@BAD_FILES.mutation(INDEX, "weight_map", sharded=True)
-def index_without_a_map(folder: Path) -> None:
-    (folder / INDEX).write_text('{"metadata": {}}')
 
 
 @BAD_FILES.mutation(INDEX, "duplicate", Q_PROJ, sharded=True)

@@ -26,11 +26,6 @@ def _set_length(folder: Path, length: int) -> None:
 
 
 @BAD_HEADERS.mutation(WEIGHTS, "few")
-def file_empty(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes(b"")
-
-
-@BAD_HEADERS.mutation(WEIGHTS, "few")
 def file_of_four_bytes(folder: Path) -> None:
     os.truncate(folder / WEIGHTS, 4)
 
@@ -60,11 +55,6 @@ def more_tensors_than_any_model_has(folder: Path) -> None:
     write_parts(folder / WEIGHTS, encoded.encode(), data)
 
 
-@BAD_HEADERS.mutation(WEIGHTS, "values", "at most 1048576")
-def header_of_nothing_but_lists(folder: Path) -> None:
-    write_parts(folder / WEIGHTS, b'{"a":[' + b"[]," * 1_000_000 + b"[]]}", b"")
-
-
 @BAD_HEADERS.mutation(OTHER_SHARD, "with this file the headers", "33554432", sharded=True)
 def headers_too_large_together(folder: Path) -> None:
     for file in (SHARD, OTHER_SHARD):
@@ -85,31 +75,6 @@ def header_length_short(folder: Path) -> None:
 @BAD_HEADERS.mutation(WEIGHTS, "not valid JSON")
 def header_length_zero(folder: Path) -> None:
     _set_length(folder, 0)
-
-
-@BAD_HEADERS.mutation(WEIGHTS, "not valid JSON")
-def header_not_json(folder: Path) -> None:
-    write_parts(folder / WEIGHTS, b"{tensors: 3}", b"")
-
-
-@BAD_HEADERS.mutation(WEIGHTS, "UTF-8")
-def header_not_utf8(folder: Path) -> None:
-    write_parts(folder / WEIGHTS, b'{"\xc3\x28": 1}', b"")
-
-
-@BAD_HEADERS.mutation(WEIGHTS, "deep")
-def header_too_deep(folder: Path) -> None:
-    write_parts(folder / WEIGHTS, b'{"a":' * 500_000, b"")
-
-
-@BAD_HEADERS.mutation(WEIGHTS, "header")
-def header_is_a_list(folder: Path) -> None:
-    write_parts(folder / WEIGHTS, b"[]", b"")
-
-
-@BAD_HEADERS.mutation(WEIGHTS, "no tensor")
-def header_without_tensors(folder: Path) -> None:
-    write_parts(folder / WEIGHTS, {}, b"")
 
 
 @BAD_HEADERS.mutation(WEIGHTS, "duplicate", NORM)
@@ -176,3 +141,15 @@ BAD_HEADERS.entry("dtype_unknown", "dtype", "F31", dtype="F31")
 BAD_HEADERS.entry("dtype_missing", "dtype", dtype=None)
 BAD_HEADERS.entry("dtype_of_integers", "I32", dtype="I32")
 BAD_HEADERS.entry("dtype_of_fewer_bytes", "F16", dtype="F16")
+BAD_HEADERS.header("header_not_json", b"{tensors: 3}", "not valid JSON")
+BAD_HEADERS.header("header_not_utf8", b'{"\xc3\x28": 1}', "UTF-8")
+BAD_HEADERS.header("header_too_deep", b'{"a":' * 500_000, "deep")
+BAD_HEADERS.header("header_is_a_list", b"[]", "header")
+BAD_HEADERS.header("header_without_tensors", {}, "no tensor")
+BAD_HEADERS.header(
+    "header_of_nothing_but_lists",
+    b'{"a":[' + b"[]," * 1_000_000 + b"[]]}",
+    "values",
+    "at most 1048576",
+)
+BAD_HEADERS.written(WEIGHTS, "file_empty", b"", "few")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from weights import families
+from weights.checkpoint.folder import Checkpoint, open_checkpoint
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import write_checkpoint, write_tokenizer
 from weights.synthetic.tiny_specs import tiny_llama
@@ -28,6 +30,11 @@ def write_good_folder(folder: Path, *, sharded: bool = False, tied: bool = False
     """A complete folder that is served: config, weights, tokenizer."""
     write_checkpoint(small_spec(tied=tied), folder, seed=7, shards=3 if sharded else 1)
     write_tokenizer(folder, 300)
+
+
+def opened(folder: Path) -> tuple[Checkpoint, ModelSpec]:
+    checkpoint = open_checkpoint(folder)
+    return checkpoint, families.resolve(checkpoint.config).spec(checkpoint.config)
 
 
 def edit_json(folder: Path, file: str, change: Callable[[dict[str, Any]], None]) -> None:

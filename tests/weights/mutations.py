@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.weights.folders import WEIGHTS, edit_config, edit_header
+from tests.weights.folders import WEIGHTS, Header, edit_config, edit_header, write_parts
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 NORM = "model.norm.weight"
@@ -29,13 +29,11 @@ class Mutation:
 class Mutations(dict[str, Mutation]):
     """Mutations by name, gathered as they are declared."""
 
-    def mutation(
-        self, *words: str, sharded: bool = False, tied: bool = False, in_bytes: bool = False
-    ) -> Callable[[Apply], Apply]:
+    def mutation(self, *words: str, name: str = "", **how: bool) -> Callable[[Apply], Apply]:
         """The decorated function spoils a folder."""
 
         def register(apply: Apply) -> Apply:
-            self._add(Mutation(apply.__name__, apply, words, sharded, tied, in_bytes))
+            self._add(Mutation(name or apply.__name__, apply, words, **how))
             return apply
 
         return register
@@ -47,6 +45,23 @@ class Mutations(dict[str, Mutation]):
             edit_config(folder, **changes)
 
         self._add(Mutation(name, apply, ("config.json", *words)))
+
+    def written(self, file: str, name: str, content: str | bytes, *words: str, **how: bool) -> None:
+        """A mutation that writes a file anew."""
+        raw = content if isinstance(content, bytes) else content.encode()
+
+        def apply(folder: Path) -> None:
+            (folder / file).write_bytes(raw)
+
+        self._add(Mutation(name, apply, (file, *words), **how))
+
+    def header(self, name: str, header: Header | bytes, *words: str) -> None:
+        """A mutation that writes a header, and no data behind it."""
+
+        def apply(folder: Path) -> None:
+            write_parts(folder / WEIGHTS, header, b"")
+
+        self._add(Mutation(name, apply, (WEIGHTS, *words)))
 
     def entry(self, name: str, *words: str, tensor: str = Q_PROJ, **changes: object) -> None:
         """A mutation that sets fields of one tensor's entry in the header."""

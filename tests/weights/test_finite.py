@@ -10,8 +10,7 @@ import torch
 
 from kernels.linears import pack_on_any_device
 from tests.weights.fake_copies import FakeCopies
-from tests.weights.folders import WEIGHTS, read_parts, write_parts
-from weights import families
+from tests.weights.folders import WEIGHTS, append_tensor, opened, read_parts, write_parts
 from weights.checkpoint.folder import open_checkpoint
 from weights.checkpoint.safetensors_header import TensorEntry
 from weights.errors import CheckpointError
@@ -38,15 +37,9 @@ def plant(folder: Path, tensor: str, element: int, value: float) -> list[int]:
 
 
 def load_folder(folder: Path, held: str, *, pinned: bool, quantization: str | None) -> None:
-    checkpoint = open_checkpoint(folder)
-    load(
-        checkpoint,
-        families.resolve(checkpoint.config).spec(checkpoint.config),
-        format=held,
-        quantization=quantization,
-        pack=pack_on_any_device,
-        copies=FakeCopies() if pinned else None,
-    )
+    copies = FakeCopies() if pinned else None
+    how = {"format": held, "quantization": quantization, "copies": copies}
+    load(*opened(folder), pack=pack_on_any_device, **how)
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
@@ -166,12 +159,6 @@ def test_the_staging_buffer_is_not_filled_again_while_it_is_looked_at(
 def test_a_tensor_that_is_not_read_is_not_judged(tmp_path: Path) -> None:
     """GPT-2's masks and other tensors that are skipped may hold what they like."""
     write_checkpoint(tiny_gpt2(), tmp_path, seed=1)
-    header, data = read_parts(tmp_path / WEIGHTS)
-    header["transformer.h.0.attn.masked_bias"] = {
-        "dtype": "F32",
-        "shape": [1],
-        "data_offsets": [len(data), len(data) + 4],
-    }
     infinity = torch.tensor([-float("inf")]).numpy().tobytes()
-    write_parts(tmp_path / WEIGHTS, header, data + infinity)
+    append_tensor(tmp_path, "transformer.h.0.attn.masked_bias", infinity, [1])
     load_folder(tmp_path, "f32", pinned=False, quantization=None)

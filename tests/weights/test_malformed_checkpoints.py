@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.weights.folders import write_good_folder
+from tests.weights.folders import opened, write_good_folder
 from tests.weights.malformed import MUTATIONS
 from tests.weights.mutations import Mutation
 from weights import families
@@ -31,9 +31,7 @@ def judge(folder: Path) -> None:
 
 def serve(folder: Path) -> LoadReport:
     judge(folder)
-    checkpoint = open_checkpoint(folder)
-    spec = families.resolve(checkpoint.config).spec(checkpoint.config)
-    return load(checkpoint, spec, format="f32", pack=keep).report
+    return load(*opened(folder), format="f32", pack=keep).report
 
 
 @pytest.mark.parametrize(("sharded", "tied"), [(False, False), (True, False), (False, True)])

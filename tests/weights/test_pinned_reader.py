@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from tests.weights.fake_copies import FakeCopies
+from tests.weights.folders import opened
 from weights import families
-from weights.checkpoint.folder import Checkpoint, open_checkpoint
 from weights.checkpoint.matching import match
 from weights.errors import CheckpointError
 from weights.inventory import inventory
 from weights.loading.loader import LoadedModel, load
 from weights.loading.pinned_reader import NUM_BUFFERS, PinnedReader, _buffer_bytes
-from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import write_checkpoint
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
@@ -25,14 +24,8 @@ def keep(weight: torch.Tensor, format: str, bias: torch.Tensor | None = None) ->
     return [weight.clone()] + ([] if bias is None else [bias.clone()])
 
 
-def opened(folder: Path) -> tuple[Checkpoint, ModelSpec]:
-    checkpoint = open_checkpoint(folder)
-    return checkpoint, families.resolve(checkpoint.config).spec(checkpoint.config)
-
-
 def loaded(folder: Path, format: str, copies: FakeCopies | None) -> LoadedModel[list[torch.Tensor]]:
-    checkpoint, spec = opened(folder)
-    return load(checkpoint, spec, format=format, pack=keep, copies=copies)
+    return load(*opened(folder), format=format, pack=keep, copies=copies)
 
 
 @pytest.fixture(params=["llama", "gpt2"])

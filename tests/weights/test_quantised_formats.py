@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,8 @@ from server.memory.layout import build_layout
 from server.memory.planner.formulas import formulas
 from server.memory.planner.planner import plan_memory
 from tests.engine_configs import engine_config
-from weights import families, formats
-from weights.checkpoint.folder import open_checkpoint
+from tests.weights.folders import opened
+from weights import formats
 from weights.formats import get_quantised
 from weights.inventory import QUANTISABLE, Component, Parameter, Split, inventory
 from weights.loading.loader import LoadedModel, load
@@ -38,9 +37,7 @@ each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
 
 def load_folder(folder: Path, name: str | None, format: str = "bf16") -> LoadedModel[LinearWeight]:
-    checkpoint = open_checkpoint(folder)
-    spec = families.resolve(checkpoint.config).spec(checkpoint.config)
-    return load(checkpoint, spec, format=format, quantization=name, pack=pack_on_any_device)
+    return load(*opened(folder), format=format, quantization=name, pack=pack_on_any_device)
 
 
 def test_weights_and_kernels_mean_the_same_formats() -> None:
@@ -133,14 +130,9 @@ def test_plan_report_and_books_agree_to_the_byte(
             *(storage for linear in model.linears.values() for storage in linear.storages()),
         )
     }
-    measured = HeldBytes.weights(_held(spec, layout, model))
+    measured = HeldBytes(spec, layout, model, {}, None).weights()  # type: ignore[arg-type]
     assert sum(layout.weights.values()) == sum(storages.values()) == model.report.held_bytes
     assert measured == layout.weights
-
-
-def _held(spec: ModelSpec, layout: object, model: object) -> HeldBytes:
-    make = partial(HeldBytes, spec, layout, model, {})  # type: ignore[arg-type]
-    return make(None)  # type: ignore[arg-type]
 
 
 def test_what_waits_to_be_quantised_is_reported(tmp_path: Path) -> None:
