@@ -14,8 +14,9 @@ from server.config.options import DEMO_MODEL_DIR
 from server.config.server_config import resolve
 from server.errors import StartupError
 from server.memory.accounting.gpu_device import GpuDevice
-from server.plan_cli.make import Plan, PlanOptions, make_plan
+from server.plan_cli.make import PlanOptions, make_plan
 from server.plan_cli.split import memory_split
+from tests.plan.plans import plan
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import write_checkpoint
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
@@ -46,10 +47,6 @@ def still_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "machine_memory", lambda: (8 * GIB, 6 * GIB))
 
 
-def planned(folder: Path, device: str, flags: dict[str, str]) -> Plan:
-    return make_plan(PlanOptions(str(folder), None, device, None, 1, flags), {})
-
-
 @pytest.mark.usefixtures("still_memory")
 @pytest.mark.parametrize("flags", FLAGS, ids=["defaults", "small", "narrow"])
 @pytest.mark.parametrize("name", ["demo", *SPECS])
@@ -58,14 +55,14 @@ def test_on_a_cpu_both_plan_the_same_bytes(
 ) -> None:
     config = resolve({"model-dir": str(folders[name]), "device": "cpu", **flags}, {})
     served = model_facts.read_model(config).plan
-    plan = planned(folders[name], "cpu", flags)
-    assert plan.memory.kinds == served.kinds
-    assert plan.memory.config == served.config
-    assert plan.memory.layout.weights == served.layout.weights
-    split = memory_split(plan)
+    ours = plan(folders[name], "cpu", **flags)
+    assert ours.memory.kinds == served.kinds
+    assert ours.memory.config == served.config
+    assert ours.memory.layout.weights == served.layout.weights
+    split = memory_split(ours)
     assert {kind: split[kind] for kind in served.kinds} == served.kinds
     assert sum(split.values()) == 8 * GIB and split["other_processes"] == 2 * GIB
-    assert plan.notes == ()
+    assert ours.notes == ()
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
@@ -82,10 +79,10 @@ def test_on_a_gpu_that_is_empty_both_plan_the_same_bytes(
     flags = {"quantization": quantization}
     config = resolve({"model-dir": str(folders[name]), "device": "cuda", **flags}, {})
     served = model_facts.read_model(config).plan
-    plan = planned(folders[name], "l4", flags)
-    assert plan.memory.kinds == served.kinds and "graphs" in served.kinds
-    assert plan.memory.config == served.config
-    assert sum(memory_split(plan).values()) == l4.total
+    ours = plan(folders[name], "l4", **flags)
+    assert ours.memory.kinds == served.kinds and "graphs" in served.kinds
+    assert ours.memory.config == served.config
+    assert sum(memory_split(ours).values()) == l4.total
 
 
 @pytest.mark.usefixtures("still_memory")
@@ -95,17 +92,16 @@ def test_both_refuse_alike(folders: dict[str, Path], cache: str) -> None:
     config = resolve({"model-dir": str(folders["llama"]), "device": "cpu", **flags}, {})
     with pytest.raises(StartupError) as raised:
         model_facts.read_model(config)
-    plan = planned(folders["llama"], "cpu", flags)
-    assert not plan.fits
-    changes = " or ".join(change.option for change in plan.changes)
-    assert f"{plan.refusal}; what would fit: {changes}" == str(raised.value)
+    ours = plan(folders["llama"], "cpu", **flags)
+    assert not ours.fits
+    changes = " or ".join(change.option for change in ours.changes)
+    assert f"{ours.refusal}; what would fit: {changes}" == str(raised.value)
 
 
 def test_options_are_read_where_the_server_reads_them(folders: dict[str, Path]) -> None:
-    options = PlanOptions(None, None, "cpu", None, 1, {})
     variables = {"QUIRE_MODEL_DIR": str(folders["gpt2"]), "QUIRE_MAX_NUM_SEQS": "3"}
-    plan = make_plan(options, variables)
-    assert (plan.model.spec.family, plan.config.scheduler.max_num_seqs) == ("gpt2", 3)
+    ours = make_plan(PlanOptions(None, None, "cpu", None, 1, {}), variables)
+    assert (ours.model.spec.family, ours.config.scheduler.max_num_seqs) == ("gpt2", 3)
 
 
 def copy_of(spec: ModelSpec, folder: Path) -> Path:
@@ -116,9 +112,9 @@ def copy_of(spec: ModelSpec, folder: Path) -> Path:
 @pytest.mark.usefixtures("still_memory")
 def test_a_folder_without_weights_is_planned_and_says_so(tmp_path: Path) -> None:
     folder = copy_of(tiny_llama(), tmp_path / "bare")
-    whole = planned(folder, "cpu", {})
+    whole = plan(folder, "cpu")
     (folder / "model.safetensors").unlink()
-    bare = planned(folder, "cpu", {})
+    bare = plan(folder, "cpu")
     assert bare.memory.kinds == whole.memory.kinds
     assert any("no .safetensors file in the folder" in note for note in bare.notes)
 
@@ -128,13 +124,13 @@ def test_an_adapters_folder_is_no_model_though_it_has_a_config(tmp_path: Path) -
     (folder / "model.safetensors").unlink()
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(StartupError, match="holds an adapter, not a model"):
-        planned(folder, "cpu", {})
+        plan(folder, "cpu")
 
 
 def test_a_folder_of_a_family_that_is_not_served_is_told_of_presets(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
     with pytest.raises(StartupError, match=r"planned from a preset \(--list\) or a --shape file"):
-        planned(tmp_path, "cpu", {})
+        plan(tmp_path, "cpu")
 
 
 def test_a_folder_whose_weights_are_not_the_configs_is_refused(tmp_path: Path) -> None:
@@ -142,4 +138,4 @@ def test_a_folder_whose_weights_are_not_the_configs_is_refused(tmp_path: Path) -
     other = copy_of(replace(tiny_llama(), num_layers=2, windows=()), tmp_path / "other")
     (other / "model.safetensors").rename(folder / "model.safetensors")
     with pytest.raises(StartupError, match=r"layers\.2\."):
-        planned(folder, "cpu", {})
+        plan(folder, "cpu")

@@ -11,14 +11,10 @@ from server.engine.engine_config import CacheConfig
 from server.memory.kv_groups import kv_cache_spec, layer_kv_bytes
 from server.memory.planner.planner import size_memory
 from server.plan_cli.capacity import at_length, by_length, largest_max_model_len
-from server.plan_cli.make import Plan, PlanOptions, make_plan
 from server.plan_cli.split import memory_split
+from tests.plan.plans import plan
 from weights.presets import find_preset, read_presets
 from weights.spec import ModelSpec
-
-
-def plan(model: str, device: str = "h200", kv: str | None = None, ranks: int = 1) -> Plan:
-    return make_plan(PlanOptions(model, None, device, kv, ranks, {}), {})
 
 
 def layers_of(spec: ModelSpec, tokens: int, block: int) -> int:
@@ -124,10 +120,7 @@ def test_the_longest_length_fits_and_a_block_more_does_not(name: str, device: st
     available = made.target.placement.available
     size_memory(made.model.spec, replace(made.args, max_model_len=length), available)
     if length < made.model.spec.max_positions:
-        longer = make_plan(
-            PlanOptions(name, None, device, None, 1, {"max-model-len": str(length + 64)}), {}
-        )
-        assert not longer.fits
+        assert not plan(name, device, max_model_len=str(length + 64)).fits
 
 
 @pytest.mark.parametrize("name", read_presets())

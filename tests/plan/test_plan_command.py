@@ -8,16 +8,14 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from server.memory.kinds import MemoryKind
-from server.plan_cli.answer import answer
 from server.plan_cli.command import listing
 from server.plan_cli.devices import DEVICES
-from server.plan_cli.make import PlanOptions, make_plan
 from server.plan_cli.text import WIDTH
+from tests.plan.plans import told
 from weights.presets import read_presets
 from weights.synthetic.checkpoint import write_checkpoint
 from weights.synthetic.tiny_specs import tiny_llama
@@ -36,11 +34,6 @@ def quire(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]
         timeout=60,
         check=False,
     )
-
-
-def facts(model: str, device: str = "h200", explain: bool = False, **flags: str) -> dict[str, Any]:
-    options = PlanOptions(model, None, device, None, 1, flags)
-    return answer(make_plan(options, {}), explain=explain)
 
 
 def test_gpt3_as_json_is_the_published_census_and_does_not_fit() -> None:
@@ -104,10 +97,10 @@ def test_it_fits_and_costs_no_torch_and_little_more_than_its_interpreter() -> No
     [
         (("lama-3-8b",), "no preset and no folder is named 'lama-3-8b'; did you mean llama-3-8b"),
         (("gpt-3", "--device", "h300"), "--device h300: unknown; did you mean h200"),
-        (("gpt-3", "--device", "24GB"), "'24GB' is not a size such as"),
-        (("gpt-3", "--device", "1MiB"), "1MiB is not between 1.00 GiB and"),
+        (("gpt-3", "--device", "24GB"), '"24GB" is not a size such as'),
+        (("gpt-3", "--device", "1MiB"), '"1MiB" is not between 1.00 GiB and'),
         (("gpt-3", "--tp", "5"), "--tensor-parallel-size 5: 96 query heads do not divide"),
-        (("gpt-3", "--tp", "two"), "'two' is not a whole number"),
+        (("gpt-3", "--tp", "two"), '"two" is not a whole number'),
         (("gpt-3", "--max-model-len", "4096", "--device", "h200"), "exceeds the model's 2048"),
         (("gpt-3", "--dtype", "int7"), "--dtype: 'int7' is not one of"),
         (("gpt-3", "--device", "cpu", "--quantization", "int8"), "needs a GPU"),
@@ -119,8 +112,8 @@ def test_it_fits_and_costs_no_torch_and_little_more_than_its_interpreter() -> No
         (("",), "MODEL is empty"),
         (("--shape", ""), "--shape is empty"),
         (("gpt-3", "--device", " "), "--device is empty"),
-        (("gpt-3", "--device", "9" * 400 + "GiB"), "99... is not between 1.00 GiB and"),
-        (("gpt-3", "--device", "24"), "24 (bytes) is not between 1.00 GiB and"),
+        (("gpt-3", "--device", "9" * 400 + "GiB"), "99… is not between 1.00 GiB and"),
+        (("gpt-3", "--device", "24"), '"24" (bytes) is not between 1.00 GiB and'),
         (("x" * 300,), "no preset and no folder is named"),
         (("gpt-3", "--device", "l4", "--device", "h200"), "--device: given twice, l4 and h200"),
         (("gpt-3", "--tp", "1", "--tensor-parallel-size", "2"), "given twice, 1 and 2"),
@@ -147,7 +140,7 @@ def test_a_shape_of_ones_own(tmp_path: Path) -> None:
     assert "sliding windows" in " ".join(plan["notes"])
     path.write_text("hiden_size = 3")
     done = quire("--shape", str(path))
-    assert done.returncode == 2 and "'hiden_size'; did you mean hidden_size" in done.stderr
+    assert done.returncode == 2 and '"hiden_size"; did you mean hidden_size' in done.stderr
 
 
 def test_a_folder_and_the_servers_variables(tmp_path: Path) -> None:
@@ -161,7 +154,7 @@ def test_a_folder_and_the_servers_variables(tmp_path: Path) -> None:
 
 
 def test_json_has_every_kind_and_closes() -> None:
-    plan = facts("llama-3.1-8b")
+    plan = told("llama-3.1-8b")
     assert list(plan["split"]) == [str(kind) for kind in MemoryKind]
     assert sum(plan["split"].values()) == plan["total_bytes"]
     assert plan["estimated"] == ["allocator_slack", "runtime"]
@@ -172,7 +165,7 @@ def test_json_has_every_kind_and_closes() -> None:
 
 
 def test_every_kind_and_line_has_a_formula_when_asked() -> None:
-    plan = facts("mixtral-8x7b", explain=True)
+    plan = told("mixtral-8x7b", explain=True)
     assert set(plan["split"]) <= set(plan["formulas"])
     assert {f"census.{name}" for name in plan["census"]} <= set(plan["formulas"])
     flops = plan["flops"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import operator
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from server.memory.layout import ELEMENT_BYTES
-from server.plan_cli.answer import answer
-from server.plan_cli.make import PlanOptions, make_plan
-from tests.plan.arithmetic import calculate
+from tests.plan.plans import told
 from weights.presets import read_presets
 from weights.tensor_parallel import check_ranks
 
@@ -25,6 +26,34 @@ WAYS: tuple[tuple[str, str | None, int, dict[str, str]], ...] = (
     ("a100-80", None, 1, {"batch-invariant": "on"}),
     ("cpu", None, 1, {}),
 )
+
+# Numbers, + - * / and the functions that formulas name, and nothing else.
+_OPERATIONS: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_FUNCTIONS: dict[str, Callable[..., float]] = {"ceil": math.ceil, "min": min}
+
+
+def calculate(text: str) -> int:
+    """The whole number that ``text`` comes to. Raises ValueError for anything but a sum."""
+    value = _value(ast.parse(text, mode="eval").body)
+    if value != int(value):
+        raise ValueError(f"{text} is {value}, no whole number")
+    return int(value)
+
+
+def _value(node: ast.expr) -> float:
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.BinOp(left, operation, right):
+            return _OPERATIONS[type(operation)](_value(left), _value(right))
+        case ast.Call(ast.Name(name), arguments, []):
+            return _FUNCTIONS[name](*map(_value, arguments))
+    raise ValueError(f"{ast.unparse(node)} is no part of a sum")
 
 
 def added(text: str) -> int:
@@ -51,8 +80,8 @@ def weights(text: str) -> int:
     return int(plain[1]) * int(plain[2]) + (int(quantised[1]) if quantised else 0)
 
 
-def hold_split(told: dict[str, Any]) -> None:
-    lines, split = told["formulas"], told["split"]
+def hold_split(facts: dict[str, Any]) -> None:
+    lines, split = facts["formulas"], facts["split"]
     assert weights(lines["weights"]) == split["weights"]
     assert multiplied(lines["kv_cache"]) == split["kv_cache"]
     assert listed(lines["io"]) == split["io"]
@@ -61,25 +90,25 @@ def hold_split(told: dict[str, Any]) -> None:
         assert (0 if none else added(lines[kind].split(": ", 1)[1])) == split[kind]
 
 
-def hold_census(told: dict[str, Any]) -> None:
-    for name, line in told["census"].items():
-        written = re.sub(r"\(\d+ heads each\)", "", told["formulas"][f"census.{name}"])
+def hold_census(facts: dict[str, Any]) -> None:
+    for name, line in facts["census"].items():
+        written = re.sub(r"\(\d+ heads each\)", "", facts["formulas"][f"census.{name}"])
         assert multiplied(written) == line["parameters"]
 
 
-def hold_sequences(told: dict[str, Any]) -> None:
+def hold_sequences(facts: dict[str, Any]) -> None:
     found = re.search(
-        r"takes \((.*)\) x (\d+) tokens x (\d+) B; (\d+) B hold", told["formulas"]["sequences"]
+        r"takes \((.*)\) x (\d+) tokens x (\d+) B; (\d+) B hold", facts["formulas"]["sequences"]
     )
     assert found is not None
-    for line in told["capacity"]["sequences"]:
+    for line in facts["capacity"]["sequences"]:
         blocks = found[1].replace(" layers x ", " * ").replace("length", str(line["length"]))
         each = calculate(blocks) * int(found[2]) * int(found[3])
         assert (each, int(found[4]) // each) == (line["bytes_each"], line["sequences"])
 
 
-def hold_work(told: dict[str, Any]) -> None:
-    lines, flops = told["formulas"], told["flops"]
+def hold_work(facts: dict[str, Any]) -> None:
+    lines, flops = facts["formulas"], facts["flops"]
     for name, key in (("layers", "matrices"), ("logits", "logits"), ("attention", "attention")):
         written, result = lines[f"FLOPs.{name}"].rsplit(" = ", 1)
         written = written.replace("2 for scores + 2 for values", "2 + 2")
@@ -88,7 +117,7 @@ def hold_work(told: dict[str, Any]) -> None:
     written, result = lines["FLOPs.prefill"].removesuffix(", rounded down").rsplit(" = ", 1)
     products, length = written.rsplit(" / ", 1)
     assert multiplied(products) // int(length) == int(result) == flops["prefill_per_token"]
-    for number, step in enumerate(told["roofline"], 1):
+    for number, step in enumerate(facts["roofline"], 1):
         line = lines.get(f"least time {number}")
         assert (line is None) == (step["memory_seconds"] is None)
         if line is not None:
@@ -112,11 +141,9 @@ def test_what_is_written_out_gives_what_is_told(model: str) -> None:
     ways = [way for way in WAYS if divides(model, way[2])]
     assert ways
     for device, kv, ranks, flags in ways:
-        told = answer(
-            make_plan(PlanOptions(model, None, device, kv, ranks, flags), {}), explain=True
-        )
-        assert all(len(name) < 20 for name in told["formulas"])  # else two words run together
-        hold_split(told)
-        hold_census(told)
-        hold_sequences(told)
-        hold_work(told)
+        facts = told(model, device, kv, ranks, explain=True, **flags)
+        assert all(len(name) < 20 for name in facts["formulas"])  # else two words run together
+        hold_split(facts)
+        hold_census(facts)
+        hold_sequences(facts)
+        hold_work(facts)

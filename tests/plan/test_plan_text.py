@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 
 from server.plan_cli.answer import answer
 from server.plan_cli.bars import decimal
-from server.plan_cli.make import PlanOptions, make_plan
 from server.plan_cli.text import WIDTH, plan_text
+from tests.plan.plans import plan, text_of, told
 from weights.inventory import num_parameters
 from weights.presets import find_preset, read_presets
 from weights.shapes import shape_spec
@@ -18,26 +17,21 @@ from weights.shapes import shape_spec
 SLOW = pytest.mark.slow
 
 
-def facts(model: str, device: str = "h200", explain: bool = False, **flags: str) -> dict[str, Any]:
-    options = PlanOptions(model, None, device, None, 1, flags)
-    return answer(make_plan(options, {}), explain=explain)
-
-
 def test_the_grid_says_what_fits_where() -> None:
     cells = {
         (cell["weights"], cell["kv"], cell["tensor_parallel_size"]): cell
-        for cell in facts("llama-2-70b", "h100")["what_if"]
+        for cell in told("llama-2-70b", "h100")["what_if"]
     }
     assert not cells["f16", "f16", 1]["fits"] and cells["f16", "f16", 2]["fits"]
     assert cells["int4", "fp8", 1]["sequences"] > cells["int4", "f16", 1]["sequences"] > 0
-    xl = {cell["tensor_parallel_size"]: cell for cell in facts("gpt-2-xl")["what_if"]}
+    xl = {cell["tensor_parallel_size"]: cell for cell in told("gpt-2-xl")["what_if"]}
     assert xl[1]["possible"] and not xl[2]["possible"]  # 25 heads
 
 
 def test_the_rule_of_thumb_holds_for_some_and_is_denied_for_others() -> None:
-    says = facts("llama-3.1-8b")["weights_share"]["says"]
+    says = told("llama-3.1-8b")["weights_share"]["says"]
     assert "11 % of the memory in use" in says and "does not hold here; kv_cache takes 8" in says
-    held = facts("llama-2-7b", "cpu", **{"max-num-seqs": "3", "kv-cache-memory": "2500MiB"})
+    held = told("llama-2-7b", "cpu", max_num_seqs="3", kv_cache_memory="2500MiB")
     assert "the rule of thumb of about 80 % holds here" in held["weights_share"]["says"]
 
 
@@ -49,22 +43,16 @@ WIDEST = ("gpt-3", "palm-540b", "qwen3-235b-a22b", "gemma-3-27b", "llama-3.1-405
 )
 def test_the_text_fits_100_columns(model: str) -> None:
     for device in ("h200", "24GiB"):
-        plan = make_plan(PlanOptions(model, None, device, None, 1, {}), {})
-        for line in plan_text(plan, answer(plan, explain=True)).splitlines():
+        for line in text_of(model, device).splitlines():
             assert len(line) <= WIDTH, line
 
 
 def test_a_refusal_tells_why_and_what_would_fit() -> None:
-    plan = make_plan(PlanOptions("llama-2-70b", None, "h100", None, 1, {}), {})
-    text = plan_text(plan, answer(plan))
+    made = plan("llama-2-70b", "h100")
+    text = plan_text(made, answer(made))
     assert "does not fit" in text.splitlines()[0]
     assert "128.48 GiB of 77.05 GiB available, 53.03 GiB too much" in " ".join(text.split())
     assert "would fit  --device h200 or --quantization int8" in text
-
-
-def text_of(model: str, device: str, ranks: int = 1, **flags: str) -> str:
-    plan = make_plan(PlanOptions(model, None, device, None, ranks, flags), {})
-    return plan_text(plan, answer(plan, explain=True))
 
 
 def test_the_first_line_tells_of_a_length_that_was_cut() -> None:
@@ -74,19 +62,19 @@ def test_the_first_line_tells_of_a_length_that_was_cut() -> None:
     assert first().endswith(
         ": fits, with at most 39424 of 131072 tokens; of that length 1 of 256 sequences at once"
     )
-    asked = first(**{"max-model-len": "512"})
+    asked = first(max_model_len="512")
     assert asked.endswith(": fits; of that length 78 of 256 sequences at once")
-    few = first(**{"max-num-seqs": "4", "max-model-len": "512"})
+    few = first(max_num_seqs="4", max_model_len="512")
     assert few.endswith(": fits, 4 sequences of 512 tokens at once")
 
 
 def test_what_is_asked_and_does_not_fit_at_once_tells_what_a_server_would_hold() -> None:
-    load = {"max-num-seqs": "64", "max-model-len": "8192"}
+    load = {"max_num_seqs": "64", "max_model_len": "8192"}
     text = text_of("llama-3.1-8b", "l4", **load)
     assert text.splitlines()[0].endswith(": does not fit: 64 sequences of 8192 tokens at once")
     assert "it holds 5 such sequences at once" in " ".join(text.split())
     assert "with a KV cache for 64 sequences of 8192 tokens\nmemory" in text
-    planned = facts("llama-3.1-8b", "l4", **load)
+    planned = told("llama-3.1-8b", "l4", **load)
     assert planned["split"]["kv_cache"] == 64 * 8192 * 128 * 1024
     assert planned["refusal"]["would_start"] and planned["refusal"]["held_at_once"] == 5
 
@@ -112,7 +100,7 @@ def test_a_cache_with_windows_is_not_told_as_tokens_times_bytes() -> None:
 
 
 def test_several_ranks_tell_whose_each_figure_is() -> None:
-    text = text_of("llama-3.1-8b", "h200", 2)
+    text = text_of("llama-3.1-8b", "h200", ranks=2)
     assert "census, whole model" in text
     assert "FLOPs are of all 2 ranks together, memory read is one's" in text
 
@@ -126,9 +114,9 @@ def test_what_does_not_fit_tells_what_the_split_is_of() -> None:
 
 def test_a_family_that_no_checkpoint_is_read_of_is_told() -> None:
     for device in ("cpu", "l4"):
-        notes = facts("qwen2.5-7b", device)["notes"]
+        notes = told("qwen2.5-7b", device)["notes"]
         assert notes == ["plan only: quire serve reads the families llama, gpt2, not qwen2"]
-    assert facts("llama-3.1-8b")["notes"] == []
+    assert told("llama-3.1-8b")["notes"] == []
 
 
 def test_the_grid_has_the_plans_own_formats_first() -> None:
@@ -137,18 +125,17 @@ def test_the_grid_has_the_plans_own_formats_first() -> None:
         ("gpt-2-small", "h200", "int8", {"quantization": "fp8"}),
         ("gpt-2-small", "h200", None, {"dtype": "float32"}),
     ):
-        plan = make_plan(PlanOptions(model, None, device, kv, 1, flags), {})
-        told = answer(plan)
-        own, request = told["what_if"][0], told["request"]
+        facts = told(model, device, kv, **flags)
+        own, request = facts["what_if"][0], facts["request"]
         held = (own["weights"], own["kv"])
         assert held == (request["quantization"] or request["format"], request["kv_format"])
-        lines = told["capacity"]["sequences"]
+        lines = facts["capacity"]["sequences"]
         assert own["sequences"] == (lines[-1]["sequences"] if lines else None)
-    assert ("bf16", "bf16") in {(cell["weights"], cell["kv"]) for cell in told["what_if"]}
+    assert ("bf16", "bf16") in {(cell["weights"], cell["kv"]) for cell in facts["what_if"]}
 
 
 def test_no_rate_is_told_where_one_side_is_unknown() -> None:
-    text = text_of("gpt-2-xl", "h100", **{"dtype": "float32"})
+    text = text_of("gpt-2-xl", "h100", dtype="float32")
     row = next(line for line in text.splitlines() if line.startswith("prefill"))
     assert row.split()[-2:] == ["-", "-"]
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from server.plan_cli.flops import token_flops
-from server.plan_cli.make import Plan, PlanOptions, make_plan
 from server.plan_cli.roofline import decode_step, kv_traffic, prefill_step, weight_traffic
+from tests.plan.plans import plan
 from weights.inventory import Component, inventory
 from weights.presets import find_preset
 from weights.spec import ModelSpec
@@ -65,12 +63,8 @@ def test_two_operations_a_parameter_is_the_known_rule() -> None:
     assert mixtral.layers + mixtral.logits == pytest.approx(12.8e9, rel=0.01)  # 12.9 B, published
 
 
-def plan(model: str, device: str = "h100", ranks: int = 1, **flags: str) -> Plan:
-    return make_plan(PlanOptions(model, None, device, None, ranks, flags), {})
-
-
 def test_a_token_alone_reads_all_weights_and_waits_for_memory() -> None:
-    made = plan("llama-3.1-8b")
+    made = plan("llama-3.1-8b", "h100")
     step = decode_step(made, 1, 1000)
     read = 2 * (8_030_261_248 - 128256 * 4096) + 1000 * (128 << 10)
     assert step.read_bytes == read
@@ -79,13 +73,13 @@ def test_a_token_alone_reads_all_weights_and_waits_for_memory() -> None:
 
 
 def test_a_prompt_waits_for_products() -> None:
-    step = prefill_step(plan("llama-3.1-8b"), 2048)
+    step = prefill_step(plan("llama-3.1-8b", "h100"), 2048)
     flops = token_flops(find_preset("llama-3.1-8b").spec).prefill(2048)
     assert step.bound == "compute" and step.seconds == pytest.approx(flops / 989e12)
 
 
 def test_ranks_divide_both_sides() -> None:
-    one, two = (decode_step(plan("llama-3.1-8b", ranks=n), 8, 4096) for n in (1, 2))
+    one, two = (decode_step(plan("llama-3.1-8b", "h100", ranks=n), 8, 4096) for n in (1, 2))
     assert two.flops == one.flops
     assert one.compute_seconds == pytest.approx(2 * (two.compute_seconds or 0))
     assert two.read_bytes == pytest.approx(one.read_bytes / 2, rel=0.001)
@@ -93,7 +87,7 @@ def test_ranks_divide_both_sides() -> None:
 
 def test_a_prompt_of_several_chunks_reads_the_weights_for_each_and_what_each_sees() -> None:
     """2500 tokens in chunks of 1000, 1000 and 500, whose ends see 1000, 2000 and 2500 tokens."""
-    made = plan("llama-3.1-8b", **{"max-num-batched-tokens": "1000"})
+    made = plan("llama-3.1-8b", "h100", max_num_batched_tokens="1000")
     step = prefill_step(made, 2500)
     weights = 2 * (8_030_261_248 - 128256 * 4096)
     per_token = 128 << 10
@@ -110,20 +104,20 @@ def test_a_prompt_of_several_chunks_reads_the_weights_for_each_and_what_each_see
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_mixture_on_several_ranks_reads_its_share_of_the_experts(ranks: int) -> None:
-    made = plan("mixtral-8x7b", "h200", ranks=ranks)
+    made = plan("mixtral-8x7b", ranks=ranks)
     expert = 32 * 3 * 4096 * 14336 * 2  # of all ranks together
     whole = weight_traffic(made, 10_000)
     assert weight_traffic(made, 1) == pytest.approx(whole - 6 * expert / ranks, rel=1e-6)
     step = prefill_step(made, 4096)
     assert step.compute_seconds == pytest.approx(step.flops / ranks / 989e12)
-    alone = prefill_step(plan("mixtral-8x7b", "h200"), 4096)
+    alone = prefill_step(plan("mixtral-8x7b"), 4096)
     assert step.flops == alone.flops
     assert step.read_bytes == pytest.approx(alone.read_bytes / ranks, rel=0.001)
 
 
 def test_a_mixture_in_chunks_reads_the_experts_that_a_chunk_chooses() -> None:
     """Chunks of 4 tokens choose 8 x (1 - (1 - 2/8)^4) of 8 experts, on average, each anew."""
-    made = plan("mixtral-8x7b", "h200", **{"max-num-batched-tokens": "4", "max-num-seqs": "4"})
+    made = plan("mixtral-8x7b", max_num_batched_tokens="4", max_num_seqs="4")
     expert = 32 * 3 * 4096 * 14336 * 2
     idle = 8 * (1 - 2 / 8) ** 4
     whole = weight_traffic(made, 10_000)
@@ -133,7 +127,7 @@ def test_a_mixture_in_chunks_reads_the_experts_that_a_chunk_chooses() -> None:
 
 
 def test_a_mixture_reads_the_experts_that_are_chosen() -> None:
-    made = plan("mixtral-8x7b", "h200")
+    made = plan("mixtral-8x7b")
     spec = made.model.spec
     expert = 32 * 3 * 4096 * 14336 * 2
     embedding = 2 * 32000 * 4096
@@ -146,13 +140,12 @@ def test_a_mixture_reads_the_experts_that_are_chosen() -> None:
 
 
 def test_a_window_bounds_what_a_token_reads() -> None:
-    made = plan("mistral-7b")
+    made = plan("mistral-7b", "h100")
     assert kv_traffic(made, 4096) == kv_traffic(made, 30_000) == 4096 * 32 * 2 * 8 * 128 * 2
 
 
 def test_without_the_devices_figures_no_time_is_told() -> None:
     step = decode_step(plan("llama-3.1-8b", "80GiB"), 1, 100)
     assert step.seconds is None and step.bound is None
-    wide = make_plan(PlanOptions("gpt-2-xl", None, "h100", None, 1, {"dtype": "float32"}), {})
-    step = decode_step(replace(wide), 1, 100)
+    step = decode_step(plan("gpt-2-xl", "h100", dtype="float32"), 1, 100)
     assert step.compute_seconds is None and step.bound is None and step.seconds is not None

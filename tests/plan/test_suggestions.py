@@ -18,8 +18,9 @@ from server.memory.planner.planner import changes_that_fit, plan_memory, size_me
 from server.memory.planner.resolve_args import resolve_engine
 from server.memory.planner.suggestions import Change, largest_that, smallest_changes
 from server.plan_cli.command import plan_options
-from server.plan_cli.make import Plan, PlanOptions, make_plan
+from server.plan_cli.make import Plan, make_plan
 from server.plan_cli.options import add_arguments
+from tests.plan.plans import plan
 from weights.presets import find_preset, read_presets
 from weights.synthetic.tiny_specs import tiny_llama
 
@@ -98,12 +99,12 @@ def test_on_a_cpu_what_fits_takes_no_more_than_there_is(name: str) -> None:
     fitting = 0
     for available in range(4 * GIB, 40 * GIB, 97 * MIB):
         try:
-            plan = size_memory(spec, request, available)
+            sized = size_memory(spec, request, available)
         except DoesNotFit as refused:
             assert refused.over > 0
             continue
         fitting += 1
-        assert sum(plan.kinds.values()) <= available
+        assert sum(sized.kinds.values()) <= available
     assert fitting > 50
 
 
@@ -134,7 +135,7 @@ def asked_again(model: str, device: str, flags: dict[str, str], change: str) -> 
 
 
 def hold_both_changes(model: str, device: str, flags: dict[str, str]) -> None:
-    refused = make_plan(PlanOptions(model, None, device, None, 1, flags), {})
+    refused = plan(model, device, **flags)
     if refused.fits:
         return
     options = [change.option for change in refused.changes]
@@ -192,27 +193,26 @@ def test_a_length_that_is_offered_beside_a_number_that_was_given_fits_them_all()
 def test_on_this_machine_the_missing_memory_is_enough(
     cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plan(free: float, cache: str) -> Plan:
+    def with_free(free: float, cache: str) -> Plan:
         for module in (placement, target):
             monkeypatch.setattr(module, "machine_memory", lambda: (512 * GIB, int(free * GIB)))
-        flags = {"kv-cache-memory": cache}
-        return make_plan(PlanOptions("mixtral-8x22b", None, "cpu", None, 1, flags), {})
+        return plan("mixtral-8x22b", "cpu", kv_cache_memory=cache)
 
-    options = [change.option for change in plan(8, cache).changes]
+    options = [change.option for change in with_free(8, cache).changes]
     assert len(options) == 2
     assert options[0].startswith("--kv-cache-memory auto with ") == (cache == "1KiB")
     missing, unit, more = options[0].rsplit(None, 4)[-4:-1]
     assert (unit, more) == ("GiB", "more")
-    assert plan(8 + float(missing), "auto").fits
-    assert not plan(8 + float(missing) - 0.02, "auto").fits
+    assert with_free(8 + float(missing), "auto").fits
+    assert not with_free(8 + float(missing) - 0.02, "auto").fits
 
 
 def test_a_device_by_its_size_is_the_smallest_of_whole_gib() -> None:
-    refused = make_plan(PlanOptions("gpt-2-xl", None, "1GiB", None, 1, {}), {})
+    refused = plan("gpt-2-xl", "1GiB")
     device, gib = refused.changes[1].option.removesuffix("GiB").split()
     assert device == "--device"
     for size, fits in ((gib, True), (str(int(gib) - 1), False)):
-        assert make_plan(PlanOptions("gpt-2-xl", None, f"{size}GiB", None, 1, {}), {}).fits is fits
+        assert plan("gpt-2-xl", f"{size}GiB").fits is fits
 
 
 @pytest.mark.parametrize("model", ["gpt-3", "llama-3.1-70b", "mixtral-8x22b"])
@@ -222,7 +222,7 @@ def test_nothing_is_offered_that_the_server_does_not_have(
     model: str, device: str, load: dict[str, str]
 ) -> None:
     """Several devices and a narrower cache are in the what-if table, and nobody can serve so."""
-    refused = make_plan(PlanOptions(model, None, device, None, 1, load), {})
+    refused = plan(model, device, **load)
     options = {option.name for option in OPTIONS}
     flags = [
         word.removeprefix("--")
@@ -234,18 +234,17 @@ def test_nothing_is_offered_that_the_server_does_not_have(
 
 
 def test_a_cache_too_small_for_anything_hides_no_other_change() -> None:
-    def options(flags: dict[str, str]) -> list[str]:
-        plan = make_plan(PlanOptions("llama-2-70b", None, "h100", None, 1, flags), {})
-        return [change.option for change in plan.changes]
+    def options(**flags: str) -> list[str]:
+        return [change.option for change in plan("llama-2-70b", "h100", **flags).changes]
 
-    lifted = [f"--kv-cache-memory auto with {option}" for option in options({})]
-    assert options({"kv-cache-memory": "1KiB"}) == lifted
+    lifted = [f"--kv-cache-memory auto with {option}" for option in options()]
+    assert options(kv_cache_memory="1KiB") == lifted
     assert "--device h200" in lifted[0]
 
 
 def test_ranks_need_not_be_a_power_of_two() -> None:
-    assert not make_plan(PlanOptions("gpt-3", None, "h200", None, 2, {}), {}).fits
-    assert make_plan(PlanOptions("gpt-3", None, "h200", None, 3, {}), {}).fits
+    assert not plan("gpt-3", ranks=2).fits
+    assert plan("gpt-3", ranks=3).fits
 
 
 def test_of_a_group_the_first_that_fits_is_told_and_groups_are_ordered_by_size() -> None:
