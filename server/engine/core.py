@@ -96,10 +96,6 @@ class EngineCore:
         """There is something to compute, to wait for or to say."""
         return bool(self._roster.requests or self._roster.outputs or self._in_flight)
 
-    @property
-    def num_live_requests(self) -> int:
-        return len(self._roster.requests)
-
     # -- requests ----------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[EngineRequest]) -> None:
@@ -221,10 +217,6 @@ class EngineCore:
         return self._roster.outputs.flush(
             step_stats(step, result, seconds, self.scheduler.take_discarded())
         )
-
-    def poll_idle(self) -> None:
-        """The loop is alive and has nothing to do."""
-        self._heartbeat += 1
 
     def _start(self, plan: StepPlan) -> tuple[PendingResult | None, StepFailure | None]:
         # Whatever the model raises is the step's failure, not the loop's: the scheduler decides

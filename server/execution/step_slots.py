@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from server.engine.request import SamplingParams
@@ -21,7 +22,6 @@ from server.execution.device import Device, Event
 from server.execution.live_bytes import PeakMeter
 from server.execution.out_of_memory import attribute_oom, release_frames
 from server.execution.packet import PacketDraft
-from server.execution.packing import pack_logprobs
 from server.execution.sampling_batch import SampleWork
 from server.memory.kinds import Buffer
 from server.memory.layout import Layout
@@ -205,3 +205,16 @@ class _Report:
         ids = self._ids[span].reshape(count, self._width)
         logprobs = self._logprobs[span].reshape(count, self._width)
         return pack_logprobs(ids, logprobs, num_top), bool(np.isfinite(logprobs).all())
+
+
+def pack_logprobs(
+    ids: npt.NDArray[np.int32], logprobs: npt.NDArray[np.float32], num_top: int
+) -> LogprobArrays:
+    """[P, 1 + at least num_top] ids and nats -> the first 1 + num_top columns, packed."""
+    width = 1 + num_top
+    return LogprobArrays(
+        num_positions=len(ids),
+        width=width,
+        token_ids=ids[:, :width].astype("<i4").tobytes(),
+        logprobs=logprobs[:, :width].astype("<f4").tobytes(),
+    )

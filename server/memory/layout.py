@@ -18,11 +18,10 @@ from kernels.backends import attention_workspace_bytes
 from server.engine.engine_config import EngineConfig, ModelConfig
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
-from server.memory.expert_intermediates import expert_phases, without_experts
 from server.memory.graph_sizes import graph_sizes
 from server.memory.kinds import ELEMENT_BYTES, Buffer, MemoryKind, Shapes, io_buffers
 from server.memory.kv_groups import attention_shape, kv_cache_spec
-from server.memory.phases import Phase
+from server.memory.phases import Phase, expert_phases, without_experts
 from server.memory.runner_buffers import (
     NUM_SLOTS,
     captured_shapes,

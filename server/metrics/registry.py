@@ -6,9 +6,6 @@ that asks for one does not pass its check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from server.host_budget import Use
 from server.memory.accounting.reading import KV_PARTS, PARTS
 from server.memory.kinds import MemoryKind
@@ -371,4 +368,3 @@ KV_CACHE_INFO = _gauge(
 METRICS: tuple[MetricSpec, ...] = tuple(
     value for value in tuple(globals().values()) if isinstance(value, MetricSpec)
 )
-BY_NAME: Mapping[str, MetricSpec] = MappingProxyType({metric.name: metric for metric in METRICS})

@@ -17,9 +17,9 @@ from server.engine.events import EngineFrame, StepStats
 from server.engine.request import EngineRequest, FinishReason
 from server.engine.step_plan import LogprobArrays
 from server.execution.build import BuiltRunner, build_runner
-from server.execution.packing import unpack_logprobs
 from tests.engine_configs import engine_config
 from tests.equivalence import rounding
+from tests.execution.stepping import unpack_logprobs
 
 MAX_TOKENS = 512  # the layout's largest step; a run may take a smaller budget
 ChoiceKey = tuple[str, int]

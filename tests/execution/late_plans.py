@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from server.engine.request import SamplingParams
 from server.engine.step_plan import PendingResult, PlannedRow, StepPlan, StepResult
 from server.execution.model_runner import ModelRunner
-from server.execution.packing import unpack_logprobs
 from tests.equivalence import workloads
 from tests.execution import late_runners, stepping
+from tests.execution.stepping import unpack_logprobs
 
 IDS = list(workloads.prompt(3, 21))
 GREEDY = SamplingParams(seed=0, temperature=0.0, max_tokens=64, logprobs=2)

@@ -6,16 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from server.engine.request import SamplingParams
-from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan, StepResult
+from server.engine.step_plan import AdmittedRow, LogprobArrays, PlannedRow, StepPlan, StepResult
 from server.execution.build import BuiltRunner, build_runner
 from server.execution.model_runner import Forwarded, ModelRunner
-from server.execution.packing import unpack_logprobs
 from tests.engine_configs import engine_config
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import write_checkpoint
+
+
+def unpack_logprobs(
+    arrays: LogprobArrays,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Ids and nats, each [num_positions, width]."""
+    shape = (arrays.num_positions, arrays.width)
+    ids = np.frombuffer(arrays.token_ids, dtype="<i4").reshape(shape)
+    return ids, np.frombuffer(arrays.logprobs, dtype="<f4").reshape(shape)
 
 
 def built(folder: Path, *, poison: bool = True, **changes: object) -> BuiltRunner:

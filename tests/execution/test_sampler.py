@@ -13,11 +13,12 @@ from kernels.footprint.row_state import NUM_FLOATS, RowLayout, StepTable
 from server.engine.request import SamplingParams
 from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan
 from server.execution.packet import PacketDraft
-from server.execution.packing import pack_logprobs, unpack_logprobs
 from server.execution.rows import Rows, record_head
 from server.execution.sampler import Sampler
 from server.execution.sampling_batch import plan_sampling
+from server.execution.step_slots import pack_logprobs
 from server.memory.runner_buffers import LogitLimits
+from tests.execution.stepping import unpack_logprobs
 
 ROWS, VOCAB = 7, 40
 LOGITS = torch.randn(ROWS, VOCAB, generator=torch.Generator().manual_seed(3)) * 3

@@ -288,11 +288,6 @@ class Harness:
             [list(t) for t in sequence.block_tables] for sequence in self.state.running
         ], "a reset leaves running requests what they hold"
 
-    def poll_idle(self) -> None:
-        before = self.core.gauges().heartbeat
-        self.core.poll_idle()
-        assert self.core.gauges().heartbeat == before + 1, "the heartbeat advances while idle"
-
     def drain(self) -> None:
         self.core.drain()
         self.is_drained = True

@@ -146,7 +146,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.harness.force_preemption(pick)
 
     @rule(
-        event=st.sampled_from(("let_time_pass", "reset_prefix_cache", "poll_idle")),
+        event=st.sampled_from(("let_time_pass", "reset_prefix_cache")),
         seconds=st.sampled_from((1.0, 1.0, 11.0, QUEUE_TIMEOUT + 1)),
     )
     def happen(self, event: str, seconds: float) -> None:
@@ -154,10 +154,8 @@ class EngineMachine(RuleBasedStateMachine):
         self._count(event)
         if event == "let_time_pass":
             self.harness.now += seconds
-        elif event == "reset_prefix_cache":
-            self.harness.reset_prefix_cache()
         else:
-            self.harness.poll_idle()
+            self.harness.reset_prefix_cache()
 
     @precondition(lambda self: not self.harness.is_drained and len(self.harness.promises) > 12)
     @rule()

@@ -9,7 +9,7 @@ from tests.invariants.engine_oracle import Visits
 
 RULES = (
     *("submit", "submit_list", "submit_a_live_id", "abort", "disconnect", "finish_with_stop"),
-    *("step", "steps", "begin_step", "end_step", "fail_a_step", "poll_idle", "force_preemption"),
+    *("step", "steps", "begin_step", "end_step", "fail_a_step", "force_preemption"),
     *("let_time_pass", "reset_prefix_cache", "drain"),
 )
 STATES = (

@@ -17,7 +17,7 @@ from server.engine.events import ChoiceOutput, Event, PromptOutput
 from server.engine.request import EngineRequest, FinishReason, SamplingParams
 from server.engine.response_budget import LEAST_BYTES, MOST_BYTES, answer_limits, answer_size
 from server.engine.step_plan import LogprobArrays
-from server.execution.packing import pack_logprobs
+from server.execution.step_slots import pack_logprobs
 from server.output.processor import Collector, OutputOptions, OutputProcessor
 from server.text.tokenizer import Tokenizer
 

@@ -14,23 +14,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from weights import families
 from weights.families.base import Source
+from weights.formats import get_format, tensor_bytes
 from weights.hf_config import config_for
 from weights.inventory import Component, Parameter, inventory
 from weights.spec import ModelSpec
-from weights.synthetic.safetensors_writer import TensorToWrite, write_safetensors
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 from weights.synthetic.tokenizer import write_tokenizer
 
 SPECS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
 
 __all__ = ["SPECS", "tiny_gpt2", "tiny_llama", "write_checkpoint", "write_tokenizer"]
+
+_ALIGNMENT = 8  # of a file's first tensor, as the format's own writer pads
 
 # Standard deviation of a matrix's output for inputs of unit RMS; of a table, the length of a row.
 _GAINS = {
@@ -145,3 +148,36 @@ def _deviation(parameter: Parameter) -> float:
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorToWrite:
+    name: str
+    shape: tuple[int, ...]
+    make: Callable[[], torch.Tensor]  # float32, of ``shape``
+
+
+def write_safetensors(path: Path, tensors: Sequence[TensorToWrite], format: str) -> int:
+    """Writes ``tensors`` in order, converted to ``format``; returns the bytes of their data."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor_bytes(tensor.shape, format)
+        header[tensor.name] = {
+            "dtype": get_format(format).safetensors_name,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % _ALIGNMENT)
+    dtype = getattr(torch, get_format(format).torch_name)
+    with path.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little"))
+        stream.write(encoded)
+        for tensor in tensors:
+            data = tensor.make().to(dtype).contiguous()
+            if tuple(data.shape) != tensor.shape:
+                raise ValueError(f"{tensor.name}: made {tuple(data.shape)}, not {tensor.shape}")
+            stream.write(data.view(-1).view(torch.uint8).numpy().data)
+    return offset

@@ -10,7 +10,6 @@ from weights.byte_level import byte_alphabet
 from weights.synthetic.tiny_specs import BOS_TOKEN_ID, EOS_TOKEN_ID
 
 BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<|bos|>", "<|eos|>", "<|pad|>"
-FIRST_BYTE_ID = 3  # ids 3..258 are the bytes 0..255
 # Some words, and the first two of the three bytes of "深": a token may end within a character.
 _MERGES = ("t h", "h e", "i n", "e r", "a n", "r e", "o n", "Ġ a", "th e", "Ġ the", "æ ·")
 

@@ -122,5 +122,8 @@ def test_the_gauges_stand_for_the_moment_while_a_step_is_in_flight() -> None:
     assert story.blocks() == (2, 0, 0, 14)
     story.end(step)
     assert (story.core.gauges().steps, story.core.gauges().heartbeat) == (1, 1)
-    story.core.poll_idle()
-    assert (story.core.gauges().steps, story.core.gauges().heartbeat) == (1, 2)
+    story.run()
+    busy = story.core.gauges()
+    assert story.core.step() is None
+    idle = story.core.gauges()
+    assert (idle.steps, idle.heartbeat) == (busy.steps, busy.heartbeat + 1)
