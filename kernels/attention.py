@@ -39,6 +39,7 @@ def prepare_attention(
     max_query_len: int | None = None,
     max_seq_len: int | None = None,
     workspace: AttentionWorkspace | None = None,
+    like: AttentionMetadata | None = None,
 ) -> AttentionMetadata:
     """The metadata of one step, with the backend's work list; made once, used by every layer.
 
@@ -46,7 +47,11 @@ def prepare_attention(
     seq_lens [B] int32 is each row's context with this step's tokens. block_tables
     [B, max_blocks] int32 is read only as far as a row's context reaches. slot_mapping [T] and
     positions [T] are int64. Tensors may be views of persistent buffers: they are not copied, but
-    the work list is made from their values now.
+    the work list is made from their values now; on a CPU block_tables are read when the first layer
+    needs them.
+
+    ``like`` is the metadata of another group of the KV cache in the same step, made from the same
+    query_start_loc, seq_lens and shape: what does not depend on block tables is taken from there.
 
     On a GPU nothing is read back: the values are trusted, ``max_query_len`` and ``max_seq_len``
     (upper bounds) must be given, and the work list is built on the device in ``workspace``, which
@@ -60,9 +65,13 @@ def prepare_attention(
         positions=positions,
         max_query_len=max_query_len or 0,
         max_seq_len=max_seq_len or 0,
-        work=None,
+        work=None if like is None else like.work,
     )
     _check_step(metadata)
+    if like is not None and (
+        like.query_start_loc is not query_start_loc or like.seq_lens is not seq_lens
+    ):
+        raise ValueError("like is the metadata of other rows; its tensors must be the very same")
     run: Callable[..., AttentionMetadata] = select("prepare_attention", block_tables.device)
     return run(metadata, shape, None if workspace is None else workspace.buffer)
 

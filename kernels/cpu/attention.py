@@ -1,15 +1,14 @@
 """Tiled attention on a CPU, over a work list (kernels.cpu.attention_work).
 
-For every segment of a wave: bring its keys and values together, weigh them with torch's flash
-attention, and merge the result into the sums so far by the logarithms of the softmaxes'
-denominators (Rabe and Staats 2021, arXiv 2112.05682; Dao et al. 2022, arXiv 2205.14135). The query
-heads of a KV head are further queries to that head, so keys are read once a group. There is no
-loop over tokens, nor over requests but in waves of as many as scratch holds.
+For every segment of a wave: bring its keys and values together, weigh them
+(kernels.cpu.attention_scores), and merge the result into the sums so far by the logarithms of the
+softmaxes' denominators (Rabe and Staats 2021, arXiv 2112.05682; Dao et al. 2022, arXiv 2205.14135).
+A sink is merged last, as one more key without a value. The query heads of a KV head are further
+queries to that head, so keys are read once a group. There is no loop over tokens, nor over requests
+but in waves of as many as scratch holds.
 
-A masked score gets HIDDEN added, finite on purpose: a query that sees nothing of a key tile then
-has a log-sum near HIDDEN there, and the merge gives that tile the weight 0, where minus infinity
-would ask for special cases. Slots behind a row's context may hold anything, NaN included, which no
-mask can undo (0 * NaN is NaN): they are zeroed after the gather, or never gathered.
+Slots behind a row's context may hold anything, NaN included, which no mask can undo (0 * NaN is
+NaN): they are zeroed after the gather, or never gathered, as are blocks behind a window.
 """
 
 from __future__ import annotations
@@ -20,26 +19,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kernels.cpu.attention_work import (
-    AttentionWork,
-    Segment,
-    Wave,
-    paged_lookup,
-    plan,
-    varlen_lookup,
-)
+from kernels.cpu.attention_scores import Scoring, attend
+from kernels.cpu.attention_source import AttentionWork, Gathers, sequence_gathers
+from kernels.cpu.attention_work import Segment, StepRows, Wave, WorkList
 from kernels.footprint.attention import AttentionShape
 from kernels.types import PLAIN, AttentionFeatures, AttentionMetadata
-
-HIDDEN = -1e30
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 def prepare_step(
     metadata: AttentionMetadata, shape: AttentionShape, buffer: Tensor | None
 ) -> AttentionMetadata:
-    """As kernels.prepare_attention: bounds and work list from the step's own values, now.
+    """As kernels.prepare_attention: bounds from the step's own values, now; lists when asked for.
 
     Raises ValueError where these do not fit together.
     """
@@ -47,11 +37,14 @@ def prepare_step(
     lengths = [after - before for before, after in itertools.pairwise(starts)]
     blocks = metadata.block_tables.shape[1]
     _check_rows(starts, lengths, contexts, metadata.slot_mapping.shape[0], blocks, shape)
+    rows, lists = StepRows(starts, contexts, True, shape), {}
+    if isinstance(metadata.work, AttentionWork):  # of another group of the same step
+        rows, lists = metadata.work.rows, metadata.work.lists
     return replace(
         metadata,
         max_query_len=max(lengths, default=0),
         max_seq_len=max(contexts, default=0),
-        work=prepare(starts, contexts, metadata.block_tables, shape),
+        work=AttentionWork(rows, metadata.block_tables, lists),
     )
 
 
@@ -85,13 +78,6 @@ def _check_rows(
             )
 
 
-def prepare(
-    bounds: list[int], contexts: list[int], block_tables: Tensor, shape: AttentionShape
-) -> AttentionWork:
-    lookup = paged_lookup(block_tables, contexts, shape)
-    return plan(bounds, contexts, True, shape, lookup)
-
-
 def paged(
     q: Tensor,
     cache_layer: Tensor,
@@ -101,7 +87,8 @@ def paged(
     features: AttentionFeatures = PLAIN,
     kv_scales: Tensor | None = None,
 ) -> Tensor:
-    _check_plain(features, kv_scales)
+    if kv_scales is not None:
+        raise NotImplementedError("attention on a CPU reads no quantised KV cache; leave it off")
     work = metadata.work
     if not isinstance(work, AttentionWork):
         raise ValueError("metadata was not made by prepare_attention for a CPU")
@@ -113,8 +100,17 @@ def paged(
             "q and cache_layer have (query heads, kv heads, block_size, head_dim, element bytes)"
             f" {given}; metadata was prepared for {(*planned, shape.element_bytes)}"
         )
+    for name, asked, told in (
+        ("a soft cap", features.soft_cap > 0, shape.soft_cap),
+        ("ALiBi", features.alibi_slopes is not None, shape.alibi),
+    ):
+        if asked and not told:
+            raise ValueError(
+                f"a layer has {name}; the shape that prepare_attention was given has none"
+            )
     source = cache_layer.view(-1, shape.block_size * shape.head_dim)
-    return _run(q, (source,), work, scale, buffer)
+    listed, gathers = work.list_for(features.window)
+    return _run(q, (source,), listed, gathers, scale, features, buffer)
 
 
 def varlen_step(
@@ -144,7 +140,6 @@ def varlen(
     scale: float,
     features: AttentionFeatures = PLAIN,
 ) -> Tensor:
-    _check_plain(features, None)
     lengths = [end - start for start, end in itertools.pairwise(bounds)]
     if not q.shape[0]:
         return torch.empty_like(q)
@@ -157,23 +152,22 @@ def varlen(
         max_num_seqs=len(lengths),
         max_num_batched_tokens=q.shape[0],
         max_model_len=max(lengths),
+        soft_cap=features.soft_cap > 0,
+        alibi=features.alibi_slopes is not None,
     )
-    work = plan(bounds, lengths, causal, shape, varlen_lookup(bounds, shape))
+    listed = StepRows(bounds, lengths, causal, shape).plan(features.window)
     sources = (k.reshape(-1, k.shape[2]), v.reshape(-1, v.shape[2]))
-    return _run(q, sources, work, scale, None)
-
-
-def _check_plain(features: AttentionFeatures, kv_scales: Tensor | None) -> None:
-    if not features.is_plain:
-        raise NotImplementedError(
-            "attention on a CPU has no window, soft cap, ALiBi or sinks; use a GPU for such a model"
-        )
-    if kv_scales is not None:
-        raise NotImplementedError("attention on a CPU reads no quantised KV cache; leave it off")
+    return _run(q, sources, listed, sequence_gathers(listed, bounds), scale, features, None)
 
 
 def _run(
-    q: Tensor, sources: tuple[Tensor, ...], work: AttentionWork, scale: float, buffer: Tensor | None
+    q: Tensor,
+    sources: tuple[Tensor, ...],
+    work: WorkList,
+    gathers: Gathers,
+    scale: float,
+    features: AttentionFeatures,
+    buffer: Tensor | None,
 ) -> Tensor:
     out = torch.empty(q.shape, dtype=q.dtype)
     if buffer is None:
@@ -183,11 +177,14 @@ def _run(
             f"workspace has {buffer.numel()} bytes; this step needs {work.scratch_bytes}:"
             " make the workspace from the shape that prepare_attention was given"
         )
-    for wave in work.waves:
+    how = Scoring.of(scale, features, capped=work.shape.soft_cap)
+    for wave, found in zip(work.waves, gathers, strict=True):
         scratch = _Scratch.carve(buffer, wave, work.shape, q.dtype)
         _lay_out_queries(q, wave, scratch)
-        for segment in wave.segments:
-            _attend(segment, wave, sources, scratch, scale)
+        for segment, gather in zip(wave.segments, found, strict=True):
+            _attend(segment, gather, wave, sources, scratch, how)
+        if features.sinks is not None:
+            _sink(wave, scratch, features.sinks)
         _scatter(out, wave, scratch)
     return out
 
@@ -199,7 +196,7 @@ class _Scratch:
     gathered: Tensor  # flat, in the cache's dtype
     widened: Tensor | None  # flat float32
     queries: Tensor  # [n, Hq, query_tile, hd]
-    mask: Tensor  # flat float32
+    scores: Tensor  # flat float32
     result: Tensor  # [n, Hkv, M, hd] float32
     log_sums: Tensor  # [n, Hkv, M] float32
     head_dim: int
@@ -209,9 +206,9 @@ class _Scratch:
         cls, buffer: Tensor, wave: Wave, shape: AttentionShape, dtype: torch.dtype
     ) -> _Scratch:
         sizes = wave.regions.sizes
-        gathered, widened, queries, mask, result, log_sums = buffer[: sum(sizes)].split_with_sizes(
-            sizes
-        )
+        gathered, widened, queries, scores, result, log_sums = buffer[
+            : sum(sizes)
+        ].split_with_sizes(sizes)
         wide = widened.numel() > 0
         rows = (wave.items, shape.num_kv_heads, shape.group * wave.query_tile)
         count = wave.items * shape.num_query_heads * wave.query_tile
@@ -223,7 +220,7 @@ class _Scratch:
             queries=queries.view(query_dtype)[:size].view(
                 wave.items, shape.num_query_heads, wave.query_tile, shape.head_dim
             ),
-            mask=mask.view(torch.float32),
+            scores=scores.view(torch.float32),
             result=result.view(torch.float32)[:size].view(*rows, shape.head_dim),
             log_sums=log_sums.view(torch.float32)[:count].view(rows),
             head_dim=shape.head_dim,
@@ -237,16 +234,18 @@ def _lay_out_queries(q: Tensor, wave: Wave, scratch: _Scratch) -> None:
 
 
 def _attend(
-    segment: Segment, wave: Wave, sources: tuple[Tensor, ...], scratch: _Scratch, scale: float
+    segment: Segment,
+    gather: Tensor,
+    wave: Wave,
+    sources: tuple[Tensor, ...],
+    scratch: _Scratch,
+    how: Scoring,
 ) -> None:
     part = slice(segment.first, segment.last)
     result, log_sums = scratch.result[part], scratch.log_sums[part]
-    keys, values = _gather(segment, sources, scratch, heads=result.shape[1])
+    keys, values = _gather(segment, gather, sources, scratch, heads=result.shape[1])
     queries = scratch.queries[part].reshape(result.shape)
-    mask = None if segment.hides is None else _mask(segment, segment.hides, wave, scratch)
-    tile_result, tile_log_sums = _flash(
-        queries, keys, values, 0.0, False, attn_mask=mask, scale=scale
-    )
+    tile_result, tile_log_sums = attend(queries, keys, values, segment, wave, how, scratch.scores)
     if segment.key_start == 0:
         result.copy_(tile_result)
         log_sums.copy_(tile_log_sums)
@@ -255,7 +254,12 @@ def _attend(
 
 
 def _gather(
-    segment: Segment, sources: tuple[Tensor, ...], scratch: _Scratch, *, heads: int
+    segment: Segment,
+    gather: Tensor,
+    sources: tuple[Tensor, ...],
+    scratch: _Scratch,
+    *,
+    heads: int,
 ) -> tuple[Tensor, Tensor]:
     """Keys and values of a segment, each [items, Hkv, width, hd], stale slots zeroed."""
     items = segment.last - segment.first
@@ -263,25 +267,13 @@ def _gather(
     size = 2 * items * heads * segment.width * scratch.head_dim
     flat = scratch.gathered[:size]
     for source, part in zip(sources, flat.chunk(len(sources)), strict=True):
-        torch.index_select(source, 0, segment.gather, out=part.view(-1, source.shape[1]))
+        torch.index_select(source, 0, gather, out=part.view(-1, source.shape[1]))
     both = flat.view(shape)
     if segment.stale is not None:
         flat.view(-1, scratch.head_dim).index_fill_(0, segment.stale, 0)
     if scratch.widened is not None:
         both = scratch.widened[:size].view(shape).copy_(both)
     return both[0], both[1]
-
-
-def _mask(segment: Segment, keys: Tensor, wave: Wave, scratch: _Scratch) -> Tensor:
-    """[items, 1, M, width]: 0 where the query sees the key, HIDDEN where it does not."""
-    limits = wave.limits[segment.first : segment.last]  # [items, 1, query_tile, 1]
-    items, tile, width = limits.shape[0], limits.shape[2], keys.shape[0]
-    rows = scratch.result.shape[2]
-    hidden = (keys - limits).clamp_(0, 1).mul_(HIDDEN)
-    if tile == 1:
-        return hidden.expand(-1, -1, rows, -1)
-    mask = scratch.mask[: items * rows * width].view(items, rows // tile, tile, width)
-    return mask.copy_(hidden).view(items, 1, rows, width)
 
 
 def _merge(result: Tensor, log_sums: Tensor, other: Tensor, other_log_sums: Tensor) -> None:
@@ -291,6 +283,13 @@ def _merge(result: Tensor, log_sums: Tensor, other: Tensor, other_log_sums: Tens
     added = (other_log_sums - total).exp_().unsqueeze(-1)
     result.mul_(kept).addcmul_(other.float(), added)
     log_sums.copy_(total)
+
+
+def _sink(wave: Wave, scratch: _Scratch, sinks: Tensor) -> None:
+    """One more key for every query head, whose logit takes weight and whose value is zero."""
+    by_head = scratch.log_sums.view(wave.items, -1, wave.query_tile)
+    kept = (by_head - sinks.view(-1, 1)).sigmoid_()
+    scratch.result.mul_(kept.view(scratch.log_sums.shape).unsqueeze(-1))
 
 
 def _scatter(out: Tensor, wave: Wave, scratch: _Scratch) -> None:

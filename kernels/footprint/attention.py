@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from kernels.footprint import round_up
 
-KEY_TILE = 512  # tokens of context a step of the key loop reads; a fixed grid from position 0
+KEY_TILE = 512  # tokens of context a step of the key loop reads
 QUERY_TILES = (1, 8, 32, 128)  # queries an item may hold; a chunk is cut into these
 GATHER_BYTES = 8 << 20  # most bytes of keys and values gathered at once, but for a single item
-QUERY_BYTES = 4 << 20  # most bytes of float32 queries, and of mask, at once; same exception
+QUERY_BYTES = 4 << 20  # most bytes of float32 queries, and of scores, at once; same exception
 SIZES = (
     "num_query_heads",
     "num_kv_heads",
@@ -37,8 +37,10 @@ class AttentionShape:
     ``element_bytes`` is the size of an element of the KV cache (and of the queries): 4 or 2.
     ``batch_invariant``, which a GPU's kernels heed, asks for answers that are the same bits in any
     batch: one order of additions for every row.
-    ``windows`` are the different windows of the model's layers, 0 for none: on a GPU, a step's work
-    is shared out for each.
+    ``windows`` are the different windows of the model's layers, 0 for none: a step has a work list
+    for each.
+    ``soft_cap`` and ``alibi`` say that layers have these: on a CPU a cap is applied to scores that
+    lie in the workspace, and ALiBi is a mask for every query head.
     Raises ValueError when a number is out of range.
     """
 
@@ -52,6 +54,8 @@ class AttentionShape:
     max_model_len: int
     batch_invariant: bool = False
     windows: tuple[int, ...] = (0,)
+    soft_cap: bool = False
+    alibi: bool = False
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -100,7 +104,7 @@ class ScratchRegions:
     gathered: int  # keys and values as stored: 2 x items x Hkv x key tile x head_dim
     widened: int  # the same in float32, where a 16-bit cache meets more than one query
     queries: int  # items x Hq x query_tile x head_dim, in the type the products are made in
-    mask: int  # float32, items x (group x query_tile, or 1 for one query) x key tile
+    scores: int  # float32, items x mask_rows x key tile: a mask, or scores under a soft cap
     result: int  # float32 sums so far: as the queries
     log_sums: int  # float32 logarithms of the softmax's denominators: items x Hq x query_tile
 
@@ -122,21 +126,25 @@ def widens(shape: AttentionShape, query_tile: int) -> bool:
     """Whether products run in float32 on widened keys and values.
 
     16-bit products are slow without matrix units, and their rounded weights cost accuracy; with
-    one query the pass that widens would cost more than it saves.
+    one query the pass that widens would cost more than it saves. Under a soft cap scores are
+    large, and would be rounded to 16 bits.
     """
-    return shape.element_bytes < 4 and query_tile > 1
+    return shape.element_bytes < 4 and (query_tile > 1 or shape.soft_cap)
 
 
 def items_per_wave(shape: AttentionShape, query_tile: int) -> int:
     """How many items of this query tile a wave holds."""
     gather = 2 * shape.num_kv_heads * shape.widest_tile * shape.head_dim * shape.element_bytes
     queries = 4 * shape.num_query_heads * query_tile * shape.head_dim
-    mask = 4 * _mask_rows(shape, query_tile) * shape.widest_tile
-    fit = min(GATHER_BYTES // gather, QUERY_BYTES // queries, QUERY_BYTES // mask)
+    scores = 4 * mask_rows(shape, query_tile) * shape.widest_tile
+    fit = min(GATHER_BYTES // gather, QUERY_BYTES // queries, QUERY_BYTES // scores)
     return max(1, min(fit, _most_items(shape, query_tile)))
 
 
-def _mask_rows(shape: AttentionShape, query_tile: int) -> int:
+def mask_rows(shape: AttentionShape, query_tile: int) -> int:
+    """Rows of one item's mask or scores: of every query head where heads differ."""
+    if shape.soft_cap or shape.alibi:
+        return shape.num_query_heads * query_tile
     return shape.group * query_tile if query_tile > 1 else 1
 
 
@@ -158,7 +166,7 @@ def scratch_regions(shape: AttentionShape, query_tile: int) -> ScratchRegions:
         keys * shape.element_bytes,
         keys * 4 if wide else 0,
         rows * shape.head_dim * (4 if wide else shape.element_bytes),
-        items * _mask_rows(shape, query_tile) * shape.widest_tile * 4,
+        items * mask_rows(shape, query_tile) * shape.widest_tile * 4,
         rows * shape.head_dim * 4,
         rows * 4,
     )
@@ -181,20 +189,22 @@ def wave_temporary_bytes(shape: AttentionShape, query_tile: int) -> int:
     """What one full wave of this query tile holds at its largest moment.
 
     Its queries are picked before they are laid out, and a mask is made before it is spread over the
-    heads; these are gone when the products begin. The flash operation holds its result, its
-    log-sums, which are merged in three more of them, and its threads' scratch. At the end the rows
-    that are no padding are set apart.
+    heads; these are gone when the products begin. These hold their result, its log-sums, which are
+    merged in three more of them, and in the flash operation its threads' scratch. At the end the
+    rows that are no padding are set apart.
     """
     items = items_per_wave(shape, query_tile)
     rows = items * shape.num_query_heads * query_tile
     values, queries = rows * shape.head_dim, rows * shape.head_dim * shape.element_bytes
     mask = 4 * items * query_tile * shape.widest_tile
     narrow = shape.element_bytes < 4
-    flash = 4 * values + 16 * rows + FLASH_THREADS * _flash_thread_bytes(shape, query_tile)
-    if query_tile == 1:
-        flash += mask + (queries if narrow else 0)  # its result, before it is widened
+    products = 4 * values + 16 * rows
+    if not shape.soft_cap:
+        products += FLASH_THREADS * _flash_thread_bytes(shape, query_tile)
+        if query_tile == 1:  # its result, before it is widened, and the mask, which is not spread
+            products += (queries if narrow else 0) + (0 if shape.alibi else mask)
     set_apart = 4 * values + (queries if narrow else 0)
-    return max(queries, mask, flash, set_apart)
+    return max(queries, mask, products, set_apart)
 
 
 def _flash_thread_bytes(shape: AttentionShape, query_tile: int) -> int:

@@ -41,6 +41,8 @@ def prepare_step(
     rows, tokens = metadata.seq_lens.shape[0], metadata.slot_mapping.shape[0]
     check_range("rows of seq_lens", rows, 1, shape.max_num_seqs)
     check_range("tokens of slot_mapping", tokens, 1, shape.max_num_batched_tokens)
+    if metadata.work is not None:  # of another group of the same step: its lists tell of rows alone
+        return metadata
     return replace(metadata, work=prepare(metadata, shape, buffer))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 import kernels
+from kernels import AttentionMetadata
 from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
 from server.execution.device import Device
 from server.execution.layers import StepTensors
@@ -202,14 +203,12 @@ class DeviceStep:
         self, num_rows: int, num_tokens: int, max_query_len: int, max_seq_len: int
     ) -> StepTensors:
         first = self._inputs[0]  # what is the same for every group is in all of them
+        metadata: list[AttentionMetadata] = []
         token_ids, positions = first.token_ids[:num_tokens], first.positions[:num_tokens]
         query_start_loc = first.query_start_loc[: num_rows + 1]
         seq_lens = first.seq_lens[:num_rows]
-        return StepTensors(
-            token_ids=token_ids,
-            positions=positions,
-            cache=self._buffers["kv_cache"],
-            metadata=tuple(
+        for inputs in self._inputs:
+            metadata.append(
                 kernels.prepare_attention(
                     query_start_loc=query_start_loc,
                     seq_lens=seq_lens,
@@ -220,9 +219,14 @@ class DeviceStep:
                     max_query_len=max_query_len,
                     max_seq_len=max_seq_len,
                     workspace=self.workspace,
+                    like=metadata[0] if metadata else None,
                 )
-                for inputs in self._inputs
-            ),
+            )
+        return StepTensors(
+            token_ids=token_ids,
+            positions=positions,
+            cache=self._buffers["kv_cache"],
+            metadata=tuple(metadata),
             workspace=self.workspace,
         )
 

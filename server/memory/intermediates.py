@@ -15,6 +15,7 @@ from typing import assert_never
 
 from kernels.footprint.attention import QUERY_TILES, AttentionShape, attention_temporary_bytes
 from kernels.footprint.linear import FEW_ROWS, is_transposed, product_temporaries, result_rows
+from server.memory.kv_groups import layer_groups
 from server.memory.layer_program import (
     Activate,
     Attend,
@@ -43,7 +44,7 @@ def phases(
 
     ``logit_rows`` are the most rows of logits at once, ``num_top`` the most alternatives reported.
     """
-    work_list = ("work_list", _work_list(shape))  # made once, alive in every layer
+    work_list = ("work_list", _work_list(model, shape))  # made once, alive in every layer
     forward = forward_phases(model, CpuFootprint(model, shape))
     return (
         *(Phase(phase.name, (*phase.tensors, work_list)) for phase in forward),
@@ -51,19 +52,36 @@ def phases(
     )
 
 
-def _work_list(shape: AttentionShape) -> int:
-    """Where attention finds the blocks it gathers: an int64 per block, head, K and V.
+def _work_list(model: ModelSpec, shape: AttentionShape) -> int:
+    """Where attention finds the blocks it gathers: an int64 per block, head, K and V, for every
+    group of the KV cache; and for every window, what is the same in the groups that have it.
 
     A row that decodes reads its own blocks: every row all of them, because rows that share a prefix
     each list its blocks, so that the pool's size bounds nothing. A chunk reads its context again
     for every query tile.
     """
-    per_row = ceil_div(shape.max_model_len, shape.block_size)
     readers = shape.max_num_seqs + shape.max_num_batched_tokens // QUERY_TILES[-1]
-    per_token = 48 * shape.max_num_batched_tokens  # which query is where, sees how far, is picked
-    # Of every reader's last key tile: its positions, and the slots behind the context, as int64.
-    last = 4 * shape.key_tile + 16 * shape.num_kv_heads * (shape.block_size - 1)
-    return per_token + readers * (16 * shape.num_kv_heads * per_row + last)
+    shared = sum(_shared_list(shape, readers, window) for window in shape.windows)
+    blocks = sum(_blocks_read(shape, model.window(layers[0])) for layers in layer_groups(model))
+    return shared + readers * 16 * shape.num_kv_heads * blocks
+
+
+def _shared_list(shape: AttentionShape, readers: int, window: int) -> int:
+    """Of every token: which query is where, sees how far, is picked. Of every reader's key tiles
+    that are partly seen: their positions; and the slots behind the context, as int64."""
+    per_token, edges, stale = 48, 1, shape.block_size - 1
+    if window:
+        per_token, edges, stale = 56, 2, shape.block_size + shape.key_step
+    per_reader = 4 * edges * shape.key_tile + 16 * shape.num_kv_heads * stale
+    return per_token * shape.max_num_batched_tokens + readers * per_reader
+
+
+def _blocks_read(shape: AttentionShape, window: int) -> int:
+    """Blocks that a reader lists: its context's, or those of a window before its first query."""
+    tokens = shape.max_model_len
+    if window:
+        tokens = min(tokens, window + QUERY_TILES[-1] + shape.key_step)
+    return ceil_div(tokens, shape.block_size)
 
 
 def sample_rows(vocab_size: int) -> int:

@@ -58,6 +58,7 @@ def attention_shape(model: ModelSpec, config: EngineConfig) -> AttentionShape:
         max_model_len=sizes.max_model_len,
         batch_invariant=config.model.batch_invariant,
         windows=windows_of(model),
+        soft_cap=model.attention.soft_cap is not None,
     )
 
 

@@ -1,8 +1,7 @@
 """A model whose layers are two groups of the KV cache, one with a window: each group reads its own
 block tables, and an answer depends on its request alone. On a CPU, and on a device that runs late.
 
-No family of checkpoints has windows yet, so a Llama is told of them; attention is the reference's,
-which has windows on a CPU; and what is exact is said by transformers' Qwen2, which is a Llama with
+A Llama is told of windows; what is exact is said by transformers' Qwen2, which is a Llama with
 windows where its biases are zero.
 """
 
@@ -17,7 +16,6 @@ import pytest
 import torch
 
 import kernels
-from kernels import reference
 from server.engine.engine_config import CacheConfig
 from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.kv_spec import GroupKind, KVCacheSpec
@@ -79,18 +77,6 @@ class TwoGroups(Setting):
         )
         kv = kv_cache_spec(model, config.cache)
         return Built(runner, layout, kv, model.eos_token_ids)
-
-
-def windowed_attention(
-    q: Any, cache: Any, metadata: Any, *, workspace: Any = None, **how: Any
-) -> Any:
-    return reference.paged_attention(q, cache, metadata, **how)
-
-
-@pytest.fixture(autouse=True)
-def attention_with_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "paged_attention", windowed_attention)
-    monkeypatch.setitem(fake_device._REAL, "paged_attention", kernels.paged_attention)
 
 
 @pytest.fixture(scope="module")

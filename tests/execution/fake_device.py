@@ -261,7 +261,9 @@ def _rotary_store_kv(q: Any, k: Any, v: Any, cache: Any, slots: Any, **kwargs: A
         heads[live] = stored
 
 
-def _prepare_attention(*, workspace: Any, **kwargs: Any) -> kernels.AttentionMetadata:
+def _prepare_attention(
+    *, workspace: Any, like: Any = None, **kwargs: Any
+) -> kernels.AttentionMetadata:
     assert workspace is not None
     shape = kwargs.pop("shape")
     return kernels.AttentionMetadata(**kwargs, work=shape)

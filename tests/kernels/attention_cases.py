@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels import AttentionMetadata, AttentionShape
+from kernels import AttentionFeatures, AttentionMetadata, AttentionShape
+
+PLAIN = AttentionFeatures()
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,12 @@ def make_step(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     spare_blocks: int = 3,
+    features: AttentionFeatures = PLAIN,
 ) -> Step:
-    """A cache poisoned with NaN, then filled with the rows' contexts through permuted tables."""
+    """A cache poisoned with NaN, then filled with the rows' contexts through permuted tables.
+
+    The shape tells of a layer with ``features``.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*size: int) -> Tensor:
@@ -68,6 +74,9 @@ def make_step(
         max_num_seqs=len(rows),
         max_num_batched_tokens=sum(tokens for tokens, _ in rows),
         max_model_len=max(context for _, context in rows),
+        windows=(features.window,),
+        soft_cap=features.soft_cap > 0,
+        alibi=features.alibi_slopes is not None,
     )
     starts = [sum(tokens for tokens, _ in rows[:row]) for row in range(len(rows) + 1)]
     metadata = kernels.prepare_attention(
@@ -87,6 +96,17 @@ def make_step(
         shape=shape,
         scale=head_dim**-0.5,
     )
+
+
+def free_behind(step: Step, window: int) -> None:
+    """Blocks that no query of their row sees any more go to somebody else: they hold NaN, and
+    their place in the table is an id that no cache has."""
+    starts, block_size = step.metadata.query_start_loc.tolist(), step.cache.shape[3]
+    for row, context in enumerate(step.metadata.seq_lens.tolist()):
+        oldest = context - (starts[row + 1] - starts[row]) - window + 1
+        gone = step.metadata.block_tables[row, : max(0, oldest) // block_size]
+        step.cache[gone.long()] = torch.nan
+        gone.fill_(2**30)
 
 
 def run(step: Step, **options: Any) -> Tensor:

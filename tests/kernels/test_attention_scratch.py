@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import kernels
-from kernels import AttentionShape, AttentionWorkspace
+from kernels import AttentionFeatures, AttentionShape, AttentionWorkspace
 from kernels.backends import TORCH_CPU
 from kernels.footprint import attention as attention_footprint
 from kernels.footprint.attention import attention_temporary_bytes, wave_temporary_bytes
 from tests.kernels.attention_cases import make_step, run
+from tests.kernels.feature_cases import alibi_slopes, sinks
 
 LLAMA_1B = AttentionShape(
     num_query_heads=32,
@@ -48,33 +49,49 @@ def test_scratch_of_a_tiny_model_is_tiny():
 def test_a_step_stays_within_what_its_shape_announced():
     """The work list of any step needs no more than the shape's largest wave."""
     step = make_step([(1, 900), (200, 700), (9, 9), (40, 41)], heads=(16, 4), head_dim=64)
-    assert step.metadata.work.scratch_bytes <= kernels.attention_workspace_bytes(
-        step.shape, TORCH_CPU
-    )
+    listed, _ = step.metadata.work.list_for(0)
+    assert listed.scratch_bytes <= kernels.attention_workspace_bytes(step.shape, TORCH_CPU)
 
 
 FULL_WAVES = ([(512, 512)], [(8, 600)] * 8)
 MIXED = [(1, 900), (200, 700), (33, 33)]
 
 
+FEATURES = {
+    "plain": AttentionFeatures(),
+    "window": AttentionFeatures(window=600, sinks=sinks(16)),
+    "ALiBi": AttentionFeatures(alibi_slopes=alibi_slopes(16)),
+    "soft cap": AttentionFeatures(soft_cap=5.0, sinks=sinks(16)),
+    "soft cap, ALiBi": AttentionFeatures(window=600, soft_cap=5.0, alibi_slopes=alibi_slopes(16)),
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-@pytest.mark.parametrize("rows", [*FULL_WAVES, MIXED], ids=str)
-def test_torch_allocates_what_was_announced_beyond_the_workspace(rows, dtype, monkeypatch):
+@pytest.mark.parametrize("rows", [*FULL_WAVES, MIXED, [(1, 600)] * 64], ids=str)
+@pytest.mark.parametrize("name", FEATURES)
+def test_torch_allocates_what_was_announced_beyond_the_workspace(name, rows, dtype, monkeypatch):
     monkeypatch.setattr(attention_footprint, "FLASH_THREADS", torch.get_num_threads())
-    step = make_step(rows, heads=(16, 4), head_dim=128, dtype=dtype)
+    features = FEATURES[name]
+    step = make_step(rows, heads=(16, 4), head_dim=128, dtype=dtype, features=features)
     workspace = AttentionWorkspace(step.shape)
     held = largest = 0
-    run(step)
+    run(step, features=features)
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         kernels.paged_attention(
-            step.q, step.cache, step.metadata, scale=step.scale, workspace=workspace
+            step.q,
+            step.cache,
+            step.metadata,
+            scale=step.scale,
+            workspace=workspace,
+            features=features,
         )
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             largest = max(largest, held)
     taken = largest - step.q.nbytes  # the result
-    tiles = {wave.query_tile for wave in step.metadata.work.waves}
+    listed, _ = step.metadata.work.list_for(features.window)
+    tiles = {wave.query_tile for wave in listed.waves}
     met = max(wave_temporary_bytes(step.shape, tile) for tile in tiles)
     assert 0 < taken <= met <= attention_temporary_bytes(step.shape)
     assert rows not in FULL_WAVES or met <= 1.05 * taken, "nothing is announced that is not taken"

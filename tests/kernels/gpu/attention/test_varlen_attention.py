@@ -47,11 +47,12 @@ def check(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor],
     causal: bool,
     features: AttentionFeatures = PLAIN,
+    wanted: AttentionFeatures | None = None,
 ) -> Tensor:
     q, k, v, bounds = inputs
     scale = q.shape[2] ** -0.5
     want = reference.varlen_attention(
-        q, k, v, bounds, causal=causal, scale=scale, features=features
+        q, k, v, bounds, causal=causal, scale=scale, features=wanted or features
     )
     there = [tensor.to(device) for tensor in inputs]
     moved = replace(
