@@ -8,7 +8,7 @@ from typing import Any
 from server.engine.engine_config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 
 SMALL = EngineConfig(
-    ModelConfig("f32"),
+    ModelConfig("f32", "torch"),
     CacheConfig(block_size=16, num_blocks=64, format="f32"),
     SchedulerConfig(
         max_num_seqs=8,

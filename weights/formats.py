@@ -84,6 +84,13 @@ def add_quantised(format: QuantisedFormat) -> None:
         raise ValueError(f"there is another format named {format.name!r}")
 
 
+def remove_quantised(format: QuantisedFormat) -> None:
+    """Undoes ``add_quantised``. Raises ValueError for a format that is not known."""
+    if _QUANTISED.get(format.name) != format:
+        raise ValueError(f"there is no such format {format.name!r}")
+    del _QUANTISED[format.name]
+
+
 # Bytes per element of every dtype that a safetensors header may name. Those that are no Format
 # above are legal in a file (masks, position ids) but are never parameters.
 SAFETENSORS_BYTES: Mapping[str, int] = MappingProxyType(

@@ -199,7 +199,7 @@ class HttpServer:
             ],
             host_bytes=process_resident,
             api_budget=self._budget.reading,
-            device=held.backend,  # as /memory calls it
+            device=self._model.placement.backend.device,  # as /memory calls it
             model=self._served_model(),
         )
 

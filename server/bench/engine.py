@@ -33,6 +33,7 @@ from server.engine.engine_config import ModelConfig
 from server.engine.events import StepStats
 from server.errors import StartupError
 from server.execution.build import BuiltRunner, build_runner
+from server.memory.backends.torch_cpu import TORCH
 from server.memory.layout import max_context
 from weights.checkpoint.folder import open_checkpoint
 from weights.errors import CheckpointError
@@ -177,7 +178,7 @@ def _build(options: Options, folder: Path) -> BuiltRunner:
             f"{max_context(model)}"
         )
     config = bench_config(
-        ModelConfig(options.format or model.parameter_dtype),
+        ModelConfig(options.format or model.parameter_dtype, TORCH.name),
         [batch],
         block_size=BLOCK_SIZE,
         max_num_batched_tokens=MAX_BATCHED_TOKENS,

@@ -36,8 +36,8 @@ from server.engine.engine_config import EngineConfig, ModelConfig
 from server.execution.build import BuiltRunner, build_runner, open_device
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
-from server.memory.backends.cuda import CUDA
 from server.memory.backends.record import Backend
+from server.memory.backends.triton_cuda import TRITON
 from weights.inventory import num_parameters
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import write_checkpoint
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no row has {options.only!r} in its name: {[row.name for row in ROWS]}")
     if not torch.cuda.is_available():
         parser.error("there is no GPU that torch can use")
-    return bench(rows, gpu_shapes(), CUDA, peers=not options.no_peers, out=options.results)
+    return bench(rows, gpu_shapes(), TRITON, peers=not options.no_peers, out=options.results)
 
 
 def bench(
@@ -195,7 +195,7 @@ def engine_config(
 ) -> EngineConfig:
     """Just what ``rows`` need. Raises ValueError for none."""
     return bench_config(
-        ModelConfig(_format(backend), backend=backend.name, batch_invariant=batch_invariant),
+        ModelConfig(_format(backend), backend.name, batch_invariant=batch_invariant),
         [row.load for row in rows],
         block_size=BLOCK_SIZE,
         max_num_batched_tokens=MAX_BATCHED_TOKENS if backend.own_memory else 64,

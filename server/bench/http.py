@@ -41,8 +41,9 @@ from server.bench.shapes import gpu_shapes, shapes
 from server.config.server_config import resolve
 from server.engine.core import EngineCore
 from server.engine.request import EngineRequest, SamplingParams
-from server.memory.backends.cpu import CPU
-from server.memory.backends.cuda import CUDA
+from server.memory.backends.registry import AUTO, devices
+from server.memory.backends.torch_cpu import TORCH
+from server.memory.backends.triton_cuda import TRITON
 from server.startup.model_info import engine_settings, read_model
 from server.worker.build import build_engine
 from weights.synthetic.checkpoint import write_checkpoint, write_tokenizer
@@ -256,7 +257,7 @@ def _report(options: Options, rows: Sequence[Row]) -> dict[str, object]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-        "device": gpu if gpu and options.device in ("auto", CUDA.name) else CPU.name,
+        "device": gpu if gpu and options.device in (AUTO, TRITON.device) else TORCH.device,
         "cores": len(os.sched_getaffinity(0)),
         "model": options.name,
         "prompt_tokens": options.prompt_tokens,
@@ -287,7 +288,7 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     add = parser.add_argument
     add("model_dir", nargs="?", type=Path, default=DEMO, help="checkpoint (default: the demo)")
     add("--synthetic", choices=sorted({**shapes(), **gpu_shapes()}), help="random weights instead")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default %(default)s")
+    add("--device", default=AUTO, choices=(AUTO, *devices()), help="default %(default)s")
     add("--concurrencies", default="1,8,32", help="default %(default)s; for a GPU 1,64,256")
     add("--prompt-tokens", type=int, default=128, help="per request; default %(default)s")
     add("--output-tokens", type=int, default=64, help="per request; default %(default)s")

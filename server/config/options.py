@@ -1,9 +1,12 @@
-"""The server's options: one table drives flags, variables, the TOML file and --help."""
+"""The server's options: one table drives flags, variables, the TOML file and --help.
+
+What an option says of devices is what the registered backends say of themselves.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from server.config.values import (
     Reader,
     auto_or,
     choice,
+    choice_of,
     integer,
     none_or,
     read_switch,
@@ -19,21 +23,65 @@ from server.config.values import (
     size,
     zero_or,
 )
+from server.memory.backends.record import Backend
+from server.memory.backends.registry import AUTO, devices
+from server.memory.backends.words import (
+    auto_device,
+    by_place,
+    only,
+    places,
+    quantisations,
+    quantised_where,
+)
 from server.memory.engine_args import MAX_MODEL_LEN, MAX_QUEUED_REQUESTS, QUEUE_TIMEOUT_S
 
 DEMO_MODEL_DIR = Path(__file__).resolve().parents[2] / "weights" / "demo" / "checkpoint"
 PREFIX = "QUIRE_"
 
 
+Text = str | Callable[[], str]
+
+
+def _shown(text: Text) -> str:
+    return text if isinstance(text, str) else text()
+
+
+def _device_values() -> tuple[str, ...]:
+    return AUTO, *devices()
+
+
+def _pool(backend: Backend) -> str:
+    """What the KV cache takes by itself (server.memory.planner.planner)."""
+    if backend.own_memory:
+        return "all that is left"
+    return "what max-num-seqs needs, at most half of the free memory"
+
+
+def _quantization_values() -> tuple[str, ...]:
+    return "none", *quantisations()
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. ``default`` is text that ``read`` accepts, or None where there is no value."""
+    """One option. ``default`` is text that ``read`` accepts, or None where there is no value.
+
+    Texts that depend on the backends there are come as functions, called when they are shown.
+    """
 
     name: str  # the flag without its dashes; also the file's key
     read: Reader
     default: str | None
-    form: str  # how a value looks, with its unit
-    help: str
+    form_text: Text
+    help_text: Text
+
+    @property
+    def form(self) -> str:
+        """How a value looks, with its unit."""
+        return _shown(self.form_text)
+
+    @property
+    def help(self) -> str:
+        return _shown(self.help_text)
 
     @property
     def field(self) -> str:
@@ -57,26 +105,29 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "device",
-        choice("auto", "cpu", "cuda"),
-        "auto",
-        "auto|cpu|cuda",
-        "where the model runs; auto is cuda where torch can use a GPU, else cpu",
+        choice_of(_device_values),
+        AUTO,
+        lambda: "|".join(_device_values()),
+        lambda: f"where the model runs; auto is {auto_device()}",
     ),
     Option(
         "dtype",
         choice("auto", "float32", "bfloat16", "float16"),
         "auto",
         "auto|float32|bfloat16|float16",
-        "format of weights and KV cache; auto is float32 where its weights take at most 1 GiB, or "
-        "where 16-bit products are slower on this CPU and it fits, else the checkpoint's; on a GPU "
-        "the checkpoint's if that has 16 bits, else bfloat16",
+        lambda: (
+            "format of weights and KV cache; auto is "
+            + by_place(lambda backend: backend.auto_dtype, "; ")
+        ),
     ),
     Option(
         "quantization",
-        none_or(choice("none", "int8", "int4", "fp8")),
+        none_or(choice_of(_quantization_values)),
         "none",
-        "none|int8|int4|fp8",
-        "format of the matrices in the model's layers, made while loading; on a GPU only",
+        lambda: "|".join(_quantization_values()),
+        lambda: (
+            "format of the matrices in the model's layers, made while loading" + quantised_where()
+        ),
     ),
     Option(
         "max-model-len",
@@ -90,44 +141,60 @@ OPTIONS: tuple[Option, ...] = (
         auto_or(integer(1, 4096)),
         "auto",
         "auto|N",
-        "sequences computed at once; auto is 32, on a GPU 256",
+        lambda: (
+            "sequences computed at once; auto is "
+            + by_place(lambda backend: backend.defaults.max_num_seqs, ", ")
+        ),
     ),
     Option(
         "max-num-batched-tokens",
         auto_or(integer(1, 2**20)),
         "auto",
         "auto|TOKENS",
-        "tokens computed in one step; auto is 512, on a GPU 8192",
+        lambda: (
+            "tokens computed in one step; auto is "
+            + by_place(lambda backend: backend.defaults.max_num_batched_tokens, ", ")
+        ),
     ),
     Option(
         "block-size",
         auto_or(integer(1, 1024)),
         "auto",
         "auto|TOKENS",
-        "tokens in one KV cache block; auto is 16, on a GPU 64",
+        lambda: (
+            "tokens in one KV cache block; auto is "
+            + by_place(lambda backend: backend.defaults.block_size, ", ")
+        ),
     ),
     Option(
         "batch-invariant",
         read_switch,
         "off",
         "on|off",
-        "answers are the same bits alone and in any batch, at some cost; on a GPU only",
+        lambda: (
+            "answers are the same bits alone and in any batch, at some cost"
+            + only(lambda backend: backend.batch_invariant)
+        ),
     ),
     Option(
         "cuda-graphs",
         choice("start", "lazy", "off"),
         "lazy",
         "start|lazy|off",
-        "when decode steps are captured on a GPU: before the first request, when first needed, "
-        "or never",
+        lambda: (
+            f"when decode steps are captured on {places(lambda one: one.captures_graphs)}: "
+            "before the first request, when first needed, or never"
+        ),
     ),
     Option(
         "kv-cache-memory",
         auto_or(size(2**10, 2**50)),
         "auto",
         "auto|SIZE",
-        "bytes of the KV cache (512MiB, 2GiB), refused where there is less; auto takes what "
-        "max-num-seqs needs, at most half of the free memory; on a GPU all that is left",
+        lambda: (
+            "bytes of the KV cache (512MiB, 2GiB), refused where there is less; auto takes "
+            + by_place(_pool, "; ")
+        ),
     ),
     Option("prefix-caching", read_switch, "on", "on|off", "reuse the KV cache of equal prefixes"),
     Option(

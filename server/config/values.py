@@ -68,7 +68,14 @@ def read_size(text: str, low: int, high: int) -> int:
 
 
 def choice(*allowed: str) -> Reader:
+    return choice_of(lambda: allowed)
+
+
+def choice_of(values: Callable[[], tuple[str, ...]]) -> Reader:
+    """One of ``values``, which are asked for when there is a text to read."""
+
     def read(text: str) -> str:
+        allowed = values()
         if text not in allowed:
             raise ValueError(f"{text!r} is not one of {', '.join(allowed)}")
         return text

@@ -28,8 +28,8 @@ class ModelConfig:
     """
 
     format: str
+    backend: str
     quantization: str | None = None
-    backend: str = "cpu"
     batch_invariant: bool = False
     ranks: int = 1
 

@@ -100,7 +100,7 @@ def build_runner(
         format=config.model.format,
         quantization=config.model.quantization,
         device=device.torch_device,
-        pack=partial(_pack, backend.kernels, batch_invariant=config.model.batch_invariant),
+        pack=partial(_pack, backend.parts.kernels, batch_invariant=config.model.batch_invariant),
         progress=progress,
         copies=device.copies(),
     )
@@ -108,7 +108,7 @@ def build_runner(
     table = _rotary_buffer(model, config, buffers)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
     decoder = Decoder(model, loaded.linears, loaded.tensors, table)
-    with using(backend.kernels):
+    with using(backend.parts.kernels):
         runner = ModelRunner(
             decoder,
             layout,
@@ -133,7 +133,7 @@ def build_runner(
 
 def open_device(backend: Backend) -> Device:
     """Raises StartupError where it is not there."""
-    device: Device = backend.load(backend.device)()
+    device: Device = backend.load(backend.device_at)()
     return device
 
 

@@ -135,7 +135,7 @@ def _runner_shapes(backend: Backend, part: ModelSpec, config: EngineConfig) -> S
         *row_shapes(part, config),
         *(own_memory_shapes(part, config) if backend.own_memory else slot_shapes(part, config)),
         *(captured_shapes(part, config) if backend.captures_graphs else ()),
-        *backend.buffers(part, config),
+        *backend.parts.buffers(part, config),
     )
 
 
@@ -144,7 +144,7 @@ def _phases(
 ) -> tuple[Phase, ...]:
     element_bytes = ELEMENT_BYTES[config.model.format]
     return (
-        *backend.phases(without_experts(part), config, tokens, logit_rows),
+        *backend.parts.phases(without_experts(part), config, tokens, logit_rows),
         *expert_phases(part, tokens=tokens, element_bytes=element_bytes),
     )
 
@@ -187,5 +187,5 @@ def _positions(model: ModelSpec, config: EngineConfig) -> tuple[Buffer, ...]:
 
 
 def _attention_workspace(backend: Backend, model: ModelSpec, config: EngineConfig) -> Buffer:
-    nbytes = attention_workspace_bytes(attention_shape(model, config), backend.kernels)
+    nbytes = attention_workspace_bytes(attention_shape(model, config), backend.parts.kernels)
     return Buffer("attention_workspace", (nbytes,), "u8", MemoryKind.WORKSPACE)

@@ -47,7 +47,7 @@ class GaugeSources:
     weights: Callable[[], Iterable[tuple[str, str, int]]]
     host_bytes: Callable[[], int]
     api_budget: Callable[[], Mapping[str, int]]
-    device: str = "cpu"
+    device: str  # as --device names it
     model: ServedModel | None = None
     clock: Callable[[], float] = time.monotonic
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from server.host_budget import Use
 from server.memory.accounting.reading import KV_PARTS, PARTS
+from server.memory.backends.registry import devices
 from server.memory.kinds import MemoryKind
 from server.metrics.spec import Label, MetricSpec, MetricType, Unit
 from server.metrics.stats import Outcome
@@ -24,7 +25,7 @@ _INTER_TOKEN = (
 )
 _LENGTHS = tuple(2**power for power in range(0, 18))
 
-_DEVICE = Label("device")
+_DEVICE = Label("device", devices)
 _KIND = Label("kind", tuple(MemoryKind))
 
 # Those that quire_memory_part_bytes has. The parts of the KV cache have a metric of their own.
@@ -306,7 +307,7 @@ WEIGHTS = _gauge(
     Unit.BYTES,
     _DEVICE,
     Label("component", tuple(Component)),
-    Label("dtype", (*FORMATS, *QUANTISED)),
+    Label("dtype", lambda: (*FORMATS, *QUANTISED)),
 )
 HOST_MEMORY = _gauge(
     "quire_host_memory_bytes",
@@ -350,7 +351,7 @@ MODEL_INFO = _gauge(
     Unit.FLAG,
     Label("model"),
     Label("dtype", tuple(FORMATS)),
-    Label("quantization", ("none", *QUANTISED)),
+    Label("quantization", lambda: ("none", *QUANTISED)),
     Label("version"),
 )
 # The two labels are named as the Kubernetes Gateway API inference extension reads them, on every

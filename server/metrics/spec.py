@@ -6,6 +6,7 @@ Names follow Prometheus's conventions: base units, ``_total`` for counters, ``_r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,10 +34,15 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """``values`` are all that it can have; None: they depend on the model or the machine."""
+    """``values`` are all that it can have; None: they depend on the model or the machine. Those
+    that depend on the backends there are come as a function."""
 
     name: str
-    values: tuple[str, ...] | None = None
+    known: tuple[str, ...] | Callable[[], tuple[str, ...]] | None = None
+
+    @property
+    def values(self) -> tuple[str, ...] | None:
+        return self.known() if callable(self.known) else self.known
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from server.config.values import read_integer
 from server.errors import StartupError
 from server.plan_cli.answer import answer
 from server.plan_cli.bars import decimal, table
-from server.plan_cli.devices import DEVICES
+from server.plan_cli.devices import DEVICES, this_machine
 from server.plan_cli.make import PlanOptions, make_plan
 from server.plan_cli.options import KV_DTYPES, SHARED
 from server.plan_cli.text import WIDTH, plan_text
@@ -81,10 +81,9 @@ def listing() -> str:
         )
         for device in DEVICES
     ]
-    return "\n".join((*_flush(presets), "", *_flush(devices), "", _ALSO))
-
-
-_ALSO = "also: --device auto, cpu or cuda for this machine, or a size such as 24GiB"
+    *names, last = this_machine()
+    also = f"also: --device {', '.join(names)} or {last} for this machine, or a size such as 24GiB"
+    return "\n".join((*_flush(presets), "", *_flush(devices), "", also))
 
 
 def _flush(rows: Sequence[tuple[str, ...]]) -> list[str]:

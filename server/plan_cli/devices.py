@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from server.config.values import read_size
 from server.errors import StartupError
+from server.memory.backends.registry import AUTO, devices
+from server.memory.backends.triton_cuda import TRITON
 
 MIB = 2**20
-THIS_MACHINE = ("auto", "cpu", "cuda")
+PUBLISHED_FOR = TRITON.device  # what all the published devices are
 LEAST_BYTES, MOST_BYTES = 2**30, 2**44  # of a device of a given size
 _ANY_CAPABILITY = (9, 0)  # of a size without a name
 
@@ -74,6 +76,11 @@ DEVICES: tuple[Device, ...] = (
 )
 
 
+def this_machine() -> tuple[str, ...]:
+    """The names that mean a device of this machine, as it is now."""
+    return AUTO, *devices()
+
+
 def find_device(text: str) -> Device:
     """The device of a name, or one of a size such as 24GiB of which nothing else is known.
 
@@ -90,7 +97,7 @@ def find_device(text: str) -> Device:
         near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise StartupError(
-            f"--device {text}: unknown; {hint}known are {', '.join((*THIS_MACHINE, *names))}, "
+            f"--device {text}: unknown; {hint}known are {', '.join((*this_machine(), *names))}, "
             "or a size such as 24GiB"
         )
     try:

@@ -75,7 +75,8 @@ def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None
     """
     config = resolve(options.flags, environment, options.config_file)
     model = find_model(options.model, options.shape, config.model_dir)
-    target = find_target(config.engine.device if options.device is None else options.device, config)
+    device = config.engine.device if options.device is None else options.device
+    target = find_target(device, config, model.spec)
     try:
         check_ranks(model.spec, options.ranks)
     except ValueError as error:

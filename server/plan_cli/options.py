@@ -6,7 +6,7 @@ import argparse
 import textwrap
 
 from server.config.options import OPTIONS, Once
-from server.plan_cli.devices import DEVICES, THIS_MACHINE
+from server.plan_cli.devices import DEVICES, this_machine
 from weights.formats import FORMATS, QUANTISED
 from weights.shape_keys import SHAPE_KEYS
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a model's shape in TOML or JSON, by the keys below",
     )
-    names = ", ".join((*THIS_MACHINE, *(device.name for device in DEVICES)))
+    names = ", ".join((*this_machine(), *(device.name for device in DEVICES)))
     add(
         "--device",
         action=Once,

@@ -28,7 +28,7 @@ def memory_split(plan: Plan) -> dict[str, int]:
 
 def split_formulas(plan: Plan) -> dict[str, str]:
     """How each kind comes about, with the numbers put in."""
-    target, accounting = plan.target, plan.target.placement.backend.accounting
+    target, accounting = plan.target, plan.target.placement.backend.parts.accounting
     free = target.total_bytes - target.other_bytes
     return {
         **formulas(plan.memory),

@@ -6,16 +6,20 @@ import math
 from dataclasses import dataclass, replace
 
 from server.config.server_config import ServerConfig
+from server.errors import StartupError
 from server.memory.accounting.gpu_device import GpuDevice
-from server.memory.accounting.process import machine_memory
-from server.plan_cli.devices import DEVICES, MOST_BYTES, THIS_MACHINE, Device, find_device
-from server.startup.placement import (
-    CPU_RUNTIME_BYTES,
-    GPU_RUNTIME_BYTES,
-    Placement,
-    gpu_memory_for,
-    place,
+from server.memory.backends.record import Backend
+from server.memory.backends.triton_cuda.parts import found_gpu, gpu_memory_for
+from server.plan_cli.devices import (
+    DEVICES,
+    MOST_BYTES,
+    PUBLISHED_FOR,
+    Device,
+    find_device,
+    this_machine,
 )
+from server.startup.placement import Find, Placement, place
+from weights.spec import ModelSpec
 
 GIB = 2**30
 
@@ -38,17 +42,20 @@ class Target:
     device: Device | None
 
 
-def find_target(name: str, config: ServerConfig) -> Target:
-    """The named device, empty, or this machine as it is now (auto, cpu, cuda).
+def find_target(name: str, config: ServerConfig, model: ModelSpec | None = None) -> Target:
+    """The named device, empty, or this machine as it is now (auto, or what --device names).
+
+    The backend is the one that a server of ``model`` would take, or, where none serves it, of any.
 
     Raises StartupError where there is none such, or an option is not for it.
     """
-    if name in THIS_MACHINE:
-        return _this_machine(_with_device(config, name))
+    if name in this_machine():
+        return _this_machine(_with_device(config, name), model)
     device = find_device(name)
     gpu = GpuDevice(device.title, device.capability, device.memory_bytes, device.memory_bytes)
-    placement = place(_with_device(config, "cuda"), find=lambda: gpu, has_cuda=lambda: True)
-    return _gpu_target(device.name, device.title, gpu, placement, device)
+    there, found = _with_device(config, PUBLISHED_FOR), found_gpu(gpu)
+    placement = _placed(there, model, lambda backend: found)
+    return _target(device.name, placement, device)
 
 
 def _with_device(config: ServerConfig, device: str) -> ServerConfig:
@@ -70,29 +77,31 @@ def device_that_leaves(available: int) -> str | None:
     return f"--device {gib}GiB" if gib * GIB <= MOST_BYTES else None
 
 
-def _this_machine(config: ServerConfig) -> Target:
-    placement = place(config)
-    gpu = placement.gpu
-    if gpu is None:
-        total, _ = machine_memory()
-        # The reading that placement planned with, so that the split adds up to the same sizes.
-        runtime = CPU_RUNTIME_BYTES + placement.api_memory
-        other = total - placement.available - runtime
-        return Target("cpu", "this machine's memory", placement, total, other, runtime, 0, None)
-    published = next((device for device in DEVICES if device.title.startswith(gpu.name)), None)
-    return _gpu_target("cuda", gpu.name, gpu, placement, published)
+def _placed(config: ServerConfig, model: ModelSpec | None, find: Find) -> Placement:
+    try:
+        return place(config, model, find=find)
+    except StartupError:
+        return place(config, find=find)  # refuses again, but for the model alone
 
 
-def _gpu_target(
-    name: str, title: str, gpu: GpuDevice, placement: Placement, device: Device | None
-) -> Target:
+def _this_machine(config: ServerConfig, model: ModelSpec | None) -> Target:
+    placement = _placed(config, model, Backend.find_device)
+    title = placement.found.title
+    published = next((device for device in DEVICES if device.title.startswith(title)), None)
+    return _target(placement.backend.device, placement, published)
+
+
+def _target(name: str, placement: Placement, device: Device | None) -> Target:
+    found, runtime = placement.found, placement.found.runtime
+    if not placement.backend.own_memory:
+        runtime += placement.api_memory
     return Target(
         name=name,
-        title=title,
+        title=found.title,
         placement=placement,
-        total_bytes=gpu.total,
-        other_bytes=gpu.total - gpu.free,
-        runtime_bytes=GPU_RUNTIME_BYTES,
-        slack_bytes=gpu.free - placement.available - GPU_RUNTIME_BYTES,
+        total_bytes=found.total,
+        other_bytes=found.total - placement.available - runtime - found.slack,
+        runtime_bytes=runtime,
+        slack_bytes=found.slack,
         device=device,
     )

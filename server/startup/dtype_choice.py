@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from server.memory.backends.registry import backend_named
+from server.memory.backends.registry import backend_of
 from server.memory.engine_args import EngineArgs
 from server.memory.planner.plan import DoesNotFit
 from server.memory.planner.planner import size_memory
@@ -80,8 +80,8 @@ def choose_dtype(
     """
     if asked.dtype != "auto":
         return asked, ""
-    backend = backend_named(asked.device)
-    format = backend.auto_format(model, stored)
+    backend = backend_of(asked)
+    format = backend.parts.auto_format(model, stored)
     narrow = replace(asked, dtype=FORMATS[format].torch_name)
     if not backend.weighs_dtype or tensor_bytes((1,), format) != 2:
         return narrow, ""

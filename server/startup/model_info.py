@@ -18,7 +18,7 @@ from server.memory.engine_args import EngineArgs
 from server.memory.planner.plan import MemoryPlan
 from server.memory.planner.planner import plan_memory
 from server.startup.dtype_choice import choose_dtype
-from server.startup.placement import Placement, place, refuse_model
+from server.startup.placement import Placement, place
 from server.startup.supported_models import unserved_features
 from weights.checkpoint.folder import Checkpoint, open_checkpoint, refuse_dangling
 from weights.checkpoint.matching import match
@@ -74,7 +74,6 @@ def read_model(config: ServerConfig) -> ModelInfo:
     Raises:
         StartupError: names the file, the tensor or the option at fault.
     """
-    placement = place(config)
     folder = Path(config.model_dir)
     try:
         checkpoint = open_checkpoint(folder)
@@ -90,7 +89,7 @@ def read_model(config: ServerConfig) -> ModelInfo:
             f"{folder}: the model needs features that are not served yet: {', '.join(missing)}; "
             "quire plan shows the memory that it would take"
         )
-    refuse_model(spec, placement.backend)
+    placement = place(config, spec)
     _refuse_tensors(checkpoint, family, spec)
     stored = checkpoint.parameter_format or spec.parameter_dtype
     args, reason = decided_args(config.engine, placement, spec, stored)
@@ -127,7 +126,7 @@ def decided_args(
 ) -> tuple[EngineArgs, str]:
     """``asked`` with the device and the dtype decided, and why that dtype, where it was weighed.
     ``stored`` is the checkpoint's format."""
-    here = replace(asked, device=placement.backend.name)
+    here = replace(asked, device=placement.backend.device, backend=placement.backend.name)
     return choose_dtype(here, spec, stored, placement.available)
 
 

@@ -77,7 +77,7 @@ def served_determinism(plan: MemoryPlan) -> str:
 
 def device_name(plan: MemoryPlan) -> str:
     """As --device says it."""
-    return plan.config.model.backend
+    return backend_named(plan.config.model.backend).device
 
 
 def version_report(config: ServerConfig, model: ModelInfo) -> dict[str, str]:
@@ -87,6 +87,7 @@ def version_report(config: ServerConfig, model: ModelInfo) -> dict[str, str]:
         "model": config.model_name,
         "dtype": model.plan.config.model.format,
         "device": device_name(model.plan),
+        "backend": model.plan.config.model.backend,
         "system_fingerprint": model.fingerprint,
         "determinism": served_determinism(model.plan),
     }
@@ -129,6 +130,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
         ("parameters", f"{model.num_parameters:,}" + _tied(facts)),
         ("dtype", f"{config.model.format}{_widened(facts)}{_quantised(facts)}, on {_device(facts)} "
          f"({engine.cpu_capability}), {engine.num_threads} threads, torch {engine.torch_version}"),
+        ("backend", "; not ".join((config.model.backend, *model.placement.passed_over))),
         *([("dtype auto", model.dtype_reason)] if model.dtype_reason else []),
         ("max length", length),
         ("KV cache", f"{plan.capacity_tokens:,} tokens in {plan.kv.num_blocks:,} blocks of "

@@ -46,7 +46,7 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
 
 def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
     """What a model that the engine computes lacks on this backend; None where it can run."""
-    declined = backend.kernels.declined(operations_of(spec))
+    declined = backend.parts.kernels.declined(operations_of(spec))
     if declined:
         return f"it has no {', '.join(declined)} there"
     head_dim, width = spec.attention.head_dim, spec.hidden_size

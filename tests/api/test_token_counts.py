@@ -119,7 +119,7 @@ async def test_an_aborted_request_has_counted_what_it_was_given() -> None:
 def test_a_load_test_sees_the_servers_rate_while_a_long_answer_is_written() -> None:
     budget = HostBudget(1000).reading
     metrics = PrometheusMetrics(
-        GaugeSources(dict, lambda: True, lambda: None, dict, lambda: (), lambda: 0, budget)
+        GaugeSources(dict, lambda: True, lambda: None, dict, lambda: (), lambda: 0, budget, "cpu")
     )
     readings: list[Reading] = []
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from server.memory.backends.registry import backends
+
 ROOT = Path(__file__).parents[2]
 TORCH_FREE = [
     *("weights.spec", "weights.families", "weights.inventory", "weights.formats"),
@@ -125,3 +127,29 @@ def test_no_code_asks_for_a_device_by_name(package: str) -> None:
         if asks.search(line)
     }
     assert not found
+
+
+def test_no_code_but_a_backends_own_knows_which_backends_there_are() -> None:
+    """Its record, the devices that open it, what reads a device's memory, and benchmarks of one.
+
+    Otherwise no module imports what is a backend's own, and none has a name of one in it.
+    """
+    own = ("server/memory/backends/", "server/memory/accounting/", "server/bench/")
+    own += ("server/execution/cpu_device.py", "server/execution/device.py")
+    # The published devices are NVIDIA's; and a template's limit of processor time is no device.
+    exempt = {"server/plan_cli/devices.py", "server/plan_cli/target.py"}
+    exempt |= {"server/text/template_process.py"}
+    names = {name for backend in backends() for name in (backend.name, backend.device)}
+    folders = {backend.parts_at.partition(".parts")[0] for backend in backends()}
+    found = set()
+    for path in [*ROOT.glob("server/**/*.py"), *ROOT.glob("deploy/**/*.py")]:
+        module = str(path.relative_to(ROOT))
+        if module.startswith(own):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported = (isinstance(node, ast.ImportFrom) and node.module) or ""
+            if imported.startswith(tuple(folders)):
+                found.add(module)
+            if isinstance(node, ast.Constant) and node.value in names:
+                found.add(module)
+    assert found == exempt

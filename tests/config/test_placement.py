@@ -11,19 +11,16 @@ from server.config.server_config import resolve
 from server.errors import StartupError
 from server.memory.accounting.gpu_device import GpuDevice, find_gpu
 from server.memory.accounting.nvml import DeviceUse
-from server.memory.backends.cpu import CPU
-from server.memory.backends.cuda import CUDA
+from server.memory.backends.record import Backend, FoundDevice
+from server.memory.backends.torch_cpu import TORCH
+from server.memory.backends.torch_cpu import parts as torch_parts
+from server.memory.backends.triton_cuda import TRITON
+from server.memory.backends.triton_cuda import parts as triton_parts
 from server.memory.engine_args import EngineArgs
 from server.memory.planner.planner import plan_memory
 from server.memory.planner.resolve_args import resolve_engine
 from server.startup.dtype_choice import choose_dtype
-from server.startup.placement import (
-    CPU_RUNTIME_BYTES,
-    GPU_RUNTIME_BYTES,
-    Placement,
-    place,
-    refuse_model,
-)
+from server.startup.placement import Placement, place, refuse_model
 from server.startup.report import determinism
 from weights.formats import FORMATS
 from weights.synthetic.tiny_specs import tiny_llama
@@ -33,17 +30,32 @@ H200 = GpuDevice("NVIDIA H200", (9, 0), 140 * GIB, 130 * GIB)
 OLD = replace(H200, name="Tesla T4", capability=(7, 5))
 
 
+LINEAR_ALONE = replace(
+    TRITON.parts,
+    kernels=replace(TRITON.parts.kernels, operations={"linear": "kernels.gpu.linear:linear"}),
+)
+
+
 def placed(*, gpu: GpuDevice | None = H200, torch_cuda: bool = True, **flags: str) -> Placement:
     named = {name.replace("_", "-"): value for name, value in flags.items()}
-    return place(resolve(named, {}), find=lambda: gpu, has_cuda=lambda: torch_cuda)
+
+    def find(backend: Backend) -> FoundDevice:
+        if backend is TRITON:
+            return triton_parts.find_cuda(lambda: gpu, lambda: torch_cuda)
+        return backend.find_device()
+
+    return place(resolve(named, {}), find=find)
 
 
 def test_auto_takes_a_gpu_that_can_be_used_and_else_the_cpu() -> None:
-    assert placed().gpu is H200
-    assert placed(gpu=None).gpu is None
-    assert placed(torch_cuda=False).gpu is None
-    assert placed(gpu=OLD).gpu is None
-    assert placed(device="cpu").gpu is None
+    assert (placed().backend, placed().found.title) == (TRITON, H200.name)
+    assert placed().passed_over == ()
+    for found in (placed(gpu=None), placed(torch_cuda=False), placed(gpu=OLD)):
+        assert found.backend is TORCH
+        (reason,) = found.passed_over
+        assert reason.startswith("triton: ")
+    assert "no NVIDIA driver" in placed(gpu=None).passed_over[0]
+    assert (placed(device="cpu").backend, placed(device="cpu").passed_over) == (TORCH, ())
 
 
 @pytest.mark.parametrize(
@@ -59,7 +71,7 @@ def test_a_gpu_that_was_asked_for_and_cannot_be_used_is_an_error(
 ) -> None:
     with pytest.raises(StartupError, match=words) as raised:
         placed(gpu=gpu, torch_cuda=torch_cuda, device="cuda")
-    assert "--device cpu" in str(raised.value)
+    assert "--device cpu serves without a GPU" in str(raised.value)
 
 
 def test_the_device_decides_the_sizes_left_to_auto() -> None:
@@ -82,7 +94,7 @@ def test_the_device_decides_the_sizes_left_to_auto() -> None:
 @pytest.mark.parametrize("option", ["batch_invariant", "quantization"])
 def test_what_a_cpu_does_not_serve_is_refused_there(option: str) -> None:
     flags = {option: "on" if option == "batch_invariant" else "int4"}
-    assert placed(**flags).backend is CUDA
+    assert placed(**flags).backend is TRITON
     with pytest.raises(StartupError, match=f"--{option.replace('_', '-')}.*needs a GPU") as raised:
         placed(device="cpu", **flags)
     assert "\n" not in str(raised.value)
@@ -107,14 +119,14 @@ def test_the_cache_of_a_gpu_takes_all_that_is_left() -> None:
     left = 4 * GIB - sum(plan.kinds.values())
     assert 0 <= left < plan.kv.page_bytes
     assert plan.kinds["graphs"] > 0
-    assert plan.config.model.backend == "cuda"
+    assert plan.config.model.backend == "triton"
     half = plan_memory(tiny_llama(), asked_of_a_gpu(kv_cache_memory=2 * GIB), 4 * GIB)
     assert half.pool_limit == "--kv-cache-memory"
     assert half.kinds["kv_cache"] <= 2 * GIB
 
 
 def test_the_plan_leaves_room_for_the_context_and_the_allocator() -> None:
-    assert placed().available < H200.free - GPU_RUNTIME_BYTES
+    assert placed().available < H200.free - triton_parts.RUNTIME_BYTES
 
 
 @pytest.mark.parametrize(("free", "left"), [(1024, 576), (600, 152), (200, 0)])
@@ -122,30 +134,29 @@ def test_a_small_container_keeps_room_for_what_runs_before_a_model(
     free: int, left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it the pool would take what torch needs, and the kernel would end the engine."""
-    monkeypatch.setattr("server.startup.placement.machine_memory", lambda: (free << 20, free << 20))
+    monkeypatch.setattr(torch_parts, "machine_memory", lambda: (free << 20, free << 20))
     assert placed(gpu=None).available == left << 20
-    assert CPU_RUNTIME_BYTES == 320 << 20
+    assert torch_parts.RUNTIME_BYTES == 320 << 20
 
 
 def test_a_model_that_a_backend_lacks_something_for_is_refused_by_name() -> None:
     model = tiny_llama()
-    refuse_model(model, CUDA)
-    own = replace(CUDA.kernels, operations={"linear": "kernels.gpu.linear:linear"})
+    refuse_model(model, TRITON)
     with pytest.raises(StartupError, match=r"it has no pack_linear, .*gated_activation there"):
-        refuse_model(model, replace(CUDA, kernels=own))
+        refuse_model(model, replace(TRITON, parts_at=f"{__name__}:LINEAR_ALONE"))
     wide = replace(model, attention=replace(model.attention, head_dim=512))
     with pytest.raises(StartupError, match=r"on a GPU: heads of 512.*--device cpu"):
-        refuse_model(wide, CUDA)
+        refuse_model(wide, TRITON)
     with pytest.raises(StartupError, match="rows of 32768 are wider than 16384"):
-        refuse_model(replace(model, hidden_size=32768), CUDA)
-    refuse_model(wide, CPU)
+        refuse_model(replace(model, hidden_size=32768), TRITON)
+    refuse_model(wide, TORCH)
 
 
 def test_answers_are_equal_to_the_bit_in_batch_invariant_mode_only() -> None:
-    assert "bit for bit" in determinism("bf16", CUDA, batch_invariant=True)
-    assert "--batch-invariant" in determinism("bf16", CUDA)
-    assert "--dtype float32" in determinism("bf16", CPU)
-    assert "bit for bit" not in determinism("bf16", CUDA)
+    assert "bit for bit" in determinism("bf16", TRITON, batch_invariant=True)
+    assert "--batch-invariant" in determinism("bf16", TRITON)
+    assert "--dtype float32" in determinism("bf16", TORCH)
+    assert "bit for bit" not in determinism("bf16", TRITON)
 
 
 # -- the driver's libraries -----------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_the_version_says_the_device_and_its_guarantee() -> None:
     assert (told["device"], told["dtype"]) == ("cpu", "bf16")
     assert "--dtype float32 guarantees" in told["determinism"]
 
-    config_there = engine_config(model.plan.config, backend="cuda", batch_invariant=True)
+    config_there = engine_config(model.plan.config, backend="triton", batch_invariant=True)
     layout = replace(model.plan.layout, config=config_there)
     there = replace(model, plan=replace(model.plan, layout=layout))
     told = version_report(config, there)

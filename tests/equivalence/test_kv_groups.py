@@ -54,7 +54,7 @@ class TwoGroups(Setting):
     patch: pytest.MonkeyPatch = field(kw_only=True)
 
     def built(self, num_tokens: int = 4096) -> Built:  # type: ignore[override]
-        backend = "cuda" if self.late else "cpu"
+        backend = "triton" if self.late else "torch"
         config = harness.runner_config(self.block_size, 2 * num_tokens, backend=backend)
         checkpoint = open_checkpoint(self.folder)
         model = replace(resolve(checkpoint.config).spec(checkpoint.config), windows=WINDOWS)

@@ -64,7 +64,7 @@ def build_from(
     another device that is given."""
     checkpoint = open_checkpoint(folder)
     model = resolve(checkpoint.config).spec(checkpoint.config)
-    layout = build_layout(model, engine_config(config, backend="cuda"))
+    layout = build_layout(model, engine_config(config, backend="triton"))
     device = FakeDevice() if device is None else device
     there = device.torch_device
     pack = partial(kernels.pack_linear, batch_invariant=config.model.batch_invariant)

@@ -17,8 +17,8 @@ from server.bench.record import EngineRow
 from server.bench.serving import Batch, serve
 from server.bench.shapes import gpu_shapes
 from server.engine.step_plan import ForwardHandle, RowResult, StepPlan, StepResult
-from server.memory.backends.cpu import CPU
-from server.memory.backends.cuda import CUDA
+from server.memory.backends.torch_cpu import TORCH
+from server.memory.backends.triton_cuda import TRITON
 from server.memory.kv_groups import kv_cache_spec
 from weights.inventory import num_parameters
 from weights.synthetic.checkpoint import tiny_llama
@@ -34,7 +34,7 @@ def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bench(folder: Path, *, peers: bool = False) -> None:
     shapes = {"tiny": tiny_llama(num_layers=1)}
-    assert bench_gpu.bench(ROWS, shapes, CPU, peers=peers, out=folder) == 0
+    assert bench_gpu.bench(ROWS, shapes, TORCH, peers=peers, out=folder) == 0
 
 
 def kept(folder: Path) -> dict[str, Any]:
@@ -150,8 +150,8 @@ def test_every_row_decodes_as_a_whole_for_ten_steps(shape: str) -> None:
     model = gpu_shapes()[shape]
     own = [row for row in bench_gpu.ROWS if row.shape == shape]
     assert own
-    for invariant, chosen in bench_gpu.passes(own, CUDA):
-        config = bench_gpu.engine_config(chosen, CUDA, batch_invariant=invariant)
+    for invariant, chosen in bench_gpu.passes(own, TRITON):
+        config = bench_gpu.engine_config(chosen, TRITON, batch_invariant=invariant)
         kv = kv_cache_spec(model, config.cache)
         for row in chosen:
             requests = row.load.requests(model.vocab_size, seed=0)
@@ -170,7 +170,7 @@ class Failing(Overlapping):
 def test_a_batch_that_fails_gives_no_figures(executor: Overlapping, prompt_tokens: int) -> None:
     """A step that raises, and a prompt that is refused because it is too long."""
     model = tiny_llama(num_layers=1)
-    config = bench_gpu.engine_config(ROWS, CPU, batch_invariant=False)
+    config = bench_gpu.engine_config(ROWS, TORCH, batch_invariant=False)
     kv = kv_cache_spec(model, config.cache)
     requests = Batch(1, prompt_tokens, 2).requests(model.vocab_size, seed=0)
     with pytest.raises(RuntimeError, match="a request of the bench failed"):
@@ -179,12 +179,12 @@ def test_a_batch_that_fails_gives_no_figures(executor: Overlapping, prompt_token
 
 def test_a_pass_without_rows_is_left_out() -> None:
     large = [row for row in bench_gpu.ROWS if "batch 256" in row.name]
-    assert list(bench_gpu.passes(large, CUDA)) == [(False, large)]
+    assert list(bench_gpu.passes(large, TRITON)) == [(False, large)]
     own = [row for row in bench_gpu.ROWS if row.shape == "llama-3.1-8b"]
-    (plain, invariant) = bench_gpu.passes(own, CUDA)
+    (plain, invariant) = bench_gpu.passes(own, TRITON)
     assert plain == (False, own)
     assert invariant == (True, [row for row in own if row.batch <= 64])
-    assert list(bench_gpu.passes(own, CPU)) == [(False, own)]
+    assert list(bench_gpu.passes(own, TORCH)) == [(False, own)]
 
 
 def test_the_shapes_have_the_published_numbers_of_parameters() -> None:

@@ -14,7 +14,7 @@ from tests.equivalence.harness import Run, run
 from weights.spec import ModelSpec
 from weights.synthetic.tiny_specs import tiny_llama
 
-BACKEND = "cuda"  # the tests of the tests take another
+BACKEND = "triton"  # the tests of the tests take another
 
 CONFIG = engine_config(
     format="bf16",

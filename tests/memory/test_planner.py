@@ -8,7 +8,7 @@ import pytest
 
 from server.config.values import read_size
 from server.errors import StartupError
-from server.memory.backends.cpu import CPU
+from server.memory.backends.torch_cpu import TORCH
 from server.memory.engine_args import EngineArgs
 from server.memory.kinds import MemoryKind
 from server.memory.planner.formulas import formulas
@@ -212,8 +212,8 @@ def test_every_kind_has_a_formula_with_the_numbers_put_in() -> None:
 
 def test_auto_widens_small_models_and_leaves_large_ones_as_they_are() -> None:
     large = replace(MODEL, vocab_size=2**26)  # 16 GiB of embedding in float32
-    assert CPU.auto_format(MODEL, "bf16") == "f32"
-    assert CPU.auto_format(large, "bf16") == "bf16"
+    assert TORCH.parts.auto_format(MODEL, "bf16") == "f32"
+    assert TORCH.parts.auto_format(large, "bf16") == "bf16"
     for dtype, format in (("float16", "f16"), ("float32", "f32")):
         assert resolve_engine(replace(ASKED, dtype=dtype), MODEL, 64).model.format == format
     with pytest.raises(ValueError, match="'auto' is no number format"):

@@ -48,6 +48,7 @@ class World:
                 weights=lambda: [("norm", "bf16", 5), ("up", "bf16", 6)],
                 host_bytes=lambda: 77,
                 api_budget=HostBudget(1000).reading,
+                device="cpu",
             )
         )
 

@@ -33,6 +33,7 @@ def exporter(**engine: int) -> PrometheusMetrics:
             weights=lambda: [("norm", "bf16", 5)],
             host_bytes=lambda: 77,
             api_budget=HostBudget(1000).reading,
+            device="cpu",
             model=MODEL,
             clock=lambda: NOW_S,
         )

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-import server.plan_cli.target as target
+import server.memory.backends.torch_cpu.parts as parts
 import server.startup.model_info as model_facts
 import server.startup.placement as placement
 from server.config.options import DEMO_MODEL_DIR
-from server.config.server_config import resolve
+from server.config.server_config import ServerConfig, resolve
 from server.errors import StartupError
 from server.memory.accounting.gpu_device import GpuDevice
+from server.memory.backends.triton_cuda.parts import found_gpu
 from server.plan_cli.make import PlanOptions, make_plan
 from server.plan_cli.split import memory_split
 from tests.plan.plans import plan
@@ -43,8 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def still_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same reading for both: other processes come and go between two real ones."""
-    for module in (placement, target):
-        monkeypatch.setattr(module, "machine_memory", lambda: (8 * GIB, 6 * GIB))
+    monkeypatch.setattr(parts, "machine_memory", lambda: (8 * GIB, 6 * GIB))
 
 
 @pytest.mark.usefixtures("still_memory")
@@ -72,8 +72,8 @@ def test_on_a_gpu_that_is_empty_both_plan_the_same_bytes(
 ) -> None:
     l4 = GpuDevice("NVIDIA L4", (8, 9), 23034 * 2**20, 23034 * 2**20)
 
-    def place(config: object) -> placement.Placement:
-        return placement.place(config, find=lambda: l4, has_cuda=lambda: True)  # type: ignore[arg-type]
+    def place(config: ServerConfig, model: ModelSpec) -> placement.Placement:
+        return placement.place(config, model, find=lambda backend: found_gpu(l4))
 
     monkeypatch.setattr(model_facts, "place", place)
     flags = {"quantization": quantization}

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-import server.plan_cli.target as target
-import server.startup.placement as placement
+import server.memory.backends.torch_cpu.parts as parts
 from server.config.options import OPTIONS
 from server.errors import StartupError
 from server.memory.engine_args import EngineArgs
@@ -194,8 +193,7 @@ def test_on_this_machine_the_missing_memory_is_enough(
     cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def with_free(free: float, cache: str) -> Plan:
-        for module in (placement, target):
-            monkeypatch.setattr(module, "machine_memory", lambda: (512 * GIB, int(free * GIB)))
+        monkeypatch.setattr(parts, "machine_memory", lambda: (512 * GIB, int(free * GIB)))
         return plan("mixtral-8x22b", "cpu", kv_cache_memory=cache)
 
     options = [change.option for change in with_free(8, cache).changes]

@@ -1,24 +1,44 @@
-"""One record for each backend: what a model runs on, and all that follows from it. No torch.
+"""One record for each backend: what a model runs on, and all that follows from it.
 
-A third backend is one such record and a folder of kernels: plans, buffers, the memory account and
-the runner ask the record, and nobody asks for a backend's name.
+A further backend is one such record and a folder of its own: options, placement, plans, buffers,
+the memory account and the runner ask the record, and nobody asks for a backend's name. Every
+command reads the records, so they need the standard library only; what a record names as
+"module:object" is imported when it is first used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kernels.backends import KernelBackend
-from server.engine.engine_config import EngineConfig
-from server.memory.accounting.reading import MemoryReading
-from server.memory.kinds import MemoryKind, Shapes
-from server.memory.phases import Phase
-from server.memory.runner_buffers import LogitLimits
-from weights.formats import QuantisedFormat
-from weights.spec import ModelSpec
+if TYPE_CHECKING:
+    from server.memory.backends.parts import Parts
+    from weights.formats import QuantisedFormat
+
+
+class Unusable(Exception):
+    """Why a backend cannot compute here, as the end of a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDevice:
+    """What a backend would compute on, and its memory now, in bytes.
+
+    Of what is free, ``runtime`` is kept for what no list of buffers knows, and ``slack`` for what
+    an allocator rounds up: estimates.
+    """
+
+    title: str  # for people
+    total: int
+    free: int
+    runtime: int
+    slack: int = 0
+
+    @property
+    def available(self) -> int:
+        """For weights, cache and buffers; below 0 where not even the runtime fits."""
+        return self.free - self.runtime - self.slack
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,50 +51,32 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
-class Accounting:
-    """How the memory of such a device is told of.
-
-    ``formulas`` and ``notes`` are made of a reading; ``hidden_parts`` are those of a kind that this
-    device never has. ``slack`` and ``runtime`` say of a plan what its estimates are kept for.
-    ``own_allocator`` says that an allocator of the device's own tells its largest free piece, and
-    that libraries take scratch from it, which is told apart.
-    """
-
-    formulas: Callable[[MemoryReading | None], dict[str, str]]
-    notes: Callable[[MemoryReading], Iterator[str]]
-    hidden_parts: frozenset[tuple[MemoryKind, str]]
-    slack: str
-    runtime: str
-    own_allocator: bool
-
-
-def no_buffers(model: ModelSpec, config: EngineConfig) -> Shapes:
-    return ()
-
-
-@dataclass(frozen=True, slots=True)
 class Backend:
     """What a model runs on.
 
-    ``name`` is what --device, /version and /memory call it, ``place`` what a message does ("a
-    GPU"). ``phases`` lists the intermediates of a step of so many tokens and rows of logits,
-    ``logit_limits`` says how these rows are cut, and ``buffers`` lists what it keeps beside the
-    runner's buffers (server.memory.runner_buffers), the KV cache, the rotary tables and attention's
-    scratch. ``device`` and ``open_device`` are "module:function", imported by the engine process
-    only, because they need torch.
+    ``name`` is the backend's own, ``device`` what --device, /memory and the metrics call what it
+    runs on, and ``place`` what a message does ("a GPU"): several backends may have one device.
+    ``preference`` is the order in which --device auto tries them, the largest first, and a device's
+    name those of that device; None is tried only under its device's name, after all others.
+    ``found_where`` ends the sentence that auto takes the device where ...
+
+    ``find`` is () -> FoundDevice, and raises Unusable with the reason where the backend cannot
+    compute here; ``parts_at`` is a server.memory.backends.parts.Parts. Both need no torch.
+    ``device_at`` and ``open_device`` are imported by the engine process only: they need it.
     """
 
     name: str
+    device: str
     place: str
-    kernels: KernelBackend
-    defaults: Defaults
-    accounting: Accounting
-    logit_limits: Callable[[ModelSpec, EngineConfig], LogitLimits]
-    phases: Callable[[ModelSpec, EngineConfig, int, int], tuple[Phase, ...]]
-    auto_format: Callable[[ModelSpec, str], str]  # --dtype auto, of a checkpoint's format
-    device: str  # () -> server.execution.device.Device
+    preference: int | None
+    found_where: str
+    find: str
+    parts_at: str
+    device_at: str  # () -> server.execution.device.Device
     open_device: str  # (EngineConfig, model folder) -> OpenedDevice, before the model
+    defaults: Defaults
     equal_bits: str  # what promises equal requests more than 16 bits do
+    auto_dtype: str  # in words, what Parts.auto_format does
     quantisations: tuple[str, ...] = ()  # that --quantization may name
     suggested_quantisations: tuple[str, ...] = ()  # of these, when memory is short
     packed_formats: tuple[QuantisedFormat, ...] = ()  # that no other backend knows
@@ -85,7 +87,6 @@ class Backend:
     weighs_dtype: bool = False  # 16-bit products may be slower than float32's: auto times them
     max_head_dim: int | None = None
     max_width: int | None = None  # of a row that is normalised
-    buffers: Callable[[ModelSpec, EngineConfig], Shapes] = no_buffers
 
     def __post_init__(self) -> None:
         missing = set(self.suggested_quantisations) - set(self.quantisations)
@@ -93,11 +94,17 @@ class Backend:
             raise ValueError(f"{self.name} suggests {sorted(missing)}, which it does not serve")
 
     @property
-    def torch_device(self) -> str:
-        """The type of its tensors' device, as torch names it."""
-        return self.kernels.device_type
+    def parts(self) -> Parts:
+        """What plans, the memory account and the runner need of it. Imported when first asked."""
+        parts: Parts = self.load(self.parts_at)
+        return parts
+
+    def find_device(self) -> FoundDevice:
+        """The device as it is now. Raises Unusable."""
+        found: FoundDevice = self.load(self.find)()
+        return found
 
     def load(self, where: str) -> Any:
-        """The function "module:function" of this record."""
-        module, _, function = where.partition(":")
-        return getattr(import_module(module), function)
+        """The object "module:object" of this record."""
+        module, _, name = where.partition(":")
+        return getattr(import_module(module), name)

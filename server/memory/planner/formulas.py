@@ -34,7 +34,7 @@ def formulas(plan: MemoryPlan) -> dict[str, str]:
         ),
         "graphs": _graphs_formula(plan),
         "workspace": _workspace_formula(model, config),
-        **backend_named(config.model.backend).accounting.formulas(None),
+        **backend_named(config.model.backend).parts.accounting.formulas(None),
     }
 
 
@@ -59,7 +59,7 @@ def _graphs_formula(plan: MemoryPlan) -> str:
 
 def _workspace_formula(model: ModelSpec, config: EngineConfig) -> str:
     shape = attention_shape(rank_spec(model, config.model.ranks), config)
-    regions = backend_named(config.model.backend).kernels.attention_regions(shape)
+    regions = backend_named(config.model.backend).parts.kernels.attention_regions(shape)
     if not regions:
         return "none: in batch-invariant mode no row is cut"
     return f"attention's scratch: {_sum(regions.items())} B"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.engine.engine_config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from server.memory.backends.record import Backend
-from server.memory.backends.registry import backend_named
+from server.memory.backends.registry import backend_of
 from server.memory.engine_args import EngineArgs, refuse_few_tokens
 from weights.formats import FORMATS
 from weights.spec import ModelSpec
@@ -28,14 +28,14 @@ def resolve_engine(
         StartupError: a step has fewer tokens than sequences.
         ValueError: the device or the dtype is none that there is.
     """
-    backend = backend_named(args.device)
+    backend = backend_of(args)
     seqs, tokens = batch_sizes(args, backend)
     format = format_of(args.dtype)
     # A step may lack rows for scoring prompts, which are cut, but never for its sequences' tokens:
     # those that are last in rank would wait until others end.
     to_score = min(MAX_LOGIT_ROWS, LOGIT_ELEMENTS // model.vocab_size)
     return EngineConfig(
-        ModelConfig(format, args.quantization, args.device, args.batch_invariant, args.ranks),
+        ModelConfig(format, backend.name, args.quantization, args.batch_invariant, args.ranks),
         CacheConfig(
             block_size=args.block_size or backend.defaults.block_size,
             num_blocks=num_blocks,

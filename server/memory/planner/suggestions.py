@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice, takewhile
 
 from server.engine.engine_config import EngineConfig
-from server.memory.backends.registry import backend_named
+from server.memory.backends.registry import backend_of
 from server.memory.engine_args import EngineArgs
 from server.memory.planner.resolve_args import format_of
 from server.units import ceil_div, exact_size
@@ -212,7 +212,7 @@ def _narrower_formats(args: EngineArgs, available: int) -> Iterator[list[Change]
     """By option, the widest of the narrower formats first."""
     if args.quantization is None and get_format(format_of(args.dtype)).bytes_per_element > 2:
         yield [Change(f"--dtype {_NARROW}", replace(args, dtype=_NARROW), available, 2.0)]
-    offered = backend_named(args.device).suggested_quantisations
+    offered = backend_of(args).suggested_quantisations
     if offered:
         bits = _matrix_bits(args)
         narrower = {name: get_quantised(name).bits for name in offered}

@@ -44,19 +44,20 @@ class MemoryReport:
     def __init__(self, plan: MemoryPlan, sources: MemorySources) -> None:
         self._plan = plan
         self._sources = sources
-        self._backend = backend_named(plan.config.model.backend)
+        backend = backend_named(plan.config.model.backend)
+        self._device, self._accounting = backend.device, backend.parts.accounting
         self._formulas = formulas(plan)
 
     def tree(self) -> dict[str, Any]:
         """``{"devices": [{"device", "total_bytes", "kinds"}], "host", "notes"}``; bytes are
         integers."""
         found = self._sources.reading()
-        filled = {**self._formulas, **self._backend.accounting.formulas(found)}
+        filled = {**self._formulas, **self._accounting.formulas(found)}
         is_ready, reading = found is not None, found or NOTHING
         return {
             "devices": [
                 {
-                    "device": self._backend.name,
+                    "device": self._device,
                     "ready": is_ready,
                     "total_bytes": reading.total,
                     "resident_bytes": reading.resident,
@@ -107,7 +108,7 @@ class MemoryReport:
     def _notes(self, reading: MemoryReading | None) -> Iterator[str]:
         """What a reader who compares with other tools should know."""
         if reading is not None:
-            yield from self._backend.accounting.notes(reading)
+            yield from self._accounting.notes(reading)
             return
         yield (
             "The engine gives no reading: it loads, or is being started again. Only what is "
@@ -126,7 +127,7 @@ class MemoryReport:
 
     def _allocator(self, allocator: AllocatorReading) -> dict[str, int]:
         states = {"reserved_bytes": allocator.reserved, "in_use_bytes": allocator.in_use}
-        if self._backend.accounting.own_allocator:
+        if self._accounting.own_allocator:
             states["largest_free_bytes"] = allocator.largest_free
         return states
 
@@ -136,14 +137,14 @@ class MemoryReport:
         if kind in (MemoryKind.IO, MemoryKind.WORKSPACE):
             buffers = self._plan.layout.buffers
             parts = {b.name: b.nbytes for b in buffers if b.kind is kind}
-            if self._backend.accounting.own_allocator and kind is MemoryKind.WORKSPACE:
+            if self._accounting.own_allocator and kind is MemoryKind.WORKSPACE:
                 parts |= reading.kinds[kind].parts
             return _named(parts)
         return _named(
             {
                 _SHOWN_AS.get((kind, part), part): nbytes
                 for part, nbytes in reading.kinds[kind].parts.items()
-                if (kind, part) not in self._backend.accounting.hidden_parts
+                if (kind, part) not in self._accounting.hidden_parts
             }
         )
 

@@ -1,17 +1,54 @@
-"""An NVIDIA GPU as a backend: Triton's kernels, memory of its own. No torch."""
+"""What a plan, the memory account and the runner need of the GPU's backend. No torch."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 from kernels.backends import TRITON_CUDA
 from server.engine.engine_config import EngineConfig
 from server.memory.accounting.formulas import gpu_formulas, gpu_notes
-from server.memory.backends.gpu_intermediates import gpu_phases, table_rows
-from server.memory.backends.record import Accounting, Backend, Defaults
+from server.memory.accounting.gpu_device import GpuDevice, find_gpu, torch_has_cuda
+from server.memory.backends.parts import Accounting, Parts
+from server.memory.backends.record import FoundDevice, Unusable
+from server.memory.backends.triton_cuda.intermediates import gpu_phases, table_rows
 from server.memory.kinds import ELEMENT_BYTES
 from server.memory.phases import Phase
 from server.memory.runner_buffers import LogitLimits, few_num_tops
 from weights.formats import tensor_bytes
 from weights.spec import ModelSpec
+
+# Of a GPU's free memory, kept for what no list knows: the context, loaded kernels, cuBLAS's
+# workspace; and a share for what the caching allocator rounds up.
+RUNTIME_BYTES = 1 << 30
+SLACK_SHARE = 0.02
+
+
+def find_cuda(
+    find: Callable[[], GpuDevice | None] = find_gpu,
+    has_cuda: Callable[[], bool] = torch_has_cuda,
+) -> FoundDevice:
+    """The first GPU that this process may use. Raises Unusable."""
+    gpu = find()
+    if gpu is None:
+        raise Unusable("no NVIDIA driver with a device was found")
+    if not has_cuda():
+        raise Unusable(f"there is a {gpu.name}, but the installed torch is built without CUDA")
+    if not gpu.is_served:
+        major, minor = gpu.capability
+        raise Unusable(f"the {gpu.name} has compute capability {major}.{minor}; 8.0 is the minimum")
+    return found_gpu(gpu)
+
+
+def found_gpu(gpu: GpuDevice) -> FoundDevice:
+    slack = gpu.free - int(gpu.free * (1 - SLACK_SHARE))
+    return FoundDevice(gpu.name, gpu.total, gpu.free, RUNTIME_BYTES, slack)
+
+
+def gpu_memory_for(available: int) -> int:
+    """The memory of an empty GPU of which ``found_gpu`` makes so many bytes available, or some
+    more."""
+    return math.ceil((available + 1 + RUNTIME_BYTES) / (1 - SLACK_SHARE))
 
 
 def logit_limits(model: ModelSpec, config: EngineConfig) -> LogitLimits:
@@ -44,11 +81,8 @@ def auto_format(model: ModelSpec, stored: str) -> str:
     return stored if tensor_bytes((1,), stored) == 2 else "bf16"
 
 
-CUDA: Backend = Backend(
-    name="cuda",
-    place="a GPU",
+PARTS = Parts(
     kernels=TRITON_CUDA,
-    defaults=Defaults(block_size=64, max_num_seqs=256, max_num_batched_tokens=8192),
     accounting=Accounting(
         formulas=gpu_formulas,
         notes=gpu_notes,
@@ -60,15 +94,4 @@ CUDA: Backend = Backend(
     logit_limits=logit_limits,
     phases=step_phases,
     auto_format=auto_format,
-    device="server.execution.device:open_cuda",
-    open_device="server.execution.gpu_memory:open_gpu",
-    equal_bits="--batch-invariant guarantees equal bits",
-    quantisations=("int8", "int4", "fp8"),
-    suggested_quantisations=("int8", "int4"),
-    batch_invariant=True,
-    captures_graphs=True,
-    compiles_kernels=True,
-    own_memory=True,
-    max_head_dim=256,
-    max_width=16384,
 )

@@ -1,4 +1,4 @@
-"""The CPU as a backend: torch's operations, memory shared with the whole machine. No torch."""
+"""What a plan, the memory account and the runner need of torch's CPU backend. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import replace
 from kernels.backends import TORCH_CPU
 from server.engine.engine_config import EngineConfig
 from server.memory.accounting.formulas import cpu_formulas, cpu_notes
-from server.memory.backends.record import Accounting, Backend, Defaults
+from server.memory.accounting.process import machine_memory
+from server.memory.backends.parts import Accounting, Parts
+from server.memory.backends.record import FoundDevice
 from server.memory.intermediates import phases, sample_rows
 from server.memory.kinds import MemoryKind
 from server.memory.kv_groups import attention_shape
@@ -18,6 +20,16 @@ from weights.inventory import num_parameters
 from weights.spec import ModelSpec
 
 SMALL_MODEL_BYTES = 2**30  # in float32; --dtype auto widens what takes no more
+
+# Of the memory that is free, kept for torch's code, what the engine process holds before a model is
+# loaded, and what malloc rounds up: some 270 MiB measured.
+RUNTIME_BYTES = 320 << 20
+
+
+def find_cpu() -> FoundDevice:
+    """This machine, or what its container's limit leaves of it."""
+    total, free = machine_memory()
+    return FoundDevice("this machine's memory", total, free, RUNTIME_BYTES)
 
 
 def logit_limits(model: ModelSpec, config: EngineConfig) -> LogitLimits:
@@ -46,11 +58,8 @@ def auto_format(model: ModelSpec, stored: str) -> str:
     return "f32" if in_float32 <= SMALL_MODEL_BYTES else stored
 
 
-CPU: Backend = Backend(
-    name="cpu",
-    place="a CPU",
+PARTS = Parts(
     kernels=TORCH_CPU,
-    defaults=Defaults(block_size=16, max_num_seqs=32, max_num_batched_tokens=512),
     accounting=Accounting(
         formulas=cpu_formulas,
         notes=cpu_notes,
@@ -70,8 +79,4 @@ CPU: Backend = Backend(
     logit_limits=logit_limits,
     phases=step_phases,
     auto_format=auto_format,
-    device="server.execution.cpu_device:CpuDevice",
-    open_device="server.execution.cpu_device:open_cpu",
-    equal_bits="--dtype float32 guarantees equal tokens",
-    weighs_dtype=True,
 )

@@ -1,0 +1,54 @@
+"""What a backend's record names for plans, the memory account and the runner. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from kernels.backends import KernelBackend
+from server.engine.engine_config import EngineConfig
+from server.memory.accounting.reading import MemoryReading
+from server.memory.kinds import MemoryKind, Shapes
+from server.memory.phases import Phase
+from server.memory.runner_buffers import LogitLimits
+from weights.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Accounting:
+    """How the memory of such a device is told of.
+
+    ``formulas`` and ``notes`` are made of a reading; ``hidden_parts`` are those of a kind that this
+    device never has. ``slack`` and ``runtime`` say of a plan what its estimates are kept for.
+    ``own_allocator`` says that an allocator of the device's own tells its largest free piece, and
+    that libraries take scratch from it, which is told apart.
+    """
+
+    formulas: Callable[[MemoryReading | None], dict[str, str]]
+    notes: Callable[[MemoryReading], Iterator[str]]
+    hidden_parts: frozenset[tuple[MemoryKind, str]]
+    slack: str
+    runtime: str
+    own_allocator: bool
+
+
+def no_buffers(model: ModelSpec, config: EngineConfig) -> Shapes:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The code of a backend that needs no device.
+
+    ``phases`` lists the intermediates of a step of so many tokens and rows of logits,
+    ``logit_limits`` says how these rows are cut, ``auto_format`` is --dtype auto of a checkpoint's
+    format, and ``buffers`` lists what the backend keeps beside the runner's buffers
+    (server.memory.runner_buffers), the KV cache, the rotary tables and attention's scratch.
+    """
+
+    kernels: KernelBackend
+    accounting: Accounting
+    logit_limits: Callable[[ModelSpec, EngineConfig], LogitLimits]
+    phases: Callable[[ModelSpec, EngineConfig, int, int], tuple[Phase, ...]]
+    auto_format: Callable[[ModelSpec, str], str]
+    buffers: Callable[[ModelSpec, EngineConfig], Shapes] = no_buffers

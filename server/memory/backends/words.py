@@ -1,0 +1,53 @@
+"""What help and messages say of the backends there are. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.memory.backends.record import Backend
+from server.memory.backends.registry import AUTO, backends, candidates
+
+
+def auto_device() -> str:
+    """Which device auto takes, and where."""
+    tried = {backend.device: backend for backend in reversed(candidates(AUTO))}
+    *preferred, last = reversed(tried.values())
+    words = [f"{backend.device} where {backend.found_where}" for backend in preferred]
+    return ", else ".join((*words, last.device))
+
+
+def places(serves: Callable[[Backend], bool]) -> str:
+    """The places of the backends that ``serves`` holds for: "a GPU or a CPU"."""
+    return " or ".join(dict.fromkeys(each.place for each in backends() if serves(each)))
+
+
+def only(serves: Callable[[Backend], bool]) -> str:
+    """Ends a help text: where alone an option is served; empty where all serve it."""
+    return "" if all(map(serves, backends())) else f"; on {places(serves)} only"
+
+
+def by_place(words: Callable[[Backend], object], separator: str) -> str:
+    """What holds for auto's last resort, then for each place where something else does."""
+    last = candidates(AUTO)[-1]
+    told = {last.place: str(words(last))}
+    for backend in backends():
+        told.setdefault(backend.place, str(words(backend)))
+    base = told.pop(last.place)
+    others = [f"on {place} {text}" for place, text in told.items() if text != base]
+    return separator.join((base, *others))
+
+
+def quantisations() -> tuple[str, ...]:
+    """Every format that --quantization may name, each once."""
+    return tuple(dict.fromkeys(name for each in backends() for name in each.quantisations))
+
+
+def quantised_where() -> str:
+    """Ends a help text: which formats are served in some places only."""
+    told: dict[str, list[str]] = {}
+    for name in quantisations():
+        where = only(lambda backend, name=name: name in backend.quantisations)  # type: ignore[misc]
+        told.setdefault(where, []).append(name)
+    if len(told) == 1:
+        return next(iter(told))
+    return "".join(where.replace("; ", f"; {', '.join(names)} ") for where, names in told.items())
