@@ -10,6 +10,7 @@ of logits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -25,7 +26,7 @@ from server.memory.layer_program import (
     Product,
     Value,
 )
-from server.memory.phases import Phase, Tensors, forward_phases
+from server.memory.phases import Phase, Tensors, forward_phases, logit_phases
 from server.units import ceil_div
 from weights.spec import ModelSpec, NormKind, PositionKind
 
@@ -169,36 +170,30 @@ def _store(model: ModelSpec, tokens: int, element: int) -> Tensors:
 
 def _logit_phases(
     model: ModelSpec, shape: AttentionShape, rows: int, num_top: int
-) -> tuple[Phase, ...]:
-    """Rows that need logits are picked out of the last layer's outputs, normalised, multiplied."""
+) -> Iterator[Phase]:
     tokens, element, vocab = shape.max_num_batched_tokens, shape.element_bytes, model.vocab_size
     sampled = min(rows, shape.max_num_seqs)
-    hidden = tokens * model.hidden_size * element
-    every = (("all_hidden", hidden), ("all_residual", hidden))
-    picked_rows = rows + sampled  # those that are scored, and those that are sampled
-    picked = ("picked", picked_rows * model.hidden_size * element)
-    picks = (("picked_hidden", picked[1]), ("picked_residual", picked[1]))
+    picked = (rows + sampled) * model.hidden_size * element
+    ranked, drawn = (min(most, sample_rows(vocab)) * vocab for most in (rows, sampled))
     logits = ("logits", 4 * rows * vocab)
-    at_once = min(sampled, sample_rows(vocab))
-    return (
-        Phase("final_norm", (*every, *picks, *_normalising(model, picked_rows, element))),
-        Phase("logits", (picked, logits, *_unembedding(model, rows, element))),
-        Phase(
-            "logprobs",
-            (
-                picked,
-                logits,
-                ("logprob_temporary", LOGPROB_TEMPORARY * min(rows, sample_rows(vocab)) * vocab),
-                ("reported", 32 * rows * (1 + num_top)),
-            ),
+    return logit_phases(
+        model,
+        tokens=tokens,
+        rows=rows + sampled,
+        element_bytes=element,
+        final_norm=(
+            *(("picked_hidden", picked), ("picked_residual", picked)),
+            *_normalising(model, rows + sampled, element),
         ),
-        Phase(
-            "sample",
-            (
-                picked,
-                ("logits", 4 * sampled * vocab),
-                ("sample_temporary", SAMPLE_TEMPORARY * at_once * vocab),
-            ),
+        logits=(logits, *_unembedding(model, rows, element)),
+        logprobs=(
+            logits,
+            ("logprob_temporary", LOGPROB_TEMPORARY * ranked),
+            ("reported", 32 * rows * (1 + num_top)),
+        ),
+        sample=(
+            ("logits", 4 * sampled * vocab),
+            ("sample_temporary", SAMPLE_TEMPORARY * drawn),
         ),
     )
 

@@ -68,6 +68,28 @@ def add_up(program: Sequence[Operation], footprint: Footprint) -> Iterator[Phase
         alive |= {value.name: footprint.bytes_of(step, value) for value in step.writes}
 
 
+def logit_phases(
+    model: ModelSpec,
+    *,
+    tokens: int,
+    rows: int,
+    element_bytes: int,
+    final_norm: Tensors,
+    logits: Tensors,
+    logprobs: Tensors,
+    sample: Tensors,
+) -> Iterator[Phase]:
+    """Every moment from what the last layer leaves to tokens: ``rows`` rows, those that are scored
+    and those that are sampled, are picked out, normalised, multiplied, reported and drawn from.
+    The tensors are what a backend holds beside the rows."""
+    row = model.hidden_size * element_bytes
+    yield Phase(
+        "final_norm", (("all_hidden", tokens * row), ("all_residual", tokens * row), *final_norm)
+    )
+    for name, held in (("logits", logits), ("logprobs", logprobs), ("sample", sample)):
+        yield Phase(name, (("picked", rows * row), *held))
+
+
 def expert_phases(model: ModelSpec, *, tokens: int, element_bytes: int) -> tuple[Phase, ...]:
     """Of a layer whose MLP is a mixture of experts; none for a model without one.
 

@@ -8,13 +8,13 @@ not listed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kernels.footprint.gpu_linear import gpu_product_temporaries
 from kernels.footprint.gpu_sampling import logprob_workspace_bytes, sampling_workspace_bytes
 from server.memory.layer_program import Norm, Operation, Product, Value
-from server.memory.phases import Phase, Tensors, forward_phases
+from server.memory.phases import Phase, Tensors, forward_phases, logit_phases
 from weights.spec import ModelSpec
 
 Scratch = Callable[..., Tensors]  # (rows, columns, out, [format]) -> what a product holds
@@ -92,28 +92,27 @@ def _logit_phases(
     logit_rows: int,
     num_top: int,
     product: Scratch,
-) -> tuple[Phase, ...]:
+) -> Iterator[Phase]:
     vocab = model.vocab_size
-    scratch = product(logit_rows, model.hidden_size, vocab, "bf16")  # never quantised
-    hidden = tokens * model.hidden_size * element
-    picked = (logit_rows + min(rows, tokens)) * model.hidden_size * element
-    narrow = ("logits_narrow", logit_rows * vocab * element)
-    apart = min(rows, table_rows(vocab), logit_rows) * vocab
-    tables: Tensors = (("counts_apart", 4 * apart), ("mask_apart", apart))
-    drawn = sampling_workspace_bytes(min(rows, logit_rows), vocab)
-    ranked = logprob_workspace_bytes(logit_rows, vocab, num_top)
-    final = (("all_hidden", hidden), ("all_residual", hidden), ("final_normed", 4 * picked))
-    return (
-        Phase("final_norm", final),
-        Phase("logits", (("picked", picked), narrow, *scratch)),
-        Phase("sample", (("picked", picked), *tables, ("sampling_scratch", drawn))),
-        Phase(
-            "logprobs",
-            (
-                ("picked", picked),
-                ("logits_apart", 4 * min(rows, logit_rows) * vocab),
-                ("logprob_scratch", ranked),
-                ("reported", 8 * logit_rows * (1 + num_top)),
-            ),
+    sampled = min(rows, logit_rows)
+    apart = min(sampled, table_rows(vocab)) * vocab
+    return logit_phases(
+        model,
+        tokens=tokens,
+        rows=logit_rows + sampled,
+        element_bytes=element,
+        final_norm=(("final_normed", 4 * (logit_rows + sampled) * model.hidden_size * element),),
+        logits=(
+            ("logits_narrow", logit_rows * vocab * element),
+            *product(logit_rows, model.hidden_size, vocab, "bf16"),  # never quantised
+        ),
+        logprobs=(
+            ("logits_apart", 4 * sampled * vocab),
+            ("logprob_scratch", logprob_workspace_bytes(logit_rows, vocab, num_top)),
+            ("reported", 8 * logit_rows * (1 + num_top)),
+        ),
+        sample=(
+            *(("counts_apart", 4 * apart), ("mask_apart", apart)),
+            ("sampling_scratch", sampling_workspace_bytes(sampled, vocab)),
         ),
     )
