@@ -8,8 +8,19 @@ there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import assert_never
 
 from server.memory.backends.record import Backend
+from server.memory.layer_program import (
+    Activate,
+    Attend,
+    Embed,
+    Norm,
+    Operation,
+    Product,
+    embedding,
+    layer_program,
+)
 from weights.spec import ModelSpec, NormKind, NormPlacement, ParallelBlock, QkNorm
 
 
@@ -58,10 +69,29 @@ def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
 
 
 def operations_of(spec: ModelSpec) -> tuple[str, ...]:
-    """The operations that serving a model runs, as kernels names them."""
-    return (
-        *("pack_linear", "linear", "embedding", "rotary_store_kv", "copy_blocks"),
-        *("prepare_attention", "paged_attention", "sample", "token_logprobs"),
-        "add_rms_norm" if spec.norm.kind is NormKind.RMS else "add_layer_norm",
-        "gated_activation" if spec.mlp.gated else "activation",
-    )
+    """The operations that serving a model runs, as kernels names them: those of its layers'
+    program, and what is done before and behind them."""
+    steps = (embedding(spec), *layer_program(spec))
+    in_layers = (name for step in steps for name in _kernels_of(step, spec))
+    return tuple(dict.fromkeys((*in_layers, *_AROUND_LAYERS)))
+
+
+_AROUND_LAYERS = (
+    *("pack_linear", "write_rows", "copy_blocks", "gather_step", "prepare_attention"),
+    *("sample", "token_logprobs", "commit_tokens", "count_tokens"),
+)
+
+
+def _kernels_of(step: Operation, spec: ModelSpec) -> tuple[str, ...]:
+    match step:
+        case Embed():
+            return ("embedding",)
+        case Norm():
+            return ("add_rms_norm" if spec.norm.kind is NormKind.RMS else "add_layer_norm",)
+        case Product():
+            return ("linear",)
+        case Attend():
+            return ("rotary_store_kv", "paged_attention")
+        case Activate():
+            return ("gated_activation" if spec.mlp.gated else "activation",)
+    assert_never(step)

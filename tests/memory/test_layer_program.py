@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from kernels import LinearWeight
+from kernels.backends import KernelBackend
+from server.engine.request import SamplingParams
+from server.engine.step_plan import PlannedRow, StepPlan
 from server.execution.build import BuiltRunner, build_runner
 from server.execution.layers import DecoderLayer, Linear, StepTensors, Values
 from server.execution.warm_up import largest_plan
@@ -23,7 +26,9 @@ from server.memory.layer_program import (
     layer_program,
 )
 from server.memory.phases import Phase, add_up
+from server.startup.supported_models import operations_of
 from tests.engine_configs import engine_config
+from tests.execution import stepping
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
 
@@ -119,6 +124,26 @@ def test_after_every_call_what_is_alive_is_what_the_plan_counts(
         alive = (alive - dying) | {value.name for value in step.writes}
         expected.append({name: 4 * plan.num_tokens * sizes[name] for name in alive})
     assert seen == expected * spec.num_layers
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_backend_is_asked_for_the_operations_that_serving_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = set()
+    implementation = KernelBackend.implementation
+
+    def noted(self: KernelBackend, operation: str) -> object:
+        ran.add(operation)
+        return implementation(self, operation)
+
+    monkeypatch.setattr(KernelBackend, "implementation", noted)
+    runner = build(SPECS[name], tmp_path).runner
+    asked = SamplingParams(seed=0, logprobs=1, presence_penalty=1.0)
+    row = stepping.admitted([5, 9, 3], asked, (2,))
+    rows = (PlannedRow(0, 3, samples=True),)
+    stepping.step(runner, StepPlan(1, rows, admitted=(row,), block_copies=((0, 1),)))
+    assert ran == set(operations_of(SPECS[name]))
 
 
 def test_a_matrix_of_another_shape_than_the_program_multiplies_by_is_refused(
