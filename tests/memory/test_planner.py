@@ -188,6 +188,15 @@ def test_a_large_vocabulary_leaves_a_row_of_logits_for_every_sequence() -> None:
         assert sizes.max_logprobs < vocab_size
 
 
+def test_a_step_meets_no_more_rows_of_logits_than_it_has_tokens() -> None:
+    asked = replace(ASKED, max_num_seqs=4, max_num_batched_tokens=8)
+    plan = plan_memory(MODEL, asked, 8 * GIB)
+    sizes = plan.config.scheduler
+    assert sizes.max_logit_rows > sizes.logit_rows == 8
+    (logits,) = (phase for phase in plan.layout.phases if phase.name == "logits")
+    assert dict(logits.tensors)["logits"] == 4 * 8 * MODEL.vocab_size
+
+
 def test_half_the_bytes_a_number_half_the_weights_and_half_the_pool() -> None:
     wide = plan_memory(MODEL, ASKED, 8 * GIB).kinds
     narrow = plan_memory(MODEL, replace(ASKED, dtype="bfloat16"), 8 * GIB).kinds

@@ -46,7 +46,7 @@ def resolve_engine(
             max_num_seqs=seqs,
             max_num_batched_tokens=tokens,
             max_model_len=max_model_len,
-            max_logit_rows=min(max(seqs, to_score), tokens),
+            max_logit_rows=max(seqs, to_score),
             max_queued_requests=args.max_queued_requests,
             # one prompt of any length can always wait
             max_queued_tokens=max(
