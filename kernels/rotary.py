@@ -9,11 +9,12 @@ arithmetic is in float32, step by step as published checkpoints were trained wit
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
+SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 def rotary_table(
@@ -30,6 +31,8 @@ def rotary_table(
     beta_slow: float = 1.0,
     attention_factor: float | None = None,
     truncate: bool = True,
+    short_factors: Sequence[float] = (),
+    long_factors: Sequence[float] = (),
 ) -> Tensor:
     """cos_sin [max_positions, dim] float32: the cosines of dim/2 pairs, then their sines.
 
@@ -41,6 +44,9 @@ def rotary_table(
     - yarn: as llama3 in spirit, the blend set by rotations within the original context, and both
       cosines and sines multiplied by the attention factor, whose default is
       0.1 ln(factor) + 1 (Peng et al. 2023, arXiv 2309.00071).
+    - longrope: each frequency divided by its own of ``short_factors``, or of ``long_factors`` where
+      ``max_positions`` exceeds ``original_max_positions``, and both cosines and sines multiplied by
+      ``attention_factor`` (Ding et al. 2024, arXiv 2402.13753).
 
     Raises ValueError for a size or a factor out of range and for an unknown scaling.
     """
@@ -62,6 +68,12 @@ def rotary_table(
         low, high = _yarn_range(dim, theta, original_max_positions, beta_fast, beta_slow, truncate)
         frequencies = _yarn(frequencies, factor, low, high)
         magnitude = _yarn_magnitude(factor) if attention_factor is None else attention_factor
+    elif scaling == "longrope":
+        factors = long_factors if max_positions > original_max_positions else short_factors
+        if len(factors) != dim // 2:
+            raise ValueError(f"there are {len(factors)} longrope factors for {dim // 2} pairs")
+        frequencies = 1.0 / (torch.tensor(factors) / frequencies)
+        magnitude = 1.0 if attention_factor is None else attention_factor
     angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
     return torch.cat((angles.cos() * magnitude, angles.sin() * magnitude), dim=1)
 
@@ -79,7 +91,7 @@ def _check(
         raise ValueError(f"theta is {theta}; it must be above 0")
     if scaling != "none" and not factor > 0:
         raise ValueError(f"factor is {factor}; it must be above 0")
-    if scaling in ("dynamic", "llama3", "yarn") and original < 1:
+    if scaling in ("dynamic", "llama3", "yarn", "longrope") and original < 1:
         raise ValueError(
             f"original_max_positions is {original}; {scaling} scaling needs at least 1"
         )

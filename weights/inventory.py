@@ -56,6 +56,9 @@ QUANTISABLE = frozenset(
 )
 
 
+UNIT_OFFSET_FORMAT = "f32"
+
+
 class Split(StrEnum):
     """How a parameter divides over tensor-parallel ranks."""
 
@@ -73,6 +76,7 @@ class Parameter:
     component: Component
     split: Split
     heads: int = 0  # rows are this many whole heads, where they are split so
+    unit_offset: bool = False  # stored less 1, which bf16 would round: held in float32, 1 added
 
     @property
     def num_elements(self) -> int:
@@ -83,6 +87,8 @@ class Parameter:
 
         Raises ValueError for a format that there is not.
         """
+        if self.unit_offset:
+            return tensor_bytes(self.shape, UNIT_OFFSET_FORMAT)
         held = held_format(self.component, format, quantization)
         if held == format:
             return tensor_bytes(self.shape, format)
@@ -148,25 +154,29 @@ def _parameters(spec: ModelSpec, layers: Iterable[int]) -> Iterator[Parameter]:
 
 def _layer(spec: ModelSpec, index: int, num_experts: int) -> Iterator[Parameter]:
     """With so many of its experts, where it has any."""
-    name = f"layers.{index}"
-    outputs_too = spec.norm.placement is NormPlacement.BOTH
-    yield from _norm(f"{name}.attention_norm", spec)
+    name, placement = f"layers.{index}", spec.norm.placement
+    inputs = placement is not NormPlacement.OUTPUT
+    outputs = placement in (NormPlacement.OUTPUT, NormPlacement.BOTH)
+    if inputs:
+        yield from _norm(f"{name}.attention_norm", spec)
     yield from _attention(f"{name}.attention", spec)
-    if outputs_too:
+    if outputs:
         yield from _norm(f"{name}.attention_output_norm", spec)
-    if spec.parallel is not ParallelBlock.SHARED_NORM:
+    if inputs and spec.parallel is not ParallelBlock.SHARED_NORM:
         yield from _norm(f"{name}.mlp_norm", spec)
     if spec.experts is not None and spec.has_experts(index):
         yield from _mixture(f"{name}.mlp", spec, spec.experts, num_experts)
     else:
         yield from _mlp(f"{name}.mlp", spec, spec.mlp.intermediate_size)
-    if outputs_too:
+    if outputs:
         yield from _norm(f"{name}.mlp_output_norm", spec)
 
 
 def _norm(name: str, spec: ModelSpec) -> Iterator[Parameter]:
-    shape = (spec.hidden_size,)
-    yield Parameter(f"{name}.weight", shape, Component.NORM, Split.REPLICATED)
+    shape, offset = (spec.hidden_size,), spec.norm.unit_offset
+    if spec.norm.weight:
+        weight = f"{name}.weight"
+        yield Parameter(weight, shape, Component.NORM, Split.REPLICATED, unit_offset=offset)
     if spec.norm.has_bias:
         yield Parameter(f"{name}.bias", shape, Component.NORM, Split.REPLICATED)
 
@@ -181,22 +191,23 @@ def _attention(name: str, spec: ModelSpec) -> Iterator[Parameter]:
     ):
         rows = heads * attention.head_dim
         yield from _linear(f"{name}.{part}", rows, hidden, component, Split.HEADS, bias, heads)
-    yield from _qk_norm(name, attention)
+    yield from _qk_norm(name, attention, spec.norm.unit_offset)
     query = attention.query_size
     yield from _linear(
         f"{name}.output", hidden, query, Component.OUTPUT, Split.COLUMNS, attention.output_bias
     )
 
 
-def _qk_norm(name: str, attention: AttentionSpec) -> Iterator[Parameter]:
+def _qk_norm(name: str, attention: AttentionSpec, offset: bool) -> Iterator[Parameter]:
     parts = (("query", attention.num_query_heads), ("key", attention.num_kv_heads))
     for part, heads in parts:
         weight = f"{name}.{part}_norm.weight"
         if attention.qk_norm is QkNorm.HEAD:
-            yield Parameter(weight, (attention.head_dim,), Component.NORM, Split.REPLICATED)
+            shape: tuple[int, ...] = (attention.head_dim,)
+            yield Parameter(weight, shape, Component.NORM, Split.REPLICATED, unit_offset=offset)
         elif attention.qk_norm is QkNorm.WHOLE:
             shape = (heads * attention.head_dim,)
-            yield Parameter(weight, shape, Component.NORM, Split.HEADS, heads)
+            yield Parameter(weight, shape, Component.NORM, Split.HEADS, heads, offset)
 
 
 def _mixture(

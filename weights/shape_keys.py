@@ -55,10 +55,13 @@ SHAPE_KEYS: Mapping[str, ShapeKey] = MappingProxyType(
         "gated": ShapeKey("true|false", "true", "the MLP has a gate beside up and down"),
         "norm": ShapeKey(_words(NORMS), "rms", "RMS or Layer norm"),
         "norm_bias": ShapeKey("true|false", "true", "Layer norms have biases"),
+        "norm_unit_offset": ShapeKey(
+            "true|false", "false", "norms' weights are stored less 1, and held in float32"
+        ),
         "norm_placement": ShapeKey(
             _words(PLACEMENTS),
             "pre",
-            "of a block's input, of the sum, or of input and output",
+            "of a block's input, of the sum, of input and output, or of the output",
         ),
         "parallel": ShapeKey(_words(PARALLEL), "none", "attention and MLP side by side"),
         "qk_norm": ShapeKey(_words(QK_NORMS), "none", "norms of queries and keys"),

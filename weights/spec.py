@@ -22,6 +22,7 @@ class NormPlacement(StrEnum):
     PRE = "pre"  # its input
     POST = "post"  # the sum of input and output, as GPT-1 did: the last sum needs no final norm
     BOTH = "both"  # its input, and its output before the sum
+    OUTPUT = "output"  # its output alone, before the sum, as OLMo 2 did
 
 
 class ParallelBlock(StrEnum):
@@ -45,6 +46,7 @@ class Activation(StrEnum):
     GELU_TANH = "gelu_tanh"
     GELU_ERF = "gelu_erf"
     RELU = "relu"
+    RELU2 = "relu2"
 
 
 class PositionKind(StrEnum):
@@ -60,6 +62,7 @@ class RopeScaling(StrEnum):
     DYNAMIC = "dynamic"
     LLAMA3 = "llama3"
     YARN = "yarn"
+    LONGROPE = "longrope"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class RopeSpec:
 
     ``original_max_positions`` is the context that the model was trained with before scaling. The
     frequency arithmetic for each kind is in kernels.rotary; a scaling that depends on length
-    (dynamic) is fixed for the server's life from max_model_len.
+    (dynamic, longrope) is fixed for the server's life from max_model_len.
     """
 
     theta: float = 10000.0
@@ -81,8 +84,11 @@ class RopeSpec:
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
-    attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
+    attention_factor: float | None = None  # yarn and longrope; None: 0.1 ln(factor) + 1
     truncate: bool = True  # yarn: round the correction range to whole channels
+    # longrope: what each pair's frequency is divided by, up to the original context and beyond it
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +140,18 @@ class ExpertsSpec:
 
 @dataclass(frozen=True, slots=True)
 class NormSpec:
+    """``unit_offset`` says that checkpoints store weights less 1, as Gemma's and Nemotron's do."""
+
     kind: NormKind
     epsilon: float
     placement: NormPlacement = NormPlacement.PRE
     bias: bool = True  # of Layer norms; an RMS norm has none
+    weight: bool = True  # OLMo's norms have neither weights nor biases
+    unit_offset: bool = False
 
     @property
     def has_bias(self) -> bool:
-        return self.kind is NormKind.LAYER and self.bias
+        return self.kind is NormKind.LAYER and self.weight and self.bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +165,10 @@ class ModelSpec:
 
     ``windows`` has an entry a layer: the tokens that it looks back at, its own included, 0 for all
     of them; empty where every layer sees all. Layers with a window turn by ``local_rope`` where
-    there is one. ``position_offset`` is the row of the learned table that the first token reads.
+    there is one. ``rotary_layers`` has an entry a layer: whether its queries and keys turn; empty
+    where those of every layer do. ``position_offset`` is the row of the learned table that the
+    first token reads. ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the
+    embedding, what each block adds to the residual stream, and the logits (before their cap).
 
     A spec may describe more than the engine computes: server.startup.supported_models tells what.
     """
@@ -179,16 +192,19 @@ class ModelSpec:
     experts: ExpertsSpec | None = None
     windows: tuple[int, ...] = ()
     local_rope: RopeSpec | None = None
+    rotary_layers: tuple[bool, ...] = ()
     position_offset: int = 0
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_soft_cap: float | None = None
     unembedding_bias: bool = False
 
     def __post_init__(self) -> None:
-        if self.windows and len(self.windows) != self.num_layers:
-            raise ValueError(
-                f"windows has {len(self.windows)} entries for {self.num_layers} layers"
-            )
+        for name in ("windows", "rotary_layers"):
+            entries = len(getattr(self, name))
+            if entries not in (0, self.num_layers):
+                raise ValueError(f"{name} has {entries} entries for {self.num_layers} layers")
 
     def has_experts(self, layer: int) -> bool:
         """Whether that layer's MLP is a mixture of experts."""
@@ -197,6 +213,14 @@ class ModelSpec:
     def window(self, layer: int) -> int:
         """Tokens that the layer looks back at, its own included; 0 for all."""
         return self.windows[layer] if self.windows else 0
+
+    def layer_rope(self, layer: int) -> RopeSpec | None:
+        """How the layer's queries and keys turn; None where they do not."""
+        if self.position is not PositionKind.ROTARY:
+            return None
+        if self.rotary_layers and not self.rotary_layers[layer]:
+            return None
+        return self.local_rope if self.local_rope and self.window(layer) else self.rope
 
     @property
     def kv_elements_per_token(self) -> int:

@@ -26,7 +26,7 @@ from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device, OpenedDevice
 from server.execution.held import HeldBytes
-from server.execution.model import Decoder, rotary_table
+from server.execution.model import Decoder, fill_rotary_tables
 from server.execution.model_runner import ModelRunner
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
@@ -105,9 +105,9 @@ def build_runner(
         copies=device.copies(),
     )
     buffers = allocate(layout, device.torch_device, None if filling is None else filling())
-    table = _rotary_buffer(model, config, buffers)
+    tables = fill_rotary_tables(model, config.scheduler.max_model_len, buffers)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
-    decoder = Decoder(model, loaded.linears, loaded.tensors, table)
+    decoder = Decoder(model, loaded.linears, loaded.tensors, tables)
     with using(backend.parts.kernels):
         runner = ModelRunner(
             decoder,
@@ -147,14 +147,6 @@ def _pack(
 ) -> LinearWeight:
     with using(backend):
         return kernels.pack_linear(weight, format, bias, batch_invariant=batch_invariant)
-
-
-def _rotary_buffer(
-    model: ModelSpec, config: EngineConfig, buffers: dict[str, torch.Tensor]
-) -> torch.Tensor | None:
-    """The layout's own buffer, filled; None for a model without rotary positions."""
-    table = rotary_table(model, config.scheduler.max_model_len)
-    return None if table is None else buffers["rotary_table"].copy_(table)
 
 
 def _check(model: ModelSpec, config: EngineConfig, backend: Backend) -> None:

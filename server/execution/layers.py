@@ -18,7 +18,7 @@ import kernels
 from kernels import AttentionFeatures, AttentionMetadata, AttentionWorkspace, LinearWeight
 from server.memory import layer_program as program
 from server.memory.kv_groups import group_of_layer
-from weights.spec import AttentionSpec, MlpSpec, ModelSpec, NormKind, NormSpec
+from weights.spec import AttentionSpec, MlpSpec, ModelSpec, NormKind, NormSpec, RopeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class StepTensors:
 Values = dict[str, torch.Tensor]  # those that are alive, by the program's names
 Call = Callable[[Values, StepTensors], None]
 Names = tuple[str, ...]
+RotaryTables = Mapping[RopeSpec, torch.Tensor]  # each [max_model_len, rope.dim] float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,14 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A pre-normalisation fused with the addition of the residual before it."""
+    """A normalisation, fused with the addition of the residual before it where there is one."""
 
     spec: NormSpec
     weight: torch.Tensor  # [D]
     bias: torch.Tensor | None  # [D]; LayerNorm only
 
     def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor | None
+        self, x: torch.Tensor, residual: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, D], [T, D] -> norm(x + residual), x + residual."""
         if self.spec.kind is NormKind.RMS:
@@ -83,8 +84,11 @@ class Attention:
     place: int  # among the group's layers
     features: AttentionFeatures
     heads: AttentionSpec
+    norm_epsilon: float
     rotary_table: torch.Tensor | None  # [max_model_len, rope.dim] float32
     interleaved: bool
+    q_norm: torch.Tensor | None = None  # [hd]
+    k_norm: torch.Tensor | None = None  # [hd]
 
     def attend(self, qkv: torch.Tensor, step: StepTensors) -> torch.Tensor:
         """[T, (Hq + 2 Hkv) hd] -> [T, Hq hd]; stores this step's keys and values."""
@@ -103,6 +107,9 @@ class Attention:
             positions=None if self.rotary_table is None else step.positions,
             cos_sin=self.rotary_table,
             interleaved=self.interleaved,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+            norm_epsilon=self.norm_epsilon,
         )
         attended = kernels.paged_attention(
             q,
@@ -146,23 +153,26 @@ def build_layer(
     index: int,
     linears: Mapping[str, LinearWeight],
     tensors: Mapping[str, torch.Tensor],
-    rotary_table: torch.Tensor | None,
+    rotary_tables: RotaryTables,
 ) -> DecoderLayer:
     """Layer ``index`` of a model, with its weights."""
     prefix = f"layers.{index}"
-    group, place = group_of_layer(spec, index)
-    features = AttentionFeatures(window=spec.window(index))
-    attention = Attention(
-        group, place, features, spec.attention, rotary_table, spec.rope.interleaved
-    )
+    attention = _attention(spec, index, tensors, rotary_tables)
     mlp = Mlp(spec.mlp)
 
     def bound(operation: program.LayerOperation, dying: frozenset[str]) -> Call:
         reads, writes = operation.reads, tuple(value.name for value in operation.writes)
         match operation:
-            case program.Norm():
+            case program.AddNorm():
                 norm = build_norm(spec, tensors, f"{prefix}.{operation.weights}")
-                return _normalising(norm, reads, writes, dying)
+                return _adding_and_normalising(norm, reads, writes, dying)
+            case program.Norm():
+                plain = build_norm(spec, tensors, f"{prefix}.{operation.weights}")
+                return _making(lambda x: plain(x)[0], reads, writes, dying)
+            case program.Add():
+                return _adding(reads, writes, dying)
+            case program.Scale():
+                return _making(scaling(operation.factor), reads, writes, dying)
             case program.Product():
                 name, (out,) = f"{prefix}.{operation.matrix}", operation.writes
                 linear = Linear(name, linears[name], (out.channels, operation.columns))
@@ -177,6 +187,34 @@ def build_layer(
     return DecoderLayer(tuple(map(bound, steps, program.last_reads(steps))))
 
 
+def _attention(
+    spec: ModelSpec, index: int, tensors: Mapping[str, torch.Tensor], tables: RotaryTables
+) -> Attention:
+    group, place = group_of_layer(spec, index)
+    heads, rope = spec.attention, spec.layer_rope(index)
+    name = f"layers.{index}.attention"
+    return Attention(
+        group,
+        place,
+        AttentionFeatures(window=spec.window(index), soft_cap=heads.soft_cap or 0.0),
+        heads,
+        spec.norm.epsilon,
+        None if rope is None else tables[rope],
+        rope is not None and rope.interleaved,
+        tensors.get(f"{name}.query_norm.weight"),
+        tensors.get(f"{name}.key_norm.weight"),
+    )
+
+
+def scaling(factor: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Multiplies by ``factor`` as a tensor of the values' own type would: it is rounded to that."""
+
+    def scale(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.tensor(factor, dtype=x.dtype).item()
+
+    return scale
+
+
 def build_norm(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], name: str) -> Norm:
     return Norm(spec.norm, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
 
@@ -184,6 +222,11 @@ def build_norm(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], name: str) 
 def _taking(value: str, dying: frozenset[str]) -> Callable[[Values], torch.Tensor]:
     """Reads ``value``; where it dies, out of the values, so that nothing holds it but the call."""
     return methodcaller("pop", value) if value in dying else itemgetter(value)
+
+
+def _taking_if_there(value: str, dying: frozenset[str]) -> Callable[[Values], torch.Tensor | None]:
+    """As _taking, of what may not be there: before the first layer there is no residual."""
+    return methodcaller("pop" if value in dying else "get", value, None)
 
 
 def _making(
@@ -211,11 +254,20 @@ def _attending(attention: Attention, reads: Names, writes: Names, dying: frozens
     return call
 
 
-def _normalising(norm: Norm, reads: Names, writes: Names, dying: frozenset[str]) -> Call:
+def _adding(reads: Names, writes: Names, dying: frozenset[str]) -> Call:
+    (x, other), (total,) = reads, writes
+    take, take_other = _taking(x, dying), _taking_if_there(other, dying)
+
+    def call(values: Values, step: StepTensors) -> None:
+        first, second = take(values), take_other(values)
+        values[total] = first if second is None else first + second
+
+    return call
+
+
+def _adding_and_normalising(norm: Norm, reads: Names, writes: Names, dying: frozenset[str]) -> Call:
     (x, residual), (normed, total) = reads, writes
-    take = _taking(x, dying)
-    # Before the first layer there is none.
-    take_residual = methodcaller("pop" if residual in dying else "get", residual, None)
+    take, take_residual = _taking(x, dying), _taking_if_there(residual, dying)
 
     def call(values: Values, step: StepTensors) -> None:
         values[normed], values[total] = norm(take(values), take_residual(values))

@@ -12,25 +12,33 @@ import torch
 
 import kernels
 from kernels import LinearWeight
-from server.execution.layers import Linear, StepTensors, build_layer, build_norm
-from weights.spec import ModelSpec, PositionKind
+from server.execution.layers import (
+    Linear,
+    RotaryTables,
+    StepTensors,
+    build_layer,
+    build_norm,
+    scaling,
+)
+from server.memory.layout import rotary_ropes
+from weights.spec import ModelSpec, RopeSpec
 
 
 class Decoder:
-    """The forward pass of one checkpoint. Holds weights and the rotary table, no other state."""
+    """The forward pass of one checkpoint. Holds weights and rotary tables, no other state."""
 
     def __init__(
         self,
         spec: ModelSpec,
         linears: Mapping[str, LinearWeight],
         tensors: Mapping[str, torch.Tensor],
-        rotary_table: torch.Tensor | None,
+        rotary_tables: RotaryTables,
     ) -> None:
         self.spec = spec
         self.embedding = tensors["embedding"]  # [V, D]
         self.position_table = tensors.get("position_embedding")  # [P, D]
         self.layers = [
-            build_layer(spec, index, linears, tensors, rotary_table)
+            build_layer(spec, index, linears, tensors, rotary_tables)
             for index in range(spec.num_layers)
         ]
         self.final_norm = build_norm(spec, tensors, "final_norm")
@@ -64,27 +72,39 @@ class Decoder:
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[R, D] -> [R, V] float32, in ``out`` where it is given."""
         product = self.unembedding(hidden)
-        return product.float() if out is None else out.copy_(product)
+        logits = product.float() if out is None else out.copy_(product)
+        if self.spec.logit_scale != 1.0:
+            logits.mul_(self.spec.logit_scale)
+        cap = self.spec.logit_soft_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _embed(self, step: StepTensors) -> torch.Tensor:
-        if self.position_table is None:
-            return kernels.embedding(step.token_ids, self.embedding)
-        return kernels.embedding(
+        learned = self.position_table is not None
+        hidden = kernels.embedding(
             step.token_ids,
             self.embedding,
-            positions=step.positions,
+            positions=step.positions if learned else None,
             position_table=self.position_table,
         )
+        factor = self.spec.embedding_scale
+        return hidden if factor == 1.0 else scaling(factor)(hidden)
 
 
-def rotary_table(spec: ModelSpec, max_model_len: int) -> torch.Tensor | None:
-    """Cosines and sines of every position of the server's life, or None without rotary positions.
+def fill_rotary_tables(
+    spec: ModelSpec, max_model_len: int, buffers: Mapping[str, torch.Tensor]
+) -> RotaryTables:
+    """Cosines and sines of every position of the server's life, in the layout's own buffers; none
+    for a model without rotary positions.
 
     A scaling that depends on length takes it from ``max_model_len``.
     """
-    if spec.position is not PositionKind.ROTARY:
-        return None
-    rope = spec.rope
+    return {
+        rope: buffers[name].copy_(_rotary_table(rope, max_model_len))
+        for name, rope in rotary_ropes(spec).items()
+    }
+
+
+def _rotary_table(rope: RopeSpec, max_model_len: int) -> torch.Tensor:
     return kernels.rotary_table(
         dim=rope.dim,
         max_positions=max_model_len,
@@ -98,4 +118,6 @@ def rotary_table(spec: ModelSpec, max_model_len: int) -> torch.Tensor | None:
         beta_slow=rope.beta_slow,
         attention_factor=rope.attention_factor,
         truncate=rope.truncate,
+        short_factors=rope.short_factors,
+        long_factors=rope.long_factors,
     )

@@ -19,16 +19,19 @@ from kernels.footprint.linear import FEW_ROWS, is_transposed, product_temporarie
 from server.memory.kv_groups import layer_groups
 from server.memory.layer_program import (
     Activate,
+    Add,
+    AddNorm,
     Attend,
     Embed,
     Norm,
     Operation,
     Product,
+    Scale,
     Value,
 )
 from server.memory.phases import Phase, Tensors, forward_phases, logit_phases
 from server.units import ceil_div
-from weights.spec import ModelSpec, NormKind, PositionKind
+from weights.spec import ModelSpec, NormKind, PositionKind, QkNorm
 
 # The sampler works on this much of the logits at a time; beside them it holds, in bytes per logit:
 # counts and mask of penalties (5), the penalised row (4), the scaled one (4), two copies as
@@ -110,15 +113,22 @@ class CpuFootprint:
             case Embed():
                 looked_up = (("positions", made[0][1]),) if step.learned_positions else ()
                 return (Phase(step.name, (*made, *looked_up)),)
-            case Norm():
+            case AddNorm():
                 return (Phase(step.name, _normalising(model, tokens, element)),)
+            case Norm():
+                _total, *rest = _normalising(model, tokens, element)
+                return (Phase(step.name, tuple(rest)),)
+            case Add() | Scale():
+                return (Phase(step.name, made),)
             case Product():
                 (out,) = step.writes
                 held = product_temporaries(tokens, step.columns, out.channels, element)
                 return (Phase(step.name, (*made, *held)),)
             case Attend():
                 inside = ("attention_temporary", attention_temporary_bytes(self.shape))
+                squares = _qk_norm(model, tokens, element)
                 return (
+                    *((Phase("qk_norm", squares),) if squares else ()),
                     Phase("rotary", _rotary(model, tokens, element)),
                     Phase("store", _store(model, tokens, element)),
                     Phase(step.name, (*made, inside)),
@@ -145,6 +155,15 @@ def _normalising(model: ModelSpec, rows: int, element: int) -> Tensors:
     if model.norm.kind is NormKind.LAYER:
         return (total, *lifted)
     return (total, *lifted, ("normed", size * element))
+
+
+def _qk_norm(model: ModelSpec, tokens: int, element: int) -> Tensors:
+    """Squares of the queries, which are more than the keys, beside what they are squared from: in
+    float32 themselves."""
+    if model.attention.qk_norm is QkNorm.NONE:
+        return ()
+    size = 4 * tokens * model.attention.query_size
+    return (("squares", size), *((("queries_float32", size),) if element < 4 else ()))
 
 
 def _rotary(model: ModelSpec, tokens: int, element: int) -> Tensors:

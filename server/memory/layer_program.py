@@ -10,10 +10,10 @@ intermediate size. Every value is [T, channels]. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from weights.spec import ModelSpec, PositionKind
+from weights.spec import ModelSpec, NormPlacement, ParallelBlock, PositionKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,30 @@ class Embed(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Norm(Step):
+class AddNorm(Step):
     """(hidden, residual) -> their sum, normalised by the layer's ``weights``, and the sum."""
 
     weights: str
+
+
+@dataclass(frozen=True, slots=True)
+class Norm(Step):
+    """One value, normalised by the layer's ``weights``."""
+
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
+class Add(Step):
+    """The sum of two values; of one alone where the other is not there, as before the first layer
+    the residual is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale(Step):
+    """A value times ``factor``."""
+
+    factor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +76,9 @@ class Product(Step):
 
 @dataclass(frozen=True, slots=True)
 class Attend(Step):
-    """[T, (Hq + 2 Hkv) hd] -> [T, Hq hd]: turns queries and keys by their positions, in place,
-    writes keys and values into the cache, and attends over it."""
+    """[T, (Hq + 2 Hkv) hd] -> [T, Hq hd]: normalises queries and keys where the model does, turns
+    them by their positions, in place, writes keys and values into the cache, and attends over
+    it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,50 +86,93 @@ class Activate(Step):
     """The MLP's activation, of the gate times the other half where it is gated."""
 
 
-LayerOperation = Norm | Product | Attend | Activate
+LayerOperation = AddNorm | Norm | Add | Scale | Product | Attend | Activate
 Operation = Embed | LayerOperation
 LayerProgram = tuple[LayerOperation, ...]
+EmbeddingProgram = tuple[Embed] | tuple[Embed, Scale]
+
+_OUTPUT_NORMS = (NormPlacement.OUTPUT, NormPlacement.BOTH)
 
 
-def embedding(model: ModelSpec) -> Embed:
-    """What comes before the layers."""
+def embedding_program(model: ModelSpec) -> EmbeddingProgram:
+    """What comes before the layers: ``hidden``, and no residual yet."""
     learned = model.position is PositionKind.LEARNED
-    return Embed("embedding", (), (Value("hidden", model.hidden_size),), learned)
+    hidden = Value("hidden", model.hidden_size)
+    embed = Embed("embedding", (), (hidden,), learned)
+    if model.embedding_scale == 1.0:
+        return (embed,)
+    return embed, Scale("embedding_scale", ("hidden",), (hidden,), model.embedding_scale)
 
 
 def layer_program(model: ModelSpec) -> LayerProgram:
-    """A decoder layer. ``hidden`` and ``residual`` go in, and come out for the next layer."""
+    """A decoder layer. ``hidden``, what is to be added to the residual stream next, and
+    ``residual``, the stream without it, go in, and come out for the next layer."""
+    if model.parallel is ParallelBlock.NONE:
+        return (*_block(model, "attention", _attention), *_block(model, "mlp", _mlp))
+    own_norm = model.parallel is ParallelBlock.TWO_NORMS
     return (
-        *_norm(model, "attention_norm"),
-        *_attention(model),
-        *_norm(model, "mlp_norm"),
-        *_mlp(model),
+        *_add_norm(model, "attention_norm"),
+        *_attention(model, "normed", "attention_out"),
+        *(_norm(model, "mlp_norm", "residual", "normed") if own_norm else ()),
+        *_mlp(model, "normed", "hidden"),
+        Add("both", ("attention_out", "hidden"), (Value("hidden", model.hidden_size),)),
+        *_scaled(model, "layer_scale"),
     )
 
 
-def _norm(model: ModelSpec, name: str) -> LayerProgram:
+def _block(
+    model: ModelSpec, name: str, body: Callable[[ModelSpec, str, str], LayerProgram]
+) -> LayerProgram:
+    """Attention or MLP with its norms, of its input, of its output, or of both."""
+    if model.norm.placement is NormPlacement.OUTPUT:
+        stream = (Value("residual", model.hidden_size),)
+        enter: LayerProgram = (Add(f"{name}_input", ("hidden", "residual"), stream),)
+        reads = "residual"
+    else:
+        enter, reads = _add_norm(model, f"{name}_norm"), "normed"
+    outputs = model.norm.placement in _OUTPUT_NORMS
+    return (
+        *enter,
+        *body(model, reads, "hidden"),
+        *(_norm(model, f"{name}_output_norm", "hidden", "hidden") if outputs else ()),
+        *_scaled(model, f"{name}_scale"),
+    )
+
+
+def _add_norm(model: ModelSpec, name: str) -> LayerProgram:
     made = (Value("normed", model.hidden_size), Value("residual", model.hidden_size))
-    return (Norm(name, ("hidden", "residual"), made, name),)
+    return (AddNorm(name, ("hidden", "residual"), made, name),)
 
 
-def _attention(model: ModelSpec) -> LayerProgram:
+def _norm(model: ModelSpec, name: str, reads: str, writes: str) -> LayerProgram:
+    return (Norm(name, (reads,), (Value(writes, model.hidden_size),), name),)
+
+
+def _scaled(model: ModelSpec, name: str) -> LayerProgram:
+    if model.residual_scale == 1.0:
+        return ()
+    hidden = (Value("hidden", model.hidden_size),)
+    return (Scale(name, ("hidden",), hidden, model.residual_scale),)
+
+
+def _attention(model: ModelSpec, reads: str, writes: str) -> LayerProgram:
     heads, hidden = model.attention, model.hidden_size
     qkv = Value("qkv", heads.query_size + 2 * heads.kv_size)
-    attended, out = Value("attended", heads.query_size), Value("hidden", hidden)
+    attended, out = Value("attended", heads.query_size), Value(writes, hidden)
     return (
-        Product("qkv", ("normed",), (qkv,), "attention.qkv", hidden),
+        Product("qkv", (reads,), (qkv,), "attention.qkv", hidden),
         Attend("attention", ("qkv",), (attended,)),
         Product("attention_output", ("attended",), (out,), "attention.output", heads.query_size),
     )
 
 
-def _mlp(model: ModelSpec) -> LayerProgram:
+def _mlp(model: ModelSpec, reads: str, writes: str) -> LayerProgram:
     mlp, hidden = model.mlp, model.hidden_size
-    inner, out = Value("inner", mlp.intermediate_size), Value("hidden", hidden)
+    inner, out = Value("inner", mlp.intermediate_size), Value(writes, hidden)
     up = Value("up", (2 if mlp.gated else 1) * mlp.intermediate_size)
     matrix = "mlp.gate_up" if mlp.gated else "mlp.up"
     return (
-        Product("up", ("normed",), (up,), matrix, hidden),
+        Product("up", (reads,), (up,), matrix, hidden),
         Activate("activation", ("up",), (inner,)),
         Product("down", ("inner",), (out,), "mlp.down", mlp.intermediate_size),
     )

@@ -31,7 +31,7 @@ from server.memory.runner_buffers import (
 )
 from weights.formats import QUANTISED
 from weights.inventory import tally
-from weights.spec import ModelSpec, PositionKind, RopeScaling
+from weights.spec import ModelSpec, PositionKind, RopeScaling, RopeSpec
 from weights.tensor_parallel import rank_shape, rank_spec
 
 _STRETCHING = (RopeScaling.LINEAR, RopeScaling.DYNAMIC, RopeScaling.YARN)
@@ -179,11 +179,18 @@ def _kv_cache(model: ModelSpec, config: EngineConfig) -> tuple[Buffer, ...]:
 
 def _positions(model: ModelSpec, config: EngineConfig) -> tuple[Buffer, ...]:
     """Tables of cosines and sines. A learned table of positions is a weight instead."""
-    if model.position is not PositionKind.ROTARY:
-        return ()
-    shape = (config.scheduler.max_model_len, model.rope.dim)
-    names = ("rotary_table",) if model.local_rope is None else ("rotary_table", "local_table")
-    return tuple(Buffer(name, shape, "f32", MemoryKind.IO) for name in names)
+    length = config.scheduler.max_model_len
+    return tuple(
+        Buffer(name, (length, rope.dim), "f32", MemoryKind.IO)
+        for name, rope in rotary_ropes(model).items()
+    )
+
+
+def rotary_ropes(model: ModelSpec) -> dict[str, RopeSpec]:
+    """The ropes that layers turn by, each by the name of its table's buffer."""
+    ropes = {model.layer_rope(layer): None for layer in range(model.num_layers)}
+    names = {model.rope: "rotary_table", model.local_rope: "local_table"}
+    return {names[rope]: rope for rope in ropes if rope is not None}
 
 
 def _attention_workspace(backend: Backend, model: ModelSpec, config: EngineConfig) -> Buffer:

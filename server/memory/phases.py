@@ -9,7 +9,7 @@ from typing import Protocol
 from server.memory.layer_program import (
     Operation,
     Value,
-    embedding,
+    embedding_program,
     given,
     last_reads,
     layer_program,
@@ -45,7 +45,7 @@ class Footprint(Protocol):
 def forward_phases(model: ModelSpec, footprint: Footprint) -> Iterator[Phase]:
     """Every moment from the tokens to what the last layer leaves; layers are alike, so one is
     added up."""
-    yield from add_up((embedding(model),), footprint)
+    yield from add_up(embedding_program(model), footprint)
     yield from add_up(layer_program(model), footprint)
 
 

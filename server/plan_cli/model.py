@@ -90,8 +90,7 @@ def not_served(spec: ModelSpec, backend: Backend) -> tuple[str, ...]:
             "are planned as those of a block that is served",
         )
     if spec.family not in {family.name for family in families.FAMILIES}:
-        served = ", ".join(family.name for family in families.FAMILIES)
-        return (f"plan only: quire serve reads the families {served}, not {spec.family}",)
+        return (f"plan only: quire serve reads no checkpoints of the family {spec.family}",)
     try:
         refuse_model(spec, backend)
     except StartupError as error:

@@ -13,12 +13,15 @@ from typing import assert_never
 from server.memory.backends.record import Backend
 from server.memory.layer_program import (
     Activate,
+    Add,
+    AddNorm,
     Attend,
     Embed,
     Norm,
     Operation,
     Product,
-    embedding,
+    Scale,
+    embedding_program,
     layer_program,
 )
 from weights.spec import ModelSpec, NormKind, NormPlacement, ParallelBlock, QkNorm
@@ -31,24 +34,20 @@ def unserved_features(spec: ModelSpec) -> tuple[str, ...]:
 
 def _unserved(spec: ModelSpec) -> Iterator[str]:
     norm, attention = spec.norm, spec.attention
-    if norm.placement is not NormPlacement.PRE:
+    if norm.placement is NormPlacement.POST:
         yield f"norms placed {norm.placement}"
+    if spec.parallel is not ParallelBlock.NONE and norm.placement is not NormPlacement.PRE:
+        yield f"attention and MLP in parallel with norms placed {norm.placement}"
     if norm.kind is NormKind.LAYER and not norm.bias:
         yield "Layer norms without biases"
-    if spec.parallel is not ParallelBlock.NONE:
-        yield "attention and MLP in parallel"
-    if attention.qk_norm is not QkNorm.NONE:
-        yield "norms of queries and keys"
-    if any(spec.windows):
-        yield "sliding windows"
-    if spec.local_rope is not None:
-        yield "other rotary frequencies in layers with a window"
-    if attention.soft_cap is not None or spec.logit_soft_cap is not None:
-        yield "soft caps"
+    if not norm.weight:
+        yield "norms without weights"
+    if attention.qk_norm is QkNorm.WHOLE:
+        yield "norms of queries and keys over all heads together"
+    if attention.qk_norm is not QkNorm.NONE and norm.kind is NormKind.LAYER:
+        yield "Layer norms of queries and keys"
     if spec.experts is not None:
         yield "experts"
-    if spec.embedding_scale != 1.0:
-        yield "a scaled embedding"
     if spec.position_offset:
         yield "an offset of learned positions"
     if spec.unembedding_bias:
@@ -71,7 +70,7 @@ def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
 def operations_of(spec: ModelSpec) -> tuple[str, ...]:
     """The operations that serving a model runs, as kernels names them: those of its layers'
     program, and what is done before and behind them."""
-    steps = (embedding(spec), *layer_program(spec))
+    steps = (*embedding_program(spec), *layer_program(spec))
     in_layers = (name for step in steps for name in _kernels_of(step, spec))
     return tuple(dict.fromkeys((*in_layers, *_AROUND_LAYERS)))
 
@@ -86,7 +85,7 @@ def _kernels_of(step: Operation, spec: ModelSpec) -> tuple[str, ...]:
     match step:
         case Embed():
             return ("embedding",)
-        case Norm():
+        case AddNorm() | Norm():
             return ("add_rms_norm" if spec.norm.kind is NormKind.RMS else "add_layer_norm",)
         case Product():
             return ("linear",)
@@ -94,4 +93,6 @@ def _kernels_of(step: Operation, spec: ModelSpec) -> tuple[str, ...]:
             return ("rotary_store_kv", "paged_attention")
         case Activate():
             return ("gated_activation" if spec.mlp.gated else "activation",)
+        case Add() | Scale():
+            return ()  # torch's own
     assert_never(step)

@@ -23,7 +23,7 @@ from server.execution.buffers import allocate
 from server.execution.cpu_device import CpuDevice
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
-from server.execution.model import Decoder, rotary_table
+from server.execution.model import Decoder, fill_rotary_tables
 from server.execution.model_runner import ModelRunner
 from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import Layout, build_layout
@@ -67,7 +67,7 @@ class TwoGroups(Setting):
             fake_device.install(late, self.patch)
             device = late  # type: ignore[assignment]
         runner = ModelRunner(
-            Decoder(model, loaded.linears, loaded.tensors, rotary_table(model, 256)),
+            Decoder(model, loaded.linears, loaded.tensors, fill_rotary_tables(model, 256, buffers)),
             layout,
             buffers,
             model.eos_token_ids,

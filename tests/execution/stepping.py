@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +42,15 @@ def blocks_for(tokens: int, block_size: int, *, first: int = 0) -> tuple[int, ..
 
 
 def admitted(
-    ids: list[int], sampling: SamplingParams, blocks: tuple[int, ...], *, row: int = 0
+    ids: list[int],
+    sampling: SamplingParams,
+    blocks: tuple[int, ...],
+    *,
+    row: int = 0,
+    groups: int = 1,
 ) -> AdmittedRow:
+    """Each further group of the KV cache has as many blocks of its own, behind the first's."""
+    tables = tuple(tuple(len(blocks) * group + one for one in blocks) for group in range(groups))
     return AdmittedRow(
         row=row,
         token_ids=tuple(ids),
@@ -52,7 +58,7 @@ def admitted(
         num_computed_tokens=0,
         sampling=sampling,
         choice=0,
-        block_tables=(blocks,),
+        block_tables=tables,
     )
 
 
@@ -67,7 +73,7 @@ def greedy(runner: ModelRunner, ids: list[int], num_tokens: int) -> list[int]:
     plan = StepPlan(
         1,
         rows=(PlannedRow(0, len(ids), samples=True),),
-        admitted=(admitted(ids, sampling, blocks),),
+        admitted=(admitted(ids, sampling, blocks, groups=runner.rows.layout.groups),),
     )
     tokens = list(step(runner, plan).rows[0].token_ids)
     decode = StepPlan(2, rows=(PlannedRow(0, 1, samples=True),))
@@ -97,9 +103,7 @@ def prompt_logprobs(runner: ModelRunner, ids: list[int], num_top: int) -> np.nda
 def all_logits(runner: ModelRunner, ids: list[int]) -> torch.Tensor:
     """[len(ids), V] float32 logits of one row's prompt."""
     blocks = blocks_for(len(ids), runner.layout.config.cache.block_size)
-    groups = range(runner.rows.layout.groups)
-    tables = tuple(tuple(len(blocks) * group + one for one in blocks) for group in groups)
-    row = replace(admitted(ids, SamplingParams(seed=0), blocks), block_tables=tables)
+    row = admitted(ids, SamplingParams(seed=0), blocks, groups=runner.rows.layout.groups)
     planned = PlannedRow(0, len(ids), samples=True, num_prompt_logits=len(ids) - 1)
     handle = runner.forward(StepPlan(1, rows=(planned,), admitted=(row,)))
     if not isinstance(handle, Forwarded) or handle.tensors.hidden is None:

@@ -16,8 +16,8 @@ from server.execution.layers import DecoderLayer, Linear, StepTensors, Values
 from server.execution.warm_up import largest_plan
 from server.memory.layer_program import (
     Activate,
+    AddNorm,
     Attend,
-    Norm,
     Operation,
     Product,
     Value,
@@ -35,7 +35,7 @@ from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
 SPECS = {"llama": tiny_llama(), "gpt2": tiny_gpt2()}
 # A layer whose attention and MLP read one normalised input: what a parallel block would be.
 PARALLEL = (
-    Norm("norm", ("hidden", "residual"), (Value("normed", 4), Value("residual", 4)), "norm"),
+    AddNorm("norm", ("hidden", "residual"), (Value("normed", 4), Value("residual", 4)), "norm"),
     Product("qkv", ("normed",), (Value("qkv", 12),), "attention.qkv", 4),
     Attend("attention", ("qkv",), (Value("attended", 4),)),
     Product("up", ("normed",), (Value("up", 16),), "mlp.up", 4),

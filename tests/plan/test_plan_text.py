@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
 from server.plan_cli.answer import answer
 from server.plan_cli.bars import decimal
+from server.plan_cli.make import PlanOptions, make_plan
 from server.plan_cli.text import WIDTH, plan_text
 from tests.plan.plans import plan, text_of, told
 from weights.inventory import num_parameters
@@ -112,10 +115,13 @@ def test_what_does_not_fit_tells_what_the_split_is_of() -> None:
     assert "\n\n\n" not in text
 
 
-def test_a_family_that_no_checkpoint_is_read_of_is_told() -> None:
+def test_a_family_that_no_checkpoint_is_read_of_is_told(tmp_path: Path) -> None:
+    shape = tmp_path / "own.toml"
+    document = {**find_preset("llama-3.2-1b").document, "family": "nobody's"}
+    shape.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in document.items()))
     for device in ("cpu", "l4"):
-        notes = told("qwen2.5-7b", device)["notes"]
-        assert notes == ["plan only: quire serve reads the families llama, gpt2, not qwen2"]
+        notes = answer(make_plan(PlanOptions(None, str(shape), device, None, 1, {}), {}))["notes"]
+        assert notes == ["plan only: quire serve reads no checkpoints of the family nobody's"]
     assert told("llama-3.1-8b")["notes"] == []
 
 

@@ -22,9 +22,7 @@ from weights.spec import (
     NormKind,
     NormPlacement,
     NormSpec,
-    ParallelBlock,
     QkNorm,
-    RopeSpec,
 )
 from weights.synthetic.checkpoint import write_checkpoint
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
@@ -33,25 +31,21 @@ LAYER = NormSpec(NormKind.LAYER, 1e-5)
 # What a decoder of pre-normalised blocks reads of a spec.
 COMPUTED = {
     ModelSpec: "family architecture vocab_size hidden_size num_layers attention mlp norm position "
-    "max_positions tied_unembedding parameter_dtype rope bos_token_id eos_token_ids",
-    AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias",
+    "max_positions tied_unembedding parameter_dtype rope windows local_rope rotary_layers "
+    "bos_token_id eos_token_ids parallel embedding_scale residual_scale logit_scale logit_soft_cap",
+    AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap",
     MlpSpec: "intermediate_size activation gated bias",
-    NormSpec: "kind epsilon",
+    NormSpec: "kind epsilon unit_offset",
 }
 NOT_COMPUTED: dict[type, dict[str, Any]] = {
     ModelSpec: {
-        "parallel": ParallelBlock.SHARED_NORM,
         "experts": ExpertsSpec(4, 2, 32),
-        "windows": (8, 0, 8),
-        "local_rope": RopeSpec(dim=16),
         "position_offset": 2,
-        "embedding_scale": 8.0,
-        "logit_soft_cap": 30.0,
         "unembedding_bias": True,
     },
-    AttentionSpec: {"qk_norm": QkNorm.HEAD, "soft_cap": 50.0},
+    AttentionSpec: {"qk_norm": QkNorm.WHOLE},
     MlpSpec: {},
-    NormSpec: {"placement": NormPlacement.BOTH, "bias": False},
+    NormSpec: {"placement": NormPlacement.POST, "bias": False, "weight": False},
 }
 
 
@@ -81,17 +75,19 @@ def test_what_is_not_computed_has_a_name(part: type, name: str) -> None:
 def test_what_the_served_families_need_is_computed() -> None:
     assert unserved_features(tiny_llama()) == unserved_features(tiny_gpt2()) == ()
     served = {name for name, p in read_presets().items() if not unserved_features(p.spec)}
-    assert {"gpt-3", "gpt-2-xl", "llama-3.1-8b", "qwen2.5-7b"} <= served
-    assert not served & {"gpt-1", "phi-2", "mixtral-8x7b", "gemma-2b", "qwen3-8b", "palm-540b"}
+    assert {"gpt-3", "llama-3.1-8b", "qwen2.5-7b", "qwen3-8b", "gemma-2b"} <= served
+    assert not served & {"gpt-1", "phi-2", "mixtral-8x7b", "qwen3-30b-a3b", "palm-540b"}
 
 
 def test_a_start_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tiny_llama(), tmp_path, seed=1)
 
-    def windowed(config: dict[str, Any]) -> families.Family:
+    def offset(config: dict[str, Any]) -> families.Family:
         family = families.resolve(config)
-        return replace(family, read=lambda facts: replace(family.read(facts), windows=(64, 0, 64)))
+        return replace(family, read=lambda facts: replace(family.read(facts), position_offset=2))
 
-    monkeypatch.setattr(model_facts, "resolve", windowed)
-    with pytest.raises(StartupError, match="not served yet: sliding windows; quire plan"):
+    monkeypatch.setattr(model_facts, "resolve", offset)
+    with pytest.raises(
+        StartupError, match="not served yet: an offset of learned positions; quire plan"
+    ):
         model_facts.read_model(resolve({"model-dir": str(tmp_path), "device": "cpu"}, {}))

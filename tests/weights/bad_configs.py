@@ -30,16 +30,20 @@ BAD_CONFIGS.config(
 BAD_CONFIGS.config("architectures_empty", "architectures", architectures=[])
 BAD_CONFIGS.config("contradictory_model_type", "model_type", "mistral", model_type="mistral")
 BAD_CONFIGS.config("unknown_activation", "hidden_act", "mish", hidden_act="mish")
-BAD_CONFIGS.config(
-    "unknown_rope", "longrope", rope_scaling={"rope_type": "longrope", "factor": 2.0}
-)
+BAD_CONFIGS.config("unknown_rope", "spiral", rope_scaling={"rope_type": "spiral", "factor": 2.0})
 BAD_CONFIGS.config("rope_without_factor", "factor", "missing", rope_scaling={"type": "linear"})
 BAD_CONFIGS.config("rope_shrinks", "factor", "0.5", rope_scaling={"type": "linear", "factor": 0.5})
 BAD_CONFIGS.config("rope_is_list", "rope_scaling", "object", rope_scaling=[2.0])
 BAD_CONFIGS.config(
     "rope_key_unknown",
+    "rope_scaling.shorter_factor",
+    rope_scaling={"type": "linear", "factor": 2.0, "shorter_factor": [1.0]},
+)
+BAD_CONFIGS.config(
+    "longrope_without_factors",
     "rope_scaling.short_factor",
-    rope_scaling={"type": "linear", "factor": 2.0, "short_factor": [1.0]},
+    "must be a list of 4 numbers",
+    rope_scaling={"rope_type": "longrope", "factor": 2.0},
 )
 BAD_CONFIGS.config("rope_theta_negative", "rope_theta", rope_theta=-10000.0)
 BAD_CONFIGS.config(

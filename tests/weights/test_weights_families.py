@@ -210,6 +210,17 @@ def test_yarn_without_a_factor_takes_the_ratio_of_contexts() -> None:
         ({"activation_function": "quick_gelu"}, 'activation_function is "quick_gelu"'),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+        ({"model_type": "mixtral"}, "is a mixture of experts, which is not served yet"),
+        ({"model_type": "deepseek_v3"}, "latent attention"),
+        ({"model_type": "qwen3_next"}, "recurrent state that is no key or value"),
+        ({"model_type": "llama4"}, "chunked attention"),
+        ({"model_type": "bert", "architectures": ["BertModel"]}, "BertModel is not served: it is"),
+        ({"model_type": "t5"}, "encoder-decoder"),
+        ({"model_type": "whisper"}, "sound"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "its head scores a whole text (a classifier or a reward model), and cannot continue",
+        ),
         ({"architectures": ["GPT2ForSequenceClassification"]}, "GPT2ForSequenceClassification"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -266,9 +277,14 @@ def test_unscaled_attention_is_a_scale_of_1() -> None:
 
 
 def test_resolve_names_what_is_served() -> None:
-    with pytest.raises(CheckpointError, match=r"served: LlamaForCausalLM, LLaMA.*, GPT2Model"):
+    served = ", ".join(family.name for family in families.FAMILIES)
+    assert "gpt2" in served and "llama" in served
+    given = '"MambaForCausalLM" is not served; served families: ' + served
+    with pytest.raises(CheckpointError, match=f"architectures {given}"):
         families.resolve({"architectures": ["MambaForCausalLM"]})
-    with pytest.raises(CheckpointError, match="model_type is missing; served: llama, gpt2"):
+    with pytest.raises(CheckpointError, match=r"did you mean LlamaForCausalLM\?; served"):
+        families.resolve({"architectures": ["LlamaForCausalML"]})
+    with pytest.raises(CheckpointError, match=f"model_type is missing; served families: {served}"):
         families.resolve({})
     assert families.by_name("gpt2").architecture == "GPT2LMHeadModel"
     with pytest.raises(ValueError, match="unknown family"):

@@ -1,16 +1,30 @@
-"""The families that are served, found by a config.json's architecture."""
+"""The families that are served, found by a config.json's architecture.
+
+Each is a module of this package that has a FAMILY: a new one needs no other line of code.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from weights.errors import CheckpointError
-from weights.families import gpt2, llama
 from weights.families.base import Family
 from weights.families.facts import CONFIG_FILE
+from weights.families.unserved import reason_not_served
 
-FAMILIES = (llama.FAMILY, gpt2.FAMILY)
+
+def _found() -> Iterator[Family]:
+    for module in iter_modules(__path__):
+        family = getattr(import_module(f"{__name__}.{module.name}"), "FAMILY", None)
+        if isinstance(family, Family):
+            yield family
+
+
+FAMILIES = tuple(_found())
 
 
 def resolve(config: Mapping[str, Any]) -> Family:
@@ -18,6 +32,7 @@ def resolve(config: Mapping[str, Any]) -> Family:
     method or custom code that is not served, and what is."""
     _refuse_unserved_kinds(config)
     architectures, model_type = config.get("architectures"), config.get("model_type")
+    _refuse_known_kinds(config, architectures)
     if architectures is None:
         return _find("model_type", model_type, {family.model_type: family for family in FAMILIES})
     if not isinstance(architectures, list) or len(architectures) != 1:
@@ -44,7 +59,19 @@ def _find(key: str, value: object, table: Mapping[str, Family]) -> Family:
     if isinstance(value, str) and value in table:
         return table[value]
     given = "is missing" if value is None else f'"{str(value)[:80]}" is not served'
-    raise CheckpointError(f"{CONFIG_FILE}: {key} {given}; served: {', '.join(table)}")
+    near = difflib.get_close_matches(str(value), table, n=1, cutoff=0.9)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    served = ", ".join(family.name for family in FAMILIES)
+    raise CheckpointError(f"{CONFIG_FILE}: {key} {given}{hint}; served families: {served}")
+
+
+def _refuse_known_kinds(config: Mapping[str, Any], architectures: object) -> None:
+    names = architectures if isinstance(architectures, list) else []
+    for name in names or [None]:
+        reason = reason_not_served(config, name)
+        if reason is not None:
+            called = config.get("model_type") if name is None else name
+            raise CheckpointError(f"{CONFIG_FILE}: {str(called)[:80]} is not served: {reason}")
 
 
 def _refuse_unserved_kinds(config: Mapping[str, Any]) -> None:

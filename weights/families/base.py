@@ -8,7 +8,8 @@ stands for the layer index. Shapes are not written down: they follow from the in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from weights.families.facts import ConfigReader
@@ -49,11 +50,25 @@ class Skip:
     reason: str
 
 
+# The sizes that a config.json cannot leave out, as most families call them.
+SIZES: Mapping[str, Any] = MappingProxyType(
+    {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """``prefix`` begins the name of every tensor but the unembedding's; files saved from the bare
     decoder lack it. ``other_names`` are architectures that mean the same: an older spelling, and
-    the bare decoder. ``harmless`` are keys of config.json that never change the arithmetic."""
+    the bare decoder. ``harmless`` are keys of config.json that never change the arithmetic.
+    ``sizes`` are a smallest config.json, whose other facts are the family's defaults."""
 
     name: str
     architecture: str
@@ -64,6 +79,7 @@ class Family:
     skips: tuple[Skip, ...]
     harmless: frozenset[str]
     read: Callable[[ConfigReader], ModelSpec]
+    sizes: Mapping[str, Any] = field(default_factory=lambda: SIZES)
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -82,6 +98,12 @@ class Family:
         """Keys of ``config`` that mean nothing to this family and were judged harmless by the rule
         in weights.families.facts; worth a line at start."""
         return self._read(config)[1]
+
+    def keys(self) -> frozenset[str]:
+        """The keys of config.json that mean something to this family."""
+        facts = ConfigReader(self.sizes, self.architecture)
+        self.read(facts)
+        return facts.keys_read
 
     def _read(self, config: Mapping[str, Any]) -> tuple[ModelSpec, tuple[str, ...]]:
         facts = ConfigReader(config, self.architecture)

@@ -54,9 +54,18 @@ class ConfigReader:
     def architecture(self) -> str:
         return self._architecture
 
+    @property
+    def keys_read(self) -> frozenset[str]:
+        """The keys that were asked for so far, whether they are there or not."""
+        return frozenset(self._read)
+
     def __contains__(self, key: str) -> bool:
         """True where the key is present and not null."""
         return self._config.get(key) is not None
+
+    def is_null(self, key: str) -> bool:
+        """True where the key is present and null."""
+        return key in self._config and self._config[key] is None
 
     def raw(self, key: str) -> Any:
         """The value as it stands, None where it is absent; counts as read."""
@@ -90,6 +99,25 @@ class ConfigReader:
                 key, f"is {shown(value)}; it must be above {above:g}, at most {high:g}"
             )
         return float(value)
+
+    def cap(self, key: str, default: float | None) -> float | None:
+        """A soft cap: a number above 0, or None where the key is null or, without a default,
+        absent."""
+        if self.is_null(key) or (key not in self and default is None):
+            self._read.add(key)
+            return None
+        return self.number(key, default)
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of ``count`` finite numbers above 0."""
+        value = self.raw(key)
+        if not isinstance(value, list) or len(value) != count:
+            raise self.error(key, f"must be a list of {count} numbers")
+        for number in value:
+            real = isinstance(number, int | float) and not isinstance(number, bool)
+            if not real or not 0 < number <= 1e12:
+                raise self.error(key, f"has {shown(number)}; its numbers must be above 0")
+        return tuple(float(number) for number in value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._config.get(key, default)

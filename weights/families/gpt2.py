@@ -137,4 +137,5 @@ FAMILY = Family(
         """
     ),
     read=_read,
+    sizes={"vocab_size": 512, "n_embd": 64, "n_layer": 8, "n_head": 4, "n_positions": 1024},
 )

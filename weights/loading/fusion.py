@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from weights.spec import ModelSpec, PositionKind
+from weights.inventory import inventory
+from weights.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,10 @@ def fused_linears(spec: ModelSpec) -> tuple[FusedLinear, ...]:
 
 
 def plain_tensors(spec: ModelSpec) -> tuple[str, ...]:
-    """Inventory names of what is held as a plain tensor: tables, norms."""
-    tables = ["embedding.weight"]
-    if spec.position is PositionKind.LEARNED:
-        tables.append("position_embedding.weight")
-    norms = [f"layers.{index}.{norm}" for index in range(spec.num_layers) for norm in _BLOCK_NORMS]
-    kinds = ("weight", "bias") if spec.norm.has_bias else ("weight",)
-    return (*tables, *(f"{norm}.{kind}" for norm in [*norms, "final_norm"] for kind in kinds))
+    """Inventory names of what is held as a plain tensor, no matrix that is multiplied."""
+    multiplied = {part for linear in fused_linears(spec) for part in linear.parts}
+    names = (parameter.name for parameter in inventory(spec))
+    return tuple(name for name in names if name.rpartition(".")[0] not in multiplied)
 
 
 def held_name(parameter: str) -> str:
@@ -44,7 +42,6 @@ def held_name(parameter: str) -> str:
     return _TABLES.get(parameter, parameter)
 
 
-_BLOCK_NORMS = ("attention_norm", "mlp_norm")
 _TABLES = {
     "embedding.weight": "embedding",
     "position_embedding.weight": "position_embedding",

@@ -129,7 +129,9 @@ def _random(parameter: Parameter, seed: int, sharp: bool) -> torch.Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     values = torch.randn(parameter.shape, generator=generator)
     if parameter.component is Component.NORM and parameter.name.endswith("weight"):
-        return values.mul_(_NORM_SPREAD if sharp else 0.0).add_(1.0)
+        return values.mul_(_NORM_SPREAD if sharp else 0.0).add_(
+            0.0 if parameter.unit_offset else 1.0
+        )
     if not sharp:
         return values.mul_(_PLAIN_DEVIATION)
     if parameter.component is Component.DOWN:

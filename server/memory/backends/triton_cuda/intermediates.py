@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kernels.footprint.gpu_linear import gpu_product_temporaries
 from kernels.footprint.gpu_sampling import logprob_workspace_bytes, sampling_workspace_bytes
-from server.memory.layer_program import Norm, Operation, Product, Value
+from server.memory.layer_program import AddNorm, Operation, Product, Value
 from server.memory.phases import Phase, Tensors, forward_phases, logit_phases
 from weights.spec import ModelSpec
 
@@ -73,7 +73,7 @@ class GpuFootprint:
     def moments(self, step: Operation) -> tuple[Phase, ...]:
         made = tuple((value.name, self.bytes_of(step, value)) for value in step.writes)
         match step:
-            case Norm():
+            case AddNorm():
                 (_, normed), (_, total) = made
                 return (Phase(step.name, (("normed", normed), ("total", total))),)
             case Product():

@@ -1,0 +1,283 @@
+"""Tiny checkpoints of every family, made by transformers' own classes and made sharp.
+
+A case is a family's config class and the facts that it changes; what is not named is in ``BASE``.
+Two cases of a family differ in every fact that its config.json may leave open.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCAB = 512
+BASE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
+}
+WINDOW = 24  # shorter than the prompts
+
+
+HEAD_NORMS = {"q_norm": 3.0, "k_norm": 3.0}  # whose weights alone say how sharp attention is
+SMALL_EMBEDDING = {"embed_tokens": 0.1}  # a tied one that is scaled up would repeat its own token
+
+SHARPER = {"q_proj": 2.5}
+
+
+@dataclass(frozen=True)
+class Case:
+    """``config`` is the config class's name, ``facts`` what the case says beside BASE, ``gains``
+    what the standard deviation of tensors with such a name is multiplied by."""
+
+    config: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    gains: dict[str, float] = field(default_factory=dict)
+
+
+CASES: dict[str, tuple[Case, ...]] = {
+    "llama": (Case("LlamaConfig"), Case("LlamaConfig", {"tie_word_embeddings": True})),
+    "qwen2": (
+        Case("Qwen2Config", {"tie_word_embeddings": True}),
+        Case(
+            "Qwen2Config",
+            {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+        ),
+        Case("Qwen2Config", {"rope_parameters": YARN, "num_key_value_heads": 4}),
+    ),
+    "qwen3": (
+        Case("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}, HEAD_NORMS),
+        Case(
+            "Qwen3Config",
+            {
+                "head_dim": 16,
+                "attention_bias": True,
+                "use_sliding_window": True,
+                "sliding_window": WINDOW,
+                "max_window_layers": 2,
+            },
+            HEAD_NORMS,
+        ),
+    ),
+    "mistral": (
+        Case("MistralConfig", {"sliding_window": WINDOW}),
+        Case("MistralConfig", {"sliding_window": None, "head_dim": 32}),
+    ),
+    "seed_oss": (
+        Case("SeedOssConfig", {"head_dim": 32, "attention_out_bias": True, "mlp_bias": True}),
+        Case("SeedOssConfig", {"head_dim": 16, "attention_bias": False}),
+    ),
+    "smollm3": (
+        Case("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}),
+        Case(
+            "SmolLM3Config",
+            {
+                "no_rope_layer_interval": 2,
+                "use_sliding_window": True,
+                "sliding_window": WINDOW,
+                "attention_bias": True,
+                "mlp_bias": True,
+                "tie_word_embeddings": False,
+            },
+        ),
+    ),
+    "granite": (
+        Case(
+            "GraniteConfig",
+            {
+                "embedding_multiplier": 6.0,
+                "residual_multiplier": 0.4,
+                "attention_multiplier": 0.2,
+                "logits_scaling": 3.0,
+                "tie_word_embeddings": True,
+            },
+            SMALL_EMBEDDING,
+        ),
+        Case("GraniteConfig", {"attention_multiplier": 0.3, "attention_bias": True}),
+    ),
+    "gemma": (
+        Case("GemmaConfig", {"head_dim": 32}, SMALL_EMBEDDING),
+        Case(
+            "GemmaConfig",
+            {"head_dim": 16, "num_key_value_heads": 1, "hidden_act": "gelu"},
+            SMALL_EMBEDDING,
+        ),
+    ),
+    "gemma2": (
+        Case("Gemma2Config", {"head_dim": 32, "sliding_window": WINDOW}, SMALL_EMBEDDING | SHARPER),
+        Case(
+            "Gemma2Config",
+            {
+                "head_dim": 16,
+                "sliding_window": WINDOW,
+                "attn_logit_softcapping": 9.0,
+                "final_logit_softcapping": 5.0,
+                "query_pre_attn_scalar": 9,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            },
+            SMALL_EMBEDDING | SHARPER,
+        ),
+        Case(
+            "Gemma2Config",
+            {
+                "head_dim": 16,
+                "sliding_window": WINDOW,
+                "attn_logit_softcapping": None,
+                "final_logit_softcapping": None,
+            },
+            SMALL_EMBEDDING | SHARPER,
+        ),
+    ),
+    "gemma3": (
+        Case(
+            "Gemma3TextConfig",
+            {"head_dim": 32, "sliding_window": WINDOW, "query_pre_attn_scalar": 2},
+            SMALL_EMBEDDING,
+        ),
+        Case(
+            "Gemma3TextConfig",
+            {
+                "head_dim": 16,
+                "sliding_window": WINDOW,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                },
+                "query_pre_attn_scalar": 1,
+            },
+            SMALL_EMBEDDING,
+        ),
+    ),
+    "phi3": (
+        Case("Phi3Config", {"sliding_window": WINDOW}),
+        Case(
+            "Phi3Config",
+            {
+                "tie_word_embeddings": True,
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 1024,
+                "original_max_position_embeddings": 256,
+                "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 256},
+            },
+        ),
+    ),
+    "starcoder2": (
+        Case("Starcoder2Config", {"sliding_window": WINDOW}, SMALL_EMBEDDING),
+        Case("Starcoder2Config", {"use_bias": False, "tie_word_embeddings": False}),
+    ),
+    "ernie4_5": (
+        Case("Ernie4_5Config", {"head_dim": 32}),
+        Case("Ernie4_5Config", {"head_dim": 16, "use_bias": True, "tie_word_embeddings": False}),
+    ),
+    "glm4": (
+        Case("Glm4Config", {"head_dim": 32}),
+        Case("Glm4Config", {"head_dim": 16, "attention_bias": False, "tie_word_embeddings": True}),
+    ),
+    "exaone4": (
+        Case("Exaone4Config", {"sliding_window": WINDOW, "num_hidden_layers": 4}, HEAD_NORMS),
+        Case(
+            "Exaone4Config",
+            {
+                "sliding_window": None,
+                "layer_types": ["full_attention"] * 3,
+                "tie_word_embeddings": True,
+                "rope_parameters": LLAMA3,
+            },
+            HEAD_NORMS,
+        ),
+    ),
+    "stablelm": (
+        Case("StableLmConfig", {"use_qkv_bias": True}),
+        Case(
+            "StableLmConfig",
+            {
+                "use_parallel_residual": True,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "partial_rotary_factor": 0.5,
+                },
+            },
+        ),
+    ),
+}
+
+
+def write_case(case: Case, folder: Path, seed: int = 0) -> Any:
+    """Writes the case's folder as transformers saves it, and returns its model, in float32."""
+    import transformers
+
+    config = getattr(transformers, case.config)(**{**BASE, **case.facts})
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    sharpen(model, case, seed)
+    model.save_pretrained(folder)
+    return model
+
+
+# Standard deviations for inputs of unit RMS, by what a tensor's name holds: as the synthetic
+# checkpoints' (weights.synthetic.checkpoint), so that attention looks at few tokens.
+_GAINS = {
+    "embed_tokens": 3.0,
+    "q_proj": 2.1,
+    "k_proj": 2.1,
+    "qkv_proj": 2.1,
+    "v_proj": 1.0,
+    "o_proj": 1.5,
+    "gate": 2.0,
+    "up_proj": 2.0,
+    "c_fc": 2.0,
+    "down_proj": 1.0,
+    "c_proj": 1.0,
+    "lm_head": 3.0,
+}
+
+
+@torch.no_grad()
+def sharpen(model: Any, case: Case, seed: int) -> None:
+    """Random values for every parameter, in the order of their names."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(model.named_parameters()):
+        values = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() == 1:
+            if name.endswith("bias"):
+                values *= 0.1
+            else:  # a norm's weight: around 1, or around 0 where 1 is added to it
+                values = values * 0.2 + parameter.mean().round()
+        else:
+            gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
+            if "down" in name or "c_proj" in name:
+                values -= values.mean(dim=1, keepdim=True)
+            values *= gain / math.sqrt(parameter.shape[-1])
+        for part, factor in case.gains.items():
+            if part in name:
+                values *= factor
+        parameter.copy_(values)

@@ -1,0 +1,209 @@
+"""Every family against transformers: log-probabilities of prompts, and greedy tokens however the
+engine came by them. In float32, on sharp checkpoints that transformers itself has written.
+
+`make test` takes one checkpoint of each family through one run in which prompts are chunked,
+batched, found in the prefix cache and preempted; `make test-slow` takes the others, and each way
+by itself at two block sizes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from server.execution.build import BuiltRunner
+from tests.equivalence import harness
+from tests.equivalence.harness import Run
+from tests.equivalence.workloads import GREEDY, request
+from tests.execution import stepping
+from tests.parity import oracle
+from tests.parity.family_checkpoints import CASES, LONGROPE, VOCAB, WINDOW, Case, write_case
+from weights import families
+from weights.inventory import num_parameters
+
+NUM_GREEDY = 48
+LENGTHS = (1, 17, 75)
+PROMPTS = {
+    length: np.random.default_rng(length).integers(3, VOCAB, size=length).tolist()
+    for length in LENGTHS
+}
+ALL = [(family, index) for family, cases in CASES.items() for index in range(len(cases))]
+FIRST = [(family, index) for family, index in ALL if index == 0]
+OTHERS = [(family, index) for family, index in ALL if index]
+GREEDY_48 = replace(GREEDY, max_tokens=NUM_GREEDY, logprobs=None)
+SCORED = replace(GREEDY_48, prompt_logprobs=0)
+BUDGET = 21  # tokens of a step: prompts come in chunks
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder, and what transformers says of it: greedy tokens and nats of each prompt's ids."""
+
+    folder: Path
+    model: Any
+    tokens: dict[int, list[int]]
+    nats: dict[int, torch.Tensor]
+
+    def built(self, block_size: int = 16, num_tokens: int = 4096) -> BuiltRunner:
+        return harness.built_runner(self.folder, block_size=block_size, num_tokens=num_tokens)
+
+
+def make(family: str, index: int, folder: Path) -> Checkpoint:
+    model = write_case(CASES[family][index], folder)
+    nats: dict[int, torch.Tensor] = {}
+    for length, ids in PROMPTS.items():
+        scores = oracle.logits(model, ids)[:-1].log_softmax(-1)
+        nats[length] = scores.gather(1, torch.tensor(ids[1:]).unsqueeze(1))
+    tokens = {length: oracle.greedy(model, ids, NUM_GREEDY) for length, ids in PROMPTS.items()}
+    return Checkpoint(folder, model, tokens, nats)
+
+
+def requests() -> list[Any]:
+    """Each prompt twice: scored, and again without, since only such a one is served from cache."""
+    return [
+        request(f"{name} {length}", tuple(ids), sampling)
+        for name, sampling in {"scored": SCORED, "again": GREEDY_48}.items()
+        for length, ids in PROMPTS.items()
+    ]
+
+
+def assert_answers_are_theirs(checkpoint: Checkpoint, run: Run) -> None:
+    for (name, _), choice in run.choices.items():
+        assert choice.token_ids == checkpoint.tokens[_length(name)], name
+    for name, nats in run.prompts.items():
+        expected = checkpoint.nats[_length(name)].numpy()
+        np.testing.assert_allclose(np.concatenate(nats), expected, atol=1e-4, rtol=0)
+
+
+def _length(name: str) -> int:
+    return int(name.rpartition(" ")[2])
+
+
+def name_of(case: tuple[str, int]) -> str:
+    return f"{case[0]}-{case[1]}"
+
+
+@pytest.mark.parametrize("case", FIRST, ids=name_of)
+def test_a_checkpoint_of_the_family_answers_as_transformers_does(
+    case: tuple[str, int], tmp_path: Path
+) -> None:
+    _check_whole(case, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OTHERS, ids=name_of)
+def test_checkpoints_with_other_facts_answer_as_transformers_does(
+    case: tuple[str, int], tmp_path: Path
+) -> None:
+    _check_whole(case, tmp_path)
+
+
+def _check_whole(case: tuple[str, int], folder: Path) -> None:
+    checkpoint = make(*case, folder)
+    longest = PROMPTS[LENGTHS[-1]]
+    assert oracle.relative_entropy(checkpoint.model, longest) < 0.6
+    assert len(set(checkpoint.tokens[LENGTHS[-1]])) >= 16
+
+    # Room for two long answers at a time: some are preempted.
+    built = checkpoint.built(num_tokens=16 * 20 * num_groups(checkpoint))
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    assert num_parameters(built.model) == parameters
+    logits = stepping.all_logits(built.runner, longest)
+    theirs = oracle.logits(checkpoint.model, longest)
+    assert float((logits - theirs).abs().max() / theirs.abs().max()) <= 1e-4
+
+    run = harness.run(built, requests(), budget=BUDGET, prefix_caching=True)
+    assert run.preemptions and run.mixed_steps and run.most_rows > 2
+    again = harness.run(built, requests(), prefix_caching=True, budget=BUDGET, one_by_one=True)
+    assert again.prefix_hit_tokens
+    for each in (run, again):
+        assert_answers_are_theirs(checkpoint, each)
+
+
+def num_groups(checkpoint: Checkpoint) -> int:
+    return len(checkpoint.built(num_tokens=64).kv.groups)
+
+
+@pytest.fixture(scope="module", params=ALL, ids=name_of)
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Checkpoint]:
+    yield make(*request.param, tmp_path_factory.mktemp("family"))
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("block_size", [16, 64])
+@pytest.mark.parametrize("way", ["alone", "batched", "chunked", "cached", "preempted"])
+def test_each_way_to_an_answer_gives_the_tokens_of_transformers(
+    checkpoint: Checkpoint, block_size: int, way: str
+) -> None:
+    tight = 5 * 64 if way == "preempted" else 4096
+    groups = num_groups(checkpoint)
+    built = checkpoint.built(block_size, groups * tight if way == "preempted" else tight)
+    how: dict[str, Any] = {
+        "alone": {"one_by_one": True},
+        "batched": {},
+        "chunked": {"budget": 13},
+        "cached": {"prefix_caching": True, "one_by_one": True},
+        "preempted": {},
+    }[way]
+    run = harness.run(built, requests(), **how)
+    assert (run.preemptions > 0) == (way == "preempted")
+    assert (run.prefix_hit_tokens > 0) == (way == "cached")
+    assert_answers_are_theirs(checkpoint, run)
+
+
+@pytest.mark.parametrize("case", FIRST, ids=name_of)
+def test_a_tensor_too_few_too_many_or_of_another_shape_is_named(
+    case: tuple[str, int], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from weights.checkpoint.folder import open_checkpoint
+    from weights.checkpoint.matching import match
+    from weights.errors import CheckpointError
+
+    family, index = case
+    write_case(CASES[family][index], tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    name = next(one for one in sorted(whole) if re.search(r"layers\.1\..*o_proj\.weight", one))
+    wrong = {
+        "missing": {key: one for key, one in whole.items() if key != name},
+        "extra": {**whole, f"{name}.extra": whole[name].clone()},
+        "shape": {**whole, name: whole[name][:-1].clone()},
+    }
+    words = {"missing": name, "extra": f"{name}.extra", "shape": f'"{name}" has the shape'}
+    for kind, tensors in wrong.items():
+        save_file(tensors, file, metadata={"format": "pt"})
+        opened = open_checkpoint(tmp_path)
+        served = families.resolve(opened.config)
+        with pytest.raises(CheckpointError, match=re.escape(words[kind])):
+            match(opened, served, served.spec(opened.config))
+
+
+@pytest.mark.parametrize("length", [60, 120])
+def test_longrope_takes_the_factors_of_the_longest_context(length: int, tmp_path: Path) -> None:
+    """transformers chooses by the prompt, a server once: by the longest that it takes."""
+    original = {"original_max_position_embeddings": 64}
+    facts = {**original, "rope_parameters": {**LONGROPE, **original}}
+    model = write_case(Case("Phi3Config", facts), tmp_path)
+    ids = np.random.default_rng(3).integers(3, VOCAB, size=length).tolist()
+    runner = stepping.built(tmp_path, max_model_len=length).runner
+    theirs = oracle.logits(model, ids)
+    error = (stepping.all_logits(runner, ids) - theirs).abs().max() / theirs.abs().max()
+    assert float(error) <= 1e-4
+
+
+def test_every_family_has_a_row() -> None:
+    """gpt2's checkpoints are in test_parity."""
+    assert {family.name for family in families.FAMILIES} == {*CASES, "gpt2"}
+    assert all(len(cases) >= 2 for cases in CASES.values())
+    assert LENGTHS[-1] > WINDOW

@@ -1,0 +1,38 @@
+"""Qwen 1.5, 2 and 2.5 (arXiv 2407.10671, 2412.15115): Llama's block with biases of queries, keys
+and values, and in some configurations a window in the upper layers."""
+
+from __future__ import annotations
+
+from weights.families import decoders
+from weights.families.base import Family
+from weights.families.facts import ConfigReader
+from weights.families.rope import read_rope
+from weights.spec import ModelSpec
+
+
+def _read(facts: ConfigReader) -> ModelSpec:
+    attention = decoders.read_attention(facts, qkv_bias=True)
+    max_positions = decoders.max_positions(facts, 32768)
+    return decoders.read_decoder(
+        facts,
+        family="qwen2",
+        attention=attention,
+        mlp=decoders.read_mlp(facts),
+        norm=decoders.rms_norm(facts),
+        max_positions=max_positions,
+        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        windows=decoders.read_upper_windows(facts),
+    )
+
+
+FAMILY = Family(
+    name="qwen2",
+    architecture="Qwen2ForCausalLM",
+    other_names=("Qwen2Model",),
+    model_type="qwen2",
+    prefix="model.",
+    sources=decoders.LLAMA_NAMES,
+    skips=decoders.SKIPS,
+    harmless=frozenset(),
+    read=_read,
+)

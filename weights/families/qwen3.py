@@ -1,0 +1,42 @@
+"""Qwen 3, dense (arXiv 2505.09388): Llama's block with RMS norms of each query and key head."""
+
+from __future__ import annotations
+
+from weights.families import decoders
+from weights.families.base import Family
+from weights.families.facts import ConfigReader
+from weights.families.rope import read_rope
+from weights.spec import ModelSpec, QkNorm
+
+
+def _read(facts: ConfigReader) -> ModelSpec:
+    bias = facts.flag("attention_bias", False)
+    attention = decoders.read_attention(
+        facts, head_dim=128, qkv_bias=bias, output_bias=bias, qk_norm=QkNorm.HEAD
+    )
+    max_positions = decoders.max_positions(facts, 32768)
+    return decoders.read_decoder(
+        facts,
+        family="qwen3",
+        attention=attention,
+        mlp=decoders.read_mlp(facts),
+        norm=decoders.rms_norm(facts),
+        max_positions=max_positions,
+        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        windows=decoders.read_upper_windows(facts),
+    )
+
+
+FAMILY = Family(
+    name="qwen3",
+    architecture="Qwen3ForCausalLM",
+    other_names=("Qwen3Model",),
+    model_type="qwen3",
+    prefix="model.",
+    sources=decoders.names(
+        *decoders.INPUT_NORMS, *decoders.ATTENTION, *decoders.QK_NORMS, *decoders.GATED_MLP
+    ),
+    skips=decoders.SKIPS,
+    harmless=frozenset(),
+    read=_read,
+)

@@ -1,0 +1,47 @@
+"""Seed-OSS: Llama's block, with biases of queries, keys and values and, apart from them, of the
+output."""
+
+from __future__ import annotations
+
+from weights.families import decoders
+from weights.families.base import Family
+from weights.families.facts import ConfigReader
+from weights.families.keys import words
+from weights.families.rope import read_rope
+from weights.spec import ModelSpec
+
+
+def _read(facts: ConfigReader) -> ModelSpec:
+    attention = decoders.read_attention(
+        facts,
+        kv_heads=8,
+        head_dim=128,
+        qkv_bias=facts.flag("attention_bias", True),
+        output_bias=facts.flag("attention_out_bias", False),
+    )
+    max_positions = decoders.max_positions(facts, 524288)
+    facts.integer("pretraining_tp", 1)  # how the training was sliced
+    return decoders.read_decoder(
+        facts,
+        family="seed_oss",
+        attention=attention,
+        mlp=decoders.read_mlp(facts, bias=facts.flag("mlp_bias", False)),
+        norm=decoders.rms_norm(facts),
+        max_positions=max_positions,
+        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        bos=0,
+        eos=2,
+    )
+
+
+FAMILY = Family(
+    name="seed_oss",
+    architecture="SeedOssForCausalLM",
+    other_names=("SeedOssModel",),
+    model_type="seed_oss",
+    prefix="model.",
+    sources=decoders.LLAMA_NAMES,
+    skips=decoders.SKIPS,
+    harmless=words("residual_dropout"),
+    read=_read,
+)

@@ -1,0 +1,60 @@
+"""SmolLM3: Llama's block, where the queries and keys of every fourth layer do not turn."""
+
+from __future__ import annotations
+
+from weights.families import decoders
+from weights.families.base import Family
+from weights.families.facts import ConfigReader
+from weights.families.rope import RopeDefaults, read_rope
+from weights.spec import ModelSpec
+
+_ROPE = RopeDefaults(theta=2e6)
+
+
+def _read(facts: ConfigReader) -> ModelSpec:
+    bias = facts.flag("attention_bias", False)
+    attention = decoders.read_attention(facts, kv_heads=4, qkv_bias=bias, output_bias=bias)
+    max_positions = decoders.max_positions(facts, 32768)
+    turns = _rotary_layers(facts)
+    slides = facts.flag("use_sliding_window", False)
+    return decoders.read_decoder(
+        facts,
+        family="smollm3",
+        attention=attention,
+        mlp=decoders.read_mlp(facts, bias=facts.flag("mlp_bias", False)),
+        norm=decoders.rms_norm(facts),
+        max_positions=max_positions,
+        tied=True,
+        rope=read_rope(
+            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=_ROPE
+        ),
+        rotary_layers=turns,
+        windows=decoders.read_windows(facts, slides=lambda i: not turns[i], used=slides),
+        bos=128000,
+        eos=128001,
+    )
+
+
+def _rotary_layers(facts: ConfigReader) -> tuple[bool, ...]:
+    """``no_rope_layers`` has 1 for a layer that turns, whatever its name says."""
+    layers = decoders.num_layers(facts)
+    every = facts.integer("no_rope_layer_interval", 4)
+    turns = facts.raw("no_rope_layers")
+    if turns is None:
+        return tuple((layer + 1) % every != 0 for layer in range(layers))
+    if not isinstance(turns, list) or len(turns) < layers or not {0, 1}.issuperset(turns):
+        raise facts.error("no_rope_layers", f"must be a list of {layers} numbers, each 0 or 1")
+    return tuple(bool(turn) for turn in turns[:layers])
+
+
+FAMILY = Family(
+    name="smollm3",
+    architecture="SmolLM3ForCausalLM",
+    other_names=("SmolLM3Model",),
+    model_type="smollm3",
+    prefix="model.",
+    sources=decoders.LLAMA_NAMES,
+    skips=decoders.SKIPS,
+    harmless=frozenset(),
+    read=_read,
+)
