@@ -63,7 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=_serve, parser=serve)
     _add_plan(commands.add_parser)
-    models = commands.add_parser("models", help="list the supported model families")
+    models = commands.add_parser(
+        "models",
+        help="list the supported model families",
+        description="Lists the model families whose checkpoints are served, and what of each.",
+        allow_abbrev=False,
+    )
+    models.add_argument("--json", action="store_true", help="as JSON, with every architecture")
     models.set_defaults(run=_models, parser=models)
     return parser
 
@@ -134,9 +140,7 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _models(parsed: argparse.Namespace) -> int:
-    from weights.families import FAMILIES
+    from server.startup.model_families import as_json, as_text
 
-    for family in FAMILIES:
-        also = f"; also {', '.join(family.other_names)}"
-        print(f"{family.name:<8} {family.architecture} (model_type {family.model_type}{also})")
+    print(as_json() if parsed.json else as_text())
     return 0
