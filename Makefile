@@ -8,6 +8,8 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
+# Bytecode is kept, whatever the caller's environment says: the processes that tests start import the same modules.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 # The stamps carry a checksum of what was installed, so that a fresh checkout's file times do not
@@ -22,6 +24,7 @@ TRITON := "triton==3.6.0; platform_system == 'Linux' and platform_machine == 'x8
 # The version after, installed beside: every kernel must compile with it too.
 NEXT_TRITON_VERSION := 3.7.1
 NEXT_TRITON := $(VENV)/triton-$(NEXT_TRITON_VERSION)
+PIP_INSTALL_TEST = $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
 ONLY ?=
 GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || echo python3)
 GPU_JOBS ?= $(shell nproc 2>/dev/null || echo 4)
@@ -29,39 +32,45 @@ GPU_JOBS ?= $(shell nproc 2>/dev/null || echo 4)
 GPU_PYTEST := -m pytest tests/kernels/gpu tests/gpu -q -p no:cacheprovider -o addopts=--strict-markers -o filterwarnings=default
 
 # Every core has a process, of a thread each, and takes module after module (tests/conftest.py says which first).
-# Bytecode is kept, whatever the caller's environment says: the processes that tests start import the same modules.
 # Threads that wait do not spin: the core that they would keep is the other process's.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Measured with a CPU-only build of torch (2026-11-29, Python 3.11); README has the same figures.
 RUN_SIZE := about 225 MB, and takes 1 GB in $(VENV). Plain torch for Linux brings CUDA packages: several GB more; \
 PIP_ARGS can name an index with CPU-only builds (see README)
-TEST_SIZE := about 500 MB more, two versions of triton 380 MB of them; with them $(VENV) takes 2.9 GB
+TEST_SIZE := about 500 MB more, two versions of triton 380 MB of them; with them $(VENV) takes 2.8 GB
 
 .PHONY: setup serve check format test test-slow image-check sweep soak mutants kernels-check test-gpu loadtest bench bench-gpu bench-engine-gpu wheels bench-http-gpu demo-score clean
 .DEFAULT_GOAL := serve
 
+define MAKE_VENV
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo "Quire needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1 || true)." >&2; \
+  echo "Name another interpreter, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+  echo "$(PYTHON) has no venv module. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+@test -e $(SETUP) || echo "Setting up $(VENV), once. What pip does not have yet it downloads: $(RUN_SIZE)."
+@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+endef
+
 setup: $(SETUP)
 
 $(SETUP):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Quire needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1 || true)." >&2; \
-	  echo "Name another interpreter, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
-	  echo "$(PYTHON) has no venv module. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "Setting up $(VENV), once. What pip does not have yet it downloads: $(RUN_SIZE)."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(MAKE_VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e . -c constraints.txt
 	@rm -f $(VENV)/.setup-*; touch $@
 
-$(SETUP_TEST): $(SETUP)
+# One installation, whether or not $(SETUP) was made before: resolving and building the project takes as long as
+# downloading. What the tests import is compiled when they import it: compiling all 14,000 modules takes a minute.
+$(SETUP_TEST):
+	$(MAKE_VENV)
 	@echo "Adding what the tests need, once. What pip does not have yet it downloads: $(TEST_SIZE)."
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[test,dev]" -c constraints.txt
-	@$(BIN)/python -c 'import triton' 2>/dev/null || \
-	  $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) $(TRITON) -c constraints.txt
-	@test -d $(NEXT_TRITON) || $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
-	  --no-deps --target $(NEXT_TRITON) $(subst ==3.6.0,==$(NEXT_TRITON_VERSION),$(TRITON))
-	@touch $@
+	test -d $(NEXT_TRITON) || $(PIP_INSTALL_TEST) --no-deps --target $(NEXT_TRITON) \
+	  $(subst ==3.6.0,==$(NEXT_TRITON_VERSION),$(TRITON)) & next=$$!; \
+	$(PIP_INSTALL_TEST) -e ".[test,dev]" -c constraints.txt; installed=$$?; \
+	wait $$next && exit $$installed
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP_INSTALL_TEST) $(TRITON) -c constraints.txt
+	@rm -f $(VENV)/.setup-*; touch $(SETUP) $@
 
 serve: $(SETUP)
 	@exec $(BIN)/python -m server serve $(ARGS)
