@@ -120,3 +120,8 @@ def moved(params: SamplingTensors, device: torch.device) -> SamplingTensors:
             value = type(value)(*(part.to(device) for part in parts))
         fields[field.name] = value
     return SamplingTensors(**fields)  # type: ignore[arg-type]
+
+
+def chi_square(observed: torch.Tensor, probabilities: torch.Tensor) -> float:
+    expected = probabilities * observed.sum()
+    return float(((observed - expected) ** 2 / expected).sum())

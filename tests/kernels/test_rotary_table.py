@@ -8,7 +8,7 @@ import torch
 import kernels
 from kernels import reference
 
-HEAD_DIM = 64
+HEAD_DIM, ORIGINAL = 64, 512
 SCALINGS = {
     "none": {},
     "linear": {"factor": 4.0},
@@ -45,20 +45,23 @@ def oracle(name: str, factors: dict, theta: float, original: int, positions: int
     return torch.cat((angles.cos() * magnitude, angles.sin() * magnitude), dim=1)
 
 
-@pytest.mark.parametrize("name", SCALINGS)
-@pytest.mark.parametrize("theta", [10000.0, 500000.0])
-@pytest.mark.parametrize("positions", [256, 4096])
-def test_every_scaling_agrees_with_transformers(name, theta, positions):
-    factors, original = SCALINGS[name], 512
-    wanted = oracle(name, factors, theta, original, positions)
-    got = kernels.rotary_table(
+def table_of(name: str, theta: float, positions: int) -> torch.Tensor:
+    return kernels.rotary_table(
         dim=HEAD_DIM,
         max_positions=positions,
         theta=theta,
         scaling=name.split("_")[0],
-        original_max_positions=original,
-        **factors,
+        original_max_positions=ORIGINAL,
+        **SCALINGS[name],
     )
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+@pytest.mark.parametrize("positions", [256, 4096])
+def test_every_scaling_agrees_with_transformers(name, theta, positions):
+    wanted = oracle(name, SCALINGS[name], theta, ORIGINAL, positions)
+    got = table_of(name, theta, positions)
     assert got.shape == (positions, HEAD_DIM)
     # One rounding of a frequency moves the last angles by positions * 2**-24.
     torch.testing.assert_close(got, wanted, rtol=0, atol=positions * 2.0**-22)
@@ -66,18 +69,9 @@ def test_every_scaling_agrees_with_transformers(name, theta, positions):
 
 def test_scalings_differ_from_none():
     """Else the comparison above could not tell them apart."""
-    plain = kernels.rotary_table(dim=HEAD_DIM, max_positions=1024, theta=10000.0)
-    for name, factors in SCALINGS.items():
-        if name != "none":
-            scaled = kernels.rotary_table(
-                dim=HEAD_DIM,
-                max_positions=1024,
-                theta=10000.0,
-                scaling=name.split("_")[0],
-                original_max_positions=512,
-                **factors,
-            )
-            assert (scaled - plain).abs().max() > 0.5
+    plain, *scaled = (table_of(name, 10000.0, 1024) for name in SCALINGS)
+    for table in scaled:
+        assert (table - plain).abs().max() > 0.5
 
 
 def test_a_known_angle():

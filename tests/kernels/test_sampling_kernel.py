@@ -11,7 +11,7 @@ import torch
 import kernels
 from kernels import SampleOutput, SamplingTensors, SparseBias, SparseIds, reference
 from kernels.cpu import truncation
-from tests.kernels.sampling_cases import row_of
+from tests.kernels.sampling_cases import chi_square, row_of
 
 
 def draws(logits: torch.Tensor, count: int, **options: float) -> torch.Tensor:
@@ -86,11 +86,6 @@ def test_a_row_alone_and_among_neighbours_is_the_same_token(seed):
         alone = kernels.sample(logits[row : row + 1], row_of(params, row))
         assert alone.token_ids[0] == together.token_ids[row]
         assert alone.non_finite[0] == together.non_finite[row]
-
-
-def chi_square(observed: torch.Tensor, probabilities: torch.Tensor) -> float:
-    expected = probabilities * observed.sum()
-    return float(((observed - expected) ** 2 / expected).sum())
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

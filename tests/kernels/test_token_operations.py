@@ -118,53 +118,48 @@ def test_a_packed_weight_is_the_given_tensor_where_the_format_is_its_own():
     assert halved.format == "bf16"
 
 
+IDS, SQUARE = torch.zeros(1, dtype=torch.int64), torch.zeros(2, 2)
+
+
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("name", "arguments", "message"),
     [
+        ("pack_linear", (SQUARE, "int8"), "format is 'int8'; it must be one"),
+        ("pack_linear", (SQUARE, "f32", torch.zeros(3)), r"bias has shape \[3\]; it must be \[2\]"),
         (
-            lambda: kernels.pack_linear(torch.zeros(2, 2), "int8"),
-            "format is 'int8'; it must be one",
-        ),
-        (
-            lambda: kernels.pack_linear(torch.zeros(2, 2), "f32", torch.zeros(3)),
-            r"bias has shape \[3\]; it must be \[2\]",
-        ),
-        (
-            lambda: kernels.linear(
-                torch.zeros(1, 3), kernels.pack_linear(torch.zeros(2, 2), "f32")
-            ),
+            "linear",
+            (torch.zeros(1, 3), kernels.pack_linear(SQUARE, "f32")),
             r"x has shape \[1, 3\]; it must be \[any, 2\]",
         ),
         (
-            lambda: kernels.linear(
-                torch.zeros(1, 2), kernels.pack_linear(torch.zeros(2, 2), "bf16")
-            ),
+            "linear",
+            (torch.zeros(1, 2), kernels.pack_linear(SQUARE, "bf16")),
             "x is float32; it must be one of bfloat16",
         ),
-        (lambda: kernels.activation(torch.zeros(1, 2), "swish"), "kind is 'swish'; it must be one"),
-        (lambda: kernels.gated_activation(torch.zeros(1, 3), "silu"), "x has 3 columns"),
+        ("activation", (torch.zeros(1, 2), "swish"), "kind is 'swish'; it must be one"),
+        ("gated_activation", (torch.zeros(1, 3), "silu"), "x has 3 columns"),
         (
-            lambda: kernels.add_rms_norm(torch.zeros(1, 3), None, torch.zeros(2), 1e-5),
+            "add_rms_norm",
+            (torch.zeros(1, 3), None, torch.zeros(2), 1e-5),
             r"weight has shape \[2\]; it must be \[3\]",
         ),
         (
-            lambda: kernels.embedding(torch.zeros(1), torch.zeros(2, 2)),
-            "token_ids is float32; it must be one of int32, int64",
-        ),
-        (
-            lambda: kernels.embedding(
-                torch.zeros(1, dtype=torch.int64), torch.zeros(2, 2), positions=torch.zeros(1)
-            ),
-            "positions is given without position_table",
-        ),
-        (
-            lambda: kernels.add_rms_norm(
-                torch.zeros(1, 3), None, torch.zeros(3, device="meta"), 1e-5
-            ),
+            "add_rms_norm",
+            (torch.zeros(1, 3), None, torch.zeros(3, device="meta"), 1e-5),
             "weight is on meta; it must be on cpu, where x is",
+        ),
+        (
+            "embedding",
+            (IDS.float(), SQUARE),
+            "token_ids is float32; it must be one of int32, int64",
         ),
     ],
 )
-def test_wrong_arguments_are_refused_by_name(call, message):
+def test_wrong_arguments_are_refused_by_name(name, arguments, message):
     with pytest.raises(ValueError, match=message):
-        call()
+        getattr(kernels, name)(*arguments)
+
+
+def test_positions_without_their_table_are_refused():
+    with pytest.raises(ValueError, match="positions is given without position_table"):
+        kernels.embedding(IDS, SQUARE, positions=IDS)

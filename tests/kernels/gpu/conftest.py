@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+# The interpreter makes loop bounds of one-element arrays.
+_LOOP_BOUNDS = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
 if not torch.cuda.is_available():
     if "triton" in sys.modules:
@@ -37,6 +42,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The sampler's scratch: see sampling_checks.Watch."""
+    from tests.kernels.gpu.sampling_checks import Watch
+
+    return Watch(monkeypatch)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--shard",
@@ -47,6 +60,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(_LOOP_BOUNDS)
     index, count = map(int, config.getoption("--shard", default="0/1").split("/"))
     kept = items[index::count]
     if len(kept) < len(items):

@@ -10,7 +10,6 @@ from kernels.bench.suite import Machine, all_rows, run_row
 from kernels.bench.timing import GraphTimer, HostTimer
 
 # Triton's interpreter with the numpy that it needs.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
 
 @pytest.mark.parametrize("row", all_rows(tiny=True), ids=lambda row: row.name)

@@ -15,8 +15,6 @@ from kernels.linears import LinearWeight, pack_on_any_device
 from kernels.quantization import INT4_OFFSET, pack_int4
 
 # The interpreter turns one-element arrays into loop bounds, which NumPy would rather not.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 PLAIN = {"f32": F32, "bf16": BF16, "f16": F16}
 # Relative to the largest value: sums in another order, or one rounding to 16 bits (the library's

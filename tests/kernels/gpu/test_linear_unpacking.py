@@ -79,46 +79,38 @@ def in_halves(operation: str, dtype: torch.dtype, values: list[Words]) -> Words:
     return exact.to(dtype).view(torch.int16).numpy().view(np.uint32).reshape(-1)
 
 
-def widened(text: str, dtype: torch.dtype, results: int) -> list[torch.Tensor]:
-    """What the assembly makes of every byte: ``results`` tensors [256]."""
+BOTH = pytest.mark.parametrize("name", ["bf16", "f16"])
+
+
+def widened(source: str, name: str, results: int) -> list[torch.Tensor]:
+    """What the assembly from one format to another makes of every byte: tensors [256]."""
+    text = getattr(linear_parts, f"{source}_{name.upper()}").value
     # Four bytes a word, the first lowest; two floats a word, likewise.
     words = run(text, BYTES.view(np.uint32), 2 * results)
-    pairs = [floats(word, dtype) for word in words]
+    pairs = [floats(word, HALVES[f"{name}x2"]) for word in words]
     return [
         torch.stack(pairs[2 * index : 2 * index + 2], dim=1).reshape(256)
         for index in range(results)
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "dtype"),
-    [(linear_parts.INT4_BF16, torch.bfloat16), (linear_parts.INT4_F16, torch.float16)],
-    ids=["bf16", "f16"],
-)
-def test_nibbles(text, dtype):
-    low, high = widened(text.value, dtype, 2)
+@BOTH
+def test_nibbles(name):
+    low, high = widened("INT4", name, 2)
     assert torch.equal(low, torch.from_numpy((BYTES & 15).astype(np.float64)) - 8)
     assert torch.equal(high, torch.from_numpy((BYTES >> 4).astype(np.float64)) - 8)
 
 
-@pytest.mark.parametrize(
-    ("text", "dtype"),
-    [(linear_parts.INT8_BF16, torch.bfloat16), (linear_parts.INT8_F16, torch.float16)],
-    ids=["bf16", "f16"],
-)
-def test_whole_numbers(text, dtype):
-    (numbers,) = widened(text.value, dtype, 1)
+@BOTH
+def test_whole_numbers(name):
+    (numbers,) = widened("INT8", name, 1)
     assert torch.equal(numbers, torch.from_numpy(BYTES.view(np.int8).astype(np.float64)))
 
 
-@pytest.mark.parametrize(
-    ("text", "dtype"),
-    [(linear_parts.FP8_BF16, torch.bfloat16), (linear_parts.FP8_F16, torch.float16)],
-    ids=["bf16", "f16"],
-)
-def test_floats_of_8_bits(text, dtype):
+@BOTH
+def test_floats_of_8_bits(name):
     """All but the two NaNs, subnormal ones among them."""
-    (numbers,) = widened(text.value, dtype, 1)
+    (numbers,) = widened("FP8", name, 1)
     wanted = torch.from_numpy(BYTES.copy()).view(torch.float8_e4m3fn).double()
     known = ~wanted.isnan()
     assert int(known.sum()) == 254

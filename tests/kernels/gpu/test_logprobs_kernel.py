@@ -11,11 +11,9 @@ from kernels import reference
 from kernels.footprint.gpu_sampling import MERGE_TOP, TILE, logprob_workspace_bytes
 from kernels.gpu import logprobs as launcher
 from kernels.gpu.sampling import token_logprobs
+from tests.kernels.gpu.sampling_checks import NUMBERS_OUT_OF_RANGE
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Conversion of an array:DeprecationWarning",
-    "ignore:(invalid value|divide by zero|overflow) encountered:RuntimeWarning",
-)
+pytestmark = NUMBERS_OUT_OF_RANGE
 
 
 def check(logits: torch.Tensor, num_top: int, device: torch.device, tile: int) -> None:

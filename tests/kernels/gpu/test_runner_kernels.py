@@ -5,33 +5,54 @@ On a GPU as it runs there; without one on a fake device, the kernels interpreted
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import kernels
+from kernels.backends import TRITON_CUDA
+from kernels.dispatch import using
 from server.engine.step_plan import AdmittedRow, PlannedRow, StepPlan
 from server.execution.device import CudaDevice
 from tests.equivalence import workloads
 from tests.execution import late_runners, stepping
-from tests.execution.fake_device import FakeDevice
+from tests.execution.fake_device import OPERATIONS, FakeDevice
 from tests.execution.late_plans import GREEDY, IDS, assert_overlapped_steps_are, decode
-from tests.kernels.gpu import interpreted_kernels
 from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
 
-# The interpreter makes loop bounds of one-element arrays, and warns of what rows that fill up a
-# batch compute: they start from whatever was in memory.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-]
+# The interpreter warns of what rows that fill up a batch compute: they start from whatever was in
+# memory.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 SPECS: dict[str, ModelSpec] = {
     "llama": tiny_llama(vocab_size=workloads.VOCAB, num_layers=1, max_positions=64),
     "gpt2": tiny_gpt2(vocab_size=workloads.VOCAB, num_layers=1, max_positions=64),
 }
+
+INTERPRETED = replace(TRITON_CUDA, device_type="cpu")
+_REAL = {name: getattr(kernels, name) for name in (*OPERATIONS, "AttentionWorkspace")}
+
+
+def _interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with using(INTERPRETED):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def install_interpreted(device: FakeDevice, patch: pytest.MonkeyPatch) -> None:
+    """Routes every public kernel through the device to kernels.gpu."""
+    patch.setattr(kernels, "AttentionWorkspace", _interpreted(_REAL["AttentionWorkspace"]))
+    for name in OPERATIONS:
+        patch.setattr(kernels, name, device.kernel(_interpreted(_REAL[name])))
 
 
 def plans() -> list[StepPlan]:
@@ -80,7 +101,7 @@ def test_the_kernels_of_a_gpu_answer_as_a_cpu_does(
         tmp_path,
         monkeypatch,
         device=CudaDevice() if device.type == "cuda" else FakeDevice(),
-        install=interpreted_kernels.install,
+        install=install_interpreted,
         batch_invariant=batch_invariant,
         **sizes,
     )

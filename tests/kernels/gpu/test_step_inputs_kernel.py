@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,9 +17,6 @@ from kernels.footprint import row_state
 from kernels.footprint.row_state import RowLayout, StepTable
 from kernels.gpu import step_inputs as gpu
 from kernels.types import StepBuffers
-
-# The interpreter makes loop bounds of one-element arrays.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
 NUM_ROWS, VOCAB, MAX_TOKENS = 7, 300, 2600
 POISON = -777
@@ -105,6 +104,16 @@ def assert_same(expected: StepBuffers, got: StepBuffers) -> None:
         assert torch.equal(want, have), name
 
 
+class Backend(NamedTuple):
+    kernels: ModuleType
+    device: torch.device
+
+
+@pytest.fixture(params=["gpu", "cpu"])
+def backend(request: pytest.FixtureRequest, device: torch.device) -> Backend:
+    return Backend(gpu, device) if request.param == "gpu" else Backend(cpu, torch.device("cpu"))
+
+
 CASES = [
     pytest.param(16, [1], 1, id="one row"),
     pytest.param(64, [1, 1, 1], 3, id="decode"),
@@ -116,25 +125,18 @@ CASES = [
 
 
 @pytest.mark.parametrize(("block_size", "chunks", "padded"), CASES)
-@pytest.mark.parametrize("backend", ["gpu", "cpu"])
 def test_a_step_is_gathered_from_rows(
-    backend: str, block_size: int, chunks: list[int], padded: int, device: torch.device
+    backend: Backend, block_size: int, chunks: list[int], padded: int
 ) -> None:
-    assert_gathered(backend, case(block_size, chunks, seed=len(chunks)), padded, device)
+    assert_gathered(backend, case(block_size, chunks, seed=len(chunks)), padded)
 
 
 @pytest.mark.parametrize("group", range(3))
-@pytest.mark.parametrize("backend", ["gpu", "cpu"])
-def test_each_group_of_the_cache_has_its_own_tables(
-    backend: str, group: int, device: torch.device
-) -> None:
-    given = case(64, [1, 130, 1], seed=9, groups=3)
-    assert_gathered(backend, given, 3, device, group)
+def test_each_group_of_the_cache_has_its_own_tables(backend: Backend, group: int) -> None:
+    assert_gathered(backend, case(64, [1, 130, 1], seed=9, groups=3), 3, group)
 
 
-def assert_gathered(
-    backend: str, given: Case, padded: int, device: torch.device, group: int = 0
-) -> None:
+def assert_gathered(backend: Backend, given: Case, padded: int, group: int = 0) -> None:
     block_size, chunks = given.block_size, given.given
     expected = given.buffers(padded, torch.device("cpu"))
     reference.gather_step(
@@ -147,20 +149,19 @@ def assert_gathered(
         block_size=block_size,
         group=group,
     )
-    where = device if backend == "gpu" else torch.device("cpu")
-    there, got = given.to(where), given.buffers(padded, where)
-    if backend == "cpu" and not chunks:
+    there, got = given.to(backend.device), given.buffers(padded, backend.device)
+    if backend.kernels is cpu and not chunks:
         got.query_start_loc[0] = 0
-    run = gpu.gather_step if backend == "gpu" else cpu.gather_step
-    run(there.rows, there.packet, got, given.layout, given.table, padded, block_size, group)
-    if backend == "cpu":  # it copies all rows' tables as wide as the longest
+    backend.kernels.gather_step(
+        there.rows, there.packet, got, given.layout, given.table, padded, block_size, group
+    )
+    if backend.kernels is cpu:  # it copies all rows' tables as wide as the longest
         for b, length in enumerate(expected.seq_lens[: given.given].tolist()):
             got.block_tables[b, -(-length // block_size) :] = POISON
     assert_same(expected, got)
 
 
-@pytest.mark.parametrize("backend", ["gpu", "cpu"])
-def test_segments_land_where_they_belong(backend: str, device: torch.device) -> None:
+def test_segments_land_where_they_belong(backend: Backend) -> None:
     given = case(16, [1])
     segments = [(2, 0, 200, 16), (5, 21, 300, 1), (0, 1000, 400, 1500), (6, 40, 700, 0)]
     at = given.table.words + 3
@@ -168,14 +169,12 @@ def test_segments_land_where_they_belong(backend: str, device: torch.device) -> 
     expected = given.rows.clone()
     reference.write_rows(expected, given.packet, segments_at=at, num_segments=len(segments))
     assert not torch.equal(expected, given.rows)
-    there = given.to(device if backend == "gpu" else torch.device("cpu"))
-    run = gpu.write_rows if backend == "gpu" else cpu.write_rows
-    run(there.rows, there.packet, at, len(segments))
+    there = given.to(backend.device)
+    backend.kernels.write_rows(there.rows, there.packet, at, len(segments))
     assert torch.equal(there.rows.cpu(), expected)
 
 
-@pytest.mark.parametrize("backend", ["gpu", "cpu"])
-def test_counts_are_rebuilt_and_nothing_else_is_touched(backend: str, device: torch.device) -> None:
+def test_counts_are_rebuilt_and_nothing_else_is_touched(backend: Backend) -> None:
     given = case(16, [1])
     given.rows[:, row_state.COUNTS] = torch.tensor([3, 1, 3, 0, 3, 1, 3], dtype=torch.int32)
     entries = [(0, 1200, 2500), (4, 5, 5), (1, 3, 1030), (6, 0, 0)]
@@ -187,17 +186,15 @@ def test_counts_are_rebuilt_and_nothing_else_is_touched(backend: str, device: to
     reference.count_tokens(
         given.rows, given.packet, *expected, layout=given.layout, counted_at=at, num_counted=4
     )
-    there = given.to(device if backend == "gpu" else torch.device("cpu"))
+    there = given.to(backend.device)
     got = counts.to(there.rows.device), mask.to(there.rows.device)
-    run = gpu.count_tokens if backend == "gpu" else cpu.count_tokens
-    run(there.rows, there.packet, *got, given.layout, at, 4)
+    backend.kernels.count_tokens(there.rows, there.packet, *got, given.layout, at, 4)
     assert torch.equal(got[0].cpu(), expected[0])
     assert torch.equal(got[1].cpu(), expected[1])
     assert expected[0][3].eq(9).all()
 
 
-@pytest.mark.parametrize("backend", ["gpu", "cpu"])
-def test_chosen_tokens_follow_their_rows(backend: str, device: torch.device) -> None:
+def test_chosen_tokens_follow_their_rows(backend: Backend) -> None:
     given = case(16, [1, 40, 1, 3, 1], seed=3)
     given.rows[:, row_state.COUNTS] = torch.tensor([3, 1, 0, 3, 1, 0, 3], dtype=torch.int32)
     last = given.table.computed_at + given.given - 1
@@ -223,10 +220,10 @@ def test_chosen_tokens_follow_their_rows(backend: str, device: torch.device) -> 
         table=given.table,
         num_rows=given.given,
     )
-    there = given.to(device if backend == "gpu" else torch.device("cpu"))
+    there = given.to(backend.device)
     got = counts.to(there.rows.device), expected[2].new_full((given.num_samples,), POISON)
     outputs = got[0], got[1].to(there.rows.device)
-    run(gpu.commit_tokens if backend == "gpu" else cpu.commit_tokens, there, *outputs)
+    run(backend.kernels.commit_tokens, there, *outputs)
     assert torch.equal(there.rows.cpu(), expected[0])
     assert torch.equal(outputs[0].cpu(), expected[1])
     assert torch.equal(outputs[1].cpu(), expected[2])

@@ -7,21 +7,17 @@ over it.
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
-import kernels
 from kernels import SamplingTensors, SparseBias, reference
 from kernels.footprint.gpu_sampling import MERGE_TOP
-from kernels.gpu import logprobs, sampling
-from tests.kernels.sampling_cases import below_zero, moved
+from kernels.gpu import logprobs
+from tests.kernels.gpu import sampling_checks
+from tests.kernels.gpu.sampling_checks import NUMBERS_OUT_OF_RANGE
+from tests.kernels.sampling_cases import below_zero
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Conversion of an array:DeprecationWarning",
-    "ignore:(invalid value|divide by zero|overflow) encountered:RuntimeWarning",
-)
+pytestmark = NUMBERS_OUT_OF_RANGE
 
 ROWS = 3
 DEPTHS = torch.tensor([1.0, 40.0, 5.0])  # how far below zero a row's highest logit lies
@@ -51,21 +47,12 @@ def negative_logits(vocab: int, depths: torch.Tensor = DEPTHS) -> torch.Tensor:
 def check(
     logits: torch.Tensor, params: SamplingTensors, device: torch.device, **sizes: int
 ) -> None:
-    here = moved(params, device)
-    scratch = dataclasses.replace(sampling.scratch_of(logits, here), **(TILES | sizes))
-    got = sampling.run(logits.to(device), here, scratch)
-    wanted = reference.sample(logits, params)
-    assert got.token_ids.tolist() == wanted.token_ids.tolist()
+    got = sampling_checks.check(logits, params, device, **(TILES | sizes))
     assert not got.non_finite.any()
 
 
-def drawing(temperature: torch.Tensor = HEATS, **asked: object) -> SamplingTensors:
-    return SamplingTensors(
-        temperature=temperature,
-        key=torch.full((ROWS,), kernels.as_int64(kernels.derive_key(5, 0))),
-        position=torch.arange(ROWS),
-        **asked,  # type: ignore[arg-type]
-    )
+def drawing(**asked: object) -> SamplingTensors:
+    return sampling_checks.drawing(ROWS, temperature=HEATS, **asked)
 
 
 @pytest.mark.parametrize("vocab", [7, VOCAB])

@@ -18,8 +18,6 @@ from tests.kernels.attention_cases import make_step
 from tests.kernels.gpu.attention.decode_steps import decode_step, metadata_on, poisoned_buffer
 
 # Triton 3.6's interpreter turns arrays of one element into numbers, of which NumPy warns.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-
 TILE = 64
 LLAMA_8B = AttentionShape(
     num_query_heads=32,

@@ -25,8 +25,6 @@ from tests.kernels.gpu.attention.decode_steps import (
 )
 
 # Triton 3.6's interpreter turns arrays of one element into numbers, of which NumPy warns.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-
 RAGGED = [1, 200, 63, 64, 65]
 FLOAT8 = torch.float8_e4m3fn
 

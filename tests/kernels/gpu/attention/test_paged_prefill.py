@@ -20,8 +20,6 @@ from tests.kernels.gpu.attention.prefill_steps import (
 )
 
 # Triton's interpreter reads the bounds of a loop from arrays of one element.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-
 RAGGED = [(5, 5), (1, 40), (17, 60), (2, 2), (1, 1), (19, 53)]
 
 

@@ -20,7 +20,6 @@ from tests.kernels.gpu.attention.prefill_steps import (
 )
 
 # Triton's interpreter reads the bounds of a loop from arrays of one element.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
 
 class TestBatchInvariance:

@@ -14,7 +14,6 @@ from tests.kernels.attention_cases import Step, make_step
 from tests.kernels.gpu.attention.prefill_steps import PLAIN, expected, prefill
 
 # Triton's interpreter reads the bounds of a loop from arrays of one element.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from kernels import AttentionFeatures, reference, tuning
 from kernels.gpu import varlen_attention
 
 # Triton's interpreter reads the bounds of a loop from arrays of one element.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-
 PLAIN = AttentionFeatures()
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 RAGGED = [5, 0, 1, 37, 16]
