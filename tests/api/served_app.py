@@ -14,10 +14,10 @@ from server.startup.listener import bind
 
 
 @contextmanager
-def served(state: ApiState) -> Iterator[str]:
-    """The address, while it is served. Ends when the application has."""
+def served(state: ApiState, port: int = 0) -> Iterator[int]:
+    """Its port on 127.0.0.1, any where ``port`` is 0. Ends when the application has."""
     ready = threading.Event()
-    listener = bind("127.0.0.1", 0)
+    listener = bind("127.0.0.1", port)
     server = serve(create_app(state), state.limits, state.metrics, drain_timeout_s=1)
 
     async def run() -> None:
@@ -32,7 +32,7 @@ def served(state: ApiState) -> Iterator[str]:
     try:
         if not ready.wait(60):
             raise TimeoutError("the application has not started")
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield listener.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(20)

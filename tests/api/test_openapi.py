@@ -61,8 +61,8 @@ TREE = {"devices": [{"device": "cpu", "total_bytes": 1}], "host": {}, "notes": [
 
 @pytest.fixture(scope="module")
 def address(state: ApiState) -> Iterator[str]:
-    with served(state) as url:
-        yield url
+    with served(state) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")

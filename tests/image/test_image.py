@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e.server_process import free_port
 from tests.image.container_engine import ContainerEngine
 from tests.image.image_builds import QUIRE, Images
-from tests.image.running import RunningQuire, free_port, wait_until
+from tests.image.running import RunningQuire, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

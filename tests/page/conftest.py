@@ -27,9 +27,5 @@ def visit(chromium: Browser) -> Iterator[Open]:
 
 @pytest.fixture
 def fake() -> Iterator[PageServer]:
-    server = PageServer()
-    server.start()
-    try:
+    with PageServer() as server:
         yield server
-    finally:
-        server.stop()

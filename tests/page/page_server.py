@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.api.app import create_app
-from server.api.http import serve
 from server.api.state import HttpLimits
 from server.memory.accounting.reading import KV_PARTS
 from server.memory.kinds import MemoryKind
-from server.startup.listener import bind
 from tests.api.api_fakes import FakeEngine, make_state
+from tests.api.served_app import served
 
 MIB = 1024 * 1024
 TTFT = "quire_time_to_first_token_seconds"
@@ -90,47 +87,37 @@ class Figures:
 
 
 class PageServer:
-    """Runs in a thread of its own, so that a browser can be driven beside it. Can be started again
-    on its port."""
+    """Serves beside a browser that is driven; a context manager. Can be started again on its port,
+    after a stop."""
 
     def __init__(self, engine: FakeEngine | None = None, **changes: Any) -> None:
         self.figures = Figures()
         self.engine = engine or FakeEngine()
-        self._changes = changes
-        self._thread: threading.Thread | None = None
         self.port = 0
+        self._changes = changes
+        self._serving = ExitStack()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-        self._thread.start()
-        assert self._ready.wait(60)
-
-    def stop(self) -> None:
-        if self._thread is not None:
-            self._server.should_exit = True
-            self._thread.join(20)
-            self._thread = None
-
-    async def _serve(self) -> None:
-        limits = HttpLimits(stream_keep_alive_s=0.005)  # so that the page meets comments
         state = make_state(
             self.engine,
-            limits=limits,
+            limits=HttpLimits(stream_keep_alive_s=0.005),  # so that the page meets comments
             memory=self.figures.memory,
             render_metrics=self.figures.metrics,
             version={"version": "1.2.3", "dtype": "bf16", "device": "cpu"},
             **self._changes,
         )
-        socket = bind("127.0.0.1", self.port)
-        self.port = socket.getsockname()[1]
-        self._server = serve(create_app(state), state.limits, state.metrics, drain_timeout_s=1)
-        serving = asyncio.create_task(self._server.serve(sockets=[socket]))
-        while not self._server.started:
-            await asyncio.sleep(0.005)
-        self._ready.set()
-        await serving
+        self.port = self._serving.enter_context(served(state, self.port))
+
+    def stop(self) -> None:
+        self._serving.close()
+
+    def __enter__(self) -> PageServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -180,16 +180,13 @@ def test_serving_figures_are_those_of_the_metrics(visit: Open, fake: PageServer)
 @slow
 def test_a_model_s_name_is_text_however_long(visit: Open) -> None:
     name = HOSTILE + "long" * 60
-    server = PageServer(model=replace(make_state(FakeEngine()).model, name=name))
-    server.start()
-    try:
+    model = replace(make_state(FakeEngine()).model, name=name)
+    with PageServer(model=model) as server:
         page = visit(server.url, viewport={"width": 320, "height": 700})
         expect(page.page.locator("#fact-model")).to_have_text(name)
         assert page.page.title() == f"Quire: {name}"
         assert page.page.locator("header img").count() == 0
         assert page.page.evaluate("() => document.documentElement.scrollWidth") == 320
-    finally:
-        server.stop()
 
 
 @slow
@@ -283,11 +280,7 @@ def test_a_model_that_chats_can_be_chatted_with(visit: Open, fake: PageServer) -
 
 @slow
 def test_a_model_without_a_template_is_offered_no_chat(visit: Open) -> None:
-    server = PageServer(chat_template=None)
-    server.start()
-    try:
+    with PageServer(chat_template=None) as server:
         page = visit(server.url)
         expect(page.page.locator("#fact-model")).to_have_text("tiny")
         assert page.page.locator("#mode").is_hidden()
-    finally:
-        server.stop()
