@@ -147,8 +147,14 @@ def test_several_prompts_score_as_each_alone(server: ServerProcess, prompts: lis
             assert abs(a - b) < 2e-4
 
 
-def test_the_reports_are_there(server: ServerProcess) -> None:
+def test_the_reports_are_there_and_the_books_close(server: ServerProcess) -> None:
     for path in ("/health", "/ready", "/version", "/metrics", "/memory", "/memory?format=text"):
         assert server.status(path) == 200, path
-    memory = httpx.get(server.base_url + "/memory").json()
-    assert memory["devices"][0]["total_bytes"] > 0
+    (device,) = httpx.get(server.base_url + "/memory").json()["devices"]
+    kinds = device["kinds"]
+    assert sum(kind["bytes"] for kind in kinds.values()) == device["total_bytes"] > 0
+    assert abs(kinds["unaccounted"]["bytes"]) < max(8 * 2**20, 0.03 * device["resident_bytes"])
+    weights = kinds["weights"]
+    assert sum(part["bytes"] for part in weights["parts"]) == weights["bytes"]
+    assert weights["bytes"] == weights["planned_bytes"]
+    assert "unaccounted" in httpx.get(server.base_url + "/memory?format=text").text

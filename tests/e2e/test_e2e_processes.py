@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from tests.e2e.server_process import ServerProcess, engine_children, wait_until
@@ -64,6 +66,10 @@ def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(start: Start)
         reading = streams.read_in_background()
         os.kill(engine, signal.SIGKILL)
         wait_until(lambda: server.status("/ready") == 503, HANGS_S, "not ready")
+        (down,) = httpx.get(f"{server.base_url}/memory").json()["devices"]
+        assert (down["ready"], down["resident_bytes"]) == (False, 0)
+        assert server.metric("quire_requests_running") == server.metric("quire_engine_up") == 0
+        assert server.status("/health") == 200
         found = reading.result(HANGS_S)
     assert "the engine died (signal 9)" in server.log.read_text(), "and was not taken for still"
     for data in found:
@@ -97,7 +103,10 @@ def test_sigterm_truncates_none_of_16_streams_and_exits_0(start: Start) -> None:
         server.terminate()
         drains = "SIGTERM: draining"
         wait_until(lambda: drains in server.log.read_text(), HANGS_S, "it drains")
-        assert server.status("/ready") == 503
+        assert "shutting_down" in httpx.get(f"{server.base_url}/ready").text
+        refused = server.post(prompt="a", max_tokens=1)
+        assert refused.status_code == server.status("/ready") == 503
+        assert refused.json()["error"]["code"] == "shutting_down"
         os.kill(engine, signal.SIGCONT)
         found = reading.result(4 * HANGS_S)
     for data in found:
@@ -105,6 +114,24 @@ def test_sigterm_truncates_none_of_16_streams_and_exits_0(start: Start) -> None:
         assert data.count(b'"finish_reason":"length"') == 1
     assert server.process.wait(HANGS_S) == 0
     assert not is_running(engine)
+    assert server.log.read_text().count("/v1/completions 200 length") == 16
+
+
+def test_a_second_signal_ends_the_server_at_once_and_its_engine_with_it(start: Start) -> None:
+    """The engine stands still until then: its stream does not end before."""
+    server = start(drain_timeout=600)
+    engine = server.engine_pid()
+    with Streams(server, 1, 1000):
+        os.kill(engine, signal.SIGSTOP)
+        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(signal.SIGINT)  # as a launcher passes on what its group got
+        wait_until(lambda: server.status("/ready") == 503, HANGS_S, "it drains")
+        time.sleep(0.2)
+        assert server.process.poll() is None
+        os.kill(engine, signal.SIGCONT)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(HANGS_S) == 130
+        wait_until(lambda: not is_running(engine), HANGS_S, "the engine is gone")
 
 
 def while_stopped(engine: int, *streams: Streams) -> None:
