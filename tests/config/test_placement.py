@@ -23,6 +23,7 @@ from server.startup.dtype_choice import choose_dtype
 from server.startup.placement import Placement, place, refuse_model
 from server.startup.report import determinism
 from weights.formats import FORMATS
+from weights.spec import ModelSpec
 from weights.synthetic.tiny_specs import tiny_llama
 
 GIB = 2**30
@@ -36,7 +37,13 @@ LINEAR_ALONE = replace(
 )
 
 
-def placed(*, gpu: GpuDevice | None = H200, torch_cuda: bool = True, **flags: str) -> Placement:
+def placed(
+    model: ModelSpec | None = None,
+    *,
+    gpu: GpuDevice | None = H200,
+    torch_cuda: bool = True,
+    **flags: str,
+) -> Placement:
     named = {name.replace("_", "-"): value for name, value in flags.items()}
 
     def find(backend: Backend) -> FoundDevice:
@@ -44,7 +51,7 @@ def placed(*, gpu: GpuDevice | None = H200, torch_cuda: bool = True, **flags: st
             return triton_parts.find_cuda(lambda: gpu, lambda: torch_cuda)
         return backend.find_device()
 
-    return place(resolve(named, {}), find=find)
+    return place(resolve(named, {}), model, find=find)
 
 
 def test_auto_takes_a_gpu_that_can_be_used_and_else_the_cpu() -> None:
@@ -150,6 +157,9 @@ def test_a_model_that_a_backend_lacks_something_for_is_refused_by_name() -> None
     with pytest.raises(StartupError, match="rows of 32768 are wider than 16384"):
         refuse_model(replace(model, hidden_size=32768), TRITON)
     refuse_model(wide, TORCH)
+    with pytest.raises(StartupError, match=r"on a GPU: heads of 512"):
+        placed(wide)  # auto takes a device, whatever the model
+    assert placed(wide, gpu=None).backend is TORCH
 
 
 def test_answers_are_equal_to_the_bit_in_batch_invariant_mode_only() -> None:

@@ -239,8 +239,10 @@ def test_of_the_backends_of_a_device_the_preferred_one_serves_or_it_is_told_why_
         without = read(declined, "cpu")
         assert (without.placement.backend, without.plan.config.model.backend) == (TORCH, "torch")
         (why,) = without.placement.passed_over
-        assert why.startswith("fast: ") and "it has no add_layer_norm there" in why
+        problem = "this model cannot run on a CPU: it has no add_layer_norm there"
+        assert why == f"fast: {problem}; --device cuda serves it"
         assert read(folder, "cpu", quantization=SCALED.name).placement.backend is fast
+    assert SCALED.name in QUANTISED, "of the third, whatever others had it for a while"
     gone = replace(fast, find=f"{__name__}:find_nothing")
     with registered(gone):
         placed = read(folder, "cpu").placement
@@ -266,4 +268,3 @@ def test_a_name_means_one_backend_and_one_format() -> None:
         backend_named("fourth")
     with pytest.raises(ValueError, match="'fourth' is not registered"):
         unregister(replace(THIRD, name="fourth"))
-    assert SCALED.name in QUANTISED, "of the third, whatever others had it for a while"

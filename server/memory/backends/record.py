@@ -57,7 +57,7 @@ class Backend:
     ``name`` is the backend's own, ``device`` what --device, /memory and the metrics call what it
     runs on, and ``place`` what a message does ("a GPU"): several backends may have one device.
     ``preference`` is the order in which --device auto tries them, the largest first, and a device's
-    name those of that device; None is tried only under its device's name, after all others.
+    name those of that device; None is tried under its device's name alone, as if it were 0.
     ``found_where`` ends the sentence that auto takes the device where ...
 
     ``find`` is () -> FoundDevice, and raises Unusable with the reason where the backend cannot

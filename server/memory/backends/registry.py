@@ -91,7 +91,7 @@ def candidates(device: str) -> tuple[Backend, ...]:
         found = [backend for backend in backends() if backend.device == device]
     if not found:
         raise ValueError(f"unknown device {device!r}; known: {', '.join((AUTO, *devices()))}")
-    return tuple(sorted(found, key=_turn))
+    return tuple(sorted(found, key=lambda backend: -(backend.preference or 0)))
 
 
 def backend_of(args: EngineArgs) -> Backend:
@@ -104,10 +104,6 @@ def backend_of(args: EngineArgs) -> Backend:
     if args.device == AUTO:
         raise ValueError("the device is still left to auto")
     return candidates(args.device)[-1]
-
-
-def _turn(backend: Backend) -> tuple[bool, int]:
-    return backend.preference is None, -(backend.preference or 0)
 
 
 for backend in (TORCH, TRITON):
