@@ -72,7 +72,7 @@ def operations_of(spec: ModelSpec) -> tuple[str, ...]:
     program, and what is done before and behind them."""
     steps = (*embedding_program(spec), *layer_program(spec))
     in_layers = (name for step in steps for name in _kernels_of(step, spec))
-    return tuple(dict.fromkeys((*in_layers, *_AROUND_LAYERS)))
+    return tuple(dict.fromkeys((*_AROUND_LAYERS, *in_layers)))
 
 
 _AROUND_LAYERS = (
