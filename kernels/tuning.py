@@ -36,6 +36,11 @@ class Tuning:
     num_warps: int
     num_stages: int
 
+    @property
+    def launch(self) -> dict[str, int]:
+        """What every launch hands on to Triton."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -37,8 +37,7 @@ def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:
         WORDS=count,
         PADDED_PAIRS=triton.next_power_of_2(pairs),
         CHUNK=chunk,
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
 
 
@@ -78,8 +77,7 @@ def _stage(cache: Tensor, ids: Tensor, staged: Tensor, gather: bool) -> None:
         WORDS=count,
         CHUNK=chunk,
         GATHER=gather,
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
 
 

@@ -40,8 +40,7 @@ def _activation(x: Tensor, kind: str, width: int, gated: bool) -> Tensor:
         GATED=gated,
         BLOCK=block,
         INTERPRETED=interpreted(),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
     return out
 
@@ -65,8 +64,7 @@ def embedding(
         POSITIONED=positions is not None,
         BLOCK=block,
         INTERPRETED=interpreted(),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
     return out
 

@@ -65,8 +65,7 @@ def rotary_store_kv(
         epsilon,
         **shape.constexprs(tuned),
         INTERPRETED=interpreted(),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
 
 

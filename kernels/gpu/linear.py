@@ -130,8 +130,7 @@ class _Launch:
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             INTERPRETED=interpreted(),
-            num_warps=tuned.num_warps,
-            num_stages=tuned.num_stages,
+            **tuned.launch,
         )
 
     def dot(self) -> None:
@@ -149,8 +148,7 @@ class _Launch:
             **self._tiles_of(tuned),
             SPLITS=splits,
             BLOCK_M=block_m(self._rows),
-            num_warps=tuned.num_warps,
-            num_stages=tuned.num_stages,
+            **tuned.launch,
         )
         if splits > 1:
             self._finish(out, splits, self._bias, self._residual)
@@ -167,8 +165,7 @@ class _Launch:
             **self._tiles_of(tuned),
             BLOCK_M=rows,
             BAND=tuned.blocks["BAND"],
-            num_warps=tuned.num_warps,
-            num_stages=tuned.num_stages,
+            **tuned.launch,
         )
 
     def by_library(self, weight: Tensor, out: Tensor) -> None:
@@ -212,8 +209,7 @@ class _Launch:
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             INTERPRETED=interpreted(),
-            num_warps=tuned.num_warps,
-            num_stages=tuned.num_stages,
+            **tuned.launch,
         )
 
     def _finish(

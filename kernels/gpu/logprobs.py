@@ -43,8 +43,7 @@ def run(logits: Tensor, token_ids: Tensor, num_top: int, tile: int) -> tuple[Ten
         merged,
         logits.stride(0),
         TILE=tile,
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
     tuned = tuning.lookup("merge_logprobs", arch)
     jit.merge_logprobs[(rows,)](
@@ -60,8 +59,7 @@ def run(logits: Tensor, token_ids: Tensor, num_top: int, tile: int) -> tuple[Ten
         TILES=max(16, triton.next_power_of_2(tiles)),
         WIDTH=_width(tiles, merged, num_top),
         STEP=min(tuned.blocks["STEP"], tile),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
     return ids, logprobs
 

@@ -59,8 +59,7 @@ def _add_norm(
         HAS_RESIDUAL=residual is not None,
         CENTRED=bias is not None,
         INTERPRETED=interpreted(),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
     return normed, total
 

@@ -80,8 +80,7 @@ def decode(
         QUANTISED=kv_scales is not None,
         PRODUCT_TYPE=_product_type(q.dtype, kv_scales is not None),
         INTERPRETED=interpreted(),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
 
 

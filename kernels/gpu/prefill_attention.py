@@ -79,8 +79,7 @@ def paged_prefill(
         HAS_WINDOW=features.window > 0,
         HAS_SOFT_CAP=features.soft_cap > 0,
         INTERPRETED=interpreted(),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
 
 

@@ -97,8 +97,7 @@ class _Call:
             self.scratch.tiles,
             TILE=self.scratch.tile,
             BLOCK=tuned.blocks["BLOCK"],
-            num_warps=tuned.num_warps,
-            num_stages=tuned.num_stages,
+            **tuned.launch,
         )
 
     def scan(self) -> None:
@@ -141,8 +140,7 @@ class _Call:
             TILE=scratch.tile,
             GROUP=scratch.group,
             INTERPRETED=interpreted(),
-            num_warps=tuned.num_warps,
-            num_stages=tuned.num_stages,
+            **tuned.launch,
         )
 
     def finish(self) -> None:
@@ -166,8 +164,7 @@ class _Call:
             TILES=padded_tiles(scratch.tiles),
             STEP=min(tuned.blocks["STEP"], scratch.tile),
             INTERPRETED=interpreted(),
-            num_warps=tuned.num_warps,
-            num_stages=tuned.num_stages,
+            **tuned.launch,
         )
 
     def truncate(self) -> None:
@@ -188,8 +185,7 @@ class _Call:
             scratch.tiles,
             TILES=padded_tiles(scratch.tiles),
             PER_TILE=scratch.tile // scratch.group,
-            num_warps=tuned.num_warps,
-            num_stages=tuned.num_stages,
+            **tuned.launch,
         )
         tuned = self._tuned("collect_tiles")
         jit_truncation.collect_tiles[(scratch.rows * scratch.tiles,)](
@@ -202,8 +198,7 @@ class _Call:
             self.logits.stride(0),
             TILE=scratch.tile,
             CAPACITY=scratch.capacity,
-            num_warps=tuned.num_warps,
-            num_stages=tuned.num_stages,
+            **tuned.launch,
         )
         tuned = self._tuned("draw_truncated")
         jit_truncation.draw_truncated[(scratch.rows,)](
@@ -222,8 +217,7 @@ class _Call:
             STEP=min(tuned.blocks["STEP"], scratch.tile),
             CAPACITY=scratch.capacity,
             INTERPRETED=interpreted(),
-            num_warps=tuned.num_warps,
-            num_stages=tuned.num_stages,
+            **tuned.launch,
         )
 
     def _tuned(self, kernel: str) -> tuning.Tuning:

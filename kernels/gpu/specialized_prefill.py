@@ -106,8 +106,7 @@ def run(
         HAS_WINDOW=features.window > 0,
         HAS_SOFT_CAP=features.soft_cap > 0,
         INTERPRETED=interpreted(),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
     contextvars.copy_context().run(_with_scratch, launch, q.device)
 

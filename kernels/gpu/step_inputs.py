@@ -30,8 +30,7 @@ def write_rows(rows: Tensor, packet: Tensor, segments_at: int, num_segments: int
         segments_at,
         rows.shape[1],
         BLOCK=tuned.blocks["BLOCK"],
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
 
 
@@ -69,8 +68,7 @@ def gather_step(
         buffers.block_tables.shape[1],
         buffers.floats.shape[1],
         **_gather_constants(block_size, tuned, layout.table_at(group)),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
 
 
@@ -95,8 +93,7 @@ def count_tokens(
         output_counts.shape[1],
         **_COUNT_CONSTANTS,
         BLOCK=tuned.blocks["BLOCK"],
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
 
 
@@ -128,8 +125,7 @@ def commit_tokens(
         table.computed_at,
         table.samples_at,
         **_COMMIT_CONSTANTS,
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
 
 

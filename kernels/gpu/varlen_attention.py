@@ -88,8 +88,7 @@ def varlen(
         HAS_WINDOW=features.window > 0,
         HAS_SOFT_CAP=features.soft_cap > 0,
         INTERPRETED=interpreted(),
-        num_warps=tuned.num_warps,
-        num_stages=tuned.num_stages,
+        **tuned.launch,
     )
     return out
 
