@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 
 from server.api.routes.generate import GenerationEndpoints, GenerationRoute
 from server.api.routes.preparation import Preparation
-from server.api.routes.specs import SCHEMAS, StatusRoute, refusals
+from server.api.routes.specs import SCHEMAS, Endpoint, StatusRoute, refusals
 from server.api.routes.status import StatusRoutes
 from server.api.schema.answers import (
     ChatCompletion,
@@ -32,6 +32,7 @@ _GENERATES = refusals(
     *(code for code in ErrorCode if code not in (ErrorCode.NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED))
 )
 _AWAY = refusals(ErrorCode.ENGINE_UNAVAILABLE)
+_NOT_READY = refusals(ErrorCode.ENGINE_UNAVAILABLE, ErrorCode.SHUTTING_DOWN)
 _MODEL_PARAMETER = {
     "name": "model",
     "in": "path",
@@ -80,57 +81,29 @@ def generation_routes(state: ApiState, preparation: Preparation) -> Iterator[Gen
 
 
 def status_routes(status: StatusRoutes) -> Iterator[StatusRoute]:
-    yield StatusRoute(
-        "/v1/models",
-        status.models,
-        operation_id="listModels",
-        tags=["Models"],
-        response_model=ServedModels,
-    )
-    yield StatusRoute(
+    def route(
+        path: str, endpoint: Endpoint, operation_id: str, tag: str = "Server", **answers: Any
+    ) -> StatusRoute:
+        return StatusRoute(path, endpoint, operation_id=operation_id, tags=[tag], **answers)
+
+    yield route("/v1/models", status.models, "listModels", "Models", response_model=ServedModels)
+    yield route(
         "/v1/models/{model:path}",
         status.model,
-        operation_id="retrieveModel",
-        tags=["Models"],
+        "retrieveModel",
+        "Models",
         response_model=ServedModel,
         responses=refusals(ErrorCode.MODEL_NOT_FOUND),
         openapi_extra={"parameters": [_MODEL_PARAMETER]},
     )
-    yield StatusRoute(
-        "/health",
-        status.health,
-        operation_id="health",
-        tags=["Server"],
-        response_model=Status,
-        responses=_AWAY,
-    )
-    yield StatusRoute(
-        "/ready",
-        status.ready,
-        operation_id="ready",
-        tags=["Server"],
-        response_model=Status,
-        responses=refusals(ErrorCode.ENGINE_UNAVAILABLE, ErrorCode.SHUTTING_DOWN),
-    )
-    yield StatusRoute(
-        "/version",
-        status.version,
-        operation_id="version",
-        tags=["Server"],
-        response_model=Version,
-    )
-    yield StatusRoute(
-        "/metrics",
-        status.metrics,
-        operation_id="metrics",
-        tags=["Server"],
-        response_class=PlainTextResponse,
-    )
-    yield StatusRoute(
+    yield route("/health", status.health, "health", response_model=Status, responses=_AWAY)
+    yield route("/ready", status.ready, "ready", response_model=Status, responses=_NOT_READY)
+    yield route("/version", status.version, "version", response_model=Version)
+    yield route("/metrics", status.metrics, "metrics", response_class=PlainTextResponse)
+    yield route(
         "/memory",
         status.memory,
-        operation_id="memory",
-        tags=["Server"],
+        "memory",
         response_model=MemoryTree | LiveRequestList,
         responses={
             200: {"content": {"text/plain": {"schema": {"type": "string"}}}},

@@ -21,6 +21,8 @@ from server.errors import ErrorCode
 CODES = "x-codes"
 SCHEMAS = "#/components/schemas/"
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 
 class DescribedRoute(APIRoute):
     """``endpoint`` is what the document describes, by its signature and docstring; ``app``
@@ -39,9 +41,7 @@ class DescribedRoute(APIRoute):
 class StatusRoute(DescribedRoute):
     """GET and HEAD of a route that only reports."""
 
-    def __init__(
-        self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **described: Any
-    ):
+    def __init__(self, path: str, endpoint: Endpoint, **described: Any):
         methods = ["GET", "HEAD"]
         super().__init__(path, endpoint, request_response(endpoint), methods=methods, **described)
 
