@@ -9,8 +9,8 @@ from pathlib import Path
 from server.engine.step import OutOfMemoryEvent
 from server.ipc.engine_info import EngineSettings
 from server.memory.accounting.reading import MemoryReading
-from server.memory.kinds import MemoryKind
 from server.memory.layout import Layout, build_layout
+from server.memory.planner.plan import planned_bytes
 from server.memory.report.tree import memory_table
 from server.units import format_size
 from weights.checkpoint.folder import open_checkpoint
@@ -24,7 +24,7 @@ class OutOfMemoryLog:
     is the accountant's."""
 
     def __init__(self, layout: Layout, read: Callable[[], MemoryReading]) -> None:
-        self._planned = planned_kinds(layout)
+        self._planned = planned_bytes(layout)
         self._read = read
 
     def __call__(self, shortage: OutOfMemoryEvent) -> None:
@@ -49,25 +49,12 @@ def loading_message(reason: str, settings: EngineSettings) -> str:
     document = open_checkpoint(Path(settings.model_dir)).config
     layout = build_layout(resolve(document).spec(document), settings.config)
     plan = ", ".join(
-        f"{kind} {format_size(nbytes)}" for kind, nbytes in planned_kinds(layout).items() if nbytes
+        f"{kind} {format_size(nbytes)}" for kind, nbytes in planned_bytes(layout).items() if nbytes
     )
     return (
         f"out of memory while loading: {reason}. Planned are {plan}. A smaller --kv-cache-memory, "
         "--max-num-seqs or --max-num-batched-tokens, or a 16-bit --dtype, takes less."
     )
-
-
-def planned_kinds(layout: Layout) -> dict[str, int]:
-    """Bytes of the kinds that a plan knows."""
-    kinds = (
-        MemoryKind.WEIGHTS,
-        MemoryKind.KV_CACHE,
-        MemoryKind.ACTIVATIONS,
-        MemoryKind.IO,
-        MemoryKind.GRAPHS,
-        MemoryKind.WORKSPACE,
-    )
-    return {str(kind): layout.bytes(kind) for kind in kinds}
 
 
 def _decision(shortage: OutOfMemoryEvent) -> str:

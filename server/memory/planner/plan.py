@@ -83,8 +83,13 @@ class MemoryPlan:
     @property
     def kinds(self) -> dict[str, int]:
         """Planned bytes of the kinds that a plan can know."""
-        backend = backend_named(self.config.model.backend)
-        return {str(kind): self.layout.bytes(kind) for kind in planned_kinds(backend)}
+        return planned_bytes(self.layout)
+
+
+def planned_bytes(layout: Layout) -> dict[str, int]:
+    """By the kinds that a plan can know."""
+    backend = backend_named(layout.config.model.backend)
+    return {str(kind): layout.bytes(kind) for kind in planned_kinds(backend)}
 
 
 def planned_kinds(backend: Backend) -> tuple[MemoryKind, ...]:
