@@ -26,7 +26,7 @@ SIZES = (
     "max_num_batched_tokens",
     "max_model_len",
 )
-FLASH_THREADS = 8  # whose scratch is booked inside torch's flash operation
+ASSUMED_THREADS = 8  # where nobody says how many compute
 ALIGNMENT = 64  # every region of the scratch starts on a cache line
 
 
@@ -40,7 +40,8 @@ class AttentionShape:
     ``windows`` are the different windows of the model's layers, 0 for none: a step has a work list
     for each.
     ``soft_cap`` and ``alibi`` say that layers have these: on a CPU a cap is applied to scores that
-    lie in the workspace, and ALiBi is a mask for every query head.
+    lie in the workspace, and ALiBi is a mask for every query head. ``num_threads`` compute on a
+    CPU, each with scratch of its own inside torch's flash operation.
     Raises ValueError when a number is out of range.
     """
 
@@ -56,6 +57,7 @@ class AttentionShape:
     windows: tuple[int, ...] = (0,)
     soft_cap: bool = False
     alibi: bool = False
+    num_threads: int = ASSUMED_THREADS
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -200,7 +202,7 @@ def wave_temporary_bytes(shape: AttentionShape, query_tile: int) -> int:
     narrow = shape.element_bytes < 4
     products = 4 * values + 16 * rows
     if not shape.soft_cap:
-        products += FLASH_THREADS * _flash_thread_bytes(shape, query_tile)
+        products += shape.num_threads * _flash_thread_bytes(shape, query_tile)
         if query_tile == 1:  # its result, before it is widened, and the mask, which is not spread
             products += (queries if narrow else 0) + (0 if shape.alibi else mask)
     set_apart = 4 * values + (queries if narrow else 0)

@@ -42,7 +42,6 @@ class ServerConfig:
     generation_config: str
     log_format: str
     drain_timeout: float
-    threads: int | None
     debug_check_invariants: bool
 
     @property

@@ -25,6 +25,7 @@ class ModelConfig:
     layer multiplies by, where it is another. ``backend`` is the name of its record;
     ``batch_invariant``, which a GPU heeds, asks for answers that are the same bits in any batch.
     Plans alone may have several ``ranks`` that share each layer, of which these are one's sizes.
+    ``num_threads`` compute where the backend is a CPU's.
     """
 
     format: str
@@ -32,6 +33,7 @@ class ModelConfig:
     quantization: str | None = None
     batch_invariant: bool = False
     ranks: int = 1
+    num_threads: int = 8
 
 
 @dataclass(frozen=True, slots=True)

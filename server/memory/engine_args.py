@@ -36,6 +36,7 @@ class EngineArgs:
     prefix_caching: bool = True
     max_queued_requests: int = MAX_QUEUED_REQUESTS
     queue_timeout: float = QUEUE_TIMEOUT_S
+    threads: int | None = None
     kv_format: str | None = None
     ranks: int = 1
     whole_load: bool = False

@@ -59,6 +59,7 @@ def attention_shape(model: ModelSpec, config: EngineConfig) -> AttentionShape:
         batch_invariant=config.model.batch_invariant,
         windows=windows_of(model),
         soft_cap=model.attention.soft_cap is not None,
+        num_threads=config.model.num_threads,
     )
 
 

@@ -124,9 +124,14 @@ def _refuse_tensors(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> 
 def decided_args(
     asked: EngineArgs, placement: Placement, spec: ModelSpec, stored: str
 ) -> tuple[EngineArgs, str]:
-    """``asked`` with the device and the dtype decided, and why that dtype, where it was weighed.
-    ``stored`` is the checkpoint's format."""
-    here = replace(asked, device=placement.backend.device, backend=placement.backend.name)
+    """``asked`` with the device, its threads and the dtype decided, and why that dtype, where it
+    was weighed. ``stored`` is the checkpoint's format."""
+    here = replace(
+        asked,
+        device=placement.backend.device,
+        backend=placement.backend.name,
+        threads=asked.threads or available_cores(),
+    )
     return choose_dtype(here, spec, stored, placement.available)
 
 
@@ -141,7 +146,7 @@ def engine_settings(config: ServerConfig, model: ModelInfo) -> EngineSettings:
     return EngineSettings(
         model_dir=str(model.folder.resolve()),
         config=replace(planned, scheduler=scheduler),
-        num_threads=config.threads or available_cores(),
+        num_threads=planned.model.num_threads,
         log_format=config.log_format,
         debug_check_invariants=config.debug_check_invariants,
         cuda_graphs=config.cuda_graphs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kernels.footprint.attention import ASSUMED_THREADS
 from server.engine.engine_config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_of
@@ -35,7 +36,14 @@ def resolve_engine(
     # those that are last in rank would wait until others end.
     to_score = min(MAX_LOGIT_ROWS, LOGIT_ELEMENTS // model.vocab_size)
     return EngineConfig(
-        ModelConfig(format, backend.name, args.quantization, args.batch_invariant, args.ranks),
+        ModelConfig(
+            format,
+            backend.name,
+            args.quantization,
+            args.batch_invariant,
+            args.ranks,
+            args.threads or ASSUMED_THREADS,
+        ),
         CacheConfig(
             block_size=args.block_size or backend.defaults.block_size,
             num_blocks=num_blocks,
