@@ -110,7 +110,10 @@ def paged_attention(
     q is [T, Hq, hd]; cache_layer is [num_blocks, 2, Hkv, block_size, hd] of q's dtype, with this
     step's keys and values already stored (rotary_store_kv). Returns [T, Hq, hd] in q's dtype.
     ``scale`` multiplies q.k before the softmax. What lies in the cache outside a row's context,
-    NaN included, has no influence. Without a ``workspace`` one is allocated for the call.
+    NaN included, has no influence. With a window nothing is read of blocks that end before the
+    first key that the row's first token of this step sees, nor their entries in the block table,
+    which may be anything: the caller has freed them. Without a ``workspace`` one is allocated for
+    the call.
 
     A quantised cache (float8_e4m3fn or int8) comes with ``kv_scales`` [num_blocks, 2, Hkv,
     block_size] float32: the value of an element is its number times its slot's and head's scale.

@@ -176,15 +176,18 @@ def paged_attention(
     out = torch.empty_like(q)
     starts = metadata.query_start_loc.tolist()
     for row, seq_len in enumerate(metadata.seq_lens.tolist()):
-        slots = torch.arange(seq_len)
+        first, last = starts[row], starts[row + 1]
+        earliest = seq_len - (last - first) + 1  # keys that the first token could see
+        oldest = max(0, earliest - features.window) if features.window else 0
+        slots = torch.arange(oldest, seq_len)
         blocks = metadata.block_tables[row, slots // block_size].long()
-        context = cache_layer[blocks, :, :, slots % block_size].float()  # [seq_len, 2, Hkv, hd]
+        context = cache_layer[blocks, :, :, slots % block_size].float()  # [slots, 2, Hkv, hd]
         if kv_scales is not None:
             context = context * kv_scales[blocks, :, :, slots % block_size].unsqueeze(-1)
-        first, last = starts[row], starts[row + 1]
         for token in range(first, last):
             visible = seq_len - (last - 1 - token)
-            seen = slice(max(0, visible - features.window) if features.window else 0, visible)
+            begin = max(0, visible - features.window) if features.window else 0
+            seen = slice(begin - oldest, visible - oldest)
             distances = (slots[seen] - (visible - 1)).float()
             out[token] = attend(
                 q[token], context[seen, 0], context[seen, 1], scale, features, distances

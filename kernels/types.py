@@ -42,7 +42,8 @@ class AttentionMetadata:
     The T tokens of a step lie one row after the other: row b owns tokens
     ``query_start_loc[b] : query_start_loc[b + 1]``, the last ones of its context. ``seq_lens``
     count the whole context, this step's tokens included. Entries of ``block_tables`` past
-    ceil(seq_len / block_size) are never read.
+    ceil(seq_len / block_size) are never read, nor, by attention with a window, those behind the
+    window of the row's first token.
     """
 
     query_start_loc: Tensor  # [B + 1] int32

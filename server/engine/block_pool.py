@@ -181,6 +181,13 @@ class BlockPool:
         else:
             self._free.append(block_id)
 
+    def forget(self, block_ids: Sequence[int]) -> None:
+        """These lost their content: those that were kept for it become free."""
+        for block_id in block_ids:
+            if block_id in self._cached:
+                del self._cached[block_id]
+                self._free.append(block_id)
+
     def drop_cached(self) -> None:
         """Cached blocks lose their content: for a reset of the prefix cache."""
         self._free.extend(self._cached)

@@ -76,7 +76,13 @@ class EngineCore:
         self._config = config
         self._clock = clock
         self._strict = strict
-        self._kv = KVCacheManager(kv, prefix_caching=prefix_caching, digest=digest, clock=clock)
+        self._kv = KVCacheManager(
+            kv,
+            max_chunk=config.max_num_batched_tokens,
+            prefix_caching=prefix_caching,
+            digest=digest,
+            clock=clock,
+        )
         self._constraints = constraints or Unconstrained()
         self.scheduler = Scheduler(self._kv, config, clock, self._constraints)
         self._roster = self.scheduler.state

@@ -55,7 +55,6 @@ def read_gauges(state: SchedulerState, loop: LoopCounts) -> EngineGauges:
     kv, pool = state.kv, state.kv.pool
     reserved = kv.reserved_block_ids()
     num_active = pool.num_allocated - len(reserved)
-    slots_per_block = max(kv.block_sizes)
     running_ids = {sequence.request.id for sequence in state.running}
     return EngineGauges(
         requests_running=len(running_ids),
@@ -70,9 +69,9 @@ def read_gauges(state: SchedulerState, loop: LoopCounts) -> EngineGauges:
         blocks_reserved=len(reserved),
         blocks_cached=pool.num_cached,
         blocks_free=pool.num_free,
-        kv_tokens_capacity=pool.num_blocks * slots_per_block,
-        kv_tokens_reserved=num_active * slots_per_block,
-        kv_tokens_filled=num_active * slots_per_block - kv.empty_slots(state.running),
+        kv_tokens_capacity=pool.num_blocks * kv.block_size,
+        kv_tokens_reserved=num_active * kv.block_size,
+        kv_tokens_filled=num_active * kv.block_size - kv.empty_slots(state.running),
         preemptions=state.num_preemptions,
         failed_steps=loop.failed_steps,
         steps=loop.steps,

@@ -10,6 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from server.units import ceil_div
+
+NULL_BLOCK = -1  # in a block table, in place of a block that was freed behind a window
+
 
 class GroupKind(StrEnum):
     FULL = "full"
@@ -32,13 +36,21 @@ class KVCacheGroup:
     def bytes_per_block(self) -> int:
         return self.bytes_per_token * self.block_size
 
-    def blocks_of(self, tokens: int) -> int:
-        """Blocks that a sequence of so many tokens holds. Behind a window they are freed; a window
-        that starts within a block still holds that one."""
-        blocks = -(-tokens // self.block_size)
+    def first_block(self, position: int) -> int:
+        """Of a sequence's blocks the first one that the token at ``position``, or a later one,
+        sees. Those before it are behind the window."""
+        if self.window is None:
+            return 0
+        return max(0, position - self.window + 1) // self.block_size
+
+    def blocks_of(self, tokens: int, chunk: int = 1) -> int:
+        """The most blocks that a sequence of so many tokens holds, of which steps under way compute
+        up to ``chunk``. A window that starts within a block still holds that one."""
+        blocks = ceil_div(tokens, self.block_size)
         if self.window is None:
             return blocks
-        return min(blocks, -(-(self.window - 1) // self.block_size) + 1)
+        seen = self.window - 1 + chunk
+        return min(blocks, ceil_div(seen - 1, self.block_size) + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +61,26 @@ class KVCacheSpec:
     def __post_init__(self) -> None:
         if not self.groups:
             raise ValueError("a KV cache needs at least one group")
+        sizes = {group.block_size for group in self.groups}
+        if len(sizes) > 1:
+            raise ValueError(f"groups of one KV cache have blocks of {sorted(sizes)} tokens")
         if self.num_blocks < 1:
             raise ValueError(f"a KV cache needs at least one block, not {self.num_blocks}")
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block, in every group."""
+        return self.groups[0].block_size
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one page: the largest group's block. Smaller groups waste their tail."""
         return max(group.bytes_per_block for group in self.groups)
 
-    def blocks_of(self, tokens: int) -> int:
-        """Pages that a sequence of so many tokens holds in all groups."""
-        return sum(group.blocks_of(tokens) for group in self.groups)
+    def blocks_of(self, tokens: int, chunk: int = 1) -> int:
+        """Pages that a sequence of so many tokens holds at most, in all groups, while steps compute
+        up to ``chunk`` of them."""
+        return sum(group.blocks_of(tokens, chunk) for group in self.groups)
 
     @property
     def total_bytes(self) -> int:

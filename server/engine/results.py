@@ -75,7 +75,8 @@ def _apply_row(state: SchedulerState, row: ScheduledRow, result: RowResult) -> N
     2. The computed tokens are confirmed, and full blocks offered to the cache.
     3. Prompt log-probabilities are delivered, where they are numbers.
     4. Where the prompt is complete, the other choices fork.
-    5. The token is appended and delivered, and may end the sequence.
+    5. What is behind the windows now is freed, once those choices have what they see of it.
+    6. The token is appended and delivered, and may end the sequence.
     """
     sequence, request = row.sequence, row.sequence.request
     state.quarantined.pop(request.id, None)
@@ -88,6 +89,7 @@ def _apply_row(state: SchedulerState, row: ScheduledRow, result: RowResult) -> N
     prompt_is_computed = row.chunk.end >= sequence.num_prompt_tokens
     if not request.is_forked and prompt_is_computed:
         state.fork(request, reserve=is_protected(sequence, state.config.max_preemptions))
+    state.kv.free_behind_window(sequence)
     if result.non_finite:
         _end_non_finite(state, row)
     elif result.token_ids:

@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterable
 from server.engine.constraints import TokenConstraints
 from server.engine.engine_config import SchedulerConfig
 from server.engine.events import PromptOutput
-from server.engine.kv_cache_manager import BlockIds, KVCacheManager, PrefixHit
+from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.preemption import choose_victim, is_protected
+from server.engine.prefix_hit import BlockIds, PrefixHit
 from server.engine.recovery import Names, abandon_step, end_for_memory, retry_or_end
 from server.engine.request import EngineError, FinishReason
 from server.engine.results import apply_result
@@ -201,7 +202,7 @@ class Scheduler:
         """
         while (new_ids := self.kv.extend(sequence, num_tokens)) is None:
             builder.was_short_of_blocks = True
-            if self.kv.will_have_blocks(sequence, num_tokens):
+            if self.kv.will_have_blocks(sequence, num_tokens, self.state.running):
                 return None
             victim = choose_victim(self.state.running, self.config.max_preemptions)
             if victim is None:
@@ -247,7 +248,10 @@ class Scheduler:
         """At least one token is left to compute: its logits are wanted.
 
         What owes prompt log-probabilities needs the logits of every prompt token not yet scored.
+        What comes back with blocks reserved may share none of a window group.
         """
+        if self.kv.has_windows and self._is_protected(sequence):
+            return self.kv.no_prefix
         request = sequence.request
         if sequence.choice == 0 and request.owes_prompt_logits:
             return self.kv.find_prefix(sequence, request.num_prompt_logits_sent)

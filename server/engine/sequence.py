@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
-from server.engine.prefix_cache import Namespace
+from server.engine.prefix_cache import CacheEntry, Namespace
 from server.engine.request import EngineRequest, FinishReason, SamplingParams
 
 # RequestBlocks: the KV cache blocks of one request, over all its choices, now and over time.
@@ -121,7 +121,11 @@ class Sequence:
     when the steps in flight are done; ``num_committed_tokens`` only those of completed steps.
     ``num_in_flight_tokens`` are being chosen by steps in flight: they have a place, and no id yet.
     ``epoch`` rises when the sequence loses its row, so that a result that was under way is known
-    as stale. ``num_cached_blocks`` counts, a group, the blocks offered to the prefix cache.
+    as stale.
+
+    Of each block table, the first ``num_freed_blocks`` entries were freed behind a window, and the
+    executor knows the first ``num_told_blocks``. ``num_cached_blocks`` were offered to the prefix
+    cache, the last of them as ``prefix_entry``, which is None where that failed.
     """
 
     def __init__(self, request: Request, choice: int, num_groups: int) -> None:
@@ -134,7 +138,10 @@ class Sequence:
         self.num_in_flight_tokens = 0
         self.num_reserved_tokens = 0
         self.block_tables: tuple[list[int], ...] = tuple([] for _ in range(num_groups))
-        self.num_cached_blocks = [0] * num_groups
+        self.num_freed_blocks = [0] * num_groups
+        self.num_told_blocks = [0] * num_groups
+        self.num_cached_blocks = 0
+        self.prefix_entry: CacheEntry | None = None
         self.row: int | None = None
         self.epoch = 0
         self.num_preemptions = 0
@@ -213,8 +220,15 @@ class Sequence:
         self.num_committed_tokens = 0
         self.num_in_flight_tokens = 0
         self.num_reserved_tokens = 0
-        self.num_cached_blocks = [0] * len(self.num_cached_blocks)
         self.epoch += 1
+
+    def clear_tables(self) -> None:
+        """No block is held any more, and none was offered to the prefix cache."""
+        for group, table in enumerate(self.block_tables):
+            table.clear()
+            self.num_freed_blocks[group] = self.num_told_blocks[group] = 0
+        self.num_cached_blocks = 0
+        self.prefix_entry = None
 
 
 class Request:
@@ -244,10 +258,7 @@ class Request:
         self.stop_token_ids = frozenset(request.sampling.stop_token_ids) | (
             frozenset() if request.sampling.ignore_eos else frozenset(eos_token_ids)
         )
-        self.namespaces = tuple(
-            Namespace(group, request.cache_salt, request.adapter_id, request.adapter_version)
-            for group in range(num_groups)
-        )
+        self.namespace = Namespace(request.cache_salt, request.adapter_id, request.adapter_version)
         self.blocks = RequestBlocks()
         self.was_scheduled = False
         self.was_short_of_memory = False  # in a step that found none for several requests

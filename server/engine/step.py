@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from server.engine.events import StepStats
-from server.engine.kv_cache_manager import BlockIds
+from server.engine.prefix_hit import BlockIds
 from server.engine.sequence import Sequence
 from server.engine.step_plan import AdmittedRow, PendingResult, PlannedRow, StepPlan, StepResult
 

@@ -20,8 +20,9 @@ class AdmittedRow:
 
     ``token_ids`` are all that are known: the prompt, then what was generated so far.
     ``num_computed_tokens`` of them already have their keys and values in the blocks of
-    ``block_tables`` (one tuple of block ids a group). ``choice`` is the sequence's index among its
-    request's n; the random key is derived from (seed, choice).
+    ``block_tables``, one tuple of block ids a group, where NULL_BLOCK (server.engine.kv_spec) is
+    for what the tokens to be computed do not see: nothing reads it. ``choice`` is the sequence's
+    index among its request's n; the random key is derived from (seed, choice).
     """
 
     row: int

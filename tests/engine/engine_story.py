@@ -70,7 +70,7 @@ class Story:
         *,
         num_blocks: int = 16,
         block_size: int = 4,
-        num_groups: int = 1,
+        windows: Sequence[int | None] = (None,),
         poison: tuple[int, ...] = (),
         digest: Digest = sha256_digest,
         overlaps: bool = False,
@@ -90,7 +90,7 @@ class Story:
         }
         self.limits = SchedulerConfig(**(wide | limits))
         self.now = 0.0
-        spec = kv_spec(num_blocks, block_size, num_groups)
+        spec = kv_spec(num_blocks, block_size, windows)
         self.executor = FakeExecutor(
             spec,
             vocab=VOCAB,

@@ -9,6 +9,7 @@ Until then none of its rows' blocks may be handed out again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from server.engine.constraints import Masks
@@ -26,10 +27,19 @@ from tests.engine.fake_model import model_token, pack_logprobs
 from tests.engine.fake_rows import FakeRow, FakeRows
 
 
-def kv_spec(num_blocks: int, block_size: int, num_groups: int = 1) -> KVCacheSpec:
+def kv_spec(
+    num_blocks: int, block_size: int, windows: Sequence[int | None] = (None,)
+) -> KVCacheSpec:
+    """A group for each of ``windows``, of one layer; None is a full one."""
     groups = tuple(
-        KVCacheGroup(GroupKind.FULL, (layer,), bytes_per_token=8, block_size=block_size)
-        for layer in range(num_groups)
+        KVCacheGroup(
+            GroupKind.FULL if window is None else GroupKind.WINDOW,
+            (layer,),
+            bytes_per_token=8,
+            block_size=block_size,
+            window=window,
+        )
+        for layer, window in enumerate(windows)
     )
     return KVCacheSpec(groups, num_blocks)
 
@@ -48,7 +58,7 @@ class RowAfter:
 
 @dataclass(eq=False)
 class FakeStep:
-    """A step that was handed over. ``blocks`` are those of its rows, when it was planned."""
+    """A step that was handed over. ``blocks`` are those that its rows read or write."""
 
     plan: StepPlan
     blocks: set[int]
@@ -100,6 +110,7 @@ class FakeExecutor:
         self.poison_tokens = poison_tokens
         self.rows = FakeRows(spec)
         self.planned_tables: dict[int, list[list[int]]] = {}  # by row, as the last plan left them
+        self.planned_tokens: dict[int, int] = {}  # by row, computed when all plans are carried out
         self.steps: list[FakeStep] = []  # begun, and not known to be done
         self.every_step: dict[int, FakeStep] = {}
         self.plans: list[StepPlan] = []
@@ -157,14 +168,16 @@ class FakeExecutor:
                     later.after.clear()
 
     def _note_blocks(self, plan: StepPlan) -> set[int]:
-        """The blocks of the plan's rows; those handed out by it must be nobody's in flight."""
+        """The blocks that the plan's rows read or write: all that are not behind a window of their
+        first token. Those handed out by it must be nobody's in flight."""
         for row in plan.released:
             self.planned_tables.pop(row, None)
         fresh = {destination for _, destination in plan.block_copies}
         for admitted in plan.admitted:
             self.planned_tables[admitted.row] = [list(table) for table in admitted.block_tables]
-            for table, size in zip(admitted.block_tables, self.rows.block_sizes, strict=True):
-                fresh.update(table[-(-admitted.num_computed_tokens // size) :])
+            self.planned_tokens[admitted.row] = admitted.num_computed_tokens
+            for table in admitted.block_tables:
+                fresh.update(table[-(-admitted.num_computed_tokens // self.rows.block_size) :])
         for planned in plan.rows:
             for group, block_ids in enumerate(planned.new_block_ids):
                 self.planned_tables[planned.row][group].extend(block_ids)
@@ -175,9 +188,14 @@ class FakeExecutor:
                     f"step {plan.step_id} is given blocks {fresh & step.blocks}, which step "
                     f"{step.plan.step_id} in flight still uses"
                 )
-        blocks = {
-            block for row in plan.rows for table in self.planned_tables[row.row] for block in table
-        }
+        blocks: set[int] = set()
+        for row in plan.rows:
+            start = self.planned_tokens[row.row]
+            for table, seen in zip(
+                self.planned_tables[row.row], self.rows.seen(start), strict=True
+            ):
+                blocks.update(table[seen // self.rows.block_size :])
+            self.planned_tokens[row.row] += row.num_scheduled_tokens
         # A copy's source may be nobody's any more: a step reads its sources before it writes.
         return blocks | {destination for _, destination in plan.block_copies}
 

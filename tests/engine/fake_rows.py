@@ -1,8 +1,8 @@
 """The rows of a fake executor, and a KV store that remembers what was written where.
 
 For every slot the store knows which prefix was written there; before a row's token is chosen, every
-slot of the row's context must hold exactly the row's own prefix. A stale slot, a wrong share, a
-missing copy or a lost write raises.
+slot of the row's context that its tokens of the step see must hold exactly the row's own prefix. A
+stale slot, a wrong share, a missing copy or a lost write raises.
 """
 
 from __future__ import annotations
@@ -39,11 +39,17 @@ class FakeRows(dict[int, FakeRow]):
 
     def __init__(self, spec: KVCacheSpec) -> None:
         super().__init__()
-        self.block_sizes = [group.block_size for group in spec.groups]
+        self.block_size = spec.block_size
+        self.num_blocks = spec.num_blocks
+        self.windows = [group.window for group in spec.groups]
         self.store: list[list[list[int | None]]] = [
-            [[None] * size for _ in range(spec.num_blocks)] for size in self.block_sizes
+            [[None] * self.block_size for _ in range(spec.num_blocks)] for _ in self.windows
         ]
         self.violations: list[str] = []
+
+    def seen(self, position: int) -> list[int]:
+        """The first position that the token at ``position`` sees, in each group."""
+        return [0 if window is None else max(0, position - window + 1) for window in self.windows]
 
     def violation(self, message: str) -> KVStoreError:
         self.violations.append(message)
@@ -66,26 +72,32 @@ class FakeRows(dict[int, FakeRow]):
             row.append(token)
         row.num_computed = admitted.num_computed_tokens
         for group, table in enumerate(row.tables):
-            capacity = len(table) * self.block_sizes[group]
+            capacity = len(table) * self.block_size
             self._poison(group, table, range(row.num_computed, capacity))
         self[admitted.row] = row
 
     def _poison(self, group: int, table: list[int], positions: range) -> None:
-        size = self.block_sizes[group]
         for position in positions:
-            self.store[group][table[position // size]][position % size] = None
+            block = self._real(table[position // self.block_size])
+            self.store[group][block][position % self.block_size] = None
+
+    def _real(self, block: int) -> int:
+        if not 0 <= block < self.num_blocks:
+            raise self.violation(f"block {block} is read or written, and there is no such block")
+        return block
 
     def write(self, planned: PlannedRow) -> None:
         row = self[planned.row]
         for group, block_ids in enumerate(planned.new_block_ids):
-            start = len(row.tables[group]) * self.block_sizes[group]
+            start = len(row.tables[group]) * self.block_size
             row.tables[group].extend(block_ids)
-            end = len(row.tables[group]) * self.block_sizes[group]
+            end = len(row.tables[group]) * self.block_size
             self._poison(group, row.tables[group], range(start, end))
         end = row.num_computed + planned.num_scheduled_tokens
         if planned.num_scheduled_tokens < 1 or end > len(row.token_ids):
             raise self.violation(f"row {planned.row} has no {planned.num_scheduled_tokens} tokens")
-        for group, size in enumerate(self.block_sizes):
+        size = self.block_size
+        for group in range(len(self.windows)):
             for position in range(row.num_computed, end):
                 block = self._block(planned.row, group, position // size)
                 self._check_private(planned.row, group, block)
@@ -96,17 +108,19 @@ class FakeRows(dict[int, FakeRow]):
         table = self[row].tables[group]
         if index >= len(table):
             raise self.violation(f"row {row} has no block for a scheduled token")
-        return table[index]
+        return self._real(table[index])
 
     def _check_private(self, row: int, group: int, block: int) -> None:
         for other, fake_row in self.items():
-            if other != row and block in fake_row.tables[group]:
+            start = self.seen(fake_row.num_computed)[group] // self.block_size
+            if other != row and block in fake_row.tables[group][start:]:
                 raise self.violation(f"row {row} writes block {block}, which row {other} holds")
 
     def verify(self, planned: PlannedRow) -> None:
-        row = self[planned.row]
-        for group, size in enumerate(self.block_sizes):
-            for position in range(row.num_computed):
+        row, size = self[planned.row], self.block_size
+        first = row.num_computed - planned.num_scheduled_tokens
+        for group, seen in enumerate(self.seen(first)):
+            for position in range(seen, row.num_computed):
                 block = self._block(planned.row, group, position // size)
                 found = self.store[group][block][position % size]
                 if found != row.prefixes[position]:

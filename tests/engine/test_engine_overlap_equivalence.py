@@ -20,7 +20,7 @@ def story_of(seed: int, *, overlaps: bool) -> Story:
         overlaps=overlaps,
         num_blocks=draw.choice((8, 12, 24)),
         block_size=draw.choice((1, 2, 4)) * 2,
-        num_groups=draw.choice((1, 1, 2)),
+        windows=draw.choice(((None,), (None, 5) if seed % 2 else (3,), (None, None))),
         max_num_seqs=draw.choice((1, 3, 6)),
         max_num_batched_tokens=draw.choice((2, 7, 64)),
         max_logit_rows=draw.choice((2, 5, 64)),

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.engine.prefix_cache import Namespace, PrefixCache
+from server.engine.prefix_cache import CacheEntry, Namespace, PrefixCache
 
 BLOCK_SIZE, NUM_BLOCKS = 16, 500
-NOWHERE = Namespace(group=0, salt="", adapter_id="", adapter_version=0)
+NOWHERE = Namespace(salt="", adapter_id="", adapter_version=0)
 
 
 @pytest.fixture
@@ -21,14 +21,17 @@ def traced() -> Iterator[None]:
 
 
 def test_a_block_of_sixteen_tokens_takes_half_a_kilobyte(traced: None) -> None:
-    cache = PrefixCache()
+    cache = PrefixCache(max_entries=NUM_BLOCKS)
+    entry: CacheEntry | None = None
     before, _ = tracemalloc.get_traced_memory()
     for block in range(NUM_BLOCKS):
         token_ids = [10_000 + block * BLOCK_SIZE + i for i in range(BLOCK_SIZE)]
-        assert cache.insert(NOWHERE, block - 1 if block else None, token_ids, block)
+        entry = cache.insert(NOWHERE, entry, token_ids, [block])
+        assert entry is not None
     del token_ids
     after, _ = tracemalloc.get_traced_memory()
     assert (after - before) / NUM_BLOCKS < 600
-    assert cache.find(NOWHERE, range(10_000, 10_064), BLOCK_SIZE, 64) == [0, 1, 2, 3]
+    found = cache.find(NOWHERE, range(10_000, 10_064), BLOCK_SIZE, 64)
+    assert [entry.block_ids for entry in found] == [((block,),) for block in range(4)]
     (first,) = (entry for entry in cache.entries if entry.parent is None)
     assert first.token_ids == tuple(range(10_000, 10_016))

@@ -128,7 +128,7 @@ def test_there_are_two_groups_and_one_has_a_window() -> None:
     )
     assert [group.kind for group in kv.groups] == [GroupKind.FULL, GroupKind.WINDOW]
     assert [group.layer_ids for group in kv.groups] == [(0, 3), (1, 2)]
-    assert KVCacheManager(kv, prefix_caching=False).num_groups == 2
+    assert KVCacheManager(kv, max_chunk=64, prefix_caching=False).num_groups == 2
 
 
 def test_logits_are_those_of_a_plain_model_with_windows(

@@ -48,15 +48,33 @@ class Asks:
         )
 
     def _pool_tokens(self) -> int:
-        blocks = self.config["num_blocks"] // self.config["num_groups"]
-        return int(blocks * self.config["block_size"])
+        """The longest that a sequence can be, as far as the context goes."""
+        fitting = (
+            total
+            for total in range(1, self.config["context"] + 1)
+            if blocks_needed(self.config, total) <= self.config["num_blocks"]
+        )
+        return max(fitting, default=1)
+
+
+def blocks_needed(config: dict[str, Any], total: int) -> int:
+    """By counting: wherever a window and the rest of a step's chunk begin in a block."""
+    size, needed = config["block_size"], 0
+    for window in config["windows"]:
+        whole = len({position // size for position in range(total)})
+        if window is not None:
+            span = window - 1 + config["budget"]
+            starts = range(size)
+            whole = min(whole, max(len({p // size for p in range(s, s + span)}) for s in starts))
+        needed += whole
+    return needed
 
 
 def expected_refusal(config: dict[str, Any], requests: list[EngineRequest], num_queued: int) -> str:
     """By arithmetic of its own: what can never run, then what finds the queue full."""
     for request in requests:
         total = len(request.prompt_token_ids) + request.sampling.max_tokens
-        blocks = config["num_groups"] * -(-total // config["block_size"])
+        blocks = blocks_needed(config, total)
         if request.n > config["max_seqs"]:
             return EngineError.CAPACITY
         if total > config["context"]:

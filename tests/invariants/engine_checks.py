@@ -31,6 +31,7 @@ class EngineChecks:
         self.core.check()
         self._check_step_in_flight()
         self._check_gauges()
+        self._check_windows()
         self._check_counts()
         for request in self.state.requests.values():
             for sequence in request.sequences:
@@ -45,7 +46,7 @@ class EngineChecks:
 
     def _check_gauges(self) -> None:
         gauges, state = self.core.gauges(), self.state
-        held = {b for s in state.running for t in s.block_tables for b in t}
+        held = {b for s in state.running for t in s.block_tables for b in t if b >= 0}
         deferred = {b for d in state.kv.deferred for b in d.block_ids} - held
         assert gauges.blocks_active == len(held), "the gauges are the state, at any moment"
         assert gauges.blocks_reserved == len(deferred)
@@ -56,17 +57,34 @@ class EngineChecks:
         live = gauges.requests_running + gauges.requests_waiting
         assert live == len(state.requests)
         assert 0 <= gauges.kv_tokens_filled <= gauges.kv_tokens_reserved
-        if self.config["num_groups"] == 1:
-            assert gauges.kv_tokens_filled == self._filled_slots(), "filled slots are counted once"
+        assert gauges.kv_tokens_filled == self._filled_slots(), "filled slots are counted once"
 
     def _filled_slots(self) -> int:
         size = self.config["block_size"]
         filled: dict[int, int] = {}
         for sequence in self.state.running:
-            for index, block in enumerate(sequence.block_tables[0]):
-                tokens = min(size, max(0, sequence.num_computed_tokens - index * size))
-                filled[block] = max(tokens, filled.get(block, 0))
-        return sum(filled.values())
+            for table in sequence.block_tables:
+                for index, block in enumerate(table):
+                    tokens = min(size, max(0, sequence.num_computed_tokens - index * size))
+                    filled[block] = max(tokens, filled.get(block, 0))
+        return sum(tokens for block, tokens in filled.items() if block >= 0)
+
+    def _check_windows(self) -> None:
+        """Of every group a sequence holds what its next token sees and what steps compute, and no
+        block more; with its length reserved, what it needs at any time."""
+        size = self.config["block_size"]
+        for sequence in self.state.running:
+            done, planned = sequence.num_committed_tokens, sequence.num_computed_tokens
+            for window, table in zip(self.config["windows"], sequence.block_tables, strict=True):
+                oldest = 0 if window is None else max(0, done + 1 - window)
+                needed = {p // size for p in range(oldest, planned)}
+                held = {index for index, block in enumerate(table) if block >= 0}
+                assert needed <= held, "what a token sees is held"
+                if not sequence.num_reserved_tokens:
+                    needed.add(oldest // size)
+                    assert held <= needed, "what is behind the window is freed when a step is done"
+                if window is not None and len(table) > len(held):
+                    self.visits.events["freed behind a window"] += 1
 
     def _check_counts(self) -> None:
         accepted = self.clients.num_submitted - self.clients.num_refused

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.engine.kv_cache_manager import PrefixHit
+from server.engine.prefix_hit import PrefixHit
+from server.engine.request import EngineRequest
 from server.engine.scheduler_state import SchedulerState
 from server.engine.sequence import Sequence
 from server.engine.step import StepInFlight
@@ -95,23 +96,53 @@ class Decisions:
         if request.sampling.prompt_logprobs is not None and sequence.choice == 0 and owes:
             limit = num_scored
         assert hit.num_tokens <= limit, "a prompt reads no cached prefix past what is scored"
-        longest = [0] * kv.num_groups
-        for group in range(kv.num_groups):
-            scope = (group, request.cache_salt, request.adapter_id, request.adapter_version)
-            for index, block in enumerate(hit.block_ids[group]):
-                content = (scope, tokens[: (index + 1) * size])
+        for group, block_ids in enumerate(hit.block_ids):
+            assert len(block_ids) == hit.num_tokens // size
+            for index, block in enumerate(block_ids):
+                content = (self._scope(request, group), tokens[: (index + 1) * size])
+                if index < self._first_seen(group, hit.num_tokens):
+                    assert block < 0, "a hit takes nothing from behind a window"
+                    continue
                 assert self.contents.by_block.get(block) == content, (
                     "a hit is the same prefix under the same salt, adapter and version, "
                     "computed by a completed step"
                 )
-            for end in range(size, limit + 1, size):
-                blocks = self.contents.blocks_with((scope, tokens[:end]))
-                if not any(kv.cache.holds(block) for block in blocks):
-                    break
-                longest[group] = end
-        if self.config["caching"]:
-            assert hit.num_tokens == min(longest), "a hit is the longest cached prefix"
+        is_private = sequence.num_preemptions >= self.max_preemptions
+        if is_private and any(window is not None for window in self.config["windows"]):
+            assert hit.num_tokens == 0, "what keeps its blocks for good shares none"
+        elif self.config["caching"]:
+            served = [
+                end
+                for end in range(0, limit + 1, size)
+                if all(self._serves(request, group, tokens[:end]) for group in range(kv.num_groups))
+            ]
+            assert hit.num_tokens == served[-1], "a hit is the longest cached prefix"
+        self.visits.events["hit behind whose window blocks are gone"] += any(
+            block < 0 for ids in hit.block_ids for block in ids
+        )
         self.visits.events["prefix hit"] += hit.num_tokens > 0
+
+    def _scope(self, request: EngineRequest, group: int) -> tuple[int, str, str, int]:
+        return (group, request.cache_salt, request.adapter_id, request.adapter_version)
+
+    def _first_seen(self, group: int, num_tokens: int) -> int:
+        """The first block that the token after so many sees."""
+        window = self.config["windows"][group]
+        seen = 0 if window is None else max(0, num_tokens + 1 - window)
+        return int(seen // self.config["block_size"])
+
+    def _serves(self, request: EngineRequest, group: int, prefix: tuple[int, ...]) -> bool:
+        """The cache has all blocks of the group that what follows the prefix sees."""
+        size, cache = self.config["block_size"], self.state.kv.cache
+        return all(
+            any(
+                cache.holds(block)
+                for block in self.contents.blocks_with(
+                    (self._scope(request, group), prefix[: (index + 1) * size])
+                )
+            )
+            for index in range(self._first_seen(group, len(prefix)), len(prefix) // size)
+        )
 
     def _check_victim(self, victim: Sequence) -> None:
         running = self.state.running
@@ -167,13 +198,13 @@ class Decisions:
             self.visits.events["fork or resumed choice"] += 1
 
     def note_writes(
-        self, namespaces: Any, chunk: Any, tables: Any, tokens: tuple[int, ...], failed: bool
+        self, namespace: Any, chunk: Any, tables: Any, tokens: tuple[int, ...], failed: bool
     ) -> None:
         """What each block written in this step holds now: a full prefix, or nothing of use."""
         size = self.config["block_size"]
-        for namespace, table in zip(namespaces, tables, strict=True):
+        for group, table in enumerate(tables):
             scope = (
-                namespace.group,
+                group,
                 namespace.salt,
                 namespace.adapter_id,
                 namespace.adapter_version,

@@ -32,7 +32,7 @@ class Harness:
         self.config = config
         self.visits = visits
         self.now = 0.0
-        spec = kv_spec(config["num_blocks"], config["block_size"], config["num_groups"])
+        spec = kv_spec(config["num_blocks"], config["block_size"], config["windows"])
         self.eos = (config["vocab"] - 1,)
         self.executor = FakeExecutor(
             spec,
@@ -185,8 +185,7 @@ class Harness:
         )  # None: raised before any effect
         scheduled = self.state.in_flight[step.plan.step_id]
         writes = [
-            (row.sequence, tuple(row.sequence.request.namespaces), row.chunk, row.row)
-            for row in scheduled
+            (row.sequence, row.sequence.request.namespace, row.chunk, row.row) for row in scheduled
         ]
         failures = self.core.gauges().failed_steps
         in_void = self.num_void > 0
@@ -200,12 +199,12 @@ class Harness:
             self._note_failures({i for i, is_current in in_step if failed or is_current}, failed)
         self.visits.events["step void"] += is_void
         after = {} if device is None else device.after
-        for _, namespaces, chunk, row in writes:
+        for _, namespace, chunk, row in writes:
             if row in after:
                 at = after[row]
                 failed_or_void = failed or is_void
                 self.decisions.note_writes(
-                    namespaces, chunk, at.tables, at.token_ids, failed_or_void
+                    namespace, chunk, at.tables, at.token_ids, failed_or_void
                 )
         for _, destination in step.plan.block_copies:
             self.visits.events["block copied"] += 1

@@ -22,15 +22,21 @@ from hypothesis.stateful import (
 from tests.invariants.engine_harness import QUEUE_TIMEOUT, Harness
 from tests.invariants.engine_oracle import Promise, Visits
 
+# Of each group; None sees all.
+WINDOWS: tuple[tuple[int | None, ...], ...] = (
+    *((None,),) * 4,
+    *((None, None), (None, 2), (None, 5), (3,), (7,), (None, 1, 4)),
+)
+
 
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
     """How large an engine is."""
-    groups = draw(st.sampled_from((1, 1, 1, 2)))
+    windows = draw(st.sampled_from(WINDOWS))
     return {
         "block_size": draw(st.sampled_from((1, 2, 4))),
         "num_blocks": draw(st.integers(2, 12)),
-        "num_groups": groups,
+        "windows": windows,
         "vocab": draw(st.sampled_from((2, 3))),
         "context": draw(st.sampled_from((6, 12, 24))),
         "max_seqs": draw(st.integers(1, 4)),

@@ -104,6 +104,8 @@ def share_a_block_that_is_not_full(patch: Patch) -> None:
                     kv.pool.release([destination])
                     kv.pool.share([source])
                     table[table.index(destination)] = source
+                    child.request.blocks.let_go([destination], 0.0)
+                    child.request.blocks.take([source], 0.0)
         return pairs if pairs is None else []
 
     patch.setattr(KVCacheManager, "fork", share_all)

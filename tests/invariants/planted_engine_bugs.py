@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from inspect import isfunction
 
 import pytest
@@ -15,12 +16,14 @@ import pytest
 from tests.engine.stories import test_block_pool as pool
 from tests.engine.stories import test_overlap as overlap
 from tests.engine.stories import test_prefix as prefix
+from tests.engine.stories import test_windows as windows
 from tests.invariants import (
     planted_block_bugs,
     planted_order_bugs,
     planted_overlap_bugs,
     planted_prefix_bugs,
     planted_row_bugs,
+    planted_window_bugs,
 )
 
 ROOMS = (
@@ -29,11 +32,15 @@ ROOMS = (
     planted_row_bugs,
     planted_order_bugs,
     planted_overlap_bugs,
+    planted_window_bugs,
 )
 STORIES: dict[str, Callable[[], None]] = {
     "evict_the_most_recent_block": prefix.test_the_prefix_used_longest_ago_is_forgotten_first,
     "allocate_in_part": pool.test_too_many_blocks_are_not_handed_out_in_part,
     "free_without_looking": pool.test_a_double_free_raises_and_changes_nothing,
+    "forget_the_salt": partial(
+        prefix.test_another_salt_or_adapter_or_version_finds_nothing, {"salt": "s"}
+    ),
     "forget_the_adapter_version": prefix.test_a_reloaded_adapter_finds_nothing_of_its_old_version,
     "release_the_parent_first": (
         prefix.test_the_leaf_of_a_prefix_is_forgotten_before_what_it_hangs_on
@@ -44,6 +51,19 @@ STORIES: dict[str, Callable[[], None]] = {
     "begin_behind_a_failure": overlap.test_nothing_is_begun_behind_a_step_that_did_not_start,
     "believe_what_followed_a_failure": (
         overlap.test_the_step_after_a_failed_one_is_void_and_blamed_for_nothing
+    ),
+    "free_what_a_step_in_flight_reads": (
+        windows.test_a_step_in_flight_keeps_what_its_first_token_sees
+    ),
+    "keep_what_is_behind_the_window": (
+        windows.test_a_sequence_holds_its_window_and_no_more_however_long_it_gets
+    ),
+    "forget_before_it_is_cached": windows.test_what_leaves_a_window_stays_cached,
+    "fork_after_the_window_has_moved": (
+        windows.test_choices_get_what_they_see_of_the_prompt_before_the_first_one_frees_it
+    ),
+    "know_prefixes_without_bound": (
+        windows.test_prefixes_that_windows_leave_are_known_up_to_a_bound
     ),
 }
 

@@ -26,7 +26,7 @@ def count_only_what_is_known(patch: Patch) -> None:
 
 def everybody_gives_way(patch: Patch) -> None:
     """Sequences are preempted until a block is there, though one comes with the step's end."""
-    patch.setattr(KVCacheManager, "will_have_blocks", lambda kv, sequence, num_tokens: False)
+    patch.setattr(KVCacheManager, "will_have_blocks", lambda *_: False)
 
 
 def plan_beside_a_suspect(patch: Patch) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from server.engine.block_pool import BlockPool
-from server.engine.kv_cache_manager import KVCacheManager, PrefixHit
+from server.engine.kv_cache_manager import KVCacheManager
 from server.engine.prefix_cache import CacheEntry, PrefixCache
+from server.engine.prefix_hit import PrefixHit
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Request
 from server.engine.sequence import Sequence as LiveSequence
@@ -33,7 +34,7 @@ def _without(patch: Patch, **fields: Any) -> None:
 
     def forgetful(request: Request, *args: Any, **kwargs: Any) -> None:
         start(request, *args, **kwargs)
-        request.namespaces = tuple(replace(space, **fields) for space in request.namespaces)
+        request.namespace = replace(request.namespace, **fields)
 
     patch.setattr(Request, "__init__", forgetful)
 

@@ -17,7 +17,8 @@ STATES = (
     *("finished_abort", "finished_error"),
 )
 EVENTS = (
-    *("prefix hit", "preempted", "block copied", "fork or resumed choice", "mixed step"),
+    *("prefix hit", "freed behind a window", "hit behind whose window blocks are gone"),
+    *("preempted", "block copied", "fork or resumed choice", "mixed step"),
     *("step failed", "step void", "two in flight", "token dropped", "error NON_FINITE"),
     *("error INTERNAL", "error QUEUE_TIMEOUT", "refused CAPACITY", "refused CONTEXT_LENGTH"),
     *("refused QUEUE_FULL", "refused SHUTTING_DOWN"),

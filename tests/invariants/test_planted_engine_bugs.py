@@ -51,4 +51,4 @@ def test_a_planted_bug_is_noticed(bug: PlantedBug, monkeypatch: pytest.MonkeyPat
     failure = first_failure(bug.story or short_run)
     assert failure is not None, f"nobody noticed: {bug.plant.__doc__}"
     assert isinstance(failure, NOTICED), f"{failure!r} is not the bug but its planting"
-    print(f"{type(failure).__name__}: {str(failure).splitlines()[0]}")
+    print(f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}")

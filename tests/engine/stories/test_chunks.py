@@ -106,7 +106,7 @@ def test_one_row_of_logits_lets_only_the_first_in_rank_sample() -> None:
 
 
 def test_each_group_of_the_cache_has_a_table_of_its_own_from_the_one_pool() -> None:
-    story = Story(num_groups=2)
+    story = Story(windows=(None, None))
     story.ask("a", prompt(6), max_tokens=1)
     story.step()
     assert story.plan.admitted[0].block_tables == ((0, 1), (2, 3))

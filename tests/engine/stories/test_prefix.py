@@ -218,7 +218,7 @@ def test_a_reset_forgets_every_prefix_and_leaves_what_runs_its_blocks() -> None:
 
 
 def test_a_prefix_is_found_only_where_every_group_has_it() -> None:
-    story = Story(num_groups=2, num_blocks=7)
+    story = Story(windows=(None, None), num_blocks=7)
     story.ask("a", prompt(9), max_tokens=0)
     story.run()
     assert story.blocks() == (0, 0, 4, 3)
@@ -235,7 +235,7 @@ def test_a_prefix_is_found_only_where_every_group_has_it() -> None:
 
 def test_an_eviction_shortens_the_prefix_in_every_group_alike() -> None:
     """Were one group's blocks all forgotten first, the other's would serve nobody."""
-    story = Story(num_groups=2, num_blocks=10)
+    story = Story(windows=(None, None), num_blocks=10)
     story.ask("a", prompt(17), max_tokens=1)
     story.run()
     assert story.blocks() == (0, 0, 8, 2)

@@ -70,7 +70,7 @@ def test_what_fits_the_cache_to_the_last_slot_is_served() -> None:
 
 
 def test_two_groups_need_twice_the_blocks() -> None:
-    told = refusal(Story(num_blocks=3, num_groups=2), prompt(4), max_tokens=1)
+    told = refusal(Story(num_blocks=3, windows=(None, None)), prompt(4), max_tokens=1)
     assert "need 4 KV-cache blocks, and the cache has 3 (4 tokens)" in told.message
 
 
