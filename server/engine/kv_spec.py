@@ -82,6 +82,20 @@ class KVCacheSpec:
         up to ``chunk`` of them."""
         return sum(group.blocks_of(tokens, chunk) for group in self.groups)
 
+    def blocks_at_once(self, sequences: int, tokens: int, chunk: int) -> int:
+        """Pages that so many sequences of so many tokens hold at once, while a step computes
+        ``chunk`` tokens of one of them, with which it comes to its length."""
+        return sequences * self.blocks_of(tokens) + self._blocks_of_chunk(tokens, chunk)
+
+    def sequences_at_once(self, tokens: int, chunk: int) -> float:
+        """How many sequences the pool holds in ``blocks_at_once``."""
+        left = self.num_blocks - self._blocks_of_chunk(tokens, chunk)
+        return max(0, left) / self.blocks_of(tokens)
+
+    def _blocks_of_chunk(self, tokens: int, chunk: int) -> int:
+        """What a step's chunk needs beside the blocks that are held between steps."""
+        return self.blocks_of(tokens, chunk) - self.blocks_of(tokens)
+
     @property
     def total_bytes(self) -> int:
         return self.page_bytes * self.num_blocks

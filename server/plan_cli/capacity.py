@@ -34,7 +34,7 @@ def by_length(plan: MemoryPlan) -> list[LengthCapacity]:
 
 def at_length(plan: MemoryPlan, length: int) -> LengthCapacity:
     blocks = plan.kv.blocks_of(length)
-    return LengthCapacity(length, plan.kv.num_blocks // blocks, blocks * plan.kv.page_bytes)
+    return LengthCapacity(length, int(plan.held_at_once(length)), blocks * plan.kv.page_bytes)
 
 
 def largest_max_model_len(plan: Plan) -> int:

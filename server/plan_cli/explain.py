@@ -44,19 +44,27 @@ def _census(spec: ModelSpec) -> Iterator[tuple[str, str]]:
 
 def _sequences(plan: Plan) -> str:
     spec, cache = rank_spec(plan.model.spec, plan.config.model.ranks), plan.config.cache
-    token = layer_kv_bytes(spec, cache.format)
-    per_layer = []
+    token, total = layer_kv_bytes(spec, cache.format), plan.memory.kv.total_bytes
+    slots = f"x {cache.block_size} tokens x {token} B"
+    line = (
+        f"a token keeps {token} B in a layer; a sequence takes ({_blocks(plan, spec, 1)}) {slots}"
+    )
+    if not any(windows_of(spec)):
+        return f"{line}; {total} B hold so many whole ones"
+    chunk = _blocks(plan, spec, plan.config.scheduler.max_num_batched_tokens)
+    return f"{line}; while a step computes its prompt, ({chunk}); {total} B hold one so and others"
+
+
+def _blocks(plan: Plan, spec: ModelSpec, chunk: int) -> str:
+    """A sequence's blocks over all layers, while so many tokens of it are computed."""
+    size, per_layer = plan.config.cache.block_size, []
     for window in windows_of(spec):
         layers = sum(spec.window(layer) == window for layer in range(spec.num_layers))
-        blocks = f"ceil(length / {cache.block_size})"
+        blocks = f"ceil(length / {size})"
         if window:
-            blocks = f"min({blocks}, ceil({window - 1} / {cache.block_size}) + 1)"
+            blocks = f"min({blocks}, ceil({window + chunk - 2} / {size}) + 1)"
         per_layer.append(f"{layers} layers x {blocks}")
-    total = plan.memory.kv.total_bytes
-    return (
-        f"a token keeps {token} B in a layer; a sequence takes ({' + '.join(per_layer)}) x "
-        f"{cache.block_size} tokens x {token} B; {total} B hold so many whole ones"
-    )
+    return " + ".join(per_layer)
 
 
 def _flops(flops: TokenFlops, length: int) -> dict[str, str]:

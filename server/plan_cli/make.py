@@ -10,7 +10,13 @@ from server.engine.engine_config import EngineConfig
 from server.errors import StartupError
 from server.memory.engine_args import EngineArgs
 from server.memory.planner.plan import DoesNotFit, MemoryPlan
-from server.memory.planner.planner import changes_that_fit, kv_of, plan_memory, size_memory
+from server.memory.planner.planner import (
+    blocks_at_once,
+    changes_that_fit,
+    kv_of,
+    plan_memory,
+    size_memory,
+)
 from server.memory.planner.resolve_args import format_of
 from server.memory.planner.suggestions import Change, Larger, more_memory
 from server.plan_cli.model import PlannedModel, find_model, not_served
@@ -126,7 +132,7 @@ def _start(spec: ModelSpec, args: EngineArgs, available: int) -> MemoryPlan | No
 def _as_asked(spec: ModelSpec, args: EngineArgs, refusal: DoesNotFit) -> MemoryPlan:
     """What was refused, on a device without limits: with a cache for the least that was asked."""
     one, length = kv_of(spec, refusal.config), refusal.config.scheduler.max_model_len
-    least = args.least_sequences * one.blocks_of(length) * one.page_bytes
+    least = blocks_at_once(args.least_sequences, one, refusal.config) * one.page_bytes
     nbytes = max(least, args.kv_cache_memory or 0)
     alone = replace(args, max_model_len=length, kv_cache_memory=nbytes, whole_load=False)
     return plan_memory(spec, alone, _UNBOUNDED)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from server.engine.engine_config import CacheConfig
+from server.engine.kv_cache_manager import KVCacheManager
 from server.memory.kv_groups import kv_cache_spec, layer_kv_bytes
 from server.memory.planner.planner import size_memory
 from server.plan_cli.capacity import at_length, by_length, largest_max_model_len
@@ -56,6 +57,21 @@ def test_a_window_holds_no_more_than_itself_and_a_block() -> None:
     assert 4096 <= held <= 4096 + 64
     naive = kv_cache_spec(replace(spec, windows=()), CacheConfig(64, 1, "bf16"))
     assert naive.blocks_of(32768) * 64 == 32768
+
+
+@pytest.mark.parametrize("name", ["gemma-3-4b", "mistral-7b", "llama-3.1-8b"])
+def test_the_smallest_pool_holds_a_window_and_a_chunk_as_the_engine_counts_them(name: str) -> None:
+    made = plan(name).memory
+    kv, sizes = made.kv, made.config.scheduler
+    length, chunk = sizes.max_model_len, sizes.max_num_batched_tokens
+    least = kv.blocks_at_once(1, length, chunk)
+    engine = KVCacheManager(replace(kv, num_blocks=least), max_chunk=chunk, prefix_caching=True)
+    assert engine.blocks_for(length) == least
+    assert engine.max_tokens_alone() >= min(length, least * kv.block_size)
+    assert replace(kv, num_blocks=least).sequences_at_once(length, chunk) == 1
+    assert replace(kv, num_blocks=least - 1).sequences_at_once(length, chunk) < 1
+    windows = any(group.window is not None for group in kv.groups)
+    assert (least > kv.blocks_of(length)) == (windows and chunk > 1)
 
 
 def test_published_bytes_of_a_token() -> None:

@@ -97,14 +97,20 @@ def hold_census(facts: dict[str, Any]) -> None:
 
 
 def hold_sequences(facts: dict[str, Any]) -> None:
-    found = re.search(
-        r"takes \((.*)\) x (\d+) tokens x (\d+) B; (\d+) B hold", facts["formulas"]["sequences"]
-    )
-    assert found is not None
+    written = facts["formulas"]["sequences"]
+    found = re.search(r"takes \((.*?)\) x (\d+) tokens x (\d+) B; ", written)
+    pool = re.search(r"(\d+) B hold", written)
+    chunk = re.search(r"while a step computes its prompt, \((.*)\);", written)
+    assert found is not None and pool is not None
+    token = int(found[2]) * int(found[3])
     for line in facts["capacity"]["sequences"]:
-        blocks = found[1].replace(" layers x ", " * ").replace("length", str(line["length"]))
-        each = calculate(blocks) * int(found[2]) * int(found[3])
-        assert (each, int(found[4]) // each) == (line["bytes_each"], line["sequences"])
+        each, computed = (
+            calculate(blocks.replace(" layers x ", " * ").replace("length", str(line["length"])))
+            * token
+            for blocks in (found[1], found[1] if chunk is None else chunk[1])
+        )
+        held = max(0, int(pool[1]) - (computed - each)) // each
+        assert (each, held) == (line["bytes_each"], line["sequences"])
 
 
 def hold_work(facts: dict[str, Any]) -> None:

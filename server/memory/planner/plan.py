@@ -78,7 +78,12 @@ class MemoryPlan:
     @property
     def concurrent_sequences(self) -> float:
         """Sequences of max_model_len tokens that the pool holds at once."""
-        return self.kv.num_blocks / self.kv.blocks_of(self.max_model_len)
+        return self.held_at_once(self.max_model_len)
+
+    def held_at_once(self, length: int) -> float:
+        """Sequences of ``length`` tokens that the pool holds, beside what a step's chunk of one of
+        them needs."""
+        return self.kv.sequences_at_once(length, self.config.scheduler.max_num_batched_tokens)
 
     @property
     def kinds(self) -> dict[str, int]:

@@ -137,7 +137,7 @@ def _sized(
     kv_bytes, limit = _pool_bytes(model, args, config, available_bytes)
     one_block = kv_of(model, config)
     num_blocks = kv_bytes // one_block.page_bytes
-    needed = args.least_sequences * one_block.blocks_of(max_model_len)
+    needed = blocks_at_once(args.least_sequences, one_block, config)
     if num_blocks < needed:
         raise _pool_too_small(kv_bytes, needed * one_block.page_bytes, args, config, limit)
     config = replace(config, cache=replace(config.cache, num_blocks=num_blocks))
@@ -155,6 +155,12 @@ def kv_of(model: ModelSpec, config: EngineConfig) -> KVCacheSpec:
     return kv_cache_spec(rank_spec(model, config.model.ranks), config.cache)
 
 
+def blocks_at_once(sequences: int, kv: KVCacheSpec, config: EngineConfig) -> int:
+    """Blocks for so many sequences of max_model_len tokens, and for a step's chunk of one."""
+    sizes = config.scheduler
+    return kv.blocks_at_once(sequences, sizes.max_model_len, sizes.max_num_batched_tokens)
+
+
 def _pool_bytes(
     model: ModelSpec, args: EngineArgs, config: EngineConfig, available_bytes: int
 ) -> tuple[int, str]:
@@ -170,8 +176,8 @@ def _pool_bytes(
     _refuse_rows(model, config)
     _refuse_beside(beside, available_bytes, config)
     kv = kv_of(model, config)
-    seqs, length = config.scheduler.max_num_seqs, config.scheduler.max_model_len
-    useful = math.ceil(seqs * kv.blocks_of(length) * PREFIX_SHARE) * kv.page_bytes
+    all_at_once = blocks_at_once(config.scheduler.max_num_seqs, kv, config)
+    useful = math.ceil(all_at_once * PREFIX_SHARE) * kv.page_bytes
     left = available_bytes - sum(beside.values())
     asked = args.kv_cache_memory
     if asked is not None:
