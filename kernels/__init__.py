@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kernels.kv_store import copy_blocks, gather_blocks, rotary_store_kv, scatter_blocks
     from kernels.linears import LinearWeight, linear, pack_linear
     from kernels.philox import as_int64, derive_key
-    from kernels.rotary import rotary_table
+    from kernels.rotary import alibi_slopes, rotary_table
     from kernels.sampling import sample, token_logprobs
     from kernels.step_inputs import commit_tokens, count_tokens, gather_step, write_rows
     from kernels.types import (
@@ -58,6 +58,7 @@ __all__ = [
     "activation",
     "add_layer_norm",
     "add_rms_norm",
+    "alibi_slopes",
     "as_int64",
     "attention_workspace_bytes",
     "commit_tokens",
@@ -95,7 +96,7 @@ _HOMES = {
     "kv_store": ("copy_blocks", "gather_blocks", "rotary_store_kv", "scatter_blocks"),
     "linears": ("LinearWeight", "linear", "pack_linear"),
     "philox": ("as_int64", "derive_key"),
-    "rotary": ("rotary_table",),
+    "rotary": ("alibi_slopes", "rotary_table"),
     "sampling": ("sample", "token_logprobs"),
     "step_inputs": ("commit_tokens", "count_tokens", "gather_step", "write_rows"),
     "types": (

@@ -17,7 +17,7 @@ from kernels.checks import (
 )
 from kernels.dispatch import select
 
-KINDS = ("silu", "gelu_tanh", "gelu_erf", "relu")
+KINDS = ("silu", "gelu_tanh", "gelu_erf", "relu", "relu2")  # relu2 is relu(x) squared
 
 
 def _check(x: Tensor, kind: str) -> None:
@@ -61,24 +61,31 @@ def _check_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    epsilon: float,
+    *,
+    weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) of ``x + residual``.
 
     x and residual are [T, D], weight [D]; float32, bfloat16 or float16. Returns (normed, total),
     both [T, D] in x's dtype: total is the sum rounded to that dtype (x itself without a residual)
-    and normed is ``total / sqrt(mean(total^2) + epsilon) * weight`` in float32, rounded once.
+    and normed is ``total / sqrt(mean(total^2) + epsilon) * (weight_offset + weight)`` in float32,
+    rounded once: families that store what is added to 1 have an offset of 1.
     Neither input is changed. Raises ValueError for a wrong argument.
     """
     _check_norm(x, residual, weight, None)
     run: Callable[..., tuple[Tensor, Tensor]] = select("add_rms_norm", x.device)
-    return run(x, residual, weight, epsilon)
+    return run(x, residual, weight, epsilon, weight_offset)
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm (Ba et al. 2016, arXiv 1607.06450) of ``x + residual``; as add_rms_norm."""
+    """LayerNorm (Ba et al. 2016, arXiv 1607.06450) of ``x + residual``; as add_rms_norm. ``bias``
+    is [D], or None for none."""
     _check_norm(x, residual, weight, bias)
     run: Callable[..., tuple[Tensor, Tensor]] = select("add_layer_norm", x.device)
     return run(x, residual, weight, bias, epsilon)

@@ -95,6 +95,7 @@ def rotary_store_kv(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     norm_epsilon: float = 1e-6,
+    norm_weight_offset: float = 0.0,
     kv_scales: Tensor | None = None,
 ) -> None:
     """Turns q and k in place (where ``cos_sin`` is given) and writes k and v to their slots.
@@ -109,10 +110,12 @@ def rotary_store_kv(
     after the norm and after the turn.
 
     ``q_norm`` and ``k_norm`` [hd] are the weights of an RMSNorm over each head's channels, applied
-    before the turn. A quantised cache (float8_e4m3fn or int8) comes with ``kv_scales`` [num_blocks,
-    2, Hkv, block_size] float32, which are written too: a slot's scale of one head is its largest
-    absolute value over the format's largest number (448 or 127), or 1 where all are zero; numbers
-    are rounded to nearest even. k and v themselves stay unquantised in their own tensors.
+    before the turn; ``norm_weight_offset`` is add_rms_norm's. (A norm over the channels of all
+    heads together is add_rms_norm without a residual, called before this.) A quantised cache
+    (float8_e4m3fn or int8) comes with ``kv_scales`` [num_blocks, 2, Hkv, block_size] float32, which
+    are written too: a slot's scale of one head is its largest absolute value over the format's
+    largest number (448 or 127), or 1 where all are zero; numbers are rounded to nearest even. k and
+    v themselves stay unquantised in their own tensors.
     Raises ValueError for a wrong argument, NotImplementedError for what the device's backend does
     not have.
     """
@@ -135,7 +138,9 @@ def rotary_store_kv(
         kv_scales=kv_scales,
     )
     run = select("rotary_store_kv", cache_layer.device)
-    norms = None if q_norm is None or k_norm is None else (q_norm, k_norm, norm_epsilon)
+    norms = None
+    if q_norm is not None and k_norm is not None:
+        norms = (q_norm, k_norm, norm_epsilon, norm_weight_offset)
     run(q, k, v, cache_layer, slot_mapping, positions, cos_sin, interleaved, norms, kv_scales)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kernels.checks import FLOATS, check_dtype, check_same_device, check_shape
 from kernels.dispatch import select
-from kernels.elementwise import KINDS
 from kernels.quantization import INT4_GROUP, QUANTISED, quantise
 
+FUSED = ("silu", "gelu_tanh", "gelu_erf", "relu")  # activations that a product may end with
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -114,8 +114,8 @@ def linear(
     """``act(x @ weight.T (+ bias)) (+ residual)``: x [T, in] to [T, out] in x's dtype.
 
     x must have the weight's ``dtype``; sums are accumulated in float32. ``activation`` is one of
-    ``activation``'s kinds, applied before the residual is added. residual is [T, out] in x's dtype
-    and is not changed. Raises ValueError for a wrong argument.
+    FUSED, applied before the residual is added. residual is [T, out] in x's dtype and is not
+    changed. Raises ValueError for a wrong argument.
     """
     check_shape("x", x, (None, weight.in_features))
     check_dtype("x", x, (weight.dtype,))
@@ -123,7 +123,7 @@ def linear(
     if residual is not None:
         check_shape("residual", residual, (x.shape[0], weight.out_features))
         check_dtype("residual", residual, (x.dtype,))
-    if activation is not None and activation not in KINDS:
-        raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(KINDS)}")
+    if activation is not None and activation not in FUSED:
+        raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(FUSED)}")
     run: Callable[..., Tensor] = select("linear", x.device)
     return run(x, weight, activation, residual)

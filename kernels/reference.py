@@ -52,28 +52,34 @@ def _add(x: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    epsilon: float,
+    *,
+    weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     total = _add(x, residual)
-    values = total.float()
-    mean_square = (values * values).mean(dim=-1, keepdim=True)
-    return (values / torch.sqrt(mean_square + epsilon) * weight.float()).to(x.dtype), total
+    return _rms_norm(total, weight, epsilon, weight_offset), total
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     total = _add(x, residual)
     centred = total.float() - total.float().mean(dim=-1, keepdim=True)
     variance = (centred * centred).mean(dim=-1, keepdim=True)
-    normed = centred / torch.sqrt(variance + epsilon) * weight.float() + bias.float()
+    normed = centred / torch.sqrt(variance + epsilon) * weight.float()
+    if bias is not None:
+        normed = normed + bias.float()
     return normed.to(x.dtype), total
 
 
-def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float, weight_offset: float) -> Tensor:
     values = x.float()
     mean_square = (values * values).mean(dim=-1, keepdim=True)
-    return (values / torch.sqrt(mean_square + epsilon) * weight.float()).to(x.dtype)
+    factor = weight_offset + weight.float()
+    return (values / torch.sqrt(mean_square + epsilon) * factor).to(x.dtype)
 
 
 def quantise_heads(heads: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -114,12 +120,13 @@ def rotary_store_kv(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     norm_epsilon: float = 1e-6,
+    norm_weight_offset: float = 0.0,
     kv_scales: Tensor | None = None,
 ) -> None:
     block_size = cache_layer.shape[3]
     for heads, weight in ((q, q_norm), (k, k_norm)):
         if weight is not None:
-            heads.copy_(_rms_norm(heads, weight, norm_epsilon))
+            heads.copy_(_rms_norm(heads, weight, norm_epsilon, norm_weight_offset))
     for token, slot in enumerate(slot_mapping.tolist()):
         if cos_sin is not None and positions is not None:
             row = cos_sin[int(positions[token])]
@@ -233,6 +240,8 @@ def activation(x: Tensor, kind: str) -> Tensor:
         out = 0.5 * values * (1 + torch.erf(values / math.sqrt(2)))
     elif kind == "relu":
         out = values.clamp(min=0)
+    elif kind == "relu2":
+        out = values.clamp(min=0) ** 2
     else:
         raise ValueError(f"kind is {kind!r}")
     return out.to(x.dtype)

@@ -1,4 +1,4 @@
-"""The table of rotary angles, with every scaling of its frequencies.
+"""The table of rotary angles, with every scaling of its frequencies; and the slopes of ALiBi.
 
 Rotary embedding: Su et al. 2021, arXiv 2104.09864. A pair of channels i turns by
 ``position * frequency[i]``, where ``frequency[i] = theta ** (-2 i / dim)`` before scaling. The
@@ -76,6 +76,23 @@ def rotary_table(
         magnitude = 1.0 if attention_factor is None else attention_factor
     angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
     return torch.cat((angles.cos() * magnitude, angles.sin() * magnitude), dim=1)
+
+
+def alibi_slopes(num_heads: int, max_bias: float = 8.0) -> Tensor:
+    """[num_heads] float32, for AttentionFeatures (Press et al. 2022, arXiv 2108.12409).
+
+    Of n heads, n a power of two, head h falls by ``2 ** (-max_bias (h + 1) / n)`` for each
+    position. Another number of heads has the slopes of the power of two below it, and then every
+    other one of twice as many, as published checkpoints were trained. Raises ValueError for a
+    number out of range.
+    """
+    if num_heads < 1 or not max_bias > 0:
+        raise ValueError(f"num_heads is {num_heads} and max_bias {max_bias}; both must be above 0")
+    lower = 1 << (num_heads.bit_length() - 1)
+    steps = torch.cat(
+        (torch.arange(1, lower + 1), torch.arange(num_heads - lower).float() + 0.5)
+    ).double()
+    return torch.exp2(steps * (-max_bias / lower)).float()
 
 
 def _check(

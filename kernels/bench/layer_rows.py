@@ -54,7 +54,7 @@ def _norm_inputs(rows: int, width: int, device: torch.device) -> tuple[Tensor, T
 
 def own_norm(rows: int, width: int, device: torch.device, sets: int) -> list[Call]:
     norm = cast(Callable[..., object], TRITON_CUDA.implementation("add_rms_norm"))
-    return [partial(norm, *_norm_inputs(rows, width, device), EPSILON) for _ in range(sets)]
+    return [partial(norm, *_norm_inputs(rows, width, device), EPSILON, 0.0) for _ in range(sets)]
 
 
 def _torch_norm(rows: int, width: int, device: torch.device, sets: int) -> list[Call]:
@@ -106,7 +106,7 @@ def own_store(
     for _ in range(sets):
         qkv, cache, slots, table = _store_inputs(tokens, heads, kv_heads, head_dim, device)
         q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
-        norms = (weight, weight, EPSILON)
+        norms = (weight, weight, EPSILON, 0.0)
         calls.append(partial(store, q, k, v, cache, slots, positions, table, False, norms, None))
     return calls
 

@@ -22,16 +22,22 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def _relu2(x: Tensor) -> Tensor:
+    out = torch.relu(x)  # exact, so that the square alone is rounded
+    return out.mul_(out)
+
+
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu_tanh": _gelu_tanh,
     "gelu_erf": F.gelu,
     "relu": torch.relu,
+    "relu2": _relu2,
 }
 
 
 def activation(x: Tensor, kind: str) -> Tensor:
-    # torch evaluates 16-bit elements of these four in float32 and rounds once.
+    # torch evaluates 16-bit elements of these in float32 and rounds once.
     return FUNCTIONS[kind](x)
 
 
@@ -50,18 +56,25 @@ def _total(x: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    epsilon: float,
+    weight_offset: float,
 ) -> tuple[Tensor, Tensor]:
     total = _total(x, residual)
     values = total.float()
     square = values.pow(2).mean(dim=-1, keepdim=True)
     normed = values * square.add_(epsilon).rsqrt_()
+    if weight_offset:
+        weight = weight.float() + weight_offset
     return normed.mul_(weight).to(x.dtype), total
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     total = _total(x, residual)
-    normed = F.layer_norm(total.float(), (x.shape[1],), weight.float(), bias.float(), epsilon)
+    shift = None if bias is None else bias.float()
+    normed = F.layer_norm(total.float(), (x.shape[1],), weight.float(), shift, epsilon)
     return normed.to(x.dtype), total

@@ -22,8 +22,10 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     second.copy_(other)
 
 
-def _normalise(heads: Tensor, weight: Tensor, epsilon: float) -> None:
+def _normalise(heads: Tensor, weight: Tensor, epsilon: float, weight_offset: float) -> None:
     """RMSNorm over the channels of [T, H, hd], in place."""
+    if weight_offset:
+        weight = weight.float() + weight_offset
     values = heads.float()
     square = values.pow(2).mean(dim=-1, keepdim=True)
     heads.copy_(values.mul_(square.add_(epsilon).rsqrt_()).mul_(weight))
@@ -48,14 +50,14 @@ def rotary_store_kv(
     positions: Tensor | None,
     cos_sin: Tensor | None,
     interleaved: bool,
-    norms: tuple[Tensor, Tensor, float] | None = None,
+    norms: tuple[Tensor, Tensor, float, float] | None = None,
     kv_scales: Tensor | None = None,
 ) -> None:
     if kv_scales is not None:
         raise NotImplementedError("a CPU writes no quantised KV cache; leave it off")
     if norms is not None:
         for heads, weight in zip((q, k), norms[:2], strict=True):
-            _normalise(heads, weight, norms[2])
+            _normalise(heads, weight, *norms[2:])
     if cos_sin is not None and positions is not None:
         cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=2)
         for heads in _side_by_side(q, k):

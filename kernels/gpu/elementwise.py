@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
+from kernels.elementwise import KINDS
 from kernels.gpu.compile_case import CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.gpu.norm import dense_rows
@@ -72,7 +73,7 @@ def embedding(
 def compile_cases(arch: int) -> Iterator[CompileCase]:
     for elements in (4096, 2**24):
         tuned = tuning.lookup("activation", arch, elements=elements)
-        for kind in ("silu", "gelu_tanh", "gelu_erf", "relu"):
+        for kind in KINDS:
             for dtype in ("bf16", "fp32") if kind == "silu" else ("bf16",):
                 for gated in (True, False):
                     yield _activation_case(kind, dtype, gated, tuned)

@@ -26,13 +26,14 @@ def rotary_store_kv(
     positions: Tensor | None,
     cos_sin: Tensor | None,
     interleaved: bool,
-    norms: tuple[Tensor, Tensor, float] | None = None,
+    norms: tuple[Tensor, Tensor, float, float] | None = None,
     kv_scales: Tensor | None = None,
 ) -> None:
     tokens, q_heads, head_dim = q.shape
     if tokens == 0:
         return
     kv_heads, block_size = cache_layer.shape[2:4]
+    q_norm, k_norm, epsilon, norm_offset = (None, None, 0.0, 0.0) if norms is None else norms
     shape = _Shape(
         # Queries that neither norm nor turn changes need no programs.
         q_heads=q_heads if cos_sin is not None or norms is not None else 0,
@@ -42,11 +43,11 @@ def rotary_store_kv(
         turned=0 if cos_sin is None else cos_sin.shape[1],
         interleaved=interleaved and cos_sin is not None,
         norm=norms is not None,
+        norm_offset=norm_offset,
         largest=0.0 if kv_scales is None else LARGEST[cache_layer.dtype],
     )
     # By head_dim alone: the number of tokens must not change a token's bits.
     tuned = tuning.lookup("rotary_store_kv", tuning.architecture(q.device), head_dim=head_dim)
-    q_norm, k_norm, epsilon = (None, None, 0.0) if norms is None else norms
     jit.rotary_store_kv[shape.grid(tokens, tuned)](
         q,
         k,
@@ -80,6 +81,7 @@ class _Shape:
     turned: int
     interleaved: bool
     norm: bool
+    norm_offset: float
     largest: float
 
     def grid(self, tokens: int, tuned: tuning.Tuning) -> tuple[int, int]:
@@ -94,6 +96,7 @@ class _Shape:
             "HEAD_DIM": self.head_dim,
             "BLOCK_SIZE": self.block_size,
             "NORM": self.norm,
+            "NORM_OFFSET": self.norm_offset,
             "TURNED": self.turned,
             "INTERLEAVED": self.interleaved,
             "LARGEST": self.largest,
@@ -116,11 +119,13 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
             turned=head_dim,
             interleaved=False,
             norm=False,
+            norm_offset=0.0,
             largest=0.0,
         )
         for name, shape in (
             ("turn", plain),
             ("norm-turn", replace(plain, norm=True)),
+            ("norm-1-turn", replace(plain, norm=True, norm_offset=1.0)),
             ("norm-turn-int8", replace(plain, norm=True, largest=127.0)),
             ("turn-fp8", replace(plain, largest=448.0)),
             ("turn-half-pairs", replace(plain, turned=head_dim // 2, interleaved=True)),

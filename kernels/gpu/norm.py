@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -17,19 +18,30 @@ MAX_WIDTH = 16384  # a row is held in registers
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    epsilon: float,
+    weight_offset: float,
 ) -> tuple[Tensor, Tensor]:
-    return _add_norm(x, residual, weight, None, epsilon)
+    return _add_norm(x, residual, weight, None, epsilon, offset=weight_offset)
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    return _add_norm(x, residual, weight, bias, epsilon)
+    return _add_norm(x, residual, weight, bias, epsilon, centred=True)
 
 
 def _add_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    epsilon: float,
+    *,
+    centred: bool = False,
+    offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     rows, width = x.shape
     if not 1 <= width <= MAX_WIDTH:
@@ -57,7 +69,9 @@ def _add_norm(
         PADDED=triton.next_power_of_2(width),
         ROWS=tuned.blocks["ROWS"],
         HAS_RESIDUAL=residual is not None,
-        CENTRED=bias is not None,
+        CENTRED=centred,
+        HAS_BIAS=bias is not None,
+        OFFSET=offset,
         INTERPRETED=interpreted(),
         **tuned.launch,
     )
@@ -73,22 +87,41 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
     """Every row of the table at its widest, and a width that is not a power of two."""
     for width in (512, 1024, 5120, 8192, MAX_WIDTH):
         tuned = tuning.lookup("add_norm", arch, width=width)
-        for residual, centred in ((True, False), (False, False), (True, True)):
-            yield _case(width, "bf16", residual, centred, tuned)
+        for kind in (RMS, replace(RMS, residual=False), LAYER):
+            yield _case(width, "bf16", kind, tuned)
         if width != 5120:
-            yield _case(width, "fp32", True, True, tuned)  # what takes most registers
+            yield _case(width, "fp32", LAYER, tuned)  # what takes most registers
+        if width in (1024, 5120):
+            yield _case(width, "bf16", replace(RMS, offset=1.0), tuned)
+            yield _case(width, "bf16", replace(LAYER, biased=False), tuned)
 
 
-def _case(
-    width: int, dtype: str, residual: bool, centred: bool, tuned: tuning.Tuning
-) -> CompileCase:
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a case's kernel computes."""
+
+    centred: bool
+    biased: bool
+    residual: bool = True
+    offset: float = 0.0
+
+    @property
+    def name(self) -> str:
+        kind = "layer" if self.centred else "rms"
+        unusual = "-unbiased" if self.centred and not self.biased else "-1" if self.offset else ""
+        return ("add-" if self.residual else "") + kind + unusual
+
+
+RMS, LAYER = _Kind(centred=False, biased=False), _Kind(centred=True, biased=True)
+
+
+def _case(width: int, dtype: str, kind: _Kind, tuned: tuning.Tuning) -> CompileCase:
     wanted = ["x_ptr", "weight_ptr", "normed_ptr"]
-    wanted += ["residual_ptr", "total_ptr"] if residual else []
-    wanted += ["bias_ptr"] if centred else []
+    wanted += ["residual_ptr", "total_ptr"] if kind.residual else []
+    wanted += ["bias_ptr"] if kind.biased else []
     absent = {"residual_ptr", "total_ptr", "bias_ptr"} - set(wanted)
-    kind = ("add-" if residual else "") + ("layer" if centred else "rms")
     return CompileCase(
-        name=f"add_norm/{kind}-{dtype}-{width}",
+        name=f"add_norm/{kind.name}-{dtype}-{width}",
         fn=jit.add_norm,
         signature=dict.fromkeys(wanted, f"*{dtype}")
         | {"rows": "i32", "x_stride": "i32", "residual_stride": "i32", "epsilon": "fp32"},
@@ -97,8 +130,10 @@ def _case(
             "WIDTH": width,
             "PADDED": triton.next_power_of_2(width),
             "ROWS": tuned.blocks["ROWS"],
-            "HAS_RESIDUAL": residual,
-            "CENTRED": centred,
+            "HAS_RESIDUAL": kind.residual,
+            "CENTRED": kind.centred,
+            "HAS_BIAS": kind.biased,
+            "OFFSET": kind.offset,
             "INTERPRETED": False,
         },
         num_warps=tuned.num_warps,

@@ -9,7 +9,8 @@ from kernels.jit.rounding import round_to
 @triton.jit
 def activate(x, KIND: tl.constexpr):
     """float32 in, float32 out."""
-    tl.static_assert(KIND == "silu" or KIND == "gelu_tanh" or KIND == "gelu_erf" or KIND == "relu")
+    RELU: tl.constexpr = KIND == "relu" or KIND == "relu2"
+    tl.static_assert(KIND == "silu" or KIND == "gelu_tanh" or KIND == "gelu_erf" or RELU)
     if KIND == "silu":
         return x * _logistic(x)
     elif KIND == "gelu_tanh":
@@ -18,7 +19,8 @@ def activate(x, KIND: tl.constexpr):
     elif KIND == "gelu_erf":
         return 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
     else:
-        return tl.where(x < 0.0, 0.0, x)  # keeps a NaN, as a maximum need not
+        x = tl.where(x < 0.0, 0.0, x)  # keeps a NaN, as a maximum need not
+        return x * x if KIND == "relu2" else x
 
 
 @triton.jit

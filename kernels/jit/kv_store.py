@@ -93,6 +93,15 @@ def _numbers(values, scales, LARGEST: tl.constexpr):
 
 
 @triton.jit
+def _factor(weight, OFFSET: tl.constexpr):
+    """What a norm multiplies by, float32."""
+    weight = weight.to(tl.float32)
+    if OFFSET != 0.0:
+        weight += OFFSET
+    return weight
+
+
+@triton.jit
 def _heads(
     start,  # [rows] pointers to channel 0 of each head
     norm_ptr,  # [HEAD_DIM], where NORM
@@ -106,6 +115,7 @@ def _heads(
     CACHED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     NORM: tl.constexpr,
+    NORM_OFFSET: tl.constexpr,  # added to the norm's weights
     TURNED: tl.constexpr,
     PAIRS: tl.constexpr,
     PADDED_REST: tl.constexpr,
@@ -131,12 +141,13 @@ def _heads(
         shared = norm_ptr + tl.zeros([start.shape[0]], tl.int32)
         if TURNED > 0:
             w_first, w_second = _load_pairs(shared, given, TURNED, PAIRS, INTERLEAVED)
-            first = first.to(tl.float32) * size * w_first.to(tl.float32)
-            second = second.to(tl.float32) * size * w_second.to(tl.float32)
+            first = first.to(tl.float32) * size * _factor(w_first, NORM_OFFSET)
+            second = second.to(tl.float32) * size * _factor(w_second, NORM_OFFSET)
             first = round_to(first, dtype, INTERPRETED)
             second = round_to(second, dtype, INTERPRETED)
         if REST > 0:
-            weight = _load_rest(shared, given, TURNED, REST, PADDED_REST).to(tl.float32)
+            weight = _load_rest(shared, given, TURNED, REST, PADDED_REST)
+            weight = _factor(weight, NORM_OFFSET)
             rest = round_to(rest.to(tl.float32) * size * weight, dtype, INTERPRETED)
     if TURNED > 0:
         # The table is in halves, whatever the order of the channels.
@@ -200,6 +211,7 @@ def rotary_store_kv(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     NORM: tl.constexpr,
+    NORM_OFFSET: tl.constexpr,  # added to the norm's weights
     TURNED: tl.constexpr,  # channels that turn, from the first on; 0 for none
     INTERLEAVED: tl.constexpr,
     LARGEST: tl.constexpr,  # of a quantised cache: 127.0 for int8, 448.0 for float8_e4m3fn; else 0
@@ -237,6 +249,7 @@ def rotary_store_kv(
             False,
             HEAD_DIM,
             NORM,
+            NORM_OFFSET,
             TURNED,
             PAIRS,
             PADDED_REST,
@@ -259,6 +272,7 @@ def rotary_store_kv(
             True,
             HEAD_DIM,
             NORM,
+            NORM_OFFSET,
             TURNED,
             PAIRS,
             PADDED_REST,
@@ -281,6 +295,7 @@ def rotary_store_kv(
             True,
             HEAD_DIM,
             False,
+            0.0,
             0,
             1,
             PADDED_HEAD,

@@ -23,6 +23,8 @@ def add_norm(
     ROWS: tl.constexpr,  # rows of one program
     HAS_RESIDUAL: tl.constexpr,
     CENTRED: tl.constexpr,  # LayerNorm, else RMSNorm
+    HAS_BIAS: tl.constexpr,
+    OFFSET: tl.constexpr,  # added to the weights
     INTERPRETED: tl.constexpr,
 ):
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -40,11 +42,13 @@ def add_norm(
         tl.store(total_ptr + out, total, inside)
         values = total.to(tl.float32)  # what is normalised is what the next layer adds to
     weight = tl.load(weight_ptr + columns, columns < WIDTH, other=0.0).to(tl.float32)
+    if OFFSET != 0.0:
+        weight += OFFSET
     if CENTRED:
         mean = tl.sum(values, axis=1) / WIDTH
         values = tl.where(inside, values - mean[:, None], 0.0)
     variance = tl.sum(values * values, axis=1) / WIDTH
     normed = values * (1.0 / tl.sqrt_rn(variance + epsilon))[:, None] * weight[None, :]
-    if CENTRED:
+    if HAS_BIAS:
         normed += tl.load(bias_ptr + columns, columns < WIDTH, other=0.0).to(tl.float32)[None, :]
     tl.store(normed_ptr + out, round_to(normed, dtype, INTERPRETED), inside)

@@ -8,20 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernels import AttentionFeatures
+from kernels import AttentionFeatures, alibi_slopes
 from tests.kernels.attention_cases import Step
 
 HEADS = (12, 4)  # no power of two, so that ALiBi's slopes are those of two of them
 BLOCK_SIZE = 16
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """As published (Press et al. 2022, arXiv 2108.12409): for the next lower power of two, then
-    every other one of the next higher."""
-    lower = 1 << (heads.bit_length() - 1)
-    exact = [2 ** (-8 * (head + 1) / lower) for head in range(lower)]
-    between = [2 ** (-8 * (head + 0.5) / lower) for head in range(heads - lower)]
-    return torch.tensor([*exact, *between])
 
 
 def sinks(heads: int) -> Tensor:

@@ -9,6 +9,7 @@ from itertools import product
 
 import torch
 
+from kernels.elementwise import KINDS
 from kernels.footprint.gpu_sampling import MERGE_TOP
 from kernels.footprint.row_state import RowLayout, StepTable
 from kernels.gpu import (
@@ -34,16 +35,19 @@ VOCAB = 131072
 def norms() -> Iterator[Launch]:
     for width in (512, 1024, 5120, 8192, 16384):
         x, weight = empty(5, width), empty(width)
-        yield lambda _, x=x, w=weight: norm.add_rms_norm(x, x, w, 1e-6)
-        yield lambda _, x=x, w=weight: norm.add_rms_norm(x, None, w, 1e-6)
+        yield lambda _, x=x, w=weight: norm.add_rms_norm(x, x, w, 1e-6, 0.0)
+        yield lambda _, x=x, w=weight: norm.add_rms_norm(x, None, w, 1e-6, 0.0)
         yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, w, 1e-6)
+        if width in (1024, 5120):
+            yield lambda _, x=x, w=weight: norm.add_rms_norm(x, x, w, 1e-6, 1.0)
+            yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, None, 1e-6)
         if width != 5120:
             x, weight = empty(5, width, dtype=F32), empty(width, dtype=F32)
             yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, w, 1e-6)
 
 
 def elementwises() -> Iterator[Launch]:
-    for rows, kind in product((1, 1600), ("silu", "gelu_tanh", "gelu_erf", "relu")):
+    for rows, kind in product((1, 1600), KINDS):
         for dtype in (BF16, F32) if kind == "silu" else (BF16,):
             x = empty(rows, 11008, dtype=dtype)
             yield lambda _, x=x, k=kind: elementwise.activation(x, k)
@@ -59,6 +63,7 @@ def stores() -> Iterator[Launch]:
     for head_dim in (64, 128, 256):
         yield partial(store, head_dim)
         yield partial(store, head_dim, norm=True)
+        yield partial(store, head_dim, norm=True, offset=1.0)
         yield partial(store, head_dim, norm=True, cache=torch.int8)
         yield partial(store, head_dim, cache=FLOAT8)
         yield partial(store, head_dim, turned=head_dim // 2, interleaved=True)
@@ -72,6 +77,7 @@ def store(
     *,
     dtype: torch.dtype = BF16,
     norm: bool = False,
+    offset: float = 0.0,
     cache: torch.dtype | None = None,
     turned: int | None = None,
     interleaved: bool = False,
@@ -88,7 +94,7 @@ def store(
         empty(5, dtype=I64) if turned else None,
         empty(100, turned, dtype=F32) if turned else None,
         interleaved,
-        (weight, weight, 1e-6) if norm else None,
+        (weight, weight, 1e-6, offset) if norm else None,
         empty(9, 2, 8, 64, dtype=F32) if cache else None,
     )
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import kernels
-from kernels import AttentionFeatures, AttentionShape, AttentionWorkspace
+from kernels import AttentionFeatures, AttentionShape, AttentionWorkspace, alibi_slopes
 from kernels.backends import TORCH_CPU
 from kernels.footprint.attention import attention_temporary_bytes, wave_temporary_bytes
 from tests.kernels.attention_cases import make_step, run
-from tests.kernels.feature_cases import alibi_slopes, sinks
+from tests.kernels.feature_cases import sinks
 
 LLAMA_1B = AttentionShape(
     num_query_heads=32,

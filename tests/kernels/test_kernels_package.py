@@ -49,7 +49,14 @@ def test_names_that_do_not_exist_raise():
 def test_the_reference_has_every_operation():
     from kernels import reference
 
-    others = {"as_int64", "derive_key", "pack_linear", "prepare_attention", "rotary_table"}
+    others = {
+        "alibi_slopes",
+        "as_int64",
+        "derive_key",
+        "pack_linear",
+        "prepare_attention",
+        "rotary_table",
+    }
     operations = {name for name in kernels.__all__ if name[0].islower()}
     sizes = {"attention_workspace_bytes"}
     assert all(hasattr(reference, name) for name in operations - others - sizes)
@@ -83,7 +90,7 @@ def doubled(x: torch.Tensor, kind: str) -> torch.Tensor:
 @pytest.mark.parametrize("backend", [TORCH_CPU, TRITON_CUDA], ids=lambda backend: backend.name)
 def test_every_operation_of_a_backend_is_there(backend: KernelBackend):
     names = {name for name in kernels.__all__ if name[0].islower()}
-    others = {"as_int64", "attention_workspace_bytes", "derive_key", "rotary_table"}
+    others = {"alibi_slopes", "as_int64", "attention_workspace_bytes", "derive_key", "rotary_table"}
     assert set(backend.operations) == names - others
     for name in backend.operations:
         assert callable(backend.implementation(name))

@@ -32,10 +32,13 @@ def weights(dtype, hd=16):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("turned", [True, False], ids=["turned", "still"])
-def test_heads_are_normalised_before_they_turn(dtype, turned):
-    options = weights(dtype)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("turned", ["halves", "pairs", ""])
+def test_heads_are_normalised_before_they_turn(dtype, turned, offset):
+    """A layer without rotary normalises all the same."""
+    options = weights(dtype) | {"norm_weight_offset": offset}
     if turned:
+        options["interleaved"] = turned == "pairs"
         options["cos_sin"] = kernels.rotary_table(dim=8, max_positions=20, theta=100.0)
         options["positions"] = torch.tensor([3, 0, 19, 7, 7])
     qkv, arguments = step(dtype)
@@ -61,6 +64,26 @@ def test_the_epsilon_of_the_norm_is_the_given_one():
     kernels.rotary_store_kv(*arguments, **options)
     wanted = options["q_norm"] * 1e-3 / (1e-6 + 1e-6) ** 0.5
     torch.testing.assert_close(arguments[0], wanted.expand(5, 4, 16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_norm_over_all_heads_is_one_of_rows(dtype):
+    """Queries and keys that were normalised as rows are no neighbours in memory any more."""
+    (qkv, (q, k, v, cache, slots)), (_, wanted) = step(dtype), step(dtype)
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(6 * 16, generator=generator).to(dtype)
+    rows = (qkv[:, : 4 * 16], weight[: 4 * 16]), (qkv[:, 4 * 16 : 6 * 16], weight[4 * 16 :])
+    normed = [kernels.add_rms_norm(x, None, w, 1e-5)[0] for x, w in rows]
+    exact = [reference.add_rms_norm(x, None, w, 1e-5)[0] for x, w in rows]
+    table = kernels.rotary_table(dim=8, max_positions=20, theta=100.0)
+    turn = {"cos_sin": table, "positions": torch.tensor([3, 0, 19, 7, 7])}
+    q, k = (x.view(5, -1, 16) for x in normed)
+    kernels.rotary_store_kv(q, k, v, cache, slots, **turn)
+    exact_q, exact_k = (x.view(5, -1, 16) for x in exact)
+    reference.rotary_store_kv(exact_q, exact_k, *wanted[2:], **turn)
+    for got, right in ((q, exact_q), (k, exact_k), (cache, wanted[3])):
+        limit = TOLERANCE[dtype] * 4
+        torch.testing.assert_close(got.float(), right.float(), rtol=0, atol=limit, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)

@@ -74,6 +74,23 @@ def test_scalings_differ_from_none():
         assert (table - plain).abs().max() > 0.5
 
 
+@pytest.mark.parametrize("heads", [1, 2, 3, 8, 12, 16, 20, 71, 112])
+def test_slopes_are_those_of_bloom_and_of_mpt(heads):
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+    from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+    slopes = kernels.alibi_slopes(heads)
+    # Bloom's biases are a slope times each position; MPT's end at 0.
+    bloom = build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)[:, 0, 1]
+    torch.testing.assert_close(slopes, bloom, rtol=1e-6, atol=0)
+    for max_bias in (8, 6):
+        mpt = -build_mpt_alibi_tensor(heads, 2, alibi_bias_max=max_bias).view(heads, 2)[:, 0]
+        torch.testing.assert_close(kernels.alibi_slopes(heads, max_bias), mpt, rtol=1e-6, atol=0)
+    assert slopes.dtype is torch.float32
+    with pytest.raises(ValueError, match="num_heads is 0"):
+        kernels.alibi_slopes(0)
+
+
 def test_a_known_angle():
     table = kernels.rotary_table(dim=4, max_positions=3, theta=100.0)
     angles = torch.tensor([[0.0, 0.0], [1.0, 0.1], [2.0, 0.2]])
@@ -83,7 +100,7 @@ def test_a_known_angle():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scaling": "longrope"}, "scaling is 'longrope'; it must be one of none, linear"),
+        ({"scaling": "ntk"}, "scaling is 'ntk'; it must be one of none, linear"),
         ({"dim": 7}, "dim is 7; it must be even"),
         ({"max_positions": 0}, "max_positions is 0"),
         ({"theta": 0.0}, "theta is 0.0"),

@@ -7,6 +7,7 @@ import torch
 
 import kernels
 from kernels import reference
+from kernels.elementwise import KINDS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -57,6 +58,26 @@ def test_norms(dtype, tokens, with_residual):
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_layer_norms_without_a_bias_and_weights_added_to_one(dtype, with_residual):
+    """An offset is added in float32: 1 + 2^-9 is no bfloat16."""
+    x = (torch.randn(5, 96) * 3 + 1).to(dtype)
+    residual = torch.randn(5, 96).to(dtype) if with_residual else None
+    weight = torch.full((96,), 2.0**-9, dtype=dtype)
+    for name, parameters, options in (
+        ("add_layer_norm", (weight, None), {}),
+        ("add_rms_norm", (weight,), {"weight_offset": 1.0}),
+    ):
+        normed, total = getattr(kernels, name)(x, residual, *parameters, 1e-5, **options)
+        wanted, wanted_total = getattr(reference, name)(x, residual, *parameters, 1e-5, **options)
+        close(normed, wanted, dtype)
+        assert torch.equal(total, wanted_total)
+    unit, _ = kernels.add_rms_norm(x.float(), None, weight, 1e-5, weight_offset=1.0)
+    plain, _ = kernels.add_rms_norm(x.float(), None, torch.ones(96), 1e-5)
+    torch.testing.assert_close(unit, plain * (1 + 2.0**-9))
+
+
 def test_norm_of_tiny_and_of_large_rows():
     """The epsilon holds where a row is nearly zero; squares of large float16 do not overflow."""
     for x in (torch.full((1, 64), 1e-12), torch.full((1, 64), 6e4, dtype=torch.float16)):
@@ -66,7 +87,7 @@ def test_norm_of_tiny_and_of_large_rows():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu_erf", "relu"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [0, 1, 9])
 def test_activations(dtype, kind, tokens):
     x = (torch.randn(tokens, 70) * 4).to(dtype)
@@ -163,3 +184,10 @@ def test_wrong_arguments_are_refused_by_name(name, arguments, message):
 def test_positions_without_their_table_are_refused():
     with pytest.raises(ValueError, match="positions is given without position_table"):
         kernels.embedding(IDS, SQUARE, positions=IDS)
+
+
+def test_a_product_does_not_end_with_every_activation():
+    with pytest.raises(ValueError, match="activation is 'relu2'; it must be one of silu"):
+        kernels.linear(
+            torch.zeros(1, 2), kernels.pack_linear(torch.zeros(2, 2), "f32"), activation="relu2"
+        )

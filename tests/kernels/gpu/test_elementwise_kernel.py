@@ -51,6 +51,7 @@ def test_an_activation_is_accurate_wherever_it_is_small(kind, device):
         ),
         "gelu_erf": lambda v: 0.5 * v * math.erfc(-v / math.sqrt(2)),
         "relu": lambda v: max(v, 0.0),
+        "relu2": lambda v: max(v, 0.0) ** 2,
     }[kind]
     wanted = torch.tensor([exact(v) for v in x.tolist()], dtype=torch.float64)
     got = elementwise.activation(x.unsqueeze(0), kind)[0].double().cpu()

@@ -105,7 +105,8 @@ def run(given: Step) -> None:
     options = given.options
     norms = None
     if "q_norm" in options:
-        norms = (options["q_norm"], options["k_norm"], options["norm_epsilon"])
+        offset = options.get("norm_weight_offset", 0.0)
+        norms = (options["q_norm"], options["k_norm"], options["norm_epsilon"], offset)
     kv_store.rotary_store_kv(
         given.q,
         given.k,
@@ -189,6 +190,17 @@ HEADS = [  # type, head_dim, channels that turn
 @pytest.mark.parametrize(("dtype", "hd", "dim"), HEADS, ids=str)
 def test_turned_and_stored_as_the_reference_does(dtype, norm, interleaved, hd, dim, device):
     check(step(device, seed=hd, dtype=dtype, norm=norm, interleaved=interleaved, hd=hd, dim=dim))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [0, 16, 64])
+def test_weights_that_are_added_to_one(dtype, dim, device):
+    given = step(device, dtype=dtype, norm=True, dim=dim)
+    plain = given.copy()
+    given.options["norm_weight_offset"] = 1.0
+    got = check(given)
+    run(plain)
+    assert not torch.equal(got.q, plain.q)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -27,12 +27,12 @@ def close(got, wanted, dtype):
         assert int((got != wanted.to(dtype)).sum()) <= 1 + got.numel() // 100
 
 
-def both(x, residual, weight, bias):
-    """(kernel, reference) of RMSNorm without a bias, of LayerNorm with one."""
-    if bias is None:
+def both(x, residual, weight, bias, *, centred=False, offset=0.0):
+    """(kernel, reference) of LayerNorm with a bias or where ``centred``, else of RMSNorm."""
+    if bias is None and not centred:
         return (
-            norm.add_rms_norm(x, residual, weight, 1e-5),
-            reference.add_rms_norm(x, residual, weight, 1e-5),
+            norm.add_rms_norm(x, residual, weight, 1e-5, offset),
+            reference.add_rms_norm(x, residual, weight, 1e-5, weight_offset=offset),
         )
     return (
         norm.add_layer_norm(x, residual, weight, bias, 1e-5),
@@ -57,6 +57,19 @@ def test_a_row_is_normalised_as_the_reference_does(dtype, width, centred, with_r
     assert torch.equal(x, before)
     if residual is None:
         assert total.data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [3, 96, 1000])
+@pytest.mark.parametrize("with_residual", [True, False], ids=["add", "alone"])
+def test_layer_norms_without_a_bias_and_weights_added_to_one(dtype, width, with_residual, device):
+    x = given((7, width), dtype, device, seed=width, shift=1.0)
+    residual = given((7, width), dtype, device, seed=width + 1) if with_residual else None
+    weight = given((width,), dtype, device, seed=2)
+    for how in ({"centred": True}, {"offset": 1.0}):
+        (normed, total), (wanted, wanted_total) = both(x, residual, weight, None, **how)
+        close(normed, wanted, dtype)
+        assert torch.equal(total, wanted_total)
 
 
 def test_the_rounded_total_is_what_is_normalised(device):
@@ -130,11 +143,11 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(width, centred, device):
 def test_no_rows_and_too_wide_ones(device):
     weight = torch.ones(8, device=device)
     empty = torch.empty(0, 8, device=device)
-    normed, total = norm.add_rms_norm(empty, empty.clone(), weight, 1e-5)
+    normed, total = norm.add_rms_norm(empty, empty.clone(), weight, 1e-5, 0.0)
     assert normed.shape == total.shape == (0, 8)
     wide = torch.empty(1, norm.MAX_WIDTH + 1, device=device)
     with pytest.raises(ValueError, match=r"x has 16385 columns; a GPU normalises 1 \.\. 16384"):
-        norm.add_rms_norm(wide, None, wide[0], 1e-5)
+        norm.add_rms_norm(wide, None, wide[0], 1e-5, 0.0)
 
 
 def test_the_widest_row(device):
