@@ -16,6 +16,7 @@ from server.bench import peers as bench_peers
 from server.bench.record import EngineRow
 from server.bench.serving import Batch, serve
 from server.bench.shapes import gpu_shapes
+from server.engine.request import Task
 from server.engine.step_plan import ForwardHandle, RowResult, StepPlan, StepResult
 from server.memory.backends.torch_cpu import TORCH
 from server.memory.backends.triton_cuda import TRITON
@@ -136,6 +137,7 @@ class Overlapping:
     """An executor that computes nothing and, as a GPU's, takes a step before the last is done."""
 
     overlaps = True
+    supported_tasks = frozenset({Task.GENERATE})
 
     def forward(self, plan: StepPlan) -> StepPlan:
         return plan
