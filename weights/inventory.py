@@ -56,9 +56,6 @@ QUANTISABLE = frozenset(
 )
 
 
-UNIT_OFFSET_FORMAT = "f32"
-
-
 class Split(StrEnum):
     """How a parameter divides over tensor-parallel ranks."""
 
@@ -76,7 +73,7 @@ class Parameter:
     component: Component
     split: Split
     heads: int = 0  # rows are this many whole heads, where they are split so
-    unit_offset: bool = False  # stored less 1, which bf16 would round: held in float32, 1 added
+    unit_offset: bool = False  # stored less 1, which is added where it is used
 
     @property
     def num_elements(self) -> int:
@@ -87,8 +84,6 @@ class Parameter:
 
         Raises ValueError for a format that there is not.
         """
-        if self.unit_offset:
-            return tensor_bytes(self.shape, UNIT_OFFSET_FORMAT)
         held = held_format(self.component, format, quantization)
         if held == format:
             return tensor_bytes(self.shape, format)

@@ -55,9 +55,6 @@ SHAPE_KEYS: Mapping[str, ShapeKey] = MappingProxyType(
         "gated": ShapeKey("true|false", "true", "the MLP has a gate beside up and down"),
         "norm": ShapeKey(_words(NORMS), "rms", "RMS or Layer norm"),
         "norm_bias": ShapeKey("true|false", "true", "Layer norms have biases"),
-        "norm_unit_offset": ShapeKey(
-            "true|false", "false", "norms' weights are stored less 1, and held in float32"
-        ),
         "norm_placement": ShapeKey(
             _words(PLACEMENTS),
             "pre",

@@ -120,7 +120,6 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
             _EPSILON,
             facts.choice("norm_placement", PLACEMENTS, "pre"),
             facts.flag("norm_bias", True),
-            unit_offset=facts.flag("norm_unit_offset", False),
         ),
         position=position,
         max_positions=positions,

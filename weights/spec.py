@@ -140,7 +140,8 @@ class ExpertsSpec:
 
 @dataclass(frozen=True, slots=True)
 class NormSpec:
-    """``unit_offset`` says that checkpoints store weights less 1, as Gemma's and Nemotron's do."""
+    """``unit_offset`` says that checkpoints store weights less 1, as Gemma's and Nemotron's do: 1
+    is added in float32 where they are used, since 16 bits would round the sum."""
 
     kind: NormKind
     epsilon: float
@@ -148,6 +149,11 @@ class NormSpec:
     bias: bool = True  # of Layer norms; an RMS norm has none
     weight: bool = True  # OLMo's norms have neither weights nor biases
     unit_offset: bool = False
+
+    @property
+    def weight_offset(self) -> float:
+        """What is added to the weights before they multiply."""
+        return 1.0 if self.unit_offset else 0.0
 
     @property
     def has_bias(self) -> bool:

@@ -18,7 +18,7 @@ import kernels
 from kernels import AttentionFeatures, AttentionMetadata, AttentionWorkspace, LinearWeight
 from server.memory import layer_program as program
 from server.memory.kv_groups import group_of_layer
-from weights.spec import AttentionSpec, MlpSpec, ModelSpec, NormKind, NormSpec, RopeSpec
+from weights.spec import AttentionSpec, MlpSpec, ModelSpec, NormKind, NormSpec, QkNorm, RopeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,10 @@ class Norm:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, D], [T, D] -> norm(x + residual), x + residual."""
         if self.spec.kind is NormKind.RMS:
-            return kernels.add_rms_norm(x, residual, self.weight, self.spec.epsilon)
-        if self.bias is None:
-            raise ValueError("a LayerNorm needs a bias")
+            offset = self.spec.weight_offset
+            return kernels.add_rms_norm(
+                x, residual, self.weight, self.spec.epsilon, weight_offset=offset
+            )
         return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.spec.epsilon)
 
 
@@ -84,19 +85,23 @@ class Attention:
     place: int  # among the group's layers
     features: AttentionFeatures
     heads: AttentionSpec
-    norm_epsilon: float
+    norm: NormSpec
     rotary_table: torch.Tensor | None  # [max_model_len, rope.dim] float32
     interleaved: bool
-    q_norm: torch.Tensor | None = None  # [hd]
-    k_norm: torch.Tensor | None = None  # [hd]
+    q_norm: torch.Tensor | None = None  # [hd], or [Hq hd]: over all heads together
+    k_norm: torch.Tensor | None = None  # [hd] or [Hkv hd]
 
-    def attend(self, qkv: torch.Tensor, step: StepTensors) -> torch.Tensor:
-        """[T, (Hq + 2 Hkv) hd] -> [T, Hq hd]; stores this step's keys and values."""
-        heads = self.heads
-        by_head = qkv.view(qkv.shape[0], -1, heads.head_dim)
+    def attend(self, step: StepTensors, qkv: torch.Tensor, *normed: torch.Tensor) -> torch.Tensor:
+        """[T, (Hq + 2 Hkv) hd] -> [T, Hq hd]; stores this step's keys and values. Queries and keys
+        that are ``normed`` already take the place of those in ``qkv``."""
+        heads, tokens = self.heads, qkv.shape[0]
+        by_head = qkv.view(tokens, -1, heads.head_dim)
         q = by_head[:, : heads.num_query_heads]
         k = by_head[:, heads.num_query_heads : -heads.num_kv_heads]
         v = by_head[:, -heads.num_kv_heads :]
+        if normed:
+            q, k = (one.view(tokens, -1, heads.head_dim) for one in normed)
+        by_heads = heads.qk_norm is QkNorm.HEAD
         cache_layer, metadata = step.cache[self.place], step.metadata[self.group]
         kernels.rotary_store_kv(
             q,
@@ -107,9 +112,10 @@ class Attention:
             positions=None if self.rotary_table is None else step.positions,
             cos_sin=self.rotary_table,
             interleaved=self.interleaved,
-            q_norm=self.q_norm,
-            k_norm=self.k_norm,
-            norm_epsilon=self.norm_epsilon,
+            q_norm=self.q_norm if by_heads else None,
+            k_norm=self.k_norm if by_heads else None,
+            norm_epsilon=self.norm.epsilon,
+            norm_weight_offset=self.norm.weight_offset,
         )
         attended = kernels.paged_attention(
             q,
@@ -119,7 +125,19 @@ class Attention:
             workspace=step.workspace,
             features=self.features,
         )
-        return attended.view(qkv.shape[0], heads.query_size)
+        return attended.view(tokens, heads.query_size)
+
+    def normalise(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries [T, Hq hd] and keys [T, Hkv hd], each over all of its channels together."""
+        if self.q_norm is None or self.k_norm is None:
+            raise ValueError("there are no weights of norms of queries and keys")
+        q, k, _ = qkv.split_with_sizes(
+            (self.heads.query_size, self.heads.kv_size, self.heads.kv_size), dim=1
+        )
+        return (
+            Norm(self.norm, self.q_norm, None)(q)[0],
+            Norm(self.norm, self.k_norm, None)(k)[0],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +187,8 @@ def build_layer(
             case program.Norm():
                 plain = build_norm(spec, tensors, f"{prefix}.{operation.weights}")
                 return _making(lambda x: plain(x)[0], reads, writes, dying)
+            case program.QkNorm():
+                return _normalising_heads(attention, reads, writes, dying)
             case program.Add():
                 return _adding(reads, writes, dying)
             case program.Scale():
@@ -198,7 +218,7 @@ def _attention(
         place,
         AttentionFeatures(window=spec.window(index), soft_cap=heads.soft_cap or 0.0),
         heads,
-        spec.norm.epsilon,
+        spec.norm,
         None if rope is None else tables[rope],
         rope is not None and rope.interleaved,
         tensors.get(f"{name}.query_norm.weight"),
@@ -245,11 +265,23 @@ def _making(
 
 
 def _attending(attention: Attention, reads: Names, writes: Names, dying: frozenset[str]) -> Call:
-    (qkv,), (attended,) = reads, writes
+    (attended,) = writes
+    takes = tuple(_taking(name, dying) for name in reads)
+
+    def call(values: Values, step: StepTensors) -> None:
+        values[attended] = attention.attend(step, *[take(values) for take in takes])
+
+    return call
+
+
+def _normalising_heads(
+    attention: Attention, reads: Names, writes: Names, dying: frozenset[str]
+) -> Call:
+    (qkv,), (query, key) = reads, writes
     take = _taking(qkv, dying)
 
     def call(values: Values, step: StepTensors) -> None:
-        values[attended] = attention.attend(take(values), step)
+        values[query], values[key] = attention.normalise(take(values))
 
     return call
 

@@ -16,6 +16,7 @@ from typing import assert_never
 
 from kernels.footprint.attention import QUERY_TILES, AttentionShape, attention_temporary_bytes
 from kernels.footprint.linear import FEW_ROWS, is_transposed, product_temporaries, result_rows
+from server.memory import layer_program as program
 from server.memory.kv_groups import layer_groups
 from server.memory.layer_program import (
     Activate,
@@ -118,6 +119,13 @@ class CpuFootprint:
             case Norm():
                 _total, *rest = _normalising(model, tokens, element)
                 return (Phase(step.name, tuple(rest)),)
+            case program.QkNorm():
+                # One after the other, the queries, which are more, first.
+                _total, *rest = _normalising_rows(
+                    model, tokens * model.attention.query_size, element
+                )
+                inside = max(0, sum(nbytes for _, nbytes in rest) - made[0][1])
+                return (Phase(step.name, (*made, ("norm_temporary", inside))),)
             case Add() | Scale():
                 return (Phase(step.name, made),)
             case Product():
@@ -125,13 +133,13 @@ class CpuFootprint:
                 held = product_temporaries(tokens, step.columns, out.channels, element)
                 return (Phase(step.name, (*made, *held)),)
             case Attend():
-                inside = ("attention_temporary", attention_temporary_bytes(self.shape))
+                flash = ("attention_temporary", attention_temporary_bytes(self.shape))
                 squares = _qk_norm(model, tokens, element)
                 return (
                     *((Phase("qk_norm", squares),) if squares else ()),
                     Phase("rotary", _rotary(model, tokens, element)),
                     Phase("store", _store(model, tokens, element)),
-                    Phase(step.name, (*made, inside)),
+                    Phase(step.name, (*made, flash)),
                 )
             case Activate():
                 return (Phase(step.name, _activating(model, tokens, element) or made),)
@@ -147,7 +155,10 @@ def _activating(model: ModelSpec, tokens: int, element: int) -> Tensors:
 
 def _normalising(model: ModelSpec, rows: int, element: int) -> Tensors:
     """The sum of both inputs, and the kernel's way from it to the result."""
-    size = rows * model.hidden_size
+    return _normalising_rows(model, rows * model.hidden_size, element)
+
+
+def _normalising_rows(model: ModelSpec, size: int, element: int) -> Tensors:
     total = ("total", size * element)
     if element == 4:
         return (total, ("normed", size * 4))
@@ -160,7 +171,7 @@ def _normalising(model: ModelSpec, rows: int, element: int) -> Tensors:
 def _qk_norm(model: ModelSpec, tokens: int, element: int) -> Tensors:
     """Squares of the queries, which are more than the keys, beside what they are squared from: in
     float32 themselves."""
-    if model.attention.qk_norm is QkNorm.NONE:
+    if model.attention.qk_norm is not QkNorm.HEAD:
         return ()
     size = 4 * tokens * model.attention.query_size
     return (("squares", size), *((("queries_float32", size),) if element < 4 else ()))

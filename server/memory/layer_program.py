@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from weights import spec
 from weights.spec import ModelSpec, NormPlacement, ParallelBlock, PositionKind
 
 
@@ -54,6 +55,12 @@ class Norm(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class QkNorm(Step):
+    """[T, (Hq + 2 Hkv) hd] -> queries [T, Hq hd] and keys [T, Hkv hd], each normalised over all of
+    its heads' channels together. Norms of single heads are a part of Attend."""
+
+
+@dataclass(frozen=True, slots=True)
 class Add(Step):
     """The sum of two values; of one alone where the other is not there, as before the first layer
     the residual is not."""
@@ -76,9 +83,9 @@ class Product(Step):
 
 @dataclass(frozen=True, slots=True)
 class Attend(Step):
-    """[T, (Hq + 2 Hkv) hd] -> [T, Hq hd]: normalises queries and keys where the model does, turns
-    them by their positions, in place, writes keys and values into the cache, and attends over
-    it."""
+    """[T, (Hq + 2 Hkv) hd] -> [T, Hq hd]: normalises the heads of queries and keys where the model
+    does, turns them by their positions, in place, writes keys and values into the cache, and
+    attends over it. Queries and keys that QkNorm made are read beside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,7 @@ class Activate(Step):
     """The MLP's activation, of the gate times the other half where it is gated."""
 
 
-LayerOperation = AddNorm | Norm | Add | Scale | Product | Attend | Activate
+LayerOperation = AddNorm | Norm | QkNorm | Add | Scale | Product | Attend | Activate
 Operation = Embed | LayerOperation
 LayerProgram = tuple[LayerOperation, ...]
 EmbeddingProgram = tuple[Embed] | tuple[Embed, Scale]
@@ -159,9 +166,12 @@ def _attention(model: ModelSpec, reads: str, writes: str) -> LayerProgram:
     heads, hidden = model.attention, model.hidden_size
     qkv = Value("qkv", heads.query_size + 2 * heads.kv_size)
     attended, out = Value("attended", heads.query_size), Value(writes, hidden)
+    normed = (Value("query", heads.query_size), Value("key", heads.kv_size))
+    whole = heads.qk_norm is spec.QkNorm.WHOLE
     return (
         Product("qkv", (reads,), (qkv,), "attention.qkv", hidden),
-        Attend("attention", ("qkv",), (attended,)),
+        *((QkNorm("qk_norm", ("qkv",), normed),) if whole else ()),
+        Attend("attention", ("qkv", "query", "key") if whole else ("qkv",), (attended,)),
         Product("attention_output", ("attended",), (out,), "attention.output", heads.query_size),
     )
 

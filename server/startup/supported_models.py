@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import assert_never
 
+from server.memory import layer_program as program
 from server.memory.backends.record import Backend
 from server.memory.layer_program import (
     Activate,
@@ -38,12 +39,10 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield f"norms placed {norm.placement}"
     if spec.parallel is not ParallelBlock.NONE and norm.placement is not NormPlacement.PRE:
         yield f"attention and MLP in parallel with norms placed {norm.placement}"
-    if norm.kind is NormKind.LAYER and not norm.bias:
-        yield "Layer norms without biases"
+    if norm.kind is NormKind.LAYER and norm.unit_offset:
+        yield "Layer norms whose weights are stored less 1"
     if not norm.weight:
         yield "norms without weights"
-    if attention.qk_norm is QkNorm.WHOLE:
-        yield "norms of queries and keys over all heads together"
     if attention.qk_norm is not QkNorm.NONE and norm.kind is NormKind.LAYER:
         yield "Layer norms of queries and keys"
     if spec.experts is not None:
@@ -85,7 +84,7 @@ def _kernels_of(step: Operation, spec: ModelSpec) -> tuple[str, ...]:
     match step:
         case Embed():
             return ("embedding",)
-        case AddNorm() | Norm():
+        case AddNorm() | Norm() | program.QkNorm():
             return ("add_rms_norm" if spec.norm.kind is NormKind.RMS else "add_layer_norm",)
         case Product():
             return ("linear",)

@@ -121,6 +121,29 @@ CASES: dict[str, tuple[Case, ...]] = {
         ),
         Case("GraniteConfig", {"attention_multiplier": 0.3, "attention_bias": True}),
     ),
+    "arcee": (
+        Case("ArceeConfig"),
+        Case("ArceeConfig", {"attention_bias": True, "mlp_bias": True, "rope_parameters": YARN}),
+    ),
+    "olmo2": (
+        Case("Olmo2Config", {}, HEAD_NORMS),
+        Case("Olmo2Config", {"num_key_value_heads": 4, "attention_bias": True}, HEAD_NORMS),
+    ),
+    "olmo3": (
+        Case("Olmo3Config", {"num_hidden_layers": 4, "sliding_window": WINDOW}, HEAD_NORMS),
+        Case(
+            "Olmo3Config",
+            {
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+                "sliding_window": WINDOW,
+                "rope_parameters": {
+                    "full_attention": {**YARN, "rope_theta": 5000.0},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+                },
+            },
+            HEAD_NORMS,
+        ),
+    ),
     "gemma": (
         Case("GemmaConfig", {"head_dim": 32}, SMALL_EMBEDDING),
         Case(
@@ -136,9 +159,9 @@ CASES: dict[str, tuple[Case, ...]] = {
             {
                 "head_dim": 16,
                 "sliding_window": WINDOW,
-                "attn_logit_softcapping": 9.0,
+                "attn_logit_softcapping": 12.0,
                 "final_logit_softcapping": 5.0,
-                "query_pre_attn_scalar": 9,
+                "query_pre_attn_scalar": 16,
                 "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             },
             SMALL_EMBEDDING | SHARPER,
@@ -211,6 +234,22 @@ CASES: dict[str, tuple[Case, ...]] = {
                 "rope_parameters": LLAMA3,
             },
             HEAD_NORMS,
+        ),
+    ),
+    "cohere": (
+        Case("CohereConfig", {"logit_scale": 0.5, "attention_bias": True}),
+        Case("CohereConfig", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
+    ),
+    "cohere2": (
+        Case("Cohere2Config", {"sliding_window": WINDOW, "num_hidden_layers": 4}),
+        Case(
+            "Cohere2Config",
+            {
+                "sliding_window": WINDOW,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+                "attention_bias": True,
+                "logit_scale": 1.0,
+            },
         ),
     ),
     "stablelm": (

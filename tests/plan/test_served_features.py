@@ -22,7 +22,6 @@ from weights.spec import (
     NormKind,
     NormPlacement,
     NormSpec,
-    QkNorm,
 )
 from weights.synthetic.checkpoint import write_checkpoint
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
@@ -33,9 +32,10 @@ COMPUTED = {
     ModelSpec: "family architecture vocab_size hidden_size num_layers attention mlp norm position "
     "max_positions tied_unembedding parameter_dtype rope windows local_rope rotary_layers "
     "bos_token_id eos_token_ids parallel embedding_scale residual_scale logit_scale logit_soft_cap",
-    AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap",
+    AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap "
+    "qk_norm",
     MlpSpec: "intermediate_size activation gated bias",
-    NormSpec: "kind epsilon unit_offset",
+    NormSpec: "kind epsilon bias",
 }
 NOT_COMPUTED: dict[type, dict[str, Any]] = {
     ModelSpec: {
@@ -43,9 +43,9 @@ NOT_COMPUTED: dict[type, dict[str, Any]] = {
         "position_offset": 2,
         "unembedding_bias": True,
     },
-    AttentionSpec: {"qk_norm": QkNorm.WHOLE},
+    AttentionSpec: {},
     MlpSpec: {},
-    NormSpec: {"placement": NormPlacement.POST, "bias": False, "weight": False},
+    NormSpec: {"placement": NormPlacement.POST, "unit_offset": True, "weight": False},
 }
 
 
@@ -76,7 +76,7 @@ def test_what_the_served_families_need_is_computed() -> None:
     assert unserved_features(tiny_llama()) == unserved_features(tiny_gpt2()) == ()
     served = {name for name, p in read_presets().items() if not unserved_features(p.spec)}
     assert {"gpt-3", "llama-3.1-8b", "qwen2.5-7b", "qwen3-8b", "gemma-2b"} <= served
-    assert not served & {"gpt-1", "phi-2", "mixtral-8x7b", "qwen3-30b-a3b", "palm-540b"}
+    assert not served & {"gpt-1", "phi-2", "mixtral-8x7b", "qwen3-30b-a3b"}
 
 
 def test_a_start_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from weights import families
 from weights.checkpoint.folder import Checkpoint
 from weights.checkpoint.matching import Matching, SkippedTensor, match, tied_copies_differ
 from weights.formats import get_format, get_quantised
-from weights.inventory import QUANTISABLE, UNIT_OFFSET_FORMAT, Parameter, inventory
+from weights.inventory import QUANTISABLE, Parameter, inventory
 from weights.loading.fusion import FusedLinear, fused_linears, held_name, plain_tensors
 from weights.loading.pinned_reader import CopyStream, PinnedReader
 from weights.loading.tensor_reader import TensorReader, torch_dtype
@@ -100,7 +100,7 @@ def load(
         for placement in matching.placements:
             names = [piece.parameter for piece in placement.pieces]
             reader.fill(placement, {name: assembly.view(name) for name in names})
-            if assembly.reads_values(names):
+            if assembly.would_pack(names):
                 reader.settle()
             for name in names:
                 assembly.complete(name)
@@ -180,31 +180,25 @@ class _Assembly(Generic[_Packed]):
         linear = self._owners.get(part)
         if linear is None:
             if name not in self._plain:
-                format = UNIT_OFFSET_FORMAT if parameter.unit_offset else self._format
-                self._plain[name] = self._empty(parameter.shape, format)
+                self._plain[name] = self._empty(parameter.shape)
             return self._plain[name]
         fused = f"{linear.name}.{kind}"
         members = [self._parameters[f"{member}.{kind}"] for member in linear.parts]
         if fused not in self._open:
             rows = sum(member.shape[0] for member in members)
-            self._open[fused] = self._empty((rows, *parameter.shape[1:]), self._format)
+            self._open[fused] = self._empty((rows, *parameter.shape[1:]))
             if self._quantization is not None:
                 unpacked = sum(tensor.nbytes for tensor in self._open.values())
                 self.peak_unpacked_bytes = max(self.peak_unpacked_bytes, unpacked)
         start = _rows_before(members, name)
         return self._open[fused][start : start + parameter.shape[0]]
 
-    def reads_values(self, names: list[str]) -> bool:
-        """Completing these may read what was copied: a matrix is packed, or an offset added."""
-        return any(
-            name.rpartition(".")[0] in self._owners or self._parameters[name].unit_offset
-            for name in names
-        )
+    def would_pack(self, names: list[str]) -> bool:
+        """Completing these may pack a matrix, which reads its values."""
+        return any(name.rpartition(".")[0] in self._owners for name in names)
 
     def complete(self, name: str) -> None:
         """Says that ``name`` has its values; packs its matrix when it was the last to come."""
-        if self._parameters[name].unit_offset:
-            self._plain[name].add_(1.0)
         linear = self._owners.get(name.rpartition(".")[0])
         if linear is None:
             return
@@ -231,8 +225,8 @@ class _Assembly(Generic[_Packed]):
         first = self._parameters[f"{linear.parts[0]}.weight"]
         return self._quantization is not None and first.component in QUANTISABLE
 
-    def _empty(self, shape: tuple[int, ...], format: str) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch_dtype(format), device=self._device)
+    def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch_dtype(self._format), device=self._device)
 
 
 def _rows_before(members: list[Parameter], name: str) -> int:

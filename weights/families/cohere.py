@@ -1,0 +1,52 @@
+"""Command R and Aya (Cohere 2024): attention and MLP side by side behind one Layer norm without a
+bias, neighbouring rotary pairs, scaled logits."""
+
+from __future__ import annotations
+
+from weights.families import decoders
+from weights.families.base import Family
+from weights.families.facts import ConfigReader
+from weights.families.rope import RopeDefaults, read_rope
+from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
+
+_ROPE = RopeDefaults(theta=500000.0, interleaved=True)
+
+
+def _read(facts: ConfigReader) -> ModelSpec:
+    bias = facts.flag("attention_bias", False)
+    attention = decoders.read_attention(facts, qkv_bias=bias, output_bias=bias)
+    max_positions = decoders.max_positions(facts, 8192)
+    facts.only("use_qk_norm", False, "norms of queries and keys are not read yet")
+    return decoders.read_decoder(
+        facts,
+        family="cohere",
+        attention=attention,
+        mlp=decoders.read_mlp(facts),
+        norm=NormSpec(NormKind.LAYER, facts.number("layer_norm_eps", 1e-5, high=1.0), bias=False),
+        max_positions=max_positions,
+        tied=True,
+        rope=read_rope(
+            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=_ROPE
+        ),
+        parallel=ParallelBlock.SHARED_NORM,
+        logit_scale=facts.number("logit_scale", 0.0625),
+        bos=5,
+        eos=255001,
+    )
+
+
+FAMILY = Family(
+    name="cohere",
+    architecture="CohereForCausalLM",
+    other_names=("CohereModel",),
+    model_type="cohere",
+    prefix="model.",
+    sources=decoders.names(
+        *decoders.in_layer("input_layernorm", "attention_norm"),
+        *decoders.ATTENTION,
+        *decoders.GATED_MLP,
+    ),
+    skips=decoders.SKIPS,
+    harmless=frozenset(),
+    read=_read,
+)

@@ -1,0 +1,43 @@
+"""OLMo 2 (arXiv 2501.00656): what attention and MLP give is normalised, not what they take, and
+queries and keys over all heads together."""
+
+from __future__ import annotations
+
+from weights.families import decoders
+from weights.families.base import Family
+from weights.families.facts import ConfigReader
+from weights.families.rope import read_rope
+from weights.spec import ModelSpec, NormPlacement, QkNorm
+
+
+def _read(facts: ConfigReader) -> ModelSpec:
+    bias = facts.flag("attention_bias", False)
+    attention = decoders.read_attention(
+        facts, qkv_bias=bias, output_bias=bias, qk_norm=QkNorm.WHOLE
+    )
+    max_positions = decoders.max_positions(facts, 2048)
+    return decoders.read_decoder(
+        facts,
+        family="olmo2",
+        attention=attention,
+        mlp=decoders.read_mlp(facts),
+        norm=decoders.rms_norm(facts, 1e-5, NormPlacement.OUTPUT),
+        max_positions=max_positions,
+        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        eos=50279,
+    )
+
+
+FAMILY = Family(
+    name="olmo2",
+    architecture="Olmo2ForCausalLM",
+    other_names=("Olmo2Model",),
+    model_type="olmo2",
+    prefix="model.",
+    sources=decoders.names(
+        *decoders.ATTENTION, *decoders.QK_NORMS, *decoders.OUTPUT_NORMS, *decoders.GATED_MLP
+    ),
+    skips=decoders.SKIPS,
+    harmless=frozenset(),
+    read=_read,
+)
