@@ -5,29 +5,35 @@ from __future__ import annotations
 from weights.spec import Activation, ModelSpec, RopeScaling, RopeSpec
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
+# Every third is first measured in float32: those whose products take longest are among them, since
+# a CPU without 16-bit arithmetic multiplies 16-bit matrices ten times as slowly.
 MODELS: dict[str, ModelSpec] = {
+    "tied, large vocabulary": tiny_llama(
+        hidden_size=256, num_layers=2, vocab_size=128_000, tied=True, intermediate_size=512
+    ),
     "llama": tiny_llama(hidden_size=256, num_layers=4, intermediate_size=700),
-    "multi-query": tiny_llama(num_query_heads=16, num_kv_heads=1, head_dim=64, hidden_size=512),
+    "narrow heads": tiny_llama(  # and a quarter as wide
+        num_query_heads=4, num_kv_heads=2, head_dim=32, hidden_size=512, vocab_size=2000
+    ),
+    "gpt2": tiny_gpt2(hidden_size=768, num_heads=12, vocab_size=50_257, num_layers=2),
     "multi-head": tiny_llama(
         num_query_heads=12, num_kv_heads=12, head_dim=64, hidden_size=768, vocab_size=3000
     ),
     "wide heads": tiny_llama(  # queries three times as wide as the hidden state
         num_query_heads=12, num_kv_heads=4, head_dim=128, hidden_size=512, vocab_size=2000
     ),
-    "narrow heads": tiny_llama(  # and a quarter
-        num_query_heads=4, num_kv_heads=2, head_dim=32, hidden_size=512, vocab_size=2000
-    ),
-    "tied, large vocabulary": tiny_llama(
-        hidden_size=256, num_layers=2, vocab_size=128_000, tied=True, intermediate_size=512
-    ),
-    "untied, large vocabulary": tiny_llama(
-        hidden_size=256, num_layers=2, vocab_size=32_000, intermediate_size=512
+    "wide mlp": tiny_llama(
+        hidden_size=512, num_query_heads=8, num_kv_heads=8, head_dim=64, intermediate_size=6000
     ),
     "biases": tiny_llama(
         hidden_size=512, num_query_heads=8, head_dim=64, attention_bias=True, mlp_bias=True
     ),
-    "wide mlp": tiny_llama(
-        hidden_size=512, num_query_heads=8, num_kv_heads=8, head_dim=64, intermediate_size=6000
+    "multi-query": tiny_llama(num_query_heads=16, num_kv_heads=1, head_dim=64, hidden_size=512),
+    "untied, large vocabulary": tiny_llama(
+        hidden_size=256, num_layers=2, vocab_size=32_000, intermediate_size=512
+    ),
+    "gpt2, relu, untied": tiny_gpt2(
+        hidden_size=320, num_heads=5, activation=Activation.RELU, tied=False, num_layers=6
     ),
     "scaled rope": tiny_llama(
         hidden_size=384,
@@ -38,13 +44,6 @@ MODELS: dict[str, ModelSpec] = {
             scaling=RopeScaling.YARN, factor=4.0, original_max_positions=256, attention_factor=1.0
         ),
     ),
-    "gpt2": tiny_gpt2(hidden_size=768, num_heads=12, vocab_size=50_257, num_layers=2),
-    "gpt2, wide": tiny_gpt2(
-        hidden_size=1024, num_heads=8, vocab_size=5000, intermediate_size=8192, num_layers=2
-    ),
-    "gpt2, relu, untied": tiny_gpt2(
-        hidden_size=320, num_heads=5, activation=Activation.RELU, tied=False, num_layers=6
-    ),
     "120 million parameters": tiny_llama(
         num_query_heads=16,
         num_kv_heads=4,
@@ -53,6 +52,9 @@ MODELS: dict[str, ModelSpec] = {
         intermediate_size=2816,
         num_layers=5,
         vocab_size=32_000,
+    ),
+    "gpt2, wide": tiny_gpt2(
+        hidden_size=1024, num_heads=8, vocab_size=5000, intermediate_size=8192, num_layers=2
     ),
 }
 

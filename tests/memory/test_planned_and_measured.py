@@ -23,7 +23,7 @@ from weights.synthetic.checkpoint import write_checkpoint
 MIB = 2**20
 ROOT = Path(__file__).parents[2]
 SHARE = 0.02
-FEW = ("multi-query", "wide mlp", "gpt2, relu, untied", "untied, large vocabulary")
+FEW = ("wide mlp", "multi-query", "gpt2, relu, untied", "untied, large vocabulary")
 SWEEP = pytest.mark.sweep
 Measured = Mapping[str, Any]
 
@@ -117,10 +117,10 @@ def test_attention_of_wide_heads_takes_what_was_planned(fleet: Fleet) -> None:
 def test_every_form_in_every_format_takes_what_was_planned(
     index: int, turn: int, fleet: Fleet
 ) -> None:
-    """Each form meets every format and every set of limits; the pairs take turns."""
-    number = (index + turn) % len(DTYPES)
-    limits = list(LIMITS)[(index + number) % len(LIMITS)]
-    assert_as_planned(fleet.measure(list(MODELS)[index], DTYPES[number], limits))
+    """Each form meets every format and every set of limits; each turn meets all nine pairs."""
+    dtype = DTYPES[(index + turn) % len(DTYPES)]
+    limits = list(LIMITS)[(index // len(DTYPES) + turn) % len(LIMITS)]
+    assert_as_planned(fleet.measure(list(MODELS)[index], dtype, limits))
 
 
 def test_the_forms_are_large_enough_to_tell() -> None:
