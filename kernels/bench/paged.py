@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.backends import TRITON_CUDA, attention_workspace_bytes
@@ -160,6 +159,9 @@ def _dense(step: Step, device: torch.device) -> Call:
         return attend
     if step.queries == context:
         return partial(attend, is_causal=True)
+    # Imported here: it brings torch's compiler along, which takes seconds and no other row needs.
+    from torch.nn.attention.bias import causal_lower_right
+
     return partial(attend, attn_mask=causal_lower_right(step.queries, context))
 
 

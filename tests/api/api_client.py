@@ -6,14 +6,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
-import openai
 from fastapi import FastAPI
 
 from server.api.app import create_app
 from server.api.state import ApiState
+
+if TYPE_CHECKING:
+    import openai
 
 Told = TypeVar("Told")
 
@@ -41,6 +43,8 @@ def with_client(state: ApiState, story: Callable[[httpx.AsyncClient], Awaitable[
 
 
 def openai_client(http: httpx.AsyncClient) -> openai.AsyncOpenAI:
+    import openai
+
     return openai.AsyncOpenAI(
         base_url="http://test/v1", api_key="none", http_client=http, max_retries=0
     )

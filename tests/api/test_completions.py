@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from server.api.app import create_app
@@ -252,6 +251,8 @@ async def test_a_clients_request_id_is_a_label_and_nothing_more() -> None:
 
 
 async def test_the_official_client_reads_it_streamed_and_not() -> None:
+    import openai
+
     state = make_state(FakeEngine(saying("深度学习是")))
     async with client_of(create_app(state)) as http:
         client = openai_client(http)
@@ -267,6 +268,8 @@ async def test_the_official_client_reads_it_streamed_and_not() -> None:
 
 
 async def test_the_official_client_raises_what_breaks_a_stream() -> None:
+    import openai
+
     async with client_of(create_app(make_state(FakeEngine(dies_after=3)))) as http:
         stream = await openai_client(http).completions.create(
             model="tiny", prompt="a", max_tokens=20, stream=True

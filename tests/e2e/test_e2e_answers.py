@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import openai
 import pytest
 
 from tests.e2e.server_process import ServerProcess, events, wait_until
+
+if TYPE_CHECKING:
+    import openai
 
 CONCURRENCY = 32
 PROMPT = "深度学习是"
@@ -17,6 +19,8 @@ UTF8_BYTES = [3 + byte for byte in (*range(0x80, 0xC0), *range(0xE4, 0xEA))]
 
 
 def client_of(server: ServerProcess) -> openai.AsyncOpenAI:
+    import openai
+
     return openai.AsyncOpenAI(base_url=f"{server.base_url}/v1", api_key="none", max_retries=0)
 
 

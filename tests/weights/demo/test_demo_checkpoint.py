@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoTokenizer, LlamaForCausalLM
 
 from weights.demo.checkpoint import Progress, export, load_exported, load_run, save_run
 from weights.demo.model import DemoModel, Shape
@@ -30,6 +29,8 @@ SMALL = Shape(
 
 
 def both_logits(folder: Path, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    from transformers import LlamaForCausalLM
+
     theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         return load_exported(folder)(ids), theirs(ids).logits
@@ -71,6 +72,8 @@ def test_shipped_weights_are_bfloat16_small_and_named_as_llama_names_them() -> N
 def test_configs_agree_with_the_tokenizer() -> None:
     config = json.loads((CHECKPOINT / "config.json").read_text(encoding="utf-8"))
     generation = json.loads((CHECKPOINT / "generation_config.json").read_text(encoding="utf-8"))
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     assert config["vocab_size"] == len(tokenizer)
     assert config["eos_token_id"] == generation["eos_token_id"] == tokenizer.eos_token_id
