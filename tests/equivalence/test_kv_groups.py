@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import kernels
+from server.engine.core import EngineCore
 from server.engine.engine_config import CacheConfig
 from server.engine.kv_cache_manager import KVCacheManager
-from server.engine.kv_spec import GroupKind, KVCacheSpec
+from server.engine.kv_spec import NULL_BLOCK, GroupKind, KVCacheGroup, KVCacheSpec
 from server.execution.buffers import allocate
 from server.execution.cpu_device import CpuDevice
 from server.execution.cuda_graphs import GraphMode
@@ -50,6 +51,7 @@ class Built:
 class TwoGroups(Setting):
     """A checkpoint of full and windowed layers."""
 
+    windows: tuple[int, ...] = WINDOWS
     late: bool = False
     patch: pytest.MonkeyPatch = field(kw_only=True)
 
@@ -57,7 +59,7 @@ class TwoGroups(Setting):
         backend = "triton" if self.late else "torch"
         config = harness.runner_config(self.block_size, 2 * num_tokens, backend=backend)
         checkpoint = open_checkpoint(self.folder)
-        model = replace(resolve(checkpoint.config).spec(checkpoint.config), windows=WINDOWS)
+        model = replace(resolve(checkpoint.config).spec(checkpoint.config), windows=self.windows)
         layout = build_layout(model, config)
         loaded = load(checkpoint, model, format="f32", pack=kernels.pack_linear)
         device: Device = CpuDevice()
@@ -153,6 +155,65 @@ def test_answers_are_equal(
 ) -> None:
     one = TwoGroups(folder, known=known, late=late, patch=monkeypatch)
     checks.CHECKS[name](one)
+
+
+@pytest.mark.parametrize("name", ["chunked equals whole", "cached equals uncached"])
+def test_answers_are_equal_where_all_layers_have_a_window(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks.CHECKS[name](TwoGroups(folder, windows=(24,) * 4, known={}, patch=monkeypatch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", checks.CHECKS)
+def test_answers_are_equal_in_blocks_of_64_tokens(
+    name: str,
+    folder: Path,
+    known: dict[tuple[str, ...], harness.Run],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if name == "short of blocks equals plenty":
+        pytest.skip("256 tokens are 4 blocks of 64: too few for a row of each group")
+    one = TwoGroups(folder, block_size=64, known=known, patch=monkeypatch)
+    checks.CHECKS[name](one)
+
+
+def test_a_window_group_holds_its_window_alone(
+    folder: Path, known: dict[tuple[str, ...], harness.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = TwoGroups(folder, known=known, patch=monkeypatch)
+    requests, built = workloads.prefixed(), one.built()
+    full, window = built.kv.groups
+    freed = 0
+
+    def count(core: EngineCore, steps: int) -> None:
+        nonlocal freed
+        for sequence in core.scheduler.state.running:
+            whole, seen = sequence.block_tables
+            held = sum(block != NULL_BLOCK for block in seen)
+            assert NULL_BLOCK not in whole and len(whole) == len(seen)
+            assert held <= window.blocks_of(sequence.num_computed_tokens) <= 3
+            freed = max(freed, len(seen) - held)
+
+    cached = harness.run(built, requests, budget=50, prefix_caching=True, on_step=count)  # type: ignore[arg-type]
+    assert freed >= 4 and full.blocks_of(100) == 7
+    harness.assert_equal(cached, one.plain(requests))
+
+
+def test_a_block_freed_too_early_is_noticed(
+    folder: Path, known: dict[tuple[str, ...], harness.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pool that is short of blocks another row has it, and writes it, at once."""
+    one = TwoGroups(folder, known=known, patch=monkeypatch)
+    one.plain(workloads.growing())
+    real = KVCacheGroup.first_block
+
+    def early(group: KVCacheGroup, position: int) -> int:
+        return min(real(group, position + group.block_size), position // group.block_size)
+
+    monkeypatch.setattr(KVCacheGroup, "first_block", early)
+    with pytest.raises(AssertionError):
+        checks.short_of_blocks_equals_plenty(one)
 
 
 def test_one_groups_tables_for_all_are_noticed(
