@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from weights.errors import CheckpointError
@@ -31,7 +33,8 @@ class Preset:
         return shape_spec(self.document, self.name)
 
 
-def read_presets() -> dict[str, Preset]:
+@cache  # the files ship with the package and do not change while it runs
+def read_presets() -> Mapping[str, Preset]:
     """Every preset by its name, families one after the other."""
     presets: dict[str, Preset] = {}
     for path in sorted(_FOLDER.glob("*.toml")):
@@ -40,7 +43,7 @@ def read_presets() -> dict[str, Preset]:
         for name, own in tables.items():
             document = {**defaults, **own}
             presets[name] = Preset(name, document["source"], document.get("note", ""), document)
-    return presets
+    return MappingProxyType(presets)
 
 
 def find_preset(name: str) -> Preset:
