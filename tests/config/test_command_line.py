@@ -94,7 +94,7 @@ def test_a_busy_port_is_refused_before_the_web_packages_are_loaded() -> None:
         (["serve", "--max_num_seqs=8"], "did you mean --max-num-seqs?"),
         (["plan", "gpt2", "--max-model-length", "5"], "did you mean --max-model-len?"),
         (["serve", "--tensor-parallel", "2"], "quire serve --help lists what is known"),
-        (["models", "--jsn"], "unknown option --jsn; quire models --help"),
+        (["models", "--jsn"], "unknown option --jsn; did you mean --json?"),
         (["--verson"], "unknown option --verson; did you mean --version?"),
         (["serve", "/one", "/two"], "'/two' is one argument too many"),
     ],
