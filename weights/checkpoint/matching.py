@@ -3,6 +3,7 @@ missing, nothing unexpected, every shape and dtype right; and still no tensor is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,7 @@ def match(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> Matching:
             placements.append(_place(entry, targets, source.transposed))
     unembedding = entries.pop(UNEMBEDDING_TENSOR, None) if spec.tied_unembedding else None
     skipped, unexpected = _skip(entries, family, spec)
+    skipped += _skipped_by_prefix(checkpoint, family)
     if missing or unexpected:
         raise _mismatch(checkpoint, missing, unexpected)
     tied_copies = None
@@ -93,9 +95,10 @@ def _canonical(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Tensor
     entries: dict[str, TensorEntry] = {}
     unprefixed = False
     for name, entry in checkpoint.tensors.items():
-        full = name
-        if not name.startswith(family.prefix) and name != UNEMBEDDING_TENSOR:
-            full, unprefixed = family.prefix + name, True
+        if family.skipped_prefix(name) is not None:
+            continue
+        full = family.full_name(name)
+        unprefixed |= full == family.prefix + name
         other = entries.setdefault(full, entry)
         if other is not entry:
             raise CheckpointError(
@@ -158,6 +161,16 @@ def _skip(
         if name in reasons
     ]
     return skipped, [entry for name, entry in entries.items() if name not in reasons]
+
+
+def _skipped_by_prefix(checkpoint: Checkpoint, family: Family) -> list[SkippedTensor]:
+    """A line for each prefix, however many tensors begin with it."""
+    prefixes = Counter(map(family.skipped_prefix, checkpoint.tensors))
+    return [
+        SkippedTensor(f"{prefix}* ({count} tensors)", family.skipped_prefixes[prefix])
+        for prefix, count in prefixes.items()
+        if prefix is not None
+    ]
 
 
 def _mismatch(

@@ -14,6 +14,7 @@ from typing import Any
 from weights.errors import CheckpointError
 from weights.families.base import Family
 from weights.families.facts import CONFIG_FILE
+from weights.families.text_part import text_family
 from weights.families.unserved import reason_not_served
 
 
@@ -31,6 +32,9 @@ def resolve(config: Mapping[str, Any]) -> Family:
     """The family of ``config``. Raises CheckpointError naming an architecture, a quantisation
     method or custom code that is not served, and what is."""
     _refuse_unserved_kinds(config)
+    text = text_family(config, FAMILIES)
+    if text is not None:
+        return text
     architectures, model_type = config.get("architectures"), config.get("model_type")
     _refuse_known_kinds(config, architectures)
     if architectures is None:

@@ -68,7 +68,9 @@ class Family:
     """``prefix`` begins the name of every tensor but the unembedding's; files saved from the bare
     decoder lack it. ``other_names`` are architectures that mean the same: an older spelling, and
     the bare decoder. ``harmless`` are keys of config.json that never change the arithmetic.
-    ``sizes`` are a smallest config.json, whose other facts are the family's defaults."""
+    ``sizes`` are a smallest config.json, whose other facts are the family's defaults. ``renames``
+    are pairs of prefixes, a file's and the one that ``sources`` know; tensors whose names begin
+    with one of ``skipped_prefixes`` are not read, for the reason that it maps to."""
 
     name: str
     architecture: str
@@ -80,6 +82,8 @@ class Family:
     harmless: frozenset[str]
     read: Callable[[ConfigReader], ModelSpec]
     sizes: Mapping[str, Any] = field(default_factory=lambda: SIZES)
+    renames: tuple[tuple[str, str], ...] = ()
+    skipped_prefixes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -98,6 +102,19 @@ class Family:
         """Keys of ``config`` that mean nothing to this family and were judged harmless by the rule
         in weights.families.facts; worth a line at start."""
         return self._read(config)[1]
+
+    def full_name(self, name: str) -> str:
+        """A tensor's name as ``sources`` know it."""
+        for theirs, ours in self.renames:
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        if name.startswith(self.prefix) or name == UNEMBEDDING_TENSOR:
+            return name
+        return self.prefix + name
+
+    def skipped_prefix(self, name: str) -> str | None:
+        """The prefix for which a tensor is not read; None where it is looked at."""
+        return next((one for one in self.skipped_prefixes if name.startswith(one)), None)
 
     def keys(self) -> frozenset[str]:
         """The keys of config.json that mean something to this family."""

@@ -92,7 +92,7 @@ def load(
     if quantization is not None:
         get_quantised(quantization)
     started = time.monotonic()
-    matching = match(checkpoint, families.by_name(spec.family), spec)
+    matching = match(checkpoint, families.resolve(checkpoint.config), spec)
     counter = _ByteCounter(matching.bytes_to_read, progress)
     assembly = _Assembly(spec, format, quantization, torch.device(device), pack)
     with _reader(checkpoint, counter.add, copies) as reader:

@@ -1,0 +1,118 @@
+"""Folders of vision-language models are served as text, and nothing of images is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.execution import stepping
+from tests.parity import oracle
+from tests.parity.family_checkpoints import BASE, VOCAB, WINDOW, Case, sharpen
+from weights import families
+from weights.checkpoint.folder import open_checkpoint
+from weights.checkpoint.matching import match
+from weights.errors import CheckpointError
+from weights.inventory import num_parameters
+
+PROMPT = np.random.default_rng(5).integers(3, VOCAB - 2, size=60).tolist()
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+TEXT = {key: value for key, value in BASE.items() if key not in ("pad_token_id",)}
+GEMMA = {**TEXT, "head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 1}
+FOLDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, float]]] = {
+    "gemma3": (
+        "Gemma3Config",
+        {"text_config": GEMMA, "vision_config": VISION, "mm_tokens_per_image": 4},
+        {"image_token_index": VOCAB - 1},
+        {"embed_tokens": 0.1},
+    ),
+    "mistral3": (
+        "Mistral3Config",
+        {
+            "text_config": {**TEXT, "model_type": "mistral", "sliding_window": None},
+            "vision_config": {**VISION, "model_type": "pixtral", "head_dim": 16},
+        },
+        {"image_token_index": VOCAB - 1, "tie_word_embeddings": False},
+        {},
+    ),
+}
+
+
+def write(name: str, folder: Path) -> Any:
+    import transformers
+
+    config_class, parts, facts, gains = FOLDERS[name]
+    config = getattr(transformers, config_class)(**parts, **facts)
+    model = transformers.AutoModelForImageTextToText.from_config(
+        config, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    sharpen(model, Case(config_class, gains=gains), seed=0)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_text_is_answered_as_transformers_does_and_images_take_no_bytes(
+    name: str, tmp_path: Path
+) -> None:
+    model = write(name, tmp_path)
+    built = stepping.built(tmp_path, max_model_len=256)
+    theirs = oracle.logits(model, PROMPT)
+    error = (stepping.all_logits(built.runner, PROMPT) - theirs).abs().max() / theirs.abs().max()
+    assert float(error) <= 1e-4
+    assert built.report.held_bytes == 4 * num_parameters(built.model)
+    skipped = {item.name.partition("*")[0]: item.reason for item in built.report.skipped}
+    assert any("vision_tower." in prefix for prefix in skipped)
+    assert any("multi_modal_projector." in prefix for prefix in skipped)
+    assert len(built.report.skipped) <= 3  # a line a prefix, and the tied unembedding's
+
+
+def test_both_spellings_of_the_names_are_found(tmp_path: Path) -> None:
+    """The hub's files begin with ``language_model.model.``; transformers 5 has it the other way."""
+    from safetensors.torch import load_file, save_file
+
+    write("mistral3", tmp_path)
+    file = tmp_path / "model.safetensors"
+    published = load_file(file)
+    assert any(name.startswith("language_model.model.") for name in published)
+
+    def newer(name: str) -> str:
+        if name.startswith("language_model."):
+            inner = name.removeprefix("language_model.")
+            return inner if inner.startswith("lm_head.") else f"model.language_model.{inner[6:]}"
+        return f"model.{name}"
+
+    renamed = {newer(name): tensor for name, tensor in published.items()}
+    for tensors in (published, renamed):
+        save_file(tensors, file, metadata={"format": "pt"})
+        checkpoint = open_checkpoint(tmp_path)
+        family = families.resolve(checkpoint.config)
+        matching = match(checkpoint, family, family.spec(checkpoint.config))
+        assert len(matching.skipped) == 2 and not matching.unprefixed
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"text_config": None}, "text_config must be an object"),
+        ({"text_config": {"model_type": "mamba"}}, 'text_config.model_type "mamba" is not served'),
+        ({"rope_sections": [1]}, "rope_sections"),
+    ],
+    ids=["no text part", "another text part", "an unknown fact"],
+)
+def test_what_is_not_served_is_named(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    write("gemma3", tmp_path)
+    config = {**json.loads((tmp_path / "config.json").read_text()), **change}
+    with pytest.raises(CheckpointError, match=words):
+        families.resolve(config).spec(config)
