@@ -36,7 +36,8 @@ class Decoder:
     ) -> None:
         self.spec = spec
         self.embedding = tensors["embedding"]  # [V, D]
-        self.position_table = tensors.get("position_embedding")  # [P, D]
+        positions = tensors.get("position_embedding")  # [offset + P, D]
+        self.position_table = None if positions is None else positions[spec.position_offset :]
         self.layers = [
             build_layer(spec, index, linears, tensors, rotary_tables)
             for index in range(spec.num_layers)

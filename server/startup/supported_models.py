@@ -47,10 +47,8 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield "Layer norms of queries and keys"
     if spec.experts is not None:
         yield "experts"
-    if spec.position_offset:
-        yield "an offset of learned positions"
-    if spec.unembedding_bias:
-        yield "a bias of the logits"
+    if spec.unembedding_bias and spec.tied_unembedding:
+        yield "a bias of logits that use the embedding's table"
 
 
 def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:

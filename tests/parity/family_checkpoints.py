@@ -26,6 +26,13 @@ BASE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+# What holds for configs that have names of their own for sizes.
+IDS: dict[str, Any] = {
+    key: BASE[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+}
+GPT = IDS | {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
+NEO = IDS | {"hidden_size": 64, "max_position_embeddings": 256}
+OPT = NEO | {"num_hidden_layers": 3, "num_attention_heads": 4, "word_embed_proj_dim": 64}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 5000.0,
@@ -45,6 +52,7 @@ LONGROPE = {
 WINDOW = 24  # shorter than the prompts
 
 
+UNSCALED = {"q_proj": 0.3}  # without a scale of the scores
 HEAD_NORMS = {"q_norm": 3.0, "k_norm": 3.0}  # whose weights alone say how sharp attention is
 SMALL_EMBEDDING = {"embed_tokens": 0.1}  # a tied one that is scaled up would repeat its own token
 
@@ -53,12 +61,13 @@ SHARPER = {"q_proj": 2.5}
 
 @dataclass(frozen=True)
 class Case:
-    """``config`` is the config class's name, ``facts`` what the case says beside BASE, ``gains``
-    what the standard deviation of tensors with such a name is multiplied by."""
+    """``config`` is the config class's name, ``facts`` what the case says beside ``base``.
+    ``gains`` multiply the standard deviation of tensors with such a name."""
 
     config: str
     facts: dict[str, Any] = field(default_factory=dict)
     gains: dict[str, float] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=lambda: BASE)
 
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -252,6 +261,66 @@ CASES: dict[str, tuple[Case, ...]] = {
             },
         ),
     ),
+    "phi": (
+        Case("PhiConfig"),
+        Case(
+            "PhiConfig",
+            {
+                "num_key_value_heads": 4,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "partial_rotary_factor": 0.75,
+                },
+            },
+        ),
+    ),
+    "gptj": (
+        Case("GPTJConfig", {"rotary_dim": 8}, base=GPT),
+        Case("GPTJConfig", {"rotary_dim": 16, "n_inner": 96, "n_head": 2}, base=GPT),
+    ),
+    "gpt_neo": (
+        Case(
+            "GPTNeoConfig",
+            {
+                "num_layers": 4,
+                "num_heads": 4,
+                "window_size": WINDOW,
+                "attention_types": [[["global", "local"], 2]],
+            },
+            UNSCALED,
+            NEO,
+        ),
+        Case(
+            "GPTNeoConfig",
+            {
+                "num_layers": 2,
+                "num_heads": 2,
+                "attention_types": [[["global"], 2]],
+                "intermediate_size": 96,
+                "tie_word_embeddings": False,
+            },
+            UNSCALED,
+            NEO,
+        ),
+    ),
+    "gpt_bigcode": (
+        Case("GPTBigCodeConfig", base=GPT),
+        Case("GPTBigCodeConfig", {"n_inner": 96, "tie_word_embeddings": False}, base=GPT),
+    ),
+    "opt": (
+        Case("OPTConfig", {"ffn_dim": 96}, base=OPT),
+        Case(
+            "OPTConfig",
+            {
+                "ffn_dim": 160,
+                "activation_function": "gelu",
+                "enable_bias": False,
+                "tie_word_embeddings": False,
+            },
+            base=OPT,
+        ),
+    ),
     "stablelm": (
         Case("StableLmConfig", {"use_qkv_bias": True}),
         Case(
@@ -273,7 +342,7 @@ def write_case(case: Case, folder: Path, seed: int = 0) -> Any:
     """Writes the case's folder as transformers saves it, and returns its model, in float32."""
     import transformers
 
-    config = getattr(transformers, case.config)(**{**BASE, **case.facts})
+    config = getattr(transformers, case.config)(**{**case.base, **case.facts})
     model = transformers.AutoModelForCausalLM.from_config(
         config, attn_implementation="eager", dtype=torch.float32
     ).eval()
@@ -286,14 +355,23 @@ def write_case(case: Case, folder: Path, seed: int = 0) -> Any:
 # checkpoints' (weights.synthetic.checkpoint), so that attention looks at few tokens.
 _GAINS = {
     "embed_tokens": 3.0,
+    "wte": 3.0,
+    "wpe": 5.0,
+    "embed_positions": 5.0,
+    "c_attn": 2.1,
     "q_proj": 2.1,
     "k_proj": 2.1,
     "qkv_proj": 2.1,
     "v_proj": 1.0,
     "o_proj": 1.5,
+    "out_proj": 1.5,
+    "dense": 1.5,
+    "attn.c_proj": 1.5,
     "gate": 2.0,
     "up_proj": 2.0,
     "c_fc": 2.0,
+    "fc1": 2.0,
+    "fc_in": 2.0,
     "down_proj": 1.0,
     "c_proj": 1.0,
     "lm_head": 3.0,
@@ -313,7 +391,7 @@ def sharpen(model: Any, case: Case, seed: int) -> None:
                 values = values * 0.2 + parameter.mean().round()
         else:
             gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
-            if "down" in name or "c_proj" in name:
+            if any(part in name for part in ("down", "mlp.c_proj", "fc2", "fc_out")):
                 values -= values.mean(dim=1, keepdim=True)
             values *= gain / math.sqrt(parameter.shape[-1])
         for part, factor in case.gains.items():

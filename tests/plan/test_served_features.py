@@ -31,7 +31,8 @@ LAYER = NormSpec(NormKind.LAYER, 1e-5)
 COMPUTED = {
     ModelSpec: "family architecture vocab_size hidden_size num_layers attention mlp norm position "
     "max_positions tied_unembedding parameter_dtype rope windows local_rope rotary_layers "
-    "bos_token_id eos_token_ids parallel embedding_scale residual_scale logit_scale logit_soft_cap",
+    "position_offset unembedding_bias bos_token_id eos_token_ids parallel embedding_scale "
+    "residual_scale logit_scale logit_soft_cap",
     AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap "
     "qk_norm",
     MlpSpec: "intermediate_size activation gated bias",
@@ -40,8 +41,6 @@ COMPUTED = {
 NOT_COMPUTED: dict[type, dict[str, Any]] = {
     ModelSpec: {
         "experts": ExpertsSpec(4, 2, 32),
-        "position_offset": 2,
-        "unembedding_bias": True,
     },
     AttentionSpec: {},
     MlpSpec: {},
@@ -76,18 +75,18 @@ def test_what_the_served_families_need_is_computed() -> None:
     assert unserved_features(tiny_llama()) == unserved_features(tiny_gpt2()) == ()
     served = {name for name, p in read_presets().items() if not unserved_features(p.spec)}
     assert {"gpt-3", "llama-3.1-8b", "qwen2.5-7b", "qwen3-8b", "gemma-2b"} <= served
-    assert not served & {"gpt-1", "phi-2", "mixtral-8x7b", "qwen3-30b-a3b"}
+    assert not served & {"gpt-1", "mixtral-8x7b", "qwen3-30b-a3b"}
 
 
 def test_a_start_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tiny_llama(), tmp_path, seed=1)
 
-    def offset(config: dict[str, Any]) -> families.Family:
+    def mixture(config: dict[str, Any]) -> families.Family:
         family = families.resolve(config)
-        return replace(family, read=lambda facts: replace(family.read(facts), position_offset=2))
+        return replace(
+            family, read=lambda facts: replace(family.read(facts), experts=ExpertsSpec(4, 2, 32))
+        )
 
-    monkeypatch.setattr(model_facts, "resolve", offset)
-    with pytest.raises(
-        StartupError, match="not served yet: an offset of learned positions; quire plan"
-    ):
+    monkeypatch.setattr(model_facts, "resolve", mixture)
+    with pytest.raises(StartupError, match="not served yet: experts; quire plan"):
         model_facts.read_model(resolve({"model-dir": str(tmp_path), "device": "cpu"}, {}))

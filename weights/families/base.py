@@ -15,7 +15,8 @@ from typing import Any
 from weights.families.facts import ConfigReader
 from weights.spec import Activation, ModelSpec
 
-UNEMBEDDING_TENSOR = "lm_head.weight"
+_UNEMBEDDING_PREFIX = "lm_head."
+UNEMBEDDING_TENSOR = f"{_UNEMBEDDING_PREFIX}weight"
 
 # transformers' names of the exact function, and of the one by tanh, which it spells in many ways.
 GELU_NAMES = {
@@ -108,7 +109,7 @@ class Family:
         for theirs, ours in self.renames:
             if name.startswith(theirs):
                 return ours + name.removeprefix(theirs)
-        if name.startswith(self.prefix) or name == UNEMBEDDING_TENSOR:
+        if name.startswith((self.prefix, _UNEMBEDDING_PREFIX)):
             return name
         return self.prefix + name
 

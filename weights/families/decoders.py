@@ -44,18 +44,20 @@ def read_decoder(
     bos: int | None = None,
     eos: int | None = None,
     position: PositionKind = PositionKind.ROTARY,
+    hidden_key: str = "hidden_size",
+    layers_key: str = "num_hidden_layers",
     **own: Any,
 ) -> ModelSpec:
-    """A ModelSpec of these parts, with what every config.json names alike. ``tied``, ``bos`` and
-    ``eos`` hold where the file is silent; ``own`` are further fields of the spec."""
+    """A ModelSpec of these parts, with what most config.json files name alike. ``tied``, ``bos``
+    and ``eos`` hold where the file is silent; ``own`` are further fields of the spec."""
     vocab_size = facts.integer("vocab_size")
     first = facts.token_ids("bos_token_id", vocab_size, bos)
     return ModelSpec(
         family=family,
         architecture=facts.architecture,
         vocab_size=vocab_size,
-        hidden_size=facts.integer("hidden_size"),
-        num_layers=num_layers(facts),
+        hidden_size=facts.integer(hidden_key),
+        num_layers=num_layers(facts, layers_key),
         attention=attention,
         mlp=mlp,
         norm=norm,
@@ -69,8 +71,8 @@ def read_decoder(
     )
 
 
-def num_layers(facts: ConfigReader) -> int:
-    return facts.integer("num_hidden_layers", high=MAX_LAYERS)
+def num_layers(facts: ConfigReader, key: str = "num_hidden_layers") -> int:
+    return facts.integer(key, high=MAX_LAYERS)
 
 
 def max_positions(facts: ConfigReader, default: int) -> int:
@@ -108,6 +110,25 @@ def read_attention(
             **own,
         }
     )
+
+
+def read_equal_heads(
+    facts: ConfigReader,
+    *,
+    hidden_key: str,
+    heads_key: str,
+    kv_heads: int | None = None,
+    scaled: bool = True,
+    **own: Any,
+) -> AttentionSpec:
+    """Heads that share the hidden size equally, in GPT's keys. Scores are not scaled unless
+    ``scaled``; ``own`` are further fields of the spec."""
+    hidden, heads = facts.integer(hidden_key), facts.integer(heads_key, high=1 << 16)
+    if hidden % heads:
+        raise facts.error(hidden_key, f"{hidden} is not a multiple of {heads_key} {heads}")
+    head_dim = hidden // heads
+    scale = head_dim**-0.5 if scaled else 1.0
+    return AttentionSpec(heads, kv_heads or heads, head_dim, scale, **own)
 
 
 def read_mlp(
@@ -188,6 +209,16 @@ def linear(theirs: str, ours: str) -> tuple[Source, Source]:
         Source(f"{theirs}.weight", (f"{ours}.weight",)),
         Source(f"{theirs}.bias", (f"{ours}.bias",)),
     )
+
+
+GPT_SKIPS = (
+    Skip("transformer.h.{i}.attn.bias", "the causal mask is computed"),
+    Skip("transformer.h.{i}.attn.masked_bias", "the causal mask is computed"),
+    Skip("transformer.h.{i}.attn.attention.bias", "the causal mask is computed"),
+    Skip("transformer.h.{i}.attn.attention.masked_bias", "the causal mask is computed"),
+    Skip("transformer.position_ids", "positions are counted"),
+    Skip("transformer.embeddings.position_ids", "positions are counted"),
+)
 
 
 def in_layer(theirs: str, *ours: str, layers: str = "model.layers") -> tuple[Source, Source]:

@@ -5,7 +5,8 @@ Its projections are published as [in, out] ("Conv1D"), query, key and value in o
 
 from __future__ import annotations
 
-from weights.families.base import GELU_NAMES, UNEMBEDDING_TENSOR, Family, Skip, Source
+from weights.families import decoders
+from weights.families.base import GELU_NAMES, UNEMBEDDING_TENSOR, Family, Source
 from weights.families.facts import MAX_LAYERS, ConfigReader
 from weights.families.keys import words
 from weights.spec import (
@@ -124,12 +125,7 @@ FAMILY = Family(
         *_norm("ln_f", "final_norm"),
         Source(UNEMBEDDING_TENSOR, ("unembedding.weight",)),
     ),
-    skips=(
-        Skip("transformer.h.{i}.attn.bias", "the causal mask is computed"),
-        Skip("transformer.h.{i}.attn.masked_bias", "the causal mask is computed"),
-        Skip("transformer.position_ids", "positions are counted"),
-        Skip("transformer.embeddings.position_ids", "positions are counted"),
-    ),
+    skips=decoders.GPT_SKIPS,
     harmless=words(
         """
         resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation

@@ -1,0 +1,84 @@
+"""StarCoder 1 and SantaCoder (arXiv 2305.06161, 2301.03988): GPT-2 with one key-value head for all
+query heads, and matrices that are not turned around."""
+
+from __future__ import annotations
+
+from weights.families import decoders
+from weights.families.base import UNEMBEDDING_TENSOR, Family, Source
+from weights.families.facts import ConfigReader
+from weights.families.keys import words
+from weights.spec import MlpSpec, ModelSpec, NormKind, NormSpec, PositionKind
+
+
+def _read(facts: ConfigReader) -> ModelSpec:
+    facts.only("multi_query", True, "heads that are interleaved in one matrix are not read yet")
+    facts.only("num_key_value_heads", 1, "all query heads share one key-value head")
+    facts.only("add_cross_attention", False, "there is no encoder to attend to")
+    hidden = facts.integer("n_embd")
+    # Scores and their softmax are in float32 here, in any format.
+    facts.flag("attention_softmax_in_fp32", True)
+    facts.flag("scale_attention_softmax_in_fp32", True)
+    return decoders.read_decoder(
+        facts,
+        family="gpt_bigcode",
+        attention=decoders.read_equal_heads(
+            facts,
+            hidden_key="n_embd",
+            heads_key="n_head",
+            kv_heads=1,
+            scaled=facts.flag("scale_attn_weights", True),
+            qkv_bias=True,
+            output_bias=True,
+        ),
+        mlp=MlpSpec(
+            intermediate_size=facts.integer("n_inner", 4 * hidden),
+            activation=facts.choice(
+                "activation_function", decoders.ACTIVATIONS, "gelu_pytorch_tanh"
+            ),
+            gated=False,
+            bias=True,
+        ),
+        norm=NormSpec(NormKind.LAYER, facts.number("layer_norm_epsilon", 1e-5, high=1.0)),
+        position=PositionKind.LEARNED,
+        max_positions=facts.integer("n_positions", 1024),
+        tied=True,
+        hidden_key="n_embd",
+        layers_key="n_layer",
+        bos=50256,
+        eos=50256,
+    )
+
+
+def _layer(theirs: str, *ours: str) -> tuple[Source, Source]:
+    return decoders.in_layer(theirs, *ours, layers="transformer.h")
+
+
+FAMILY = Family(
+    name="gpt_bigcode",
+    architecture="GPTBigCodeForCausalLM",
+    other_names=("GPTBigCodeModel",),
+    model_type="gpt_bigcode",
+    prefix="transformer.",
+    sources=(
+        Source("transformer.wte.weight", ("embedding.weight",)),
+        Source("transformer.wpe.weight", ("position_embedding.weight",)),
+        *_layer("ln_1", "attention_norm"),
+        *_layer("attn.c_attn", "attention.query", "attention.key", "attention.value"),
+        *_layer("attn.c_proj", "attention.output"),
+        *_layer("ln_2", "mlp_norm"),
+        *_layer("mlp.c_fc", "mlp.up"),
+        *_layer("mlp.c_proj", "mlp.down"),
+        *decoders.linear("transformer.ln_f", "final_norm"),
+        Source(UNEMBEDDING_TENSOR, ("unembedding.weight",)),
+    ),
+    skips=decoders.GPT_SKIPS,
+    harmless=words(
+        """
+        resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation
+        summary_proj_to_labels summary_first_dropout inference_runner validate_runner_input
+        pre_allocate_kv_cache max_sequence_length max_batch_size
+        """
+    ),
+    read=_read,
+    sizes={"vocab_size": 512, "n_embd": 64, "n_layer": 8, "n_head": 4},
+)

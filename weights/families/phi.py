@@ -1,0 +1,59 @@
+"""Phi 1, 1.5 and 2 (arXiv 2306.11644, 2309.05463): attention and an MLP without a gate side by side
+behind one Layer norm, part of each head turns, biases everywhere, the logits' too."""
+
+from __future__ import annotations
+
+from weights.families import decoders
+from weights.families.base import UNEMBEDDING_TENSOR, Family, Source
+from weights.families.facts import ConfigReader
+from weights.families.keys import words
+from weights.families.rope import RopeDefaults, read_rope
+from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
+
+_ROPE = RopeDefaults(partial=0.5)
+
+
+def _read(facts: ConfigReader) -> ModelSpec:
+    attention = decoders.read_attention(facts, qkv_bias=True, output_bias=True)
+    facts.only("qk_layernorm", False, "Layer norms of queries and keys are not computed yet")
+    max_positions = decoders.max_positions(facts, 2048)
+    return decoders.read_decoder(
+        facts,
+        family="phi",
+        attention=attention,
+        mlp=decoders.read_mlp(facts, default="gelu_new", gated=False, bias=True),
+        norm=NormSpec(NormKind.LAYER, facts.number("layer_norm_eps", 1e-5, high=1.0)),
+        max_positions=max_positions,
+        rope=read_rope(
+            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=_ROPE
+        ),
+        parallel=ParallelBlock.SHARED_NORM,
+        unembedding_bias=True,
+        bos=1,
+        eos=2,
+    )
+
+
+FAMILY = Family(
+    name="phi",
+    architecture="PhiForCausalLM",
+    other_names=("PhiModel",),
+    model_type="phi",
+    prefix="model.",
+    sources=(
+        Source("model.embed_tokens.weight", ("embedding.weight",)),
+        *decoders.in_layer("input_layernorm", "attention_norm"),
+        *decoders.in_layer("self_attn.q_proj", "attention.query"),
+        *decoders.in_layer("self_attn.k_proj", "attention.key"),
+        *decoders.in_layer("self_attn.v_proj", "attention.value"),
+        *decoders.in_layer("self_attn.dense", "attention.output"),
+        *decoders.in_layer("mlp.fc1", "mlp.up"),
+        *decoders.in_layer("mlp.fc2", "mlp.down"),
+        *decoders.linear("model.final_layernorm", "final_norm"),
+        Source(UNEMBEDDING_TENSOR, ("unembedding.weight",)),
+        Source("lm_head.bias", ("unembedding.bias",)),
+    ),
+    skips=decoders.SKIPS,
+    harmless=words("resid_pdrop embd_pdrop"),
+    read=_read,
+)
