@@ -137,7 +137,7 @@ def test_a_shape_of_ones_own(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["model"] == "own" and plan["everything"]["parameters"] == 210_240
-    assert "sliding windows" in " ".join(plan["notes"])
+    assert "no checkpoints of the family shape" in " ".join(plan["notes"])
     path.write_text("hiden_size = 3")
     done = quire("--shape", str(path))
     assert done.returncode == 2 and '"hiden_size"; did you mean hidden_size' in done.stderr
