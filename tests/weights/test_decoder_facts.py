@@ -1,0 +1,105 @@
+"""What families read beside the facts of Llama: wrong values are named, silence means a default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from weights import families
+from weights.errors import CheckpointError
+from weights.spec import Activation, ModelSpec
+
+
+def read(family: str, **facts: Any) -> ModelSpec:
+    served = families.by_name(family)
+    return served.spec({**served.sizes, **facts})
+
+
+TYPES = ["full_attention"] * 7
+SLIDING = [*TYPES, "sliding_attention"]
+
+
+@pytest.mark.parametrize(
+    ("family", "facts", "words"),
+    [
+        ("mistral", {"layer_types": TYPES}, "layer_types must be a list of 8 names"),
+        ("mistral", {"layer_types": [*TYPES, "chunked_attention"]}, "chunked_attention"),
+        (
+            "mistral",
+            {"sliding_window": None, "layer_types": SLIDING},
+            "sliding_window is not given",
+        ),
+        ("mistral", {"sliding_window": 0}, "sliding_window is 0"),
+        ("qwen2", {"max_window_layers": -1}, "max_window_layers is -1"),
+        ("exaone4", {"sliding_window_pattern": "LGLG"}, "sliding_window_pattern"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers must be a list of 8"),
+        ("smollm3", {"no_rope_layers": [2] * 8}, "no_rope_layers must be a list of 8"),
+        ("gpt_neo", {"attention_types": [[["global"], 3]]}, "must come to 8 layers"),
+        ("gpt_neo", {"attention_types": [["global", 8]]}, r"a list of \[names, times\]"),
+        ("gpt_neo", {"attention_types": [[["near"], 8]]}, "global or local"),
+        ("gptj", {"rotary_dim": 7}, "rotary_dim is 7"),
+        ("gptj", {"rotary_dim": 4096}, "rotary_dim is 4096"),
+        ("gemma2", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1"),
+        ("gemma", {"use_bidirectional_attention": True}, "a decoder looks back alone"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before is false"),
+        ("opt", {"word_embed_proj_dim": 32}, "word_embed_proj_dim is 32"),
+        ("gpt_bigcode", {"multi_query": False}, "multi_query is false"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm is true"),
+        ("cohere", {"use_qk_norm": True}, "use_qk_norm is true"),
+        ("stablelm", {"partial_rotary_factor": 0.01}, "of which 0 turn"),
+        ("glm4", {"rope_parameters": {"partial_rotary_factor": 2.0}}, "partial_rotary_factor is 2"),
+        ("olmo3", {"rope_parameters": {"full_attention": 3}}, "full_attention must be an object"),
+        (
+            "olmo3",
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}, "other": {}}},
+            "rope_parameters.other",
+        ),
+        (
+            "phi3",
+            {
+                "rope_scaling": {
+                    "type": "longrope",
+                    "short_factor": [1.0] * 8,
+                    "long_factor": [0] * 8,
+                }
+            },
+            "long_factor has 0",
+        ),
+        ("ernie4_5", {"rope_interleaved": False}, "rope_interleaved is false"),
+    ],
+)
+def test_a_wrong_fact_is_named(family: str, facts: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        read(family, **facts)
+
+
+def test_what_a_file_leaves_out_is_the_config_classs_default() -> None:
+    assert read("mistral").windows == (4096,) * 8
+    assert read("mistral", sliding_window=None).windows == ()
+    assert read("qwen2").windows == ()
+    assert read("gemma2").windows == (4096, 0) * 4
+    assert read("gemma2").attention.soft_cap == 50.0
+    assert read("gemma2", attn_logit_softcapping=None).attention.soft_cap is None
+    assert read("gpt_neo").windows == (0, 256) * 4
+    assert read("exaone4", sliding_window=None).rotary_layers == ()
+    assert read("smollm3").rotary_layers == (True, True, True, False) * 2
+    assert read("opt").position_offset == 2
+
+
+def test_gemma_says_gelu_and_means_the_one_by_tanh() -> None:
+    for facts in ({"hidden_act": "gelu"}, {"hidden_act": "gelu", "hidden_activation": None}):
+        assert read("gemma", **facts).mlp.activation is Activation.GELU_TANH
+
+
+def test_each_kind_of_layer_may_have_a_rope_of_its_own() -> None:
+    older = read("gemma3", rope_theta=2e6, rope_local_base_freq=5e3)
+    newer = read(
+        "gemma3",
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 2e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+        },
+    )
+    assert (older.rope, older.local_rope) == (newer.rope, newer.local_rope)
+    assert newer.layer_rope(0) == newer.local_rope and newer.layer_rope(5) == newer.rope
