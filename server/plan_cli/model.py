@@ -16,7 +16,7 @@ from server.memory.backends.record import Backend
 from server.startup.placement import refuse_model
 from server.startup.supported_models import unserved_features
 from weights import families
-from weights.checkpoint.folder import CONFIG_FILE, open_checkpoint, read_config, refuse_adapter
+from weights.checkpoint.folder import CONFIG_FILE, open_checkpoint, read_config, refuse_other_kinds
 from weights.checkpoint.matching import match
 from weights.errors import CheckpointError
 from weights.families.base import Family
@@ -112,7 +112,7 @@ def _folder(folder: Path) -> PlannedModel:
     name = DEMO_MODEL_NAME if whole == DEMO_MODEL_DIR else whole.name
     try:
         if not any(folder.glob("*.safetensors*")):
-            refuse_adapter(folder)
+            refuse_other_kinds(folder)
             config = read_config(folder)
             spec = _family(config).spec(config)
             note = (

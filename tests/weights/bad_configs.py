@@ -71,6 +71,7 @@ BAD_CONFIGS.written("config.json", "config_too_deep", '{"a":' * 200_000, "deep")
 BAD_CONFIGS.written("config.json", "config_enormous", '{"a": "' + "x" * (5 << 20) + '"}', "bytes")
 BAD_CONFIGS.written("generation_config.json", "generation_config_not_json", "eos", "not valid JSON")
 BAD_CONFIGS.written("adapter_config.json", "adapter_folder", '{"peft_type": "LORA"}', "adapter")
+BAD_CONFIGS.written("model_index.json", "diffusion_folder", "{}", "diffusion pipeline")
 
 
 @BAD_CONFIGS.mutation("config.json", "missing")

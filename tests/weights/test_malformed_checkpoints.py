@@ -87,3 +87,9 @@ def test_a_link_to_no_folder_is_told(tmp_path: Path) -> None:
 
 def test_there_are_enough_of_them() -> None:
     assert len(MUTATIONS) >= 40
+
+
+def test_a_folder_of_gguf_files_is_told_what_is_served(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_0.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match="GGUF files are not served; serve the folder of"):
+        open_checkpoint(tmp_path)

@@ -31,6 +31,12 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# Files that only a folder of another kind has, and what it is then.
+_OTHER_KINDS = {
+    ADAPTER_CONFIG_FILE: "an adapter, not a model; merge it into its base model, or serve the base "
+    "model",
+    "model_index.json": "a diffusion pipeline, which makes images; serve a language model",
+}
 _MAX_CONFIG_BYTES = 4 << 20
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".gguf", ".onnx")
 
@@ -71,7 +77,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises CheckpointError that names the file and, where there is one, the tensor.
     """
     _refuse_no_folder(folder)
-    refuse_adapter(folder)
+    refuse_other_kinds(folder)
     config = read_json(folder, CONFIG_FILE, _MAX_CONFIG_BYTES)
     generation_config: dict[str, Any] = {}
     if _exists(folder / GENERATION_CONFIG_FILE):
@@ -113,13 +119,18 @@ def refuse_dangling(folder: Path, files: Iterable[str]) -> None:
             inside(folder, file)
 
 
-def refuse_adapter(folder: Path) -> None:
-    """Raises CheckpointError where the folder's weights are a change to another model's."""
-    if (folder / ADAPTER_CONFIG_FILE).exists():
-        raise CheckpointError(
-            f"{ADAPTER_CONFIG_FILE}: the folder holds an adapter, not a model; "
-            "merge it into its base model, or serve the base model"
-        )
+def refuse_other_kinds(folder: Path) -> None:
+    """Raises CheckpointError, saying what it is, where the folder is of another kind altogether."""
+    for file, problem in _OTHER_KINDS.items():
+        if (folder / file).exists():
+            raise CheckpointError(f"{file}: the folder holds {problem}")
+    if not (folder / CONFIG_FILE).exists():
+        gguf = next((one.name for one in sorted(folder.glob("*.gguf"))), None)
+        if gguf is not None:
+            raise CheckpointError(
+                f"{shown(gguf)}: GGUF files are not served; serve the folder of {CONFIG_FILE} and "
+                "safetensors that it was made from"
+            )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
