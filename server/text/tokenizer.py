@@ -17,6 +17,7 @@ from server.text.tidying import TIDYING
 from server.text.tokenizer_folder import TOKENIZER_FILE, load_folder
 
 ENCODE_THREADS = 2
+_PANIC = "PanicException"  # of pyo3_runtime, which cannot be imported
 
 
 class Tokenizer:
@@ -86,10 +87,20 @@ class Tokenizer:
 
         Raises:
             QuireError: the text holds a lone surrogate, which no encoding can carry, or a token
-                that the model does not know.
+                that the model does not know, or the library panics over it.
         """
         check_text(text)
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except BaseException as error:
+            # A panic of the library is no Exception, and would pass everything that answers one.
+            if type(error).__name__ != _PANIC:
+                raise
+            raise QuireError(
+                ErrorCode.INVALID_VALUE,
+                "The model's tokenizer failed over this text, in a way that depends on the text "
+                "alone. Change it or leave a part of it out.",
+            ) from None
         if self._exceeds_model:
             self._check_known(ids)
         return ids
