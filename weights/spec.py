@@ -174,7 +174,8 @@ class ModelSpec:
     there is one. ``rotary_layers`` has an entry a layer: whether its queries and keys turn; empty
     where those of every layer do. ``position_offset`` is the row of the learned table that the
     first token reads. ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the
-    embedding, what each block adds to the residual stream, and the logits (before their cap).
+    embedding, what each block adds to the residual stream, and the logits (before their cap). A
+    ``rounded_embedding_scale`` is rounded to the format of the weights first, as Gemma's is.
 
     A spec may describe more than the engine computes: server.startup.supported_models tells what.
     """
@@ -201,6 +202,7 @@ class ModelSpec:
     rotary_layers: tuple[bool, ...] = ()
     position_offset: int = 0
     embedding_scale: float = 1.0
+    rounded_embedding_scale: bool = False
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None

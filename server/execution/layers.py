@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter, methodcaller
 from typing import assert_never
 
@@ -192,7 +193,7 @@ def build_layer(
             case program.Add():
                 return _adding(reads, writes, dying)
             case program.Scale():
-                return _making(scaling(operation.factor), reads, writes, dying)
+                return _making(partial(torch.mul, other=operation.factor), reads, writes, dying)
             case program.Product():
                 name, (out,) = f"{prefix}.{operation.matrix}", operation.writes
                 linear = Linear(name, linears[name], (out.channels, operation.columns))
@@ -224,15 +225,6 @@ def _attention(
         tensors.get(f"{name}.query_norm.weight"),
         tensors.get(f"{name}.key_norm.weight"),
     )
-
-
-def scaling(factor: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Multiplies by ``factor`` as a tensor of the values' own type would: it is rounded to that."""
-
-    def scale(x: torch.Tensor) -> torch.Tensor:
-        return x * torch.tensor(factor, dtype=x.dtype).item()
-
-    return scale
 
 
 def build_norm(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], name: str) -> Norm:

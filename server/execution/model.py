@@ -18,7 +18,6 @@ from server.execution.layers import (
     StepTensors,
     build_layer,
     build_norm,
-    scaling,
 )
 from server.memory.layout import rotary_ropes
 from weights.spec import ModelSpec, RopeSpec
@@ -36,6 +35,11 @@ class Decoder:
     ) -> None:
         self.spec = spec
         self.embedding = tensors["embedding"]  # [V, D]
+        self.embedding_scale = spec.embedding_scale
+        if spec.rounded_embedding_scale:
+            self.embedding_scale = (
+                torch.tensor(spec.embedding_scale).to(self.embedding.dtype).item()
+            )
         positions = tensors.get("position_embedding")  # [offset + P, D]
         self.position_table = None if positions is None else positions[spec.position_offset :]
         self.layers = [
@@ -87,8 +91,7 @@ class Decoder:
             positions=step.positions if learned else None,
             position_table=self.position_table,
         )
-        factor = self.spec.embedding_scale
-        return hidden if factor == 1.0 else scaling(factor)(hidden)
+        return hidden if self.embedding_scale == 1.0 else hidden * self.embedding_scale
 
 
 def fill_rotary_tables(

@@ -210,6 +210,25 @@ def test_longrope_takes_the_factors_of_the_longest_context(length: int, tmp_path
     assert float(error) <= 1e-4
 
 
+@pytest.mark.parametrize(
+    ("config", "facts", "scale"),
+    [
+        ("GemmaConfig", {"head_dim": 16, "hidden_size": 96}, 9.8125),  # sqrt(96) in bf16
+        ("GraniteConfig", {"embedding_multiplier": 8.3, "residual_multiplier": 0.22}, 8.3),
+    ],
+)
+def test_scales_are_rounded_where_transformers_rounds_them(
+    config: str, facts: dict[str, Any], scale: float, tmp_path: Path
+) -> None:
+    """In bf16: Gemma's embedding is scaled by a tensor of its own type, Granite's by a number."""
+    model = write_case(Case(config, facts), tmp_path).to(torch.bfloat16)
+    decoder = stepping.built(tmp_path, format="bf16", max_model_len=256).runner.decoder
+    ids = torch.arange(3, 40)
+    theirs = model.model(ids.unsqueeze(0), output_hidden_states=True).hidden_states[0][0]
+    assert decoder.embedding_scale == scale
+    assert torch.equal(decoder.embedding[ids] * decoder.embedding_scale, theirs)
+
+
 def test_every_family_has_a_row() -> None:
     """gpt2's checkpoints are in test_parity."""
     assert {family.name for family in families.FAMILIES} == {*CASES, "gpt2"}

@@ -27,6 +27,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
         tied=True,
         rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
         embedding_scale=facts.integer("hidden_size") ** 0.5,
+        rounded_embedding_scale=True,
         bos=2,
         eos=1,
     )

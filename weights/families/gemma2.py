@@ -35,6 +35,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
         rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
         windows=decoders.read_windows(facts, slides=lambda i: i % 2 == 0, default=4096),
         embedding_scale=facts.integer("hidden_size") ** 0.5,
+        rounded_embedding_scale=True,
         logit_soft_cap=facts.cap("final_logit_softcapping", 30.0),
         bos=2,
         eos=1,

@@ -47,6 +47,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
         local_rope=local_rope,
         windows=decoders.read_windows(facts, slides=lambda i: (i + 1) % every != 0, default=4096),
         embedding_scale=facts.integer("hidden_size") ** 0.5,
+        rounded_embedding_scale=True,
         logit_soft_cap=facts.cap("final_logit_softcapping", None),
         bos=2,
         eos=1,
