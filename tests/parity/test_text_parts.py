@@ -18,6 +18,7 @@ from weights.checkpoint.folder import open_checkpoint
 from weights.checkpoint.matching import match
 from weights.errors import CheckpointError
 from weights.inventory import num_parameters
+from weights.presets import find_preset
 
 PROMPT = np.random.default_rng(5).integers(3, VOCAB - 2, size=60).tolist()
 VISION = {
@@ -116,3 +117,34 @@ def test_what_is_not_served_is_named(change: dict[str, Any], words: str, tmp_pat
     config = {**json.loads((tmp_path / "config.json").read_text()), **change}
     with pytest.raises(CheckpointError, match=words):
         families.resolve(config).spec(config)
+
+
+def test_the_outer_file_says_what_the_inner_one_leaves_out() -> None:
+    """Gemma 3's 4B as published: sizes are the config class's, ids and dtype the outer file's."""
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "eos_token_id": [1, 106],
+        "image_token_index": 262144,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 256,
+        "text_config": {
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+        "torch_dtype": "bfloat16",
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+    }
+    spec = families.resolve(config).spec(config)
+    preset = find_preset("gemma-3-4b").spec
+    assert num_parameters(spec) == num_parameters(preset)
+    assert (spec.windows, spec.attention) == (preset.windows, preset.attention)
+    assert spec.eos_token_ids == (1, 106) and spec.parameter_dtype == "bf16"
+    assert spec.rope.factor == 8.0 and spec.local_rope is not None
+    assert spec.local_rope.factor == 1.0 and spec.local_rope.theta == 10000.0
