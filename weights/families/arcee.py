@@ -5,14 +5,12 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     bias = facts.flag("attention_bias", False)
     attention = decoders.read_attention(facts, qkv_bias=bias, output_bias=bias)
-    max_positions = decoders.max_positions(facts, 4096)
     return decoders.read_decoder(
         facts,
         family="arcee",
@@ -21,8 +19,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
             facts, default="relu2", gated=False, bias=facts.flag("mlp_bias", False)
         ),
         norm=decoders.rms_norm(facts, 1e-5),
-        max_positions=max_positions,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        max_positions=4096,
         bos=128000,
         eos=128001,
     )

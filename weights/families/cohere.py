@@ -6,7 +6,7 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import RopeDefaults, read_rope
+from weights.families.rope import RopeDefaults
 from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
 
 _ROPE = RopeDefaults(theta=500000.0, interleaved=True)
@@ -15,19 +15,15 @@ _ROPE = RopeDefaults(theta=500000.0, interleaved=True)
 def _read(facts: ConfigReader) -> ModelSpec:
     bias = facts.flag("attention_bias", False)
     attention = decoders.read_attention(facts, qkv_bias=bias, output_bias=bias)
-    max_positions = decoders.max_positions(facts, 8192)
     facts.only("use_qk_norm", False, "norms of queries and keys are not read yet")
     return decoders.read_decoder(
         facts,
         family="cohere",
         attention=attention,
-        mlp=decoders.read_mlp(facts),
         norm=NormSpec(NormKind.LAYER, facts.number("layer_norm_eps", 1e-5, high=1.0), bias=False),
-        max_positions=max_positions,
+        max_positions=8192,
         tied=True,
-        rope=read_rope(
-            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=_ROPE
-        ),
+        rope=_ROPE,
         parallel=ParallelBlock.SHARED_NORM,
         logit_scale=facts.number("logit_scale", 0.0625),
         bos=5,

@@ -11,7 +11,7 @@ from typing import Any
 
 from weights.families.base import GELU_NAMES, UNEMBEDDING_TENSOR, Skip, Source
 from weights.families.facts import MAX_LAYERS, ConfigReader
-from weights.families.rope import FULL, SLIDING
+from weights.families.rope import FULL, LLAMA, SLIDING, RopeDefaults, read_rope
 from weights.spec import (
     Activation,
     AttentionSpec,
@@ -21,6 +21,7 @@ from weights.spec import (
     NormPlacement,
     NormSpec,
     PositionKind,
+    RopeSpec,
 )
 
 ACTIVATIONS = {
@@ -37,20 +38,33 @@ def read_decoder(
     *,
     family: str,
     attention: AttentionSpec,
-    mlp: MlpSpec,
-    norm: NormSpec,
     max_positions: int,
+    mlp: MlpSpec | None = None,
+    norm: NormSpec | None = None,
+    rope: RopeDefaults | RopeSpec = LLAMA,
     tied: bool = False,
     bos: int | None = None,
     eos: int | None = None,
     position: PositionKind = PositionKind.ROTARY,
     hidden_key: str = "hidden_size",
     layers_key: str = "num_hidden_layers",
+    positions_key: str = "max_position_embeddings",
     **own: Any,
 ) -> ModelSpec:
-    """A ModelSpec of these parts, with what most config.json files name alike. ``tied``, ``bos``
-    and ``eos`` hold where the file is silent; ``own`` are further fields of the spec."""
+    """A ModelSpec of these parts, with what most config.json files name alike.
+
+    ``max_positions``, ``tied``, ``bos`` and ``eos`` hold where the file is silent. Without an
+    ``mlp``, a ``norm`` or a ``rope`` they are Llama's; ``rope`` is what has been read, or the
+    defaults to read by. ``own`` are further fields of the spec.
+    """
     vocab_size = facts.integer("vocab_size")
+    max_positions = facts.integer(positions_key, max_positions, high=1 << 31)
+    if position is not PositionKind.ROTARY:
+        rope = RopeSpec()
+    elif isinstance(rope, RopeDefaults):
+        rope = read_rope(
+            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=rope
+        )
     first = facts.token_ids("bos_token_id", vocab_size, bos)
     return ModelSpec(
         family=family,
@@ -59,10 +73,11 @@ def read_decoder(
         hidden_size=facts.integer(hidden_key),
         num_layers=num_layers(facts, layers_key),
         attention=attention,
-        mlp=mlp,
-        norm=norm,
+        mlp=read_mlp(facts) if mlp is None else mlp,
+        norm=rms_norm(facts) if norm is None else norm,
         position=position,
         max_positions=max_positions,
+        rope=rope,
         tied_unembedding=facts.flag("tie_word_embeddings", tied),
         parameter_dtype=facts.parameter_format(),
         bos_token_id=first[0] if first else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import RopeDefaults, read_rope
+from weights.families.rope import RopeDefaults
 from weights.spec import ModelSpec
 
 _ROPE = RopeDefaults(theta=500000.0, interleaved=True)
@@ -16,18 +16,15 @@ def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(
         facts, kv_heads=2, head_dim=128, qkv_bias=bias, output_bias=bias
     )
-    max_positions = decoders.max_positions(facts, 131072)
     return decoders.read_decoder(
         facts,
         family="ernie4_5",
         attention=attention,
         mlp=decoders.read_mlp(facts, bias=bias),
         norm=decoders.rms_norm(facts, 1e-5),
-        max_positions=max_positions,
+        max_positions=131072,
         tied=True,
-        rope=read_rope(
-            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=_ROPE
-        ),
+        rope=_ROPE,
         bos=1,
         eos=2,
     )

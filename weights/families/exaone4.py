@@ -6,23 +6,19 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec, NormPlacement, QkNorm
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(facts, qk_norm=QkNorm.HEAD)
-    max_positions = decoders.max_positions(facts, 2048)
     every = _pattern(facts)
     windows = decoders.read_windows(facts, slides=lambda i: (i + 1) % every != 0, default=4096)
     return decoders.read_decoder(
         facts,
         family="exaone4",
         attention=attention,
-        mlp=decoders.read_mlp(facts),
         norm=decoders.rms_norm(facts, 1e-5, NormPlacement.OUTPUT),
-        max_positions=max_positions,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        max_positions=2048,
         # Without a window in the file every layer turns.
         rotary_layers=tuple(window > 0 for window in windows),
         windows=windows,

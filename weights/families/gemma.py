@@ -6,7 +6,6 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec
 
 
@@ -15,7 +14,6 @@ def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(
         facts, kv_heads=16, head_dim=256, qkv_bias=bias, output_bias=bias
     )
-    max_positions = decoders.max_positions(facts, 8192)
     facts.only("use_bidirectional_attention", False, "a decoder looks back alone")
     return decoders.read_decoder(
         facts,
@@ -23,9 +21,8 @@ def _read(facts: ConfigReader) -> ModelSpec:
         attention=attention,
         mlp=decoders.read_gelu_tanh_mlp(facts),
         norm=decoders.rms_norm(facts, unit_offset=True),
-        max_positions=max_positions,
+        max_positions=8192,
         tied=True,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
         embedding_scale=facts.integer("hidden_size") ** 0.5,
         rounded_embedding_scale=True,
         bos=2,

@@ -7,7 +7,6 @@ from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
 from weights.families.keys import words
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec, NormPlacement
 
 
@@ -22,7 +21,6 @@ def _read(facts: ConfigReader) -> ModelSpec:
         scale=facts.number("query_pre_attn_scalar", 256.0) ** -0.5,
         soft_cap=facts.cap("attn_logit_softcapping", 50.0),
     )
-    max_positions = decoders.max_positions(facts, 8192)
     facts.only("use_bidirectional_attention", False, "a decoder looks back alone")
     return decoders.read_decoder(
         facts,
@@ -30,9 +28,8 @@ def _read(facts: ConfigReader) -> ModelSpec:
         attention=attention,
         mlp=decoders.read_mlp(facts, key="hidden_activation", default="gelu_pytorch_tanh"),
         norm=decoders.rms_norm(facts, placement=NormPlacement.BOTH, unit_offset=True),
-        max_positions=max_positions,
+        max_positions=8192,
         tied=True,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
         windows=decoders.read_windows(facts, slides=lambda i: i % 2 == 0, default=4096),
         embedding_scale=facts.integer("hidden_size") ** 0.5,
         rounded_embedding_scale=True,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import RopeDefaults, read_rope
+from weights.families.rope import RopeDefaults
 from weights.spec import ModelSpec, NormPlacement
 
 _ROPE = RopeDefaults(partial=0.5, interleaved=True)
@@ -16,17 +16,13 @@ def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(
         facts, kv_heads=2, head_dim=128, qkv_bias=facts.flag("attention_bias", True)
     )
-    max_positions = decoders.max_positions(facts, 131072)
     return decoders.read_decoder(
         facts,
         family="glm4",
         attention=attention,
-        mlp=decoders.read_mlp(facts),
         norm=decoders.rms_norm(facts, 1.5625e-7, NormPlacement.BOTH),
-        max_positions=max_positions,
-        rope=read_rope(
-            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=_ROPE
-        ),
+        max_positions=131072,
+        rope=_ROPE,
     )
 
 

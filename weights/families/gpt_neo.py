@@ -30,7 +30,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
         ),
         norm=NormSpec(NormKind.LAYER, facts.number("layer_norm_epsilon", 1e-5, high=1.0)),
         position=PositionKind.LEARNED,
-        max_positions=decoders.max_positions(facts, 2048),
+        max_positions=2048,
         windows=_windows(facts),
         tied=True,
         layers_key="num_layers",

@@ -28,6 +28,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
         ),
         norm=NormSpec(NormKind.LAYER, facts.number("layer_norm_epsilon", 1e-5, high=1.0)),
         max_positions=max_positions,
+        positions_key="n_positions",
         rope=RopeSpec(dim=dim, interleaved=True, original_max_positions=max_positions),
         parallel=ParallelBlock.SHARED_NORM,
         unembedding_bias=True,

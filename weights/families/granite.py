@@ -6,7 +6,6 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec
 
 
@@ -18,15 +17,12 @@ def _read(facts: ConfigReader) -> ModelSpec:
         output_bias=bias,
         scale=facts.number("attention_multiplier", 1.0),
     )
-    max_positions = decoders.max_positions(facts, 2048)
     return decoders.read_decoder(
         facts,
         family="granite",
         attention=attention,
         mlp=decoders.read_mlp(facts, bias=facts.flag("mlp_bias", False)),
-        norm=decoders.rms_norm(facts),
-        max_positions=max_positions,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        max_positions=2048,
         embedding_scale=facts.number("embedding_multiplier", 1.0),
         residual_scale=facts.number("residual_multiplier", 1.0),
         logit_scale=1.0 / facts.number("logits_scaling", 1.0),

@@ -7,14 +7,12 @@ from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
 from weights.families.keys import words
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     bias = facts.flag("attention_bias", False)
     attention = decoders.read_attention(facts, qkv_bias=bias, output_bias=bias)
-    max_positions = decoders.max_positions(facts, 2048)
     # How the training sliced its matrix products: the same sums, which transformers computes whole.
     facts.integer("pretraining_tp", 1)
     return decoders.read_decoder(
@@ -22,9 +20,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
         family="llama",
         attention=attention,
         mlp=decoders.read_mlp(facts, bias=facts.flag("mlp_bias", False)),
-        norm=decoders.rms_norm(facts),
-        max_positions=max_positions,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        max_positions=2048,
         bos=1,
         eos=2,
     )

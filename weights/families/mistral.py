@@ -6,21 +6,16 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(facts, kv_heads=8)
-    max_positions = decoders.max_positions(facts, 4096 * 32)
     return decoders.read_decoder(
         facts,
         family="mistral",
         attention=attention,
-        mlp=decoders.read_mlp(facts),
-        norm=decoders.rms_norm(facts),
-        max_positions=max_positions,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        max_positions=4096 * 32,
         windows=decoders.read_windows(facts, slides=lambda layer: True, default=4096),
         bos=1,
         eos=2,

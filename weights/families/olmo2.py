@@ -6,7 +6,6 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec, NormPlacement, QkNorm
 
 
@@ -15,15 +14,12 @@ def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(
         facts, qkv_bias=bias, output_bias=bias, qk_norm=QkNorm.WHOLE
     )
-    max_positions = decoders.max_positions(facts, 2048)
     return decoders.read_decoder(
         facts,
         family="olmo2",
         attention=attention,
-        mlp=decoders.read_mlp(facts),
         norm=decoders.rms_norm(facts, 1e-5, NormPlacement.OUTPUT),
-        max_positions=max_positions,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        max_positions=2048,
         eos=50279,
     )
 

@@ -25,7 +25,6 @@ def _read(facts: ConfigReader) -> ModelSpec:
         facts,
         family="olmo3",
         attention=attention,
-        mlp=decoders.read_mlp(facts),
         norm=decoders.rms_norm(facts, 1e-5, NormPlacement.OUTPUT),
         max_positions=max_positions,
         rope=rope,

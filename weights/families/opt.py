@@ -36,7 +36,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
         ),
         norm=NormSpec(NormKind.LAYER, 1e-5),
         position=PositionKind.LEARNED,
-        max_positions=decoders.max_positions(facts, 2048),
+        max_positions=2048,
         position_offset=_OFFSET,
         tied=True,
         bos=2,

@@ -7,7 +7,7 @@ from weights.families import decoders
 from weights.families.base import UNEMBEDDING_TENSOR, Family, Source
 from weights.families.facts import ConfigReader
 from weights.families.keys import words
-from weights.families.rope import RopeDefaults, read_rope
+from weights.families.rope import RopeDefaults
 from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
 
 _ROPE = RopeDefaults(partial=0.5)
@@ -16,17 +16,14 @@ _ROPE = RopeDefaults(partial=0.5)
 def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(facts, qkv_bias=True, output_bias=True)
     facts.only("qk_layernorm", False, "Layer norms of queries and keys are not computed yet")
-    max_positions = decoders.max_positions(facts, 2048)
     return decoders.read_decoder(
         facts,
         family="phi",
         attention=attention,
         mlp=decoders.read_mlp(facts, default="gelu_new", gated=False, bias=True),
         norm=NormSpec(NormKind.LAYER, facts.number("layer_norm_eps", 1e-5, high=1.0)),
-        max_positions=max_positions,
-        rope=read_rope(
-            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=_ROPE
-        ),
+        max_positions=2048,
+        rope=_ROPE,
         parallel=ParallelBlock.SHARED_NORM,
         unembedding_bias=True,
         bos=1,

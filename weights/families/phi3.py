@@ -7,7 +7,7 @@ from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
 from weights.families.keys import words
-from weights.families.rope import RopeDefaults, read_rope
+from weights.families.rope import RopeDefaults
 from weights.spec import ModelSpec, RopeScaling
 
 # The first files called the same scaling "su" and "yarn".
@@ -24,18 +24,14 @@ _ROPE = RopeDefaults(
 
 def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(facts)
-    max_positions = decoders.max_positions(facts, 4096)
     facts.integer("original_max_position_embeddings", 4096, high=1 << 31)  # of the scaling
     return decoders.read_decoder(
         facts,
         family="phi3",
         attention=attention,
-        mlp=decoders.read_mlp(facts),
         norm=decoders.rms_norm(facts, 1e-5),
-        max_positions=max_positions,
-        rope=read_rope(
-            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=_ROPE
-        ),
+        max_positions=4096,
+        rope=_ROPE,
         windows=decoders.read_windows(facts, slides=lambda layer: True),
         bos=1,
         eos=32000,

@@ -6,21 +6,16 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(facts, qkv_bias=True)
-    max_positions = decoders.max_positions(facts, 32768)
     return decoders.read_decoder(
         facts,
         family="qwen2",
         attention=attention,
-        mlp=decoders.read_mlp(facts),
-        norm=decoders.rms_norm(facts),
-        max_positions=max_positions,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        max_positions=32768,
         windows=decoders.read_upper_windows(facts),
     )
 

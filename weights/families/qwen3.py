@@ -5,7 +5,6 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec, QkNorm
 
 
@@ -14,15 +13,11 @@ def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(
         facts, head_dim=128, qkv_bias=bias, output_bias=bias, qk_norm=QkNorm.HEAD
     )
-    max_positions = decoders.max_positions(facts, 32768)
     return decoders.read_decoder(
         facts,
         family="qwen3",
         attention=attention,
-        mlp=decoders.read_mlp(facts),
-        norm=decoders.rms_norm(facts),
-        max_positions=max_positions,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        max_positions=32768,
         windows=decoders.read_upper_windows(facts),
     )
 

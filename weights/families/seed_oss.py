@@ -7,7 +7,6 @@ from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
 from weights.families.keys import words
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec
 
 
@@ -19,16 +18,13 @@ def _read(facts: ConfigReader) -> ModelSpec:
         qkv_bias=facts.flag("attention_bias", True),
         output_bias=facts.flag("attention_out_bias", False),
     )
-    max_positions = decoders.max_positions(facts, 524288)
     facts.integer("pretraining_tp", 1)  # how the training was sliced
     return decoders.read_decoder(
         facts,
         family="seed_oss",
         attention=attention,
         mlp=decoders.read_mlp(facts, bias=facts.flag("mlp_bias", False)),
-        norm=decoders.rms_norm(facts),
-        max_positions=max_positions,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
+        max_positions=524288,
         bos=0,
         eos=2,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import RopeDefaults, read_rope
+from weights.families.rope import RopeDefaults
 from weights.spec import ModelSpec
 
 _ROPE = RopeDefaults(theta=2e6)
@@ -14,7 +14,6 @@ _ROPE = RopeDefaults(theta=2e6)
 def _read(facts: ConfigReader) -> ModelSpec:
     bias = facts.flag("attention_bias", False)
     attention = decoders.read_attention(facts, kv_heads=4, qkv_bias=bias, output_bias=bias)
-    max_positions = decoders.max_positions(facts, 32768)
     turns = _rotary_layers(facts)
     slides = facts.flag("use_sliding_window", False)
     return decoders.read_decoder(
@@ -22,12 +21,9 @@ def _read(facts: ConfigReader) -> ModelSpec:
         family="smollm3",
         attention=attention,
         mlp=decoders.read_mlp(facts, bias=facts.flag("mlp_bias", False)),
-        norm=decoders.rms_norm(facts),
-        max_positions=max_positions,
+        max_positions=32768,
         tied=True,
-        rope=read_rope(
-            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=_ROPE
-        ),
+        rope=_ROPE,
         rotary_layers=turns,
         windows=decoders.read_windows(facts, slides=lambda i: not turns[i], used=slides),
         bos=128000,

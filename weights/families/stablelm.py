@@ -6,7 +6,7 @@ from __future__ import annotations
 from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
-from weights.families.rope import RopeDefaults, read_rope
+from weights.families.rope import RopeDefaults
 from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
 
 _ROPE = RopeDefaults(partial=0.25)
@@ -17,18 +17,14 @@ def _read(facts: ConfigReader) -> ModelSpec:
         facts, kv_heads=32, qkv_bias=facts.flag("use_qkv_bias", False)
     )
     facts.only("qk_layernorm", False, "norms of single heads are not read yet")
-    max_positions = decoders.max_positions(facts, 4096)
     parallel = facts.flag("use_parallel_residual", False)
     return decoders.read_decoder(
         facts,
         family="stablelm",
         attention=attention,
-        mlp=decoders.read_mlp(facts),
         norm=NormSpec(NormKind.LAYER, facts.number("layer_norm_eps", 1e-5, high=1.0)),
-        max_positions=max_positions,
-        rope=read_rope(
-            facts, head_dim=attention.head_dim, max_positions=max_positions, defaults=_ROPE
-        ),
+        max_positions=4096,
+        rope=_ROPE,
         parallel=ParallelBlock.SHARED_NORM if parallel else ParallelBlock.NONE,
         bos=0,
         eos=0,

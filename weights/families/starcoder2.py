@@ -7,23 +7,20 @@ from weights.families import decoders
 from weights.families.base import Family
 from weights.families.facts import ConfigReader
 from weights.families.keys import words
-from weights.families.rope import read_rope
 from weights.spec import ModelSpec, NormKind, NormSpec
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     bias = facts.flag("use_bias", True)
     attention = decoders.read_attention(facts, kv_heads=2, qkv_bias=bias, output_bias=bias)
-    max_positions = decoders.max_positions(facts, 4096)
     return decoders.read_decoder(
         facts,
         family="starcoder2",
         attention=attention,
         mlp=decoders.read_mlp(facts, default="gelu_pytorch_tanh", gated=False, bias=bias),
         norm=NormSpec(NormKind.LAYER, facts.number("norm_epsilon", 1e-5, high=1.0)),
-        max_positions=max_positions,
+        max_positions=4096,
         tied=True,
-        rope=read_rope(facts, head_dim=attention.head_dim, max_positions=max_positions),
         windows=decoders.read_windows(facts, slides=lambda layer: True),
         bos=50256,
         eos=50256,
