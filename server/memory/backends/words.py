@@ -42,12 +42,15 @@ def quantisations() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for each in backends() for name in each.quantisations))
 
 
+def _multiplies(format: str) -> Callable[[Backend], bool]:
+    return lambda backend: format in backend.quantisations
+
+
 def quantised_where() -> str:
     """Ends a help text: which formats are served in some places only."""
     told: dict[str, list[str]] = {}
     for name in quantisations():
-        where = only(lambda backend, name=name: name in backend.quantisations)  # type: ignore[misc]
-        told.setdefault(where, []).append(name)
+        told.setdefault(only(_multiplies(name)), []).append(name)
     if len(told) == 1:
         return next(iter(told))
     return "".join(where.replace("; ", f"; {', '.join(names)} ") for where, names in told.items())
