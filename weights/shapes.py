@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weights.config.facts import ConfigReader
 from weights.errors import CheckpointError
-from weights.families.facts import ConfigReader
 from weights.shape_keys import (
     ACTIVATIONS,
     DTYPES,

@@ -18,8 +18,8 @@ from server.startup.supported_models import unserved_features
 from weights import families
 from weights.checkpoint.folder import CONFIG_FILE, open_checkpoint, read_config, refuse_other_kinds
 from weights.checkpoint.matching import match
+from weights.config.family import Family
 from weights.errors import CheckpointError
-from weights.families.base import Family
 from weights.presets import find_preset
 from weights.shapes import read_document, shape_spec
 from weights.spec import ModelSpec

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backends
 from server.startup.supported_models import unserved_by, unserved_features
+from weights.config.family import Family
+from weights.config.rope import KINDS
 from weights.families import FAMILIES
-from weights.families.base import Family
-from weights.families.rope import KINDS
 from weights.spec import ModelSpec, NormPlacement, ParallelBlock, PositionKind, QkNorm
 
 ENDPOINTS = ("/v1/completions", "/v1/chat/completions")  # a chat needs a template

@@ -22,9 +22,9 @@ from server.startup.placement import Placement, place
 from server.startup.supported_models import unserved_features
 from weights.checkpoint.folder import Checkpoint, open_checkpoint, refuse_dangling
 from weights.checkpoint.matching import match
+from weights.config.family import Family
 from weights.errors import CheckpointError
 from weights.families import resolve
-from weights.families.base import Family
 from weights.generation import end_of_sequence_ids
 from weights.inventory import num_parameters
 from weights.spec import ModelSpec

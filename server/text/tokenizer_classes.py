@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from server.errors import StartupError
-from weights.families.keys import words
+from weights.config.keys import words
 
 Token = str | AddedToken | None
 Options = Mapping[str, Any]  # of tokenizer_config.json

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from weights import families
+from weights.config.writer import config_for
 from weights.errors import CheckpointError
-from weights.hf_config import config_for
 from weights.spec import Activation, ModelSpec, RopeScaling, RopeSpec
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from weights.checkpoint.folder import Checkpoint
 from weights.checkpoint.safetensors_header import TensorEntry
+from weights.config.family import UNEMBEDDING_TENSOR, Family, Source
 from weights.errors import CheckpointError
-from weights.families.base import UNEMBEDDING_TENSOR, Family, Source
 from weights.formats import FORMATS, from_safetensors
 from weights.inventory import Parameter, inventory
 from weights.spec import ModelSpec

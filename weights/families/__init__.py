@@ -11,11 +11,11 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from weights.config.facts import CONFIG_FILE
+from weights.config.family import Family
+from weights.config.text_part import text_family
+from weights.config.unserved import reason_not_served
 from weights.errors import CheckpointError
-from weights.families.base import Family
-from weights.families.facts import CONFIG_FILE
-from weights.families.text_part import text_family
-from weights.families.unserved import reason_not_served
 
 
 def _found() -> Iterator[Family]:

@@ -3,10 +3,10 @@ window in every other layer."""
 
 from __future__ import annotations
 
-from weights.families import decoders
-from weights.families.base import Family
-from weights.families.facts import ConfigReader
-from weights.families.keys import words
+from weights.config import decoders
+from weights.config.facts import ConfigReader
+from weights.config.family import Family
+from weights.config.keys import words
 from weights.spec import ModelSpec, NormPlacement
 
 

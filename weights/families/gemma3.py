@@ -3,11 +3,11 @@ window in five of six layers, and rotary frequencies of their own in these."""
 
 from __future__ import annotations
 
-from weights.families import decoders
-from weights.families.base import Family
-from weights.families.facts import ConfigReader
-from weights.families.keys import words
-from weights.families.rope import RopeDefaults, read_ropes
+from weights.config import decoders
+from weights.config.facts import ConfigReader
+from weights.config.family import Family
+from weights.config.keys import words
+from weights.config.rope import RopeDefaults, read_ropes
 from weights.spec import ModelSpec, NormPlacement, QkNorm
 
 _ROPE = RopeDefaults(theta=1e6)

@@ -5,10 +5,10 @@ Its projections are published as [in, out] ("Conv1D"), query, key and value in o
 
 from __future__ import annotations
 
-from weights.families import decoders
-from weights.families.base import GELU_NAMES, UNEMBEDDING_TENSOR, Family, Source
-from weights.families.facts import MAX_LAYERS, ConfigReader
-from weights.families.keys import words
+from weights.config import decoders
+from weights.config.facts import MAX_LAYERS, ConfigReader
+from weights.config.family import GELU_NAMES, UNEMBEDDING_TENSOR, Family, Source
+from weights.config.keys import words
 from weights.spec import (
     Activation,
     AttentionSpec,

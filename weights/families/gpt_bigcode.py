@@ -3,10 +3,10 @@ query heads, and matrices that are not turned around."""
 
 from __future__ import annotations
 
-from weights.families import decoders
-from weights.families.base import UNEMBEDDING_TENSOR, Family, Source
-from weights.families.facts import ConfigReader
-from weights.families.keys import words
+from weights.config import decoders
+from weights.config.facts import ConfigReader
+from weights.config.family import UNEMBEDDING_TENSOR, Family, Source
+from weights.config.keys import words
 from weights.spec import MlpSpec, ModelSpec, NormKind, NormSpec, PositionKind
 
 

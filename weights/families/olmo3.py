@@ -3,10 +3,10 @@ scaled."""
 
 from __future__ import annotations
 
-from weights.families import decoders
-from weights.families.base import Family
-from weights.families.facts import ConfigReader
-from weights.families.rope import RopeDefaults, read_ropes
+from weights.config import decoders
+from weights.config.facts import ConfigReader
+from weights.config.family import Family
+from weights.config.rope import RopeDefaults, read_ropes
 from weights.spec import ModelSpec, NormPlacement, QkNorm
 
 _ROPE = RopeDefaults(theta=500000.0)

@@ -3,11 +3,11 @@ behind one Layer norm, part of each head turns, biases everywhere, the logits' t
 
 from __future__ import annotations
 
-from weights.families import decoders
-from weights.families.base import UNEMBEDDING_TENSOR, Family, Source
-from weights.families.facts import ConfigReader
-from weights.families.keys import words
-from weights.families.rope import RopeDefaults
+from weights.config import decoders
+from weights.config.facts import ConfigReader
+from weights.config.family import UNEMBEDDING_TENSOR, Family, Source
+from weights.config.keys import words
+from weights.config.rope import RopeDefaults
 from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
 
 _ROPE = RopeDefaults(partial=0.5)

@@ -3,11 +3,11 @@ by a factor for each rotary frequency, and in some a part of each head that turn
 
 from __future__ import annotations
 
-from weights.families import decoders
-from weights.families.base import Family
-from weights.families.facts import ConfigReader
-from weights.families.keys import words
-from weights.families.rope import RopeDefaults
+from weights.config import decoders
+from weights.config.facts import ConfigReader
+from weights.config.family import Family
+from weights.config.keys import words
+from weights.config.rope import RopeDefaults
 from weights.spec import ModelSpec, RopeScaling
 
 # The first files called the same scaling "su" and "yarn".

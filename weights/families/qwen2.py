@@ -3,9 +3,9 @@ and values, and in some configurations a window in the upper layers."""
 
 from __future__ import annotations
 
-from weights.families import decoders
-from weights.families.base import Family
-from weights.families.facts import ConfigReader
+from weights.config import decoders
+from weights.config.facts import ConfigReader
+from weights.config.family import Family
 from weights.spec import ModelSpec
 
 

@@ -3,10 +3,10 @@ channels turn; some add attention and MLP of one norm."""
 
 from __future__ import annotations
 
-from weights.families import decoders
-from weights.families.base import Family
-from weights.families.facts import ConfigReader
-from weights.families.rope import RopeDefaults
+from weights.config import decoders
+from weights.config.facts import ConfigReader
+from weights.config.family import Family
+from weights.config.rope import RopeDefaults
 from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
 
 _ROPE = RopeDefaults(partial=0.25)

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from weights import families
-from weights.families.base import Source
+from weights.config.family import Source
+from weights.config.writer import config_for
 from weights.formats import get_format, tensor_bytes
-from weights.hf_config import config_for
 from weights.inventory import Component, Parameter, inventory
 from weights.spec import ModelSpec
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from weights.families.facts import ConfigReader
+from weights.config.facts import ConfigReader
 from weights.spec import Activation, ModelSpec
 
 _UNEMBEDDING_PREFIX = "lm_head."
@@ -101,7 +101,7 @@ class Family:
 
     def unread_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """Keys of ``config`` that mean nothing to this family and were judged harmless by the rule
-        in weights.families.facts; worth a line at start."""
+        in weights.config.facts; worth a line at start."""
         return self._read(config)[1]
 
     def full_name(self, name: str) -> str:

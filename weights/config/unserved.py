@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weights.families.keys import words
+from weights.config.keys import words
 
 _MIXTURE = "it is a mixture of experts, which is not served yet"
 _LATENT = "it has latent attention and a mixture of experts, which are not served yet"

@@ -3,7 +3,7 @@
 Every key falls in one of four classes:
 
 1. read by the family: checked for type and range;
-2. harmless: listed in weights.families.keys or by the family, or private (``_...`` or
+2. harmless: listed in weights.config.keys or by the family, or private (``_...`` or
    ``transformers...``);
 3. neutral: null, false, an empty string, list or object, which switch a feature off;
 4. unknown. No list can hold every key that some fork gives a meaning, so the name decides: a key
@@ -18,8 +18,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from weights.config.keys import ARITHMETIC_WORDS, HARMLESS_KEYS
 from weights.errors import CheckpointError
-from weights.families.keys import ARITHMETIC_WORDS, HARMLESS_KEYS
 from weights.formats import FORMATS, from_torch_name
 from weights.strict_json import shown
 

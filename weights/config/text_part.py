@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from weights.config.facts import CONFIG_FILE, ConfigReader
+from weights.config.family import Family
+from weights.config.keys import words
 from weights.errors import CheckpointError
-from weights.families.base import Family
-from weights.families.facts import CONFIG_FILE, ConfigReader
-from weights.families.keys import words
 from weights.spec import ModelSpec
 
 # As published, and as transformers 5 saves them.

@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from weights.families.facts import ConfigReader
-from weights.families.keys import words
+from weights.config.facts import ConfigReader
+from weights.config.keys import words
 from weights.spec import RopeScaling, RopeSpec
 
 KINDS = {

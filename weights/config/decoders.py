@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from weights.families.base import GELU_NAMES, UNEMBEDDING_TENSOR, Skip, Source
-from weights.families.facts import MAX_LAYERS, ConfigReader
-from weights.families.rope import FULL, LLAMA, SLIDING, RopeDefaults, read_rope
+from weights.config.facts import MAX_LAYERS, ConfigReader
+from weights.config.family import GELU_NAMES, UNEMBEDDING_TENSOR, Skip, Source
+from weights.config.rope import FULL, LLAMA, SLIDING, RopeDefaults, read_rope
 from weights.spec import (
     Activation,
     AttentionSpec,
