@@ -57,6 +57,8 @@ def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
     if declined:
         return f"it has no {', '.join(declined)} there"
     head_dim, width = spec.attention.head_dim, spec.hidden_size
+    if spec.attention.qk_norm is QkNorm.WHOLE:
+        width = max(width, spec.attention.query_size)
     if backend.max_head_dim is not None and head_dim > backend.max_head_dim:
         return f"heads of {head_dim} are wider than {backend.max_head_dim}"
     if backend.max_width is not None and width > backend.max_width:

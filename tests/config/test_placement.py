@@ -23,7 +23,7 @@ from server.startup.dtype_choice import choose_dtype
 from server.startup.placement import Placement, place, refuse_model
 from server.startup.report import determinism
 from weights.formats import FORMATS
-from weights.spec import ModelSpec
+from weights.spec import ModelSpec, QkNorm
 from weights.synthetic.tiny_specs import tiny_llama
 
 GIB = 2**30
@@ -154,6 +154,11 @@ def test_a_model_that_a_backend_lacks_something_for_is_refused_by_name() -> None
     wide = replace(model, attention=replace(model.attention, head_dim=512))
     with pytest.raises(StartupError, match=r"on a GPU: heads of 512.*--device cpu"):
         refuse_model(wide, TRITON)
+    whole = replace(
+        model.attention, num_query_heads=128, num_kv_heads=128, head_dim=256, qk_norm=QkNorm.WHOLE
+    )
+    with pytest.raises(StartupError, match="rows of 32768 are wider than 16384"):
+        refuse_model(replace(model, attention=whole), TRITON)
     with pytest.raises(StartupError, match="rows of 32768 are wider than 16384"):
         refuse_model(replace(model, hidden_size=32768), TRITON)
     refuse_model(wide, TORCH)

@@ -1,0 +1,46 @@
+"""What families bring (norms of outputs, of queries and keys, scales, parallel blocks, caps,
+windows) as planned, against what a largest step takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.memory.kinds import MemoryKind
+from tests.execution import stepping
+from tests.parity.family_checkpoints import WINDOW, Case, write_case
+
+WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8, "vocab_size": 64}
+CASES = {
+    "output norms, norms over all heads": Case("Olmo2Config", WIDE),
+    "four norms, caps, windows": Case(
+        "Gemma2Config", WIDE | {"head_dim": 32, "sliding_window": WINDOW}
+    ),
+    "norms of heads": Case("Qwen3Config", WIDE | {"head_dim": 128}),
+    "scales": Case(
+        "GraniteConfig", WIDE | {"residual_multiplier": 0.3, "embedding_multiplier": 4.0}
+    ),
+    "parallel": Case("CohereConfig", WIDE),
+    "parallel, biases": Case("PhiConfig", WIDE | {"num_key_value_heads": 8}),
+    "squared relu": Case("ArceeConfig", WIDE),
+}
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("format", ["f32", "bf16"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_largest_step_and_the_weights_are_as_planned(
+    name: str, format: str, tmp_path: Path
+) -> None:
+    write_case(CASES[name], tmp_path)
+    built = stepping.built(
+        tmp_path, format=format, max_model_len=256, max_num_batched_tokens=1024, max_num_seqs=8
+    )
+    measured = built.runner.warm_up()
+    planned = built.layout.bytes(MemoryKind.ACTIVATIONS)
+    assert measured <= planned <= 1.5 * measured + 4 * MIB  # a bound of windows' work lists
+    held = built.held.by_kind()
+    for kind in (MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.IO, MemoryKind.WORKSPACE):
+        assert held[kind] == built.layout.bytes(kind), kind
+    assert built.held.weights() == built.layout.weights
