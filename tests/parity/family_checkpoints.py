@@ -30,6 +30,7 @@ BASE: dict[str, Any] = {
 IDS: dict[str, Any] = {
     key: BASE[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 }
+NO_GROUPS = {key: fact for key, fact in BASE.items() if key != "num_key_value_heads"}
 GPT = IDS | {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
 NEO = IDS | {"hidden_size": 64, "max_position_embeddings": 256}
 OPT = NEO | {"num_hidden_layers": 3, "num_attention_heads": 4, "word_embed_proj_dim": 64}
@@ -304,6 +305,25 @@ CASES: dict[str, tuple[Case, ...]] = {
             NEO,
         ),
     ),
+    "gpt_neox": (
+        Case("GPTNeoXConfig", base=NO_GROUPS),
+        Case(
+            "GPTNeoXConfig",
+            {
+                "num_attention_heads": 2,
+                "use_parallel_residual": False,
+                "attention_bias": False,
+                "tie_word_embeddings": True,
+                "rope_parameters": {
+                    "rope_type": "linear",
+                    "rope_theta": 5000.0,
+                    "factor": 2.0,
+                    "partial_rotary_factor": 0.5,
+                },
+            },
+            base=NO_GROUPS,
+        ),
+    ),
     "gpt_bigcode": (
         Case("GPTBigCodeConfig", base=GPT),
         Case("GPTBigCodeConfig", {"n_inner": 96, "tie_word_embeddings": False}, base=GPT),
@@ -358,6 +378,10 @@ _GAINS = {
     "wte": 3.0,
     "wpe": 5.0,
     "embed_positions": 5.0,
+    "embed_in": 3.0,
+    "query_key_value": 2.1,
+    "dense_h_to_4h": 2.0,
+    "dense_4h_to_h": 1.0,
     "c_attn": 2.1,
     "q_proj": 2.1,
     "k_proj": 2.1,
@@ -391,7 +415,9 @@ def sharpen(model: Any, case: Case, seed: int) -> None:
                 values = values * 0.2 + parameter.mean().round()
         else:
             gain = next((gain for part, gain in _GAINS.items() if part in name), 1.0)
-            if any(part in name for part in ("down", "mlp.c_proj", "fc2", "fc_out")):
+            if any(
+                part in name for part in ("down", "mlp.c_proj", "fc2", "fc_out", "dense_4h_to_h")
+            ):
                 values -= values.mean(dim=1, keepdim=True)
             values *= gain / math.sqrt(parameter.shape[-1])
         for part, factor in case.gains.items():

@@ -38,6 +38,9 @@ SLIDING = [*TYPES, "sliding_attention"]
         ("gpt_neo", {"attention_types": [[["global"], 3]]}, "must come to 8 layers"),
         ("gpt_neo", {"attention_types": [["global", 8]]}, r"a list of \[names, times\]"),
         ("gpt_neo", {"attention_types": [[["near"], 8]]}, "global or local"),
+        ("gpt_neox", {"rotary_pct": 1.5}, "rotary_pct is 1.5"),
+        ("gpt_neox", {"hidden_size": 66}, "66 is not a multiple of num_attention_heads 4"),
+        ("gpt_neox", {"head_dim": 32}, "head_dim is 32"),
         ("gptj", {"rotary_dim": 7}, "rotary_dim is 7"),
         ("gptj", {"rotary_dim": 4096}, "rotary_dim is 4096"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1"),
@@ -85,6 +88,16 @@ def test_what_a_file_leaves_out_is_the_config_classs_default() -> None:
     assert read("exaone4", sliding_window=None).rotary_layers == ()
     assert read("smollm3").rotary_layers == (True, True, True, False) * 2
     assert read("opt").position_offset == 2
+
+
+def test_gpt_neox_reads_the_published_keys_of_its_rope() -> None:
+    older = read("gpt_neox", hidden_size=256, rotary_pct=0.5, rotary_emb_base=5000)
+    newer = read(
+        "gpt_neox",
+        hidden_size=256,
+        rope_parameters={"rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+    )
+    assert older == newer and (older.rope.dim, older.rope.theta) == (32, 5000.0)
 
 
 def test_gemma_says_gelu_and_means_the_one_by_tanh() -> None:

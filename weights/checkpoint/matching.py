@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from weights.checkpoint.folder import Checkpoint
+from weights.checkpoint.pieces import Piece, pieces
 from weights.checkpoint.safetensors_header import TensorEntry
 from weights.config.family import UNEMBEDDING_TENSOR, Family, Source
 from weights.errors import CheckpointError
@@ -25,21 +26,18 @@ _NO_UNEMBEDDING = (
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Output channels [start, start + size) of a tensor are the whole of ``parameter``."""
-
-    parameter: str
-    start: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
 class Placement:
-    """One tensor to read. ``transposed``: the file holds [in, out]."""
+    """One tensor to read, its pieces in the order of its output channels. ``transposed``: the file
+    holds [in, out]."""
 
     entry: TensorEntry
     pieces: tuple[Piece, ...]
     transposed: bool
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The parameters that the tensor holds, each once."""
+        return tuple(dict.fromkeys(piece.parameter for piece in self.pieces))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ def match(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> Matching:
         if entry is None:
             missing.append(name)
         else:
-            placements.append(_place(entry, targets, source.transposed))
+            placements.append(_place(entry, source, targets))
     unembedding = entries.pop(UNEMBEDDING_TENSOR, None) if spec.tied_unembedding else None
     skipped, unexpected = _skip(entries, family, spec)
     skipped += _skipped_by_prefix(checkpoint, family)
@@ -126,10 +124,10 @@ def _expected(
     yield from found
 
 
-def _place(entry: TensorEntry, targets: Sequence[Parameter], transposed: bool) -> Placement:
+def _place(entry: TensorEntry, source: Source, targets: Sequence[Parameter]) -> Placement:
     rows = sum(target.shape[0] for target in targets)
     shape = (rows, *targets[0].shape[1:])
-    expected = shape[::-1] if transposed else shape
+    expected = shape[::-1] if source.transposed else shape
     where = f"{entry.file}: tensor {shown(entry.name)}"
     if entry.shape != expected:
         raise CheckpointError(
@@ -138,12 +136,7 @@ def _place(entry: TensorEntry, targets: Sequence[Parameter], transposed: bool) -
     if from_safetensors(entry.dtype) is None:
         served = ", ".join(fmt.safetensors_name for fmt in FORMATS.values())
         raise CheckpointError(f"{where} has the dtype {entry.dtype}; served: {served}")
-    pieces: list[Piece] = []
-    start = 0
-    for target in targets:
-        pieces.append(Piece(target.name, start, target.shape[0]))
-        start += target.shape[0]
-    return Placement(entry, tuple(pieces), transposed)
+    return Placement(entry, pieces(source, targets), source.transposed)
 
 
 def _skip(

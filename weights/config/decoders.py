@@ -251,6 +251,14 @@ def in_layer(theirs: str, *ours: str, layers: str = "model.layers") -> tuple[Sou
     )
 
 
+def heads_in_layer(theirs: str, layers: str) -> tuple[Source, Source]:
+    """Weight and bias of queries, keys and values, fused by key-value head."""
+    weight, bias = in_layer(
+        theirs, "attention.query", "attention.key", "attention.value", layers=layers
+    )
+    return replace(weight, by_kv_head=True), replace(bias, by_kv_head=True)
+
+
 def names(*of_layers: Source) -> tuple[Source, ...]:
     """The names of a whole decoder whose layers have these."""
     return (

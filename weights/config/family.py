@@ -34,13 +34,16 @@ GELU_NAMES = {
 class Source:
     """One checkpoint tensor and the parameters that it holds.
 
-    Several targets are stacked along the output dimension in the order given. ``transposed`` says
-    that the file holds [in, out] instead of [out, in].
+    Several targets are stacked along the output dimension in the order given; ``by_kv_head`` says
+    that instead each key-value head's part of them is, one head after the other
+    (weights.checkpoint.pieces). ``transposed`` says that the file holds [in, out] instead of
+    [out, in].
     """
 
     pattern: str
     targets: tuple[str, ...]
     transposed: bool = False
+    by_kv_head: bool = False
 
 
 @dataclass(frozen=True, slots=True)

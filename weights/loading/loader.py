@@ -98,7 +98,7 @@ def load(
     with _reader(checkpoint, counter.add, copies) as reader:
         _check_tied_copies(matching, reader)
         for placement in matching.placements:
-            names = [piece.parameter for piece in placement.pieces]
+            names = placement.parameters
             reader.fill(placement, {name: assembly.view(name) for name in names})
             if assembly.would_pack(names):
                 reader.settle()
@@ -193,7 +193,7 @@ class _Assembly(Generic[_Packed]):
         start = _rows_before(members, name)
         return self._open[fused][start : start + parameter.shape[0]]
 
-    def would_pack(self, names: list[str]) -> bool:
+    def would_pack(self, names: tuple[str, ...]) -> bool:
         """Completing these may pack a matrix, which reads its values."""
         return any(name.rpartition(".")[0] in self._owners for name in names)
 

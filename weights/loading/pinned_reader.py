@@ -131,7 +131,7 @@ class PinnedReader(TensorReader):
             return
         offset = entry.offset
         for piece in placement.pieces:
-            flat = views[piece.parameter].view(-1)
+            flat = views[piece.parameter][piece.at : piece.at + piece.size].view(-1)
             for start, count in chunks(flat.numel(), self._buffer_bytes // dtype.itemsize):
                 target = flat[start : start + count]
                 self._send(entry, offset + start * dtype.itemsize, count, dtype, [target])
@@ -145,7 +145,8 @@ class PinnedReader(TensorReader):
         row_bytes = rows * dtype.itemsize
         for start, count in chunks(columns, max(1, self._buffer_bytes // row_bytes)):
             targets = [
-                views[piece.parameter][:, start : start + count].t() for piece in placement.pieces
+                views[piece.parameter][piece.at : piece.at + piece.size, start : start + count].t()
+                for piece in placement.pieces
             ]
             offset = entry.offset + start * row_bytes
             self._send(entry, offset, count * rows, dtype, targets, columns=rows)

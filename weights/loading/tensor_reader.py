@@ -74,7 +74,7 @@ class TensorReader:
             return
         offset = entry.offset
         for piece in placement.pieces:
-            view = views[piece.parameter]
+            view = views[piece.parameter][piece.at : piece.at + piece.size]
             if view.dtype == dtype and view.is_cpu and view.is_contiguous():
                 self._read(entry, offset, view, held=view.dtype)
             else:
@@ -109,7 +109,7 @@ class TensorReader:
             chunk = self._staged(entry, offset, count * rows, dtype, held)
             block = chunk.view(count, rows).t()
             for piece in placement.pieces:
-                view = views[piece.parameter]
+                view = views[piece.parameter][piece.at : piece.at + piece.size]
                 source = block[piece.start : piece.start + piece.size]
                 view[:, start : start + count].copy_(source)
 

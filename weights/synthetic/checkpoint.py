@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from weights import families
+from weights.checkpoint.pieces import pieces
 from weights.config.family import Source
 from weights.config.writer import config_for
 from weights.formats import get_format, tensor_bytes
@@ -117,7 +118,10 @@ def _tensor(
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
 
     def make() -> torch.Tensor:
-        fused = torch.cat([_random(part, seed, sharp) for part in parts])
+        values = {part.name: _random(part, seed, sharp) for part in parts}
+        fused = torch.cat(
+            [values[one.parameter][one.at : one.at + one.size] for one in pieces(source, parts)]
+        )
         return fused.t() if source.transposed else fused
 
     return TensorToWrite(name, shape[::-1] if source.transposed else shape, make)
