@@ -46,17 +46,18 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     return run(x, kind)
 
 
-def _check_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
+def _check_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> None:
     check_shape("x", x, (None, None))
     check_dtype("x", x, FLOATS)
     if residual is not None:
         check_shape("residual", residual, tuple(x.shape))
         check_dtype("residual", residual, (x.dtype,))
-    check_shape("weight", weight, (x.shape[1],))
-    check_dtype("weight", weight, FLOATS)
-    if bias is not None:
-        check_shape("bias", bias, (x.shape[1],))
-        check_dtype("bias", bias, FLOATS)
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            check_shape(name, parameter, (x.shape[1],))
+            check_dtype(name, parameter, FLOATS)
     check_same_device(x=x, residual=residual, weight=weight, bias=bias)
 
 
@@ -82,13 +83,19 @@ def add_rms_norm(
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    epsilon: float,
+    *,
+    weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm (Ba et al. 2016, arXiv 1607.06450) of ``x + residual``; as add_rms_norm. ``bias``
-    is [D], or None for none."""
+    """LayerNorm (Ba et al. 2016, arXiv 1607.06450) of ``x + residual``; as add_rms_norm. ``weight``
+    and ``bias`` are each [D], or None for a factor of 1 and a bias of 0."""
     _check_norm(x, residual, weight, bias)
     run: Callable[..., tuple[Tensor, Tensor]] = select("add_layer_norm", x.device)
-    return run(x, residual, weight, bias, epsilon)
+    return run(x, residual, weight, bias, epsilon, weight_offset)
 
 
 def embedding(

@@ -64,12 +64,20 @@ def add_rms_norm(
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    epsilon: float,
+    *,
+    weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     total = _add(x, residual)
     centred = total.float() - total.float().mean(dim=-1, keepdim=True)
     variance = (centred * centred).mean(dim=-1, keepdim=True)
-    normed = centred / torch.sqrt(variance + epsilon) * weight.float()
+    normed = centred / torch.sqrt(variance + epsilon)
+    if weight is not None:
+        normed = normed * (weight_offset + weight.float())
     if bias is not None:
         normed = normed + bias.float()
     return normed.to(x.dtype), total

@@ -101,6 +101,7 @@ class AttentionSpec:
     output_bias: bool = False
     qk_norm: QkNorm = QkNorm.NONE
     soft_cap: float | None = None  # scores become cap x tanh(score / cap)
+    qkv_clip: float | None = None  # queries, keys and values are clipped to -clip .. clip
 
     @property
     def query_size(self) -> int:

@@ -72,9 +72,17 @@ def add_rms_norm(
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    epsilon: float,
+    weight_offset: float,
 ) -> tuple[Tensor, Tensor]:
     total = _total(x, residual)
     shift = None if bias is None else bias.float()
-    normed = F.layer_norm(total.float(), (x.shape[1],), weight.float(), shift, epsilon)
+    factor = None if weight is None else weight.float()
+    if factor is not None and weight_offset:
+        factor = factor + weight_offset
+    normed = F.layer_norm(total.float(), (x.shape[1],), factor, shift, epsilon)
     return normed.to(x.dtype), total

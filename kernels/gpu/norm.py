@@ -28,15 +28,20 @@ def add_rms_norm(
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    epsilon: float,
+    weight_offset: float,
 ) -> tuple[Tensor, Tensor]:
-    return _add_norm(x, residual, weight, bias, epsilon, centred=True)
+    return _add_norm(x, residual, weight, bias, epsilon, centred=True, offset=weight_offset)
 
 
 def _add_norm(
     x: Tensor,
     residual: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     epsilon: float,
     *,
@@ -57,7 +62,7 @@ def _add_norm(
     jit.add_norm[(triton.cdiv(rows, tuned.blocks["ROWS"]),)](
         x,
         residual,
-        weight.contiguous(),
+        None if weight is None else weight.contiguous(),
         None if bias is None else bias.contiguous(),
         normed,
         None if residual is None else total,
@@ -70,6 +75,7 @@ def _add_norm(
         ROWS=tuned.blocks["ROWS"],
         HAS_RESIDUAL=residual is not None,
         CENTRED=centred,
+        HAS_WEIGHT=weight is not None,
         HAS_BIAS=bias is not None,
         OFFSET=offset,
         INTERPRETED=interpreted(),
@@ -94,6 +100,8 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
         if width in (1024, 5120):
             yield _case(width, "bf16", replace(RMS, offset=1.0), tuned)
             yield _case(width, "bf16", replace(LAYER, biased=False), tuned)
+            yield _case(width, "bf16", replace(LAYER, offset=1.0), tuned)
+            yield _case(width, "bf16", replace(LAYER, weighted=False, biased=False), tuned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +111,18 @@ class _Kind:
     centred: bool
     biased: bool
     residual: bool = True
+    weighted: bool = True
     offset: float = 0.0
 
     @property
     def name(self) -> str:
         kind = "layer" if self.centred else "rms"
-        unusual = "-unbiased" if self.centred and not self.biased else "-1" if self.offset else ""
+        if not self.weighted:
+            unusual = "-bare"
+        elif self.centred and not self.biased:
+            unusual = "-unbiased"
+        else:
+            unusual = "-1" if self.offset else ""
         return ("add-" if self.residual else "") + kind + unusual
 
 
@@ -116,10 +130,11 @@ RMS, LAYER = _Kind(centred=False, biased=False), _Kind(centred=True, biased=True
 
 
 def _case(width: int, dtype: str, kind: _Kind, tuned: tuning.Tuning) -> CompileCase:
-    wanted = ["x_ptr", "weight_ptr", "normed_ptr"]
+    wanted = ["x_ptr", "normed_ptr"]
+    wanted += ["weight_ptr"] if kind.weighted else []
     wanted += ["residual_ptr", "total_ptr"] if kind.residual else []
     wanted += ["bias_ptr"] if kind.biased else []
-    absent = {"residual_ptr", "total_ptr", "bias_ptr"} - set(wanted)
+    absent = {"weight_ptr", "residual_ptr", "total_ptr", "bias_ptr"} - set(wanted)
     return CompileCase(
         name=f"add_norm/{kind.name}-{dtype}-{width}",
         fn=jit.add_norm,
@@ -132,6 +147,7 @@ def _case(width: int, dtype: str, kind: _Kind, tuned: tuning.Tuning) -> CompileC
             "ROWS": tuned.blocks["ROWS"],
             "HAS_RESIDUAL": kind.residual,
             "CENTRED": kind.centred,
+            "HAS_WEIGHT": kind.weighted,
             "HAS_BIAS": kind.biased,
             "OFFSET": kind.offset,
             "INTERPRETED": False,

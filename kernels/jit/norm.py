@@ -10,8 +10,8 @@ from kernels.jit.rounding import round_to
 def add_norm(
     x_ptr,  # [rows, WIDTH], rows x_stride apart
     residual_ptr,  # [rows, WIDTH], rows residual_stride apart
-    weight_ptr,  # [WIDTH]
-    bias_ptr,  # [WIDTH]
+    weight_ptr,  # [WIDTH], where HAS_WEIGHT
+    bias_ptr,  # [WIDTH], where HAS_BIAS
     normed_ptr,  # [rows, WIDTH]
     total_ptr,  # [rows, WIDTH]
     rows,
@@ -23,6 +23,7 @@ def add_norm(
     ROWS: tl.constexpr,  # rows of one program
     HAS_RESIDUAL: tl.constexpr,
     CENTRED: tl.constexpr,  # LayerNorm, else RMSNorm
+    HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     OFFSET: tl.constexpr,  # added to the weights
     INTERPRETED: tl.constexpr,
@@ -41,14 +42,17 @@ def add_norm(
         total = round_to(values + added.to(tl.float32), dtype, INTERPRETED)
         tl.store(total_ptr + out, total, inside)
         values = total.to(tl.float32)  # what is normalised is what the next layer adds to
-    weight = tl.load(weight_ptr + columns, columns < WIDTH, other=0.0).to(tl.float32)
-    if OFFSET != 0.0:
-        weight += OFFSET
+    if HAS_WEIGHT:
+        weight = tl.load(weight_ptr + columns, columns < WIDTH, other=0.0).to(tl.float32)
+        if OFFSET != 0.0:
+            weight += OFFSET
     if CENTRED:
         mean = tl.sum(values, axis=1) / WIDTH
         values = tl.where(inside, values - mean[:, None], 0.0)
     variance = tl.sum(values * values, axis=1) / WIDTH
-    normed = values * (1.0 / tl.sqrt_rn(variance + epsilon))[:, None] * weight[None, :]
+    normed = values * (1.0 / tl.sqrt_rn(variance + epsilon))[:, None]
+    if HAS_WEIGHT:
+        normed *= weight[None, :]
     if HAS_BIAS:
         normed += tl.load(bias_ptr + columns, columns < WIDTH, other=0.0).to(tl.float32)[None, :]
     tl.store(normed_ptr + out, round_to(normed, dtype, INTERPRETED), inside)

@@ -63,19 +63,21 @@ class Norm:
     """A normalisation, fused with the addition of the residual before it where there is one."""
 
     spec: NormSpec
-    weight: torch.Tensor  # [D]
+    weight: torch.Tensor | None  # [D]; None for a LayerNorm without
     bias: torch.Tensor | None  # [D]; LayerNorm only
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, D], [T, D] -> norm(x + residual), x + residual."""
-        if self.spec.kind is NormKind.RMS:
-            offset = self.spec.weight_offset
-            return kernels.add_rms_norm(
-                x, residual, self.weight, self.spec.epsilon, weight_offset=offset
+        epsilon, offset = self.spec.epsilon, self.spec.weight_offset
+        if self.spec.kind is NormKind.LAYER:
+            return kernels.add_layer_norm(
+                x, residual, self.weight, self.bias, epsilon, weight_offset=offset
             )
-        return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.spec.epsilon)
+        if self.weight is None:
+            raise ValueError("an RMS norm has no weights")
+        return kernels.add_rms_norm(x, residual, self.weight, epsilon, weight_offset=offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,10 @@ def build_layer(
                 return _adding(reads, writes, dying)
             case program.Scale():
                 return _making(partial(torch.mul, other=operation.factor), reads, writes, dying)
+            case program.Clip():
+                limit = operation.limit
+                clip = partial(torch.clamp_, min=-limit, max=limit)
+                return _making(clip, reads, writes, dying)
             case program.Product():
                 name, (out,) = f"{prefix}.{operation.matrix}", operation.writes
                 linear = Linear(name, linears[name], (out.channels, operation.columns))
@@ -228,7 +234,8 @@ def _attention(
 
 
 def build_norm(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], name: str) -> Norm:
-    return Norm(spec.norm, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+    weight = tensors[f"{name}.weight"] if spec.norm.weight else None
+    return Norm(spec.norm, weight, tensors.get(f"{name}.bias"))
 
 
 def _taking(value: str, dying: frozenset[str]) -> Callable[[Values], torch.Tensor]:

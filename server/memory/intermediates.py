@@ -23,6 +23,7 @@ from server.memory.layer_program import (
     Add,
     AddNorm,
     Attend,
+    Clip,
     Embed,
     Norm,
     Operation,
@@ -128,6 +129,8 @@ class CpuFootprint:
                 return (Phase(step.name, (*made, ("norm_temporary", inside))),)
             case Add() | Scale():
                 return (Phase(step.name, made),)
+            case Clip():
+                return (Phase(step.name, ()),)
             case Product():
                 (out,) = step.writes
                 held = product_temporaries(tokens, step.columns, out.channels, element)

@@ -74,6 +74,13 @@ class Scale(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Clip(Step):
+    """A value clipped to -limit .. limit, in place."""
+
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
 class Product(Step):
     """[T, columns] times the layer's matrix ``matrix``, with its bias where it has one."""
 
@@ -93,7 +100,7 @@ class Activate(Step):
     """The MLP's activation, of the gate times the other half where it is gated."""
 
 
-LayerOperation = AddNorm | Norm | QkNorm | Add | Scale | Product | Attend | Activate
+LayerOperation = AddNorm | Norm | QkNorm | Add | Scale | Clip | Product | Attend | Activate
 Operation = Embed | LayerOperation
 LayerProgram = tuple[LayerOperation, ...]
 EmbeddingProgram = tuple[Embed] | tuple[Embed, Scale]
@@ -167,9 +174,10 @@ def _attention(model: ModelSpec, reads: str, writes: str) -> LayerProgram:
     qkv = Value("qkv", heads.query_size + 2 * heads.kv_size)
     attended, out = Value("attended", heads.query_size), Value(writes, hidden)
     normed = (Value("query", heads.query_size), Value("key", heads.kv_size))
-    whole = heads.qk_norm is spec.QkNorm.WHOLE
+    whole, clip = heads.qk_norm is spec.QkNorm.WHOLE, heads.qkv_clip
     return (
         Product("qkv", (reads,), (qkv,), "attention.qkv", hidden),
+        *((Clip("qkv_clip", ("qkv",), (qkv,), clip),) if clip else ()),
         *((QkNorm("qk_norm", ("qkv",), normed),) if whole else ()),
         Attend("attention", ("qkv", "query", "key") if whole else ("qkv",), (attended,)),
         Product("attention_output", ("attended",), (out,), "attention.output", heads.query_size),

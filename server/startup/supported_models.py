@@ -17,6 +17,7 @@ from server.memory.layer_program import (
     Add,
     AddNorm,
     Attend,
+    Clip,
     Embed,
     Norm,
     Operation,
@@ -39,10 +40,8 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield f"norms placed {norm.placement}"
     if spec.parallel is not ParallelBlock.NONE and norm.placement is not NormPlacement.PRE:
         yield f"attention and MLP in parallel with norms placed {norm.placement}"
-    if norm.kind is NormKind.LAYER and norm.unit_offset:
-        yield "Layer norms whose weights are stored less 1"
-    if not norm.weight:
-        yield "norms without weights"
+    if not norm.weight and norm.kind is NormKind.RMS:
+        yield "RMS norms without weights"
     if attention.qk_norm is not QkNorm.NONE and norm.kind is NormKind.LAYER:
         yield "Layer norms of queries and keys"
     if spec.experts is not None:
@@ -92,6 +91,6 @@ def _kernels_of(step: Operation, spec: ModelSpec) -> tuple[str, ...]:
             return ("rotary_store_kv", "paged_attention")
         case Activate():
             return ("gated_activation" if spec.mlp.gated else "activation",)
-        case Add() | Scale():
+        case Add() | Scale() | Clip():
             return ()  # torch's own
     assert_never(step)

@@ -171,6 +171,36 @@ def _bias_dropped(real: Any) -> Any:
     return lambda x, weight, **kwargs: real(x, replace(weight, bias=None), **kwargs)
 
 
+@BUGS.wraps("norm bias dropped", "logits parity", kernels, "add_layer_norm", family="nemotron")
+def _norm_bias_dropped(real: Any) -> Any:
+    return lambda x, residual, weight, bias, *rest, **how: real(
+        x, residual, weight, None, *rest, **how
+    )
+
+
+@BUGS.wraps("norm offset dropped", "logits parity", kernels, "add_layer_norm", family="nemotron")
+def _norm_offset_dropped(real: Any) -> Any:
+    return lambda *args, **how: real(*args, **(how | {"weight_offset": 0.0}))
+
+
+@BUGS.wraps(
+    "partial rotary off by a channel",
+    "logits parity",
+    kernels,
+    "rotary_store_kv",
+    family="nemotron",
+)
+def _partial_rotary_off_by_a_channel(real: Any) -> Any:
+    """The last channel of a head turns as its first: scores know of no other difference."""
+
+    def store(q: Any, k: Any, *args: Any, **how: Any) -> None:
+        for heads in (q, k):
+            heads.copy_(heads.roll(1, dims=-1))
+        real(q, k, *args, **how)
+
+    return store
+
+
 @BUGS.wraps(
     "products of several rows in 16 bits", "batched equals alone", kernels, "linear", family="gpt2"
 )

@@ -17,12 +17,15 @@ from tests.equivalence.planted_bugs import BUGS
 from tests.equivalence.planting import PlantedBug
 from tests.execution import stepping
 from tests.parity import oracle
+from tests.parity.family_checkpoints import CASES, write_case
 from weights.synthetic.checkpoint import write_checkpoint
 
 IDS = list(workloads.prompt(50, 60))
 LARGE_EPSILON = replace(
     checks.SPECS["llama"], norm=replace(checks.SPECS["llama"].norm, epsilon=0.05)
 )
+
+PARTIAL_ROTARY = "nemotron"  # half of each head turns; Layer norms with biases, stored less 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
         else:
             write_checkpoint(spec, folder, seed=1)
         made[name] = Checkpoint(folder, oracle.logits(oracle.load(folder), IDS))
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = write_case(CASES[PARTIAL_ROTARY][0], folder)
+    made[PARTIAL_ROTARY] = Checkpoint(folder, oracle.logits(model, IDS))
     return made
 
 

@@ -60,22 +60,25 @@ def test_norms(dtype, tokens, with_residual):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("with_residual", [True, False])
-def test_layer_norms_without_a_bias_and_weights_added_to_one(dtype, with_residual):
+def test_norms_without_a_bias_or_a_weight_and_weights_added_to_one(dtype, with_residual):
     """An offset is added in float32: 1 + 2^-9 is no bfloat16."""
     x = (torch.randn(5, 96) * 3 + 1).to(dtype)
     residual = torch.randn(5, 96).to(dtype) if with_residual else None
     weight = torch.full((96,), 2.0**-9, dtype=dtype)
     for name, parameters, options in (
         ("add_layer_norm", (weight, None), {}),
+        ("add_layer_norm", (None, None), {}),
+        ("add_layer_norm", (weight, weight * 3), {"weight_offset": 1.0}),
         ("add_rms_norm", (weight,), {"weight_offset": 1.0}),
     ):
         normed, total = getattr(kernels, name)(x, residual, *parameters, 1e-5, **options)
         wanted, wanted_total = getattr(reference, name)(x, residual, *parameters, 1e-5, **options)
         close(normed, wanted, dtype)
         assert torch.equal(total, wanted_total)
-    unit, _ = kernels.add_rms_norm(x.float(), None, weight, 1e-5, weight_offset=1.0)
-    plain, _ = kernels.add_rms_norm(x.float(), None, torch.ones(96), 1e-5)
-    torch.testing.assert_close(unit, plain * (1 + 2.0**-9))
+    for norm, rest in ((kernels.add_rms_norm, ()), (kernels.add_layer_norm, (None,))):
+        unit, _ = norm(x.float(), None, weight, *rest, 1e-5, weight_offset=1.0)
+        plain, _ = norm(x.float(), None, torch.ones(96), *rest, 1e-5)
+        torch.testing.assert_close(unit, plain * (1 + 2.0**-9))
 
 
 def test_norm_of_tiny_and_of_large_rows():

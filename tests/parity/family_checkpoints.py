@@ -135,6 +135,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("ArceeConfig"),
         Case("ArceeConfig", {"attention_bias": True, "mlp_bias": True, "rope_parameters": YARN}),
     ),
+    "olmo": (
+        Case("OlmoConfig", {"clip_qkv": 3.0}, SHARPER),
+        Case("OlmoConfig", {"attention_bias": True, "tie_word_embeddings": True}, {"lm_head": 0.1}),
+    ),
     "olmo2": (
         Case("Olmo2Config", {}, HEAD_NORMS),
         Case("Olmo2Config", {"num_key_value_heads": 4, "attention_bias": True}, HEAD_NORMS),
@@ -271,6 +275,22 @@ CASES: dict[str, tuple[Case, ...]] = {
                 "rope_parameters": {
                     "rope_type": "default",
                     "rope_theta": 10000.0,
+                    "partial_rotary_factor": 0.75,
+                },
+            },
+        ),
+    ),
+    "nemotron": (
+        Case("NemotronConfig", {"head_dim": 32, "norm_eps": 1e-3}),
+        Case(
+            "NemotronConfig",
+            {
+                "attention_bias": True,
+                "mlp_bias": True,
+                "hidden_act": "gelu",
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 5000.0,
                     "partial_rotary_factor": 0.75,
                 },
             },

@@ -19,14 +19,12 @@ from weights.spec import (
     ExpertsSpec,
     MlpSpec,
     ModelSpec,
-    NormKind,
     NormPlacement,
     NormSpec,
 )
 from weights.synthetic.checkpoint import write_checkpoint
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
-LAYER = NormSpec(NormKind.LAYER, 1e-5)
 # What a decoder of pre-normalised blocks reads of a spec.
 COMPUTED = {
     ModelSpec: "family architecture vocab_size hidden_size num_layers attention mlp norm position "
@@ -35,9 +33,9 @@ COMPUTED = {
     "rounded_embedding_scale "
     "residual_scale logit_scale logit_soft_cap",
     AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap "
-    "qk_norm",
+    "qk_norm qkv_clip",
     MlpSpec: "intermediate_size activation gated bias",
-    NormSpec: "kind epsilon bias",
+    NormSpec: "kind epsilon bias unit_offset",
 }
 NOT_COMPUTED: dict[type, dict[str, Any]] = {
     ModelSpec: {
@@ -45,7 +43,7 @@ NOT_COMPUTED: dict[type, dict[str, Any]] = {
     },
     AttentionSpec: {},
     MlpSpec: {},
-    NormSpec: {"placement": NormPlacement.POST, "unit_offset": True, "weight": False},
+    NormSpec: {"placement": NormPlacement.POST, "weight": False},
 }
 
 
@@ -54,7 +52,7 @@ def with_field(part: type, name: str, value: Any) -> ModelSpec:
     if part is ModelSpec:
         return replace(spec, **{name: value})
     if part is NormSpec:
-        return replace(spec, norm=replace(LAYER, **{name: value}))
+        return replace(spec, norm=replace(spec.norm, **{name: value}))
     return replace(spec, attention=replace(spec.attention, **{name: value}))
 
 

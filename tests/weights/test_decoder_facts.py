@@ -44,6 +44,7 @@ SLIDING = [*TYPES, "sliding_attention"]
         ("gptj", {"rotary_dim": 7}, "rotary_dim is 7"),
         ("gptj", {"rotary_dim": 4096}, "rotary_dim is 4096"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1"),
+        ("olmo", {"clip_qkv": 0}, "clip_qkv is 0"),
         ("gemma", {"use_bidirectional_attention": True}, "a decoder looks back alone"),
         ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before is false"),
         ("opt", {"word_embed_proj_dim": 32}, "word_embed_proj_dim is 32"),

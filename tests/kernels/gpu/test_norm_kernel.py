@@ -35,8 +35,8 @@ def both(x, residual, weight, bias, *, centred=False, offset=0.0):
             reference.add_rms_norm(x, residual, weight, 1e-5, weight_offset=offset),
         )
     return (
-        norm.add_layer_norm(x, residual, weight, bias, 1e-5),
-        reference.add_layer_norm(x, residual, weight, bias, 1e-5),
+        norm.add_layer_norm(x, residual, weight, bias, 1e-5, offset),
+        reference.add_layer_norm(x, residual, weight, bias, 1e-5, weight_offset=offset),
     )
 
 
@@ -62,12 +62,19 @@ def test_a_row_is_normalised_as_the_reference_does(dtype, width, centred, with_r
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [3, 96, 1000])
 @pytest.mark.parametrize("with_residual", [True, False], ids=["add", "alone"])
-def test_layer_norms_without_a_bias_and_weights_added_to_one(dtype, width, with_residual, device):
+def test_norms_without_a_bias_or_a_weight_and_weights_added_to_one(
+    dtype, width, with_residual, device
+):
     x = given((7, width), dtype, device, seed=width, shift=1.0)
     residual = given((7, width), dtype, device, seed=width + 1) if with_residual else None
-    weight = given((width,), dtype, device, seed=2)
-    for how in ({"centred": True}, {"offset": 1.0}):
-        (normed, total), (wanted, wanted_total) = both(x, residual, weight, None, **how)
+    weight, bias = (given((width,), dtype, device, seed=seed) for seed in (2, 3))
+    for parameters, how in (
+        ((weight, None), {"centred": True}),
+        ((None, None), {"centred": True}),
+        ((weight, bias), {"offset": 1.0}),
+        ((weight, None), {"offset": 1.0}),
+    ):
+        (normed, total), (wanted, wanted_total) = both(x, residual, *parameters, **how)
         close(normed, wanted, dtype)
         assert torch.equal(total, wanted_total)
 

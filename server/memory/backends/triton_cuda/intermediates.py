@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kernels.footprint.gpu_linear import gpu_product_temporaries
 from kernels.footprint.gpu_sampling import logprob_workspace_bytes, sampling_workspace_bytes
-from server.memory.layer_program import AddNorm, Operation, Product, Value
+from server.memory.layer_program import AddNorm, Clip, Operation, Product, Value
 from server.memory.phases import Phase, Tensors, forward_phases, logit_phases
 from weights.spec import ModelSpec
 
@@ -76,6 +76,8 @@ class GpuFootprint:
             case AddNorm():
                 (_, normed), (_, total) = made
                 return (Phase(step.name, (("normed", normed), ("total", total))),)
+            case Clip():
+                return (Phase(step.name, ()),)
             case Product():
                 (out,) = step.writes
                 held = self.scratch(self.tokens, step.columns, out.channels)
