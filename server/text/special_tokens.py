@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from server.errors import StartupError
-from server.text.tokenizer_classes import Token
+from server.text.tokenizer_recipes import Token
 from weights.checkpoint.folder import inside
 from weights.errors import CheckpointError
 from weights.strict_json import parse_object, shown

@@ -14,14 +14,15 @@ from server.errors import ErrorCode, QuireError, StartupError
 from server.text.decoding import StreamDecoder, decoder_stages, token_text_bytes
 from server.text.least_tokens import least_tokens
 from server.text.tidying import TIDYING
-from server.text.tokenizer_folder import TOKENIZER_FILE, load_folder
+from server.text.tokenizer_folder import load_folder
+from server.text.vocabulary_files import TOKENIZER_FILE
 
 ENCODE_THREADS = 2
 _PANIC = "PanicException"  # of pyo3_runtime, which cannot be imported
 
 
 class Tokenizer:
-    """A tokenizer.json, by the `tokenizers` library.
+    """A folder's tokenizer, by the `tokenizers` library.
 
     ``vocab_size`` is the model's. It may be padded beyond the tokenizer's own: an id in the padding
     has no text. Or some tokens were added that the model was never given: a text that holds one is
@@ -63,12 +64,10 @@ class Tokenizer:
         """The tokenizer of a checkpoint folder, by all of its files. ``config`` is its config.json.
 
         Raises:
-            StartupError: there is no tokenizer.json, or a file cannot be used; names it.
+            StartupError: there is no tokenizer to be had, or a file cannot be used; names it.
         """
-        if not (folder / TOKENIZER_FILE).is_file():
-            raise StartupError(f"{TOKENIZER_FILE} is missing from {folder.name}")
         try:
-            loaded = load_folder(folder, config or {})
+            loaded = load_folder(folder, config or {}, vocab_size)
             return cls(
                 loaded.backend,
                 vocab_size=vocab_size,

@@ -1,8 +1,9 @@
 """A checkpoint folder's tokenizer, made from all of its files as transformers makes it.
 
-tokenizer.json is the trunk; tokenizer_config.json says which class it is of and, with
-special_tokens_map.json and added_tokens.json, which tokens are added. add_bos_token and
-add_eos_token decide nothing where there is a tokenizer.json: its post-processor does.
+tokenizer.json or a vocabulary (vocabulary_files.py) is the trunk; tokenizer_config.json says which
+class it is of and, with special_tokens_map.json and added_tokens.json, which tokens are added.
+add_bos_token and add_eos_token decide nothing where there is a tokenizer.json: its post-processor
+does.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +27,15 @@ from server.text.special_tokens import (
     SpecialTokens,
     read_special_tokens,
 )
-from server.text.tokenizer_classes import RECIPES, Recipe, Vocabulary, class_of_folder
+from server.text.tokenizer_classes import class_of_folder
+from server.text.tokenizer_conversion import add_ends, check_model_knows, convert
+from server.text.tokenizer_recipes import RECIPES, Recipe
+from server.text.vocabulary_files import TOKENIZER_FILE, Trunk, find_trunk
 from weights.checkpoint.folder import inside
 from weights.errors import CheckpointError
 
 log = logging.getLogger("quire.server")
 
-TOKENIZER_FILE = "tokenizer.json"
 _PROBES = ("Hello  world", " 12345 ab\n\n", "naïve 深度 x_1", "don't", "a\tb", "It's 3.14!")
 _OF_BPE_ALL_THE_SAME = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 
@@ -46,28 +50,47 @@ class FolderTokenizer:
     named: Mapping[str, str]
 
 
-def load_folder(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
-    """The tokenizer of ``folder``, whose config.json is ``config``.
+def load_folder(
+    folder: Path, config: Mapping[str, Any], vocab_size: int | None = None
+) -> FolderTokenizer:
+    """The tokenizer of ``folder``, whose config.json is ``config`` and whose model has
+    ``vocab_size`` tokens.
 
     Raises:
         StartupError: a file or a key cannot be used or followed; names it. The library's own
             errors, which may be bare Exceptions, come through.
     """
-    text = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
-    from_file = tokenizers.Tokenizer.from_str(text)
-    trunk = json.loads(text)
+    started = time.monotonic()
+    trunk = find_trunk(folder)
     options = _options(folder)
-    name = class_of_folder(config, options, is_byte_level='"ByteLevel"' in text)
+    name = class_of_folder(
+        config,
+        options,
+        is_byte_level=trunk.is_byte_level,
+        has_pipeline=trunk.pipeline is not None,
+    )
     recipe = None if name is None else RECIPES[name]
-    special = _special_tokens(folder, options, trunk, recipe, from_file.padding)
-    backend = from_file
-    if name is not None and recipe is not None:
+    padding = None if trunk.pipeline is None else trunk.pipeline.padding
+    special = _special_tokens(folder, options, trunk, recipe, padding)
+    if recipe is not None:
         _check_flags(options, recipe)
-        backend = recipe.build(_vocabulary(trunk["model"]), options, special.named)
-        _warn_of_other_tokens(name, backend, from_file)
-        if from_file.post_processor is not None:
-            backend.post_processor = from_file.post_processor
+    if trunk.pipeline is None:
+        backend = convert(folder, trunk, name, options, special.named)
+        check_model_knows(trunk.read().pieces, trunk.file, vocab_size)
+    elif name is None or recipe is None:
+        backend = trunk.pipeline
+    else:
+        backend = recipe.build(trunk.read(), options, special.named)
+        _warn_of_other_tokens(name, backend, trunk.pipeline)
+        if trunk.pipeline.post_processor is not None and not recipe.drops_post_processor:
+            backend.post_processor = trunk.pipeline.post_processor
     _add_tokens(backend, special)
+    if trunk.pipeline is None:
+        add_ends(
+            backend,
+            special.named["bos_token"] if _flag(options, "add_bos_token") else None,
+            special.named["eos_token"] if _flag(options, "add_eos_token") else None,
+        )
     if recipe is not None and recipe.finish is not None:
         texts = [str(token) for token in (*special.named.values(), *special.extra) if token]
         recipe.finish(backend, special.named, list(dict.fromkeys(texts)))
@@ -78,6 +101,10 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> FolderTokenizer:
         not is_bpe or _flag(options, _OF_BPE_ALL_THE_SAME)
     )
     named = {name: str(token) for name, token in special.named.items() if token is not None}
+    if trunk.pipeline is None:
+        log.info(
+            "tokenizer: %s converted as %s in %.2f s", trunk.file, name, time.monotonic() - started
+        )
     return FolderTokenizer(backend, cleans_up, named)
 
 
@@ -117,25 +144,14 @@ def _check_flags(options: Mapping[str, Any], recipe: Recipe) -> None:
 def _special_tokens(
     folder: Path,
     options: Mapping[str, Any],
-    trunk: Mapping[str, Any],
+    trunk: Trunk,
     recipe: Recipe | None,
     padding: Mapping[str, Any] | None,
 ) -> SpecialTokens:
     defaults = dict(recipe.defaults) if recipe is not None else {}
     if padding is not None:
         defaults.setdefault("pad_token", padding["pad_token"])
-    return read_special_tokens(folder, options, trunk.get("added_tokens") or (), defaults)
-
-
-def _vocabulary(model: Mapping[str, Any]) -> Vocabulary:
-    """Pieces and merges of a tokenizer.json's "model", in any of its spellings."""
-    pieces, merges = model["vocab"], model.get("merges") or ()
-    if isinstance(pieces, list):  # Unigram's: [piece, score]
-        pieces = {piece: id for id, (piece, _) in enumerate(pieces)}
-    pairs: list[Any] = [
-        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges
-    ]
-    return Vocabulary(pieces, pairs)
+    return read_special_tokens(folder, options, trunk.added, defaults)
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
@@ -155,13 +171,11 @@ def _add_tokens(backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
     backend.add_tokens(tokens)
 
 
-def _check_ids(
-    backend: tokenizers.Tokenizer, special: SpecialTokens, trunk: Mapping[str, Any]
-) -> None:
+def _check_ids(backend: tokenizers.Tokenizer, special: SpecialTokens, trunk: Trunk) -> None:
     """An id is given by order, not by what a file says: where they differ, the model would read
     one token for another."""
     said = [(one.id, one.token.content, one.file) for one in special.added]
-    said += [(one["id"], one["content"], TOKENIZER_FILE) for one in trunk.get("added_tokens") or ()]
+    said += [(one["id"], one["content"], TOKENIZER_FILE) for one in trunk.added]
     for id, content, file in said:
         found = backend.token_to_id(content)
         if content and found is None:
@@ -174,7 +188,7 @@ def _check_ids(
         if content and found != id:
             raise StartupError(
                 f"{file}: the token {content!r} has the id {id}, but with the folder's "
-                f"{TOKENIZER_FILE} it gets {found}: one of the two files is another model's"
+                f"{trunk.file} it gets {found}: one of the two files is another model's"
             )
 
 

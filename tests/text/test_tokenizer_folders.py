@@ -11,7 +11,8 @@ import pytest
 
 from server.errors import QuireError, StartupError
 from server.text.tokenizer import Tokenizer
-from server.text.tokenizer_classes import RECIPES, class_of_folder
+from server.text.tokenizer_classes import class_of_folder
+from server.text.tokenizer_recipes import RECIPES
 from tests.text.tokenizer_folders import END, VARIANTS, added, texts, write_folder
 from tests.text.trained_tokenizers import byte_level, word_piece
 

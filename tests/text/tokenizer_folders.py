@@ -203,6 +203,29 @@ VARIANTS: Mapping[str, Folder] = {
         eos_token="[SEP]",
         pad_token="[END]",
     ),
+    "Mistral's file as it stands, called Llama's": folder(
+        old_llama_like, model_type="mistral", tokenizer_class="LlamaTokenizer", legacy=False
+    ),
+    "Qwen 2 called Llama's": folder(
+        byte_level,
+        model_type="qwen2",
+        tokenizer_class="LlamaTokenizerFast",
+        bos_token="<s>",
+        eos_token="</s>",
+    ),
+    "GPT-BigCode's file as it stands, called GPT-2's": folder(
+        byte_level, model_type="gpt_bigcode", tokenizer_class="GPT2Tokenizer"
+    ),
+    "CodeGen by class": folder(
+        byte_level,
+        model_type="phi",
+        tokenizer_class="CodeGenTokenizer",
+        added_tokens_decoder={"340": added(END), "341": added("  ", special=False)},
+    ),
+    "Cohere by its type": folder(byte_level, model_type="cohere2"),
+    "OPT by its type": folder(byte_level, model_type="opt"),
+    "Gemma by its type": folder(llama_like, model_type="gemma2"),
+    "RoBERTa by class": folder(byte_level, tokenizer_class="RobertaTokenizerFast"),
     "Unigram": folder(
         unigram,
         tokenizer_class="SomebodysTokenizer",
