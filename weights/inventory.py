@@ -15,6 +15,7 @@ from weights.formats import get_quantised, tensor_bytes
 from weights.spec import (
     AttentionSpec,
     ExpertsSpec,
+    LatentSpec,
     ModelSpec,
     NormPlacement,
     ParallelBlock,
@@ -30,6 +31,7 @@ class Component(StrEnum):
     KEY = "key"
     QUERY = "query"
     VALUE = "value"
+    LATENT = "latent"
     OUTPUT = "output"
     GATE = "gate"
     UP = "up"
@@ -48,6 +50,7 @@ QUANTISABLE = frozenset(
         Component.QUERY,
         Component.KEY,
         Component.VALUE,
+        Component.LATENT,
         Component.OUTPUT,
         Component.GATE,
         Component.UP,
@@ -125,6 +128,16 @@ def num_parameters(spec: ModelSpec) -> int:
     return sum(times * parameter.num_elements for parameter, times in tally(spec).items())
 
 
+def num_active_parameters(spec: ModelSpec) -> int:
+    """Elements that one token passes: all but the experts that its router does not choose."""
+    experts = spec.experts
+    if experts is None:
+        return num_parameters(spec)
+    layers = sum(spec.has_experts(layer) for layer in range(spec.num_layers))
+    one = sum(parameter.num_elements for parameter in _mlp("", spec, experts.intermediate_size))
+    return num_parameters(spec) - layers * (experts.count - experts.chosen) * one
+
+
 def _count(alike: dict[Parameter, int], parameter: Parameter, times: int) -> None:
     nameless = replace(parameter, name="")
     alike[nameless] = alike.get(nameless, 0) + times
@@ -177,6 +190,20 @@ def _norm(name: str, spec: ModelSpec) -> Iterator[Parameter]:
 
 
 def _attention(name: str, spec: ModelSpec) -> Iterator[Parameter]:
+    attention, hidden = spec.attention, spec.hidden_size
+    if attention.latent is None:
+        yield from _query_key_value(name, spec)
+    else:
+        yield from _latent(name, spec, attention.latent)
+    yield from _qk_norm(name, attention, spec.norm.unit_offset)
+    if attention.sinks:
+        heads = attention.num_query_heads
+        yield Parameter(f"{name}.sinks", (heads,), Component.BIAS, Split.HEADS, heads)
+    attended, bias = attention.attended_size, attention.output_bias
+    yield from _linear(f"{name}.output", hidden, attended, Component.OUTPUT, Split.COLUMNS, bias)
+
+
+def _query_key_value(name: str, spec: ModelSpec) -> Iterator[Parameter]:
     attention = spec.attention
     hidden, bias = spec.hidden_size, attention.qkv_bias
     for part, component, heads in (
@@ -186,11 +213,29 @@ def _attention(name: str, spec: ModelSpec) -> Iterator[Parameter]:
     ):
         rows = heads * attention.head_dim
         yield from _linear(f"{name}.{part}", rows, hidden, component, Split.HEADS, bias, heads)
-    yield from _qk_norm(name, attention, spec.norm.unit_offset)
-    query = attention.query_size
-    yield from _linear(
-        f"{name}.output", hidden, query, Component.OUTPUT, Split.COLUMNS, attention.output_bias
-    )
+
+
+def _latent(name: str, spec: ModelSpec, latent: LatentSpec) -> Iterator[Parameter]:
+    """The matrices that narrow, which every rank holds, and those that widen, a part a head."""
+    attention, hidden = spec.attention, spec.hidden_size
+    heads, query_from = attention.num_query_heads, hidden
+    if latent.query_rank:
+        query_from = latent.query_rank
+        yield from _narrow(f"{name}.query_latent", latent.query_rank, hidden, latent.query_rank)
+    rows = latent.kv_rank + latent.rope_dim
+    yield from _narrow(f"{name}.kv_latent", rows, hidden, latent.kv_rank)
+    for part, component, channels, columns in (
+        ("query", Component.QUERY, attention.head_dim, query_from),
+        ("key", Component.KEY, attention.head_dim - latent.rope_dim, latent.kv_rank),
+        ("value", Component.VALUE, latent.value_dim, latent.kv_rank),
+    ):
+        shape = (heads * channels, columns)
+        yield Parameter(f"{name}.{part}.weight", shape, component, Split.HEADS, heads)
+
+
+def _narrow(name: str, rows: int, hidden: int, normalised: int) -> Iterator[Parameter]:
+    yield Parameter(f"{name}.weight", (rows, hidden), Component.LATENT, Split.REPLICATED)
+    yield Parameter(f"{name}_norm.weight", (normalised,), Component.NORM, Split.REPLICATED)
 
 
 def _qk_norm(name: str, attention: AttentionSpec, offset: bool) -> Iterator[Parameter]:
@@ -211,6 +256,8 @@ def _mixture(
     """The router, the first experts, and what each token passes besides."""
     router = (experts.count, spec.hidden_size)
     yield Parameter(f"{name}.router.weight", router, Component.ROUTER, Split.REPLICATED)
+    if experts.router_bias:
+        yield Parameter(f"{name}.router.bias", router[:1], Component.BIAS, Split.REPLICATED)
     for expert in range(num_experts):
         yield from _mlp(f"{name}.experts.{expert}", spec, experts.intermediate_size)
     if experts.shared_size:

@@ -55,6 +55,7 @@ SHAPE_KEYS: Mapping[str, ShapeKey] = MappingProxyType(
         "gated": ShapeKey("true|false", "true", "the MLP has a gate beside up and down"),
         "norm": ShapeKey(_words(NORMS), "rms", "RMS or Layer norm"),
         "norm_bias": ShapeKey("true|false", "true", "Layer norms have biases"),
+        "norm_weight": ShapeKey("true|false", "true", "norms have weights, and biases as said"),
         "norm_placement": ShapeKey(
             _words(PLACEMENTS),
             "pre",
@@ -68,11 +69,18 @@ SHAPE_KEYS: Mapping[str, ShapeKey] = MappingProxyType(
         "unembedding_bias": ShapeKey("true|false", "false", "the logits have a bias"),
         "position": ShapeKey(_words(POSITIONS), "rotary", "kind of positions"),
         "position_offset": ShapeKey("N", "0", "rows before the first of a learned table"),
-        "rotary_dim": ShapeKey("N", "head_dim", "channels of a head that turn"),
+        "rotary_dim": ShapeKey(
+            "N", "head_dim, or qk_rope_head_dim", "channels of a head that turn"
+        ),
         "rope_theta": ShapeKey("X", "10000", "base of the rotary frequencies"),
         "local_rope_theta": ShapeKey("X", "rope_theta", "the same, of layers with a window"),
         "window": ShapeKey("TOKENS", "0", "how far layers look back; 0 is all the way"),
         "full_every": ShapeKey("N", "0", "every Nth layer has no window; 0 is none"),
+        "sinks": ShapeKey("true|false", "false", "a learned score a head that gives no value"),
+        "kv_lora_rank": ShapeKey("N", "0", "latent attention: channels that K and V come from"),
+        "q_lora_rank": ShapeKey("N", "0", "the same of queries; 0 is as always"),
+        "qk_rope_head_dim": ShapeKey("N", "needed with kv_lora_rank", "rotary key of all heads"),
+        "v_head_dim": ShapeKey("N", "needed with kv_lora_rank", "channels of a head's values"),
         "attention_soft_cap": ShapeKey("X", "none", "soft cap of attention scores"),
         "logit_soft_cap": ShapeKey("X", "none", "soft cap of logits"),
         "embedding_scale": ShapeKey("X", "1", "multiplies the embedding"),
@@ -83,6 +91,7 @@ SHAPE_KEYS: Mapping[str, ShapeKey] = MappingProxyType(
             "N", "0", "inner width of the experts that every token passes"
         ),
         "shared_expert_gate": ShapeKey("true|false", "false", "a gate weighs the shared expert"),
+        "router_bias": ShapeKey("true|false", "false", "the router's scores have a bias"),
         "num_dense_layers": ShapeKey("N", "0", "first layers that have no experts"),
         "family": ShapeKey("NAME", "shape", "name of the architecture"),
         "source": ShapeKey("TEXT", "none", "where the shape was published"),

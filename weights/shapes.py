@@ -28,6 +28,7 @@ from weights.shape_keys import (
 from weights.spec import (
     AttentionSpec,
     ExpertsSpec,
+    LatentSpec,
     MlpSpec,
     ModelSpec,
     NormSpec,
@@ -46,6 +47,7 @@ _MIXTURE_KEYS = (
     "expert_size",
     "shared_expert_size",
     "shared_expert_gate",
+    "router_bias",
     "num_dense_layers",
 )
 
@@ -116,10 +118,11 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
             bias=facts.flag("mlp_bias", False),
         ),
         norm=NormSpec(
-            facts.choice("norm", NORMS, "rms"),
-            _EPSILON,
-            facts.choice("norm_placement", PLACEMENTS, "pre"),
-            facts.flag("norm_bias", True),
+            kind=facts.choice("norm", NORMS, "rms"),
+            epsilon=_EPSILON,
+            placement=facts.choice("norm_placement", PLACEMENTS, "pre"),
+            bias=facts.flag("norm_bias", True),
+            weight=facts.flag("norm_weight", True),
         ),
         position=position,
         max_positions=positions,
@@ -156,11 +159,36 @@ def _attention(facts: ConfigReader, hidden: int) -> AttentionSpec:
         output_bias=facts.flag("output_bias", False),
         qk_norm=facts.choice("qk_norm", QK_NORMS, "none"),
         soft_cap=_cap(facts, "attention_soft_cap"),
+        sinks=facts.flag("sinks", False),
+        latent=_latent(facts, query, kv, head_dim),
+    )
+
+
+def _latent(facts: ConfigReader, query: int, kv: int, head_dim: int) -> LatentSpec | None:
+    rank = facts.integer("kv_lora_rank", 0, low=0)
+    if not rank:
+        for key in ("q_lora_rank", "qk_rope_head_dim", "v_head_dim"):
+            if key in facts:
+                raise facts.error(key, "needs kv_lora_rank")
+        return None
+    if query != kv:
+        raise facts.error(
+            "kv_lora_rank", "gives every query head keys of its own: one kv head each"
+        )
+    for key in ("qkv_bias", "qk_norm"):
+        if key in facts:
+            raise facts.error(key, "is not planned beside kv_lora_rank")
+    return LatentSpec(
+        kv_rank=rank,
+        rope_dim=facts.integer("qk_rope_head_dim", high=head_dim),
+        value_dim=facts.integer("v_head_dim", high=1 << 16),
+        query_rank=facts.integer("q_lora_rank", 0, low=0),
     )
 
 
 def _rope(facts: ConfigReader, theta: str, attention: AttentionSpec, positions: int) -> RopeSpec:
-    dim = facts.integer("rotary_dim", attention.head_dim, low=2, high=attention.head_dim)
+    turned = attention.latent.rope_dim if attention.latent else attention.head_dim
+    dim = facts.integer("rotary_dim", turned, low=2, high=attention.head_dim)
     if dim % 2:
         raise facts.error("rotary_dim", f"is {dim}; channels turn in pairs: it must be even")
     base = facts.number(theta, 10000.0, above=1.0)
@@ -190,6 +218,7 @@ def _experts(facts: ConfigReader, layers: int) -> ExpertsSpec | None:
         intermediate_size=facts.integer("expert_size"),
         shared_size=facts.integer("shared_expert_size", 0, low=0),
         shared_gate=facts.flag("shared_expert_gate", False),
+        router_bias=facts.flag("router_bias", False),
         num_dense_layers=facts.integer("num_dense_layers", 0, low=0, high=layers),
     )
 

@@ -92,7 +92,27 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """Latent attention (DeepSeek-V2, arXiv 2405.04434): a token's keys and values are widened from
+    one row of ``kv_rank`` channels, beside which stands one rotary key of ``rope_dim`` channels for
+    all heads. The cache keeps these two alone.
+
+    Of each head's ``head_dim`` channels of queries and keys the last ``rope_dim`` turn; its values
+    have ``value_dim``. Queries are widened from ``query_rank`` channels, or made as always where it
+    is 0. The narrow rows are normalised.
+    """
+
+    kv_rank: int
+    rope_dim: int
+    value_dim: int
+    query_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionSpec:
+    """``sinks`` says that each query head has a learned score that takes a part of the softmax and
+    gives no value, as gpt-oss has."""
+
     num_query_heads: int
     num_kv_heads: int
     head_dim: int
@@ -102,6 +122,8 @@ class AttentionSpec:
     qk_norm: QkNorm = QkNorm.NONE
     soft_cap: float | None = None  # scores become cap x tanh(score / cap)
     qkv_clip: float | None = None  # queries, keys and values are clipped to -clip .. clip
+    sinks: bool = False
+    latent: LatentSpec | None = None
 
     @property
     def query_size(self) -> int:
@@ -112,6 +134,20 @@ class AttentionSpec:
     def kv_size(self) -> int:
         """Channels of all key heads together (the value heads have as many)."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def attended_size(self) -> int:
+        """Channels of what attention gives: of all query heads' values together."""
+        width = self.head_dim if self.latent is None else self.latent.value_dim
+        return self.num_query_heads * width
+
+    @property
+    def cached_rows(self) -> tuple[int, int]:
+        """(rows, channels of a row) that one token keeps in one layer's KV cache: K and V of every
+        kv head, or the latent row."""
+        if self.latent is not None:
+            return 1, self.latent.kv_rank + self.latent.rope_dim
+        return 2 * self.num_kv_heads, self.head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +164,7 @@ class ExpertsSpec:
 
     The first ``num_dense_layers`` layers keep the plain MLP of MlpSpec. ``shared_size`` is the
     inner width of the MLP that every token passes as well, 0 where there is none; ``shared_gate``
-    says that a gate of one row weighs it.
+    says that a gate of one row weighs it, ``router_bias`` that the router's scores have one.
     """
 
     count: int
@@ -136,6 +172,7 @@ class ExpertsSpec:
     intermediate_size: int  # of one expert
     shared_size: int = 0
     shared_gate: bool = False
+    router_bias: bool = False
     num_dense_layers: int = 0
 
 
@@ -233,5 +270,6 @@ class ModelSpec:
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Elements that one token keeps in one layer's KV cache: K and V of every kv head."""
-        return 2 * self.attention.kv_size
+        """Elements that one token keeps in one layer's KV cache."""
+        rows, channels = self.attention.cached_rows
+        return rows * channels

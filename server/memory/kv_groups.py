@@ -30,12 +30,10 @@ def kv_cache_spec(model: ModelSpec, cache: CacheConfig) -> KVCacheSpec:
 
 
 def layer_kv_bytes(model: ModelSpec, format: str) -> int:
-    """Bytes that one token keeps in one layer: K and V of every key-value head. A quantised format
-    has a scale for each head's K and V."""
+    """Bytes that one token keeps in one layer: K and V of every key-value head, or a latent row. A
+    quantised format has a scale for each of them."""
     if format in QUANTISED:
-        return QUANTISED[format].matrix_bytes(
-            2 * model.attention.num_kv_heads, model.attention.head_dim
-        )
+        return QUANTISED[format].matrix_bytes(*model.attention.cached_rows)
     return tensor_bytes((model.kv_elements_per_token,), format)
 
 

@@ -169,9 +169,11 @@ def _kv_cache(model: ModelSpec, config: EngineConfig) -> tuple[Buffer, ...]:
     """The pool: each page holds a block of one group's layers. Scales, where a format has them."""
     cache = config.cache
     kv = kv_cache_spec(model, cache)
-    heads, head_dim = model.attention.num_kv_heads, model.attention.head_dim
-    slots = (len(kv.groups[0].layer_ids), cache.num_blocks, 2, heads, cache.block_size)
-    pool = Buffer("kv_cache", (*slots, head_dim), cache.format, MemoryKind.KV_CACHE)
+    rows, channels = model.attention.cached_rows
+    # [keys or values, heads] of a token; of a latent row there is one for both.
+    rows_of = (1, 1) if model.attention.latent else (2, rows // 2)
+    slots = (len(kv.groups[0].layer_ids), cache.num_blocks, *rows_of, cache.block_size)
+    pool = Buffer("kv_cache", (*slots, channels), cache.format, MemoryKind.KV_CACHE)
     if cache.format in QUANTISED:
         return (pool, Buffer("kv_scales", slots, "f32", MemoryKind.KV_CACHE))
     return (pool,)

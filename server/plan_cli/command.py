@@ -20,7 +20,7 @@ from server.plan_cli.make import PlanOptions, make_plan
 from server.plan_cli.options import KV_DTYPES, SHARED
 from server.plan_cli.text import WIDTH, plan_text
 from server.units import format_size
-from weights.inventory import num_parameters
+from weights.inventory import num_active_parameters, num_parameters
 from weights.presets import read_presets
 
 EXIT_FITS = 0
@@ -55,7 +55,12 @@ def listed() -> dict[str, list[dict[str, Any]]]:
     presets = read_presets().values()
     return {
         "presets": [
-            {"preset": p.name, "parameters": num_parameters(p.spec), "source": p.source}
+            {
+                "preset": p.name,
+                "parameters": num_parameters(p.spec),
+                "active_parameters": num_active_parameters(p.spec),
+                "source": p.source,
+            }
             for p in presets
         ],
         "devices": [asdict(device) for device in DEVICES],
@@ -64,11 +69,10 @@ def listed() -> dict[str, list[dict[str, Any]]]:
 
 def listing() -> str:
     """Every preset and every device, one a line."""
-    presets = [("preset", "parameters", "source")]
-    presets += [
-        (preset.name, decimal(num_parameters(preset.spec)), preset.source)
-        for preset in read_presets().values()
-    ]
+    presets = [("preset", "parameters", "active", "source")]
+    for preset in read_presets().values():
+        total, active = num_parameters(preset.spec), num_active_parameters(preset.spec)
+        presets.append((preset.name, decimal(total), decimal(active), preset.source))
     devices = [("device", "memory", "bytes/s", "FLOP/s 16-bit", "FLOP/s fp8", "source")]
     devices += [
         (

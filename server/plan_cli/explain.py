@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from server.memory.kv_groups import layer_kv_bytes, windows_of
 from server.plan_cli.capacity import largest_max_model_len
-from server.plan_cli.flops import TokenFlops, token_flops
+from server.plan_cli.flops import TokenFlops, decode_channels, prompt_channels, token_flops
 from server.plan_cli.make import Plan
 from server.plan_cli.roofline import StepTime
 from weights.census import census
@@ -69,20 +69,22 @@ def _blocks(plan: Plan, spec: ModelSpec, chunk: int) -> str:
 
 def _flops(flops: TokenFlops, length: int) -> dict[str, str]:
     spec = flops.spec
-    channels = spec.attention.query_size
-    seen = flops.attention(length) // (4 * channels)
+    decoded, prompt = (
+        f"(2 x {scores} channels of scores + 2 x {values} of values)"
+        for scores, values in (decode_channels(spec), prompt_channels(spec))
+    )
+    seen = flops.attention(length) // (2 * sum(decode_channels(spec)))
     layers, seen_by_all = 2 * flops.layers, flops.seen_by_prompt(length)
     logits = f"2 x {spec.vocab_size} x {spec.hidden_size} = {2 * flops.logits}"
     return {
         "FLOPs.layers": f"2 x {flops.layers} matrix elements that a token passes = {layers}",
         "FLOPs.logits": logits,
         "FLOPs.attention": (
-            f"(2 for scores + 2 for values) x {channels} channels of query heads x {seen} tokens "
-            f"seen in all layers = {flops.attention(length)}"
+            f"{decoded} x {seen} tokens seen in all layers = {flops.attention(length)}"
         ),
         "FLOPs.decode": f"layers + logits + attention = {flops.decode(length)}",
         "FLOPs.prefill": (
-            f"({length} tokens x {layers} + logits {2 * flops.logits} + 4 x {channels} x "
+            f"({length} tokens x {layers} + logits {2 * flops.logits} + {prompt} x "
             f"{seen_by_all} tokens seen by all of them in all layers) / {length} = "
             f"{flops.prefill(length) // length}, rounded down"
         ),

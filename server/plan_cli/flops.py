@@ -3,6 +3,8 @@
 A product with a matrix costs two operations an element. Looking an embedding up costs none; of a
 mixture a token passes the chosen experts alone. Attention costs two operations an element for
 scores and two for values, for every query head and every token that is seen: it grows with length.
+With latent attention a decoded token's heads read the latent rows as they are cached, and a
+prompt's the keys and values that are widened from them.
 Norms, activations and sampling are left out.
 """
 
@@ -30,7 +32,7 @@ class TokenFlops:
 
     def prefill(self, length: int) -> int:
         """Of a prompt of ``length`` tokens, of which the last alone needs logits."""
-        attention = 4 * self.spec.attention.query_size * self.seen_by_prompt(length)
+        attention = 2 * sum(prompt_channels(self.spec)) * self.seen_by_prompt(length)
         return 2 * (length * self.layers + self.logits) + attention
 
     def seen_by_prompt(self, length: int) -> int:
@@ -40,7 +42,22 @@ class TokenFlops:
     def attention(self, length: int) -> int:
         """The part of ``decode`` that grows with length."""
         seen = sum(min(length, window) if window else length for window in _windows(self.spec))
-        return 4 * self.spec.attention.query_size * seen
+        return 2 * sum(decode_channels(self.spec)) * seen
+
+
+def prompt_channels(spec: ModelSpec) -> tuple[int, int]:
+    """Channels of scores and of values, of all query heads, that a prompt's token multiplies for
+    each token that it sees."""
+    return spec.attention.query_size, spec.attention.attended_size
+
+
+def decode_channels(spec: ModelSpec) -> tuple[int, int]:
+    """The same of a decoded token. Of a latent cache every head reads whole rows: what would widen
+    them is applied to the query, and to what comes out, instead."""
+    latent, heads = spec.attention.latent, spec.attention.num_query_heads
+    if latent is None:
+        return prompt_channels(spec)
+    return heads * (latent.kv_rank + latent.rope_dim), heads * latent.kv_rank
 
 
 def token_flops(spec: ModelSpec) -> TokenFlops:

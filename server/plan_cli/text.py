@@ -106,6 +106,8 @@ def _shape(spec: ModelSpec, facts: Mapping[str, Any]) -> str:
         f"{heads.num_query_heads}/{heads.num_kv_heads} heads of {heads.head_dim}, vocabulary "
         f"{spec.vocab_size}, {facts['everything']['parameters']:,} parameters"
     )
+    if heads.latent is not None:
+        text += f", latent rows of {heads.cached_rows[1]}"
     if spec.experts is not None:
         passed = decimal(facts["flops"]["parameters_passed"])
         text += f", {spec.experts.chosen} of {spec.experts.count} experts a token ({passed} passed)"

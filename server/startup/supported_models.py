@@ -44,6 +44,10 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield "RMS norms without weights"
     if attention.qk_norm is not QkNorm.NONE and norm.kind is NormKind.LAYER:
         yield "Layer norms of queries and keys"
+    if attention.latent is not None:
+        yield "latent attention"
+    if attention.sinks:
+        yield "attention sinks"
     if spec.experts is not None:
         yield "experts"
     if spec.unembedding_bias and spec.tied_unembedding:

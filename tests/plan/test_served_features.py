@@ -17,6 +17,7 @@ from weights.presets import read_presets
 from weights.spec import (
     AttentionSpec,
     ExpertsSpec,
+    LatentSpec,
     MlpSpec,
     ModelSpec,
     NormPlacement,
@@ -41,7 +42,7 @@ NOT_COMPUTED: dict[type, dict[str, Any]] = {
     ModelSpec: {
         "experts": ExpertsSpec(4, 2, 32),
     },
-    AttentionSpec: {},
+    AttentionSpec: {"sinks": True, "latent": LatentSpec(32, 8, 16)},
     MlpSpec: {},
     NormSpec: {"placement": NormPlacement.POST, "weight": False},
 }

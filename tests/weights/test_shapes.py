@@ -16,6 +16,7 @@ from weights.shape_keys import SHAPE_KEYS
 from weights.shapes import read_document, shape_spec
 from weights.spec import (
     ExpertsSpec,
+    LatentSpec,
     NormKind,
     NormPlacement,
     ParallelBlock,
@@ -77,6 +78,9 @@ def test_every_key_reaches_the_spec() -> None:
             expert_size=32,
             shared_expert_size=48,
             shared_expert_gate=True,
+            router_bias=True,
+            sinks=True,
+            norm_weight=False,
             num_dense_layers=1,
             family="own",
             source="here",
@@ -84,14 +88,19 @@ def test_every_key_reaches_the_spec() -> None:
         "own.toml",
     )
     assert spec.windows == (100, 100, 0, 100)
-    assert spec.experts == ExpertsSpec(6, 2, 32, 48, True, 1)
+    assert spec.experts == ExpertsSpec(6, 2, 32, 48, True, True, 1)
     assert spec.norm.placement is NormPlacement.BOTH and not spec.norm.has_bias
+    assert spec.attention.sinks and not spec.norm.weight
     assert spec.parallel is ParallelBlock.TWO_NORMS and spec.attention.qk_norm is QkNorm.WHOLE
     assert spec.attention.qkv_bias and spec.attention.output_bias and spec.mlp.bias
     assert spec.unembedding_bias and spec.position_offset == 2 and not spec.mlp.gated
     assert (spec.attention.soft_cap, spec.logit_soft_cap, spec.embedding_scale) == (50, 30, 8)
     assert (spec.rope.dim, spec.rope.theta, spec.family) == (8, 1e6, "own")
     assert spec.local_rope is not None and spec.local_rope.theta == 1e4
+    latent = {"kv_lora_rank": 32, "q_lora_rank": 48, "qk_rope_head_dim": 4, "v_head_dim": 6}
+    spec = shape_spec(shape(head_dim=10, **latent), "own.toml")
+    assert spec.attention.latent == LatentSpec(32, 4, 6, 48)
+    assert spec.kv_elements_per_token == 32 + 4 and spec.rope.dim == 4
     learned = shape_spec(shape(position="learned"), "own.toml")
     assert learned.position is PositionKind.LEARNED
 
@@ -106,7 +115,8 @@ def test_a_document_of_every_key_has_no_key_that_is_not_read() -> None:
             return super().get(key, default)
 
     shape_spec(Watched(shape(num_experts=2, experts_per_token=1, expert_size=8)), "own")
-    shape_spec(Watched(shape()), "own")
+    latent = {"kv_lora_rank": 32, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    shape_spec(Watched(shape(**latent)), "own")
     assert set(SHAPE_KEYS) == read
 
 
@@ -127,6 +137,10 @@ def test_a_document_of_every_key_has_no_key_that_is_not_read() -> None:
         ({"rotary_dim": 16}, r"rotary_dim is 16; it must lie in 2\.\.8"),
         ({"full_every": 2}, "full_every needs a window"),
         ({"expert_size": 2}, "expert_size needs num_experts"),
+        ({"router_bias": True}, "router_bias needs num_experts"),
+        ({"v_head_dim": 8}, "v_head_dim needs kv_lora_rank"),
+        ({"kv_lora_rank": 8, "num_kv_heads": 4}, "kv_lora_rank gives every query head keys"),
+        ({"kv_lora_rank": 8, "qk_norm": "head"}, "qk_norm is not planned beside kv_lora_rank"),
         ({"num_experts": 2, "experts_per_token": 3, "expert_size": 8}, "experts_per_token is 3"),
         ({"num_experts": 2, "expert_size": 8}, "experts_per_token is missing"),
         ({"norm": "batch"}, 'norm is "batch"; served: rms, layer'),

@@ -69,14 +69,15 @@ def _kv_formula(plan: MemoryPlan) -> str:
     """A block is a page, which holds the layers of one group: all layers, but with windows."""
     config, layers = plan.config, len(plan.kv.groups[0].layer_ids)
     heads = rank_spec(plan.layout.model, config.model.ranks).attention
-    channels = f"{heads.num_kv_heads} heads x {heads.head_dim}"
+    rows, channels = heads.cached_rows
+    kept = "1 latent row" if heads.latent else f"2 (K, V) x {rows // 2} heads"
     if config.cache.format in FORMATS:
         numbers = f"{channels} x {get_format(config.cache.format).bytes_per_element} B"
     else:
-        numbers = f"{heads.num_kv_heads} heads x ({heads.head_dim} x 1 B + a scale of 4 B)"
+        numbers = f"({channels} x 1 B + a scale of 4 B)"
     return (
         f"{plan.kv.num_blocks} blocks x {config.cache.block_size} tokens x {layers} layers "
-        f"x 2 (K, V) x {numbers}"
+        f"x {kept} x {numbers}"
     )
 
 
