@@ -38,6 +38,7 @@ class Component(StrEnum):
     DOWN = "down"
     ROUTER = "router"
     UNEMBEDDING = "unembedding"
+    PROJECTION = "projection"  # between the tables of tokens and the hidden size
     POSITION = "position"
     NORM = "norm"
     BIAS = "bias"
@@ -145,8 +146,10 @@ def _count(alike: dict[Parameter, int], parameter: Parameter, times: int) -> Non
 
 def _parameters(spec: ModelSpec, layers: Iterable[int]) -> Iterator[Parameter]:
     """What stands before the layers, those ``layers``, and what comes after."""
-    vocabulary = (spec.vocab_size, spec.hidden_size)
+    vocabulary = (spec.vocab_size, spec.table_width)
     yield Parameter("embedding.weight", vocabulary, Component.EMBEDDING, Split.VOCABULARY)
+    if spec.embedding_size:
+        yield from _projection("embedding_projection", spec.hidden_size, spec.embedding_size)
     if spec.position is PositionKind.LEARNED:
         table = (spec.position_offset + spec.max_positions, spec.hidden_size)
         yield Parameter("position_embedding.weight", table, Component.POSITION, Split.REPLICATED)
@@ -154,10 +157,16 @@ def _parameters(spec: ModelSpec, layers: Iterable[int]) -> Iterator[Parameter]:
         yield from _layer(spec, layer, spec.experts.count if spec.experts else 0)
     if spec.norm.placement is not NormPlacement.POST:
         yield from _norm("final_norm", spec)
+    if spec.embedding_size:
+        yield from _projection("unembedding_projection", spec.embedding_size, spec.hidden_size)
     if not spec.tied_unembedding:
         yield Parameter("unembedding.weight", vocabulary, Component.UNEMBEDDING, Split.VOCABULARY)
     if spec.unembedding_bias:
         yield Parameter("unembedding.bias", vocabulary[:1], Component.BIAS, Split.VOCABULARY)
+
+
+def _projection(name: str, rows: int, columns: int) -> Iterator[Parameter]:
+    return _linear(name, rows, columns, Component.PROJECTION, Split.REPLICATED, bias=False)
 
 
 def _layer(spec: ModelSpec, index: int, num_experts: int) -> Iterator[Parameter]:

@@ -66,6 +66,7 @@ SHAPE_KEYS: Mapping[str, ShapeKey] = MappingProxyType(
         "qkv_bias": ShapeKey("true|false", "false", "queries, keys and values have biases"),
         "output_bias": ShapeKey("true|false", "false", "attention's output has a bias"),
         "mlp_bias": ShapeKey("true|false", "false", "the MLP has biases"),
+        "embedding_size": ShapeKey("N", "0", "width of the tables of tokens; 0 is hidden_size"),
         "unembedding_bias": ShapeKey("true|false", "false", "the logits have a bias"),
         "position": ShapeKey(_words(POSITIONS), "rotary", "kind of positions"),
         "position_offset": ShapeKey("N", "0", "rows before the first of a learned table"),

@@ -137,6 +137,7 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
         embedding_scale=facts.number("embedding_scale", 1.0),
         logit_soft_cap=_cap(facts, "logit_soft_cap"),
         unembedding_bias=facts.flag("unembedding_bias", False),
+        embedding_size=facts.integer("embedding_size", 0, low=0),
     )
 
 

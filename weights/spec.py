@@ -214,6 +214,8 @@ class ModelSpec:
     first token reads. ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the
     embedding, what each block adds to the residual stream, and the logits (before their cap). A
     ``rounded_embedding_scale`` is rounded to the format of the weights first, as Gemma's is.
+    ``embedding_size`` is the width of the tables of tokens where matrices without a bias lead from
+    it to ``hidden_size`` and back, as in OPT 350m; 0 where it is ``hidden_size`` itself.
 
     A spec may describe more than the engine computes: server.startup.supported_models tells what.
     """
@@ -245,12 +247,18 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
     unembedding_bias: bool = False
+    embedding_size: int = 0
 
     def __post_init__(self) -> None:
         for name in ("windows", "rotary_layers"):
             entries = len(getattr(self, name))
             if entries not in (0, self.num_layers):
                 raise ValueError(f"{name} has {entries} entries for {self.num_layers} layers")
+
+    @property
+    def table_width(self) -> int:
+        """Channels of a row of the embedding and of the unembedding."""
+        return self.embedding_size or self.hidden_size
 
     def has_experts(self, layer: int) -> bool:
         """Whether that layer's MLP is a mixture of experts."""

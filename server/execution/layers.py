@@ -297,10 +297,13 @@ def _adding(reads: Names, writes: Names, dying: frozenset[str]) -> Call:
 
 
 def _adding_and_normalising(norm: Norm, reads: Names, writes: Names, dying: frozenset[str]) -> Call:
-    (x, residual), (normed, total) = reads, writes
+    (x, residual), (normed, *total) = reads, writes
     take, take_residual = _taking(x, dying), _taking_if_there(residual, dying)
 
-    def call(values: Values, step: StepTensors) -> None:
-        values[normed], values[total] = norm(take(values), take_residual(values))
+    def call_for_norm(values: Values, step: StepTensors) -> None:
+        values[normed] = norm(take(values), take_residual(values))[0]
 
-    return call
+    def call(values: Values, step: StepTensors) -> None:
+        values[normed], values[total[0]] = norm(take(values), take_residual(values))
+
+    return call if total else call_for_norm

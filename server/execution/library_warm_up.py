@@ -67,7 +67,7 @@ class _Product:
 def _products(config: EngineConfig, spec: ModelSpec) -> set[_Product]:
     """Every matrix that the model multiplies by, those alike once."""
     shapes = {parameter.name: parameter.shape for parameter in inventory(spec)}
-    found = {_Product((spec.vocab_size, spec.hidden_size), config.scheduler.logit_rows, False)}
+    found = {_Product((spec.vocab_size, spec.table_width), config.scheduler.logit_rows, False)}
     for linear in fused_linears(spec):
         parts = [shapes[f"{part}.weight"] for part in linear.parts]
         shape = (sum(part[0] for part in parts), parts[0][1])

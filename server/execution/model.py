@@ -20,7 +20,7 @@ from server.execution.layers import (
     build_norm,
 )
 from server.memory.layout import rotary_ropes
-from weights.spec import ModelSpec, RopeSpec
+from weights.spec import ModelSpec, NormPlacement, RopeSpec
 
 
 class Decoder:
@@ -46,14 +46,22 @@ class Decoder:
             build_layer(spec, index, linears, tensors, rotary_tables)
             for index in range(spec.num_layers)
         ]
-        self.final_norm = build_norm(spec, tensors, "final_norm")
-        vocabulary = (spec.vocab_size, spec.hidden_size)
+        normed = spec.norm.placement is NormPlacement.POST  # by the last layer
+        self.final_norm = None if normed else build_norm(spec, tensors, "final_norm")
+        vocabulary = (spec.vocab_size, spec.table_width)
         self.unembedding = Linear("unembedding", linears["unembedding"], vocabulary)
+        self.project_in = self.project_out = None
+        if spec.embedding_size:
+            inward = (spec.hidden_size, spec.embedding_size)
+            name, back = "embedding_projection", "unembedding_projection"
+            self.project_in = Linear(name, linears[name], inward)
+            self.project_out = Linear(back, linears[back], inward[::-1])
 
     def forward(
         self, step: StepTensors, num_layers: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs the layers: ([T, D] last MLP output, [T, D] residual before it is added).
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Runs the layers: ([T, D] last MLP output, [T, D] residual before it is added; none where
+        each sum is normalised, and the last one is the output).
 
         ``num_layers`` runs only the first of them: all have the same intermediates, so one is
         enough to measure by.
@@ -61,21 +69,24 @@ class Decoder:
         values = {"hidden": self._embed(step)}
         for layer in self.layers[:num_layers]:
             layer.run(values, step)
-        if "residual" not in values:
-            raise ValueError("a decoder needs at least one layer")
-        return values["hidden"], values["residual"]
+        return values["hidden"], values.get("residual")
 
     def pick(
-        self, x: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor | None
+        self, x: torch.Tensor, residual: torch.Tensor | None, rows: torch.Tensor | None
     ) -> torch.Tensor:
-        """The final norm of the chosen rows alone, or of all: [T, D], [T, D], [R] -> [R, D]."""
+        """The final norm, where there is one, of the chosen rows alone, or of all.
+
+        [T, D], [T, D], [R] -> [R, D].
+        """
         if rows is not None:
-            x, residual = x.index_select(0, rows), residual.index_select(0, rows)
-        normed, _ = self.final_norm(x, residual)
-        return normed
+            x = x.index_select(0, rows)
+            residual = None if residual is None else residual.index_select(0, rows)
+        return x if self.final_norm is None else self.final_norm(x, residual)[0]
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[R, D] -> [R, V] float32, in ``out`` where it is given."""
+        if self.project_out is not None:
+            hidden = self.project_out(hidden)
         product = self.unembedding(hidden)
         logits = product.float() if out is None else out.copy_(product)
         if self.spec.logit_scale != 1.0:
@@ -84,13 +95,16 @@ class Decoder:
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _embed(self, step: StepTensors) -> torch.Tensor:
-        learned = self.position_table is not None
-        hidden = kernels.embedding(
-            step.token_ids,
-            self.embedding,
-            positions=step.positions if learned else None,
-            position_table=self.position_table,
-        )
+        table = self.position_table
+        positions = None if table is None else step.positions
+        if self.project_in is None:
+            hidden = kernels.embedding(
+                step.token_ids, self.embedding, positions=positions, position_table=table
+            )
+        else:
+            hidden = self.project_in(kernels.embedding(step.token_ids, self.embedding))
+            if positions is not None and table is not None:
+                hidden = hidden + kernels.embedding(positions, table)
         return hidden if self.embedding_scale == 1.0 else hidden * self.embedding_scale
 
 

@@ -149,7 +149,7 @@ class DeviceStep:
         self._gather(self._buffers["packet"], num_rows)
         inputs = self._step_tensors(num_rows, num_rows, 1, self._config.scheduler.max_model_len)
         x, residual = self.decoder.forward(inputs)
-        normed, _ = self.decoder.final_norm(x, residual)
+        normed = self.decoder.pick(x, residual, None)
         del x, residual
         self.decoder.logits(normed, self._buffers["logits"][:num_rows])
 

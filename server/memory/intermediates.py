@@ -233,7 +233,7 @@ def _logit_phases(
 
 def _unembedding(model: ModelSpec, rows: int, element: int) -> Tensors:
     """What the largest product holds beside its float32 result."""
-    hidden, vocab = model.hidden_size, model.vocab_size
+    hidden, vocab = model.table_width, model.vocab_size
     held = product_temporaries(rows, hidden, vocab, element)
     if element < 4:
         return (*held, ("logits_narrow", element * result_rows(rows, element) * vocab))

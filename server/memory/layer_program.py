@@ -42,7 +42,8 @@ class Embed(Step):
 
 @dataclass(frozen=True, slots=True)
 class AddNorm(Step):
-    """(hidden, residual) -> their sum, normalised by the layer's ``weights``, and the sum."""
+    """(hidden, residual) -> their sum, normalised by the layer's ``weights``, and, where a later
+    step reads it, the sum."""
 
     weights: str
 
@@ -103,7 +104,7 @@ class Activate(Step):
 LayerOperation = AddNorm | Norm | QkNorm | Add | Scale | Clip | Product | Attend | Activate
 Operation = Embed | LayerOperation
 LayerProgram = tuple[LayerOperation, ...]
-EmbeddingProgram = tuple[Embed] | tuple[Embed, Scale]
+EmbeddingProgram = tuple[Embed | Product | Add | Scale, ...]
 
 _OUTPUT_NORMS = (NormPlacement.OUTPUT, NormPlacement.BOTH)
 
@@ -112,15 +113,29 @@ def embedding_program(model: ModelSpec) -> EmbeddingProgram:
     """What comes before the layers: ``hidden``, and no residual yet."""
     learned = model.position is PositionKind.LEARNED
     hidden = Value("hidden", model.hidden_size)
-    embed = Embed("embedding", (), (hidden,), learned)
+    embed: EmbeddingProgram = (Embed("embedding", (), (hidden,), learned),)
+    if model.embedding_size:
+        rows, positions = Value("rows", model.embedding_size), Value("positions", hidden.channels)
+        embed = (
+            Embed("embedding", (), (rows,), learned_positions=False),
+            Product(
+                "embedding_projection", ("rows",), (hidden,), "embedding_projection", rows.channels
+            ),
+        )
+        if learned:
+            embed += (
+                Embed("positions", (), (positions,), learned_positions=False),
+                Add("embedding_sum", ("hidden", "positions"), (hidden,)),
+            )
     if model.embedding_scale == 1.0:
-        return (embed,)
-    return embed, Scale("embedding_scale", ("hidden",), (hidden,), model.embedding_scale)
+        return embed
+    return *embed, Scale("embedding_scale", ("hidden",), (hidden,), model.embedding_scale)
 
 
 def layer_program(model: ModelSpec) -> LayerProgram:
     """A decoder layer. ``hidden``, what is to be added to the residual stream next, and
-    ``residual``, the stream without it, go in, and come out for the next layer."""
+    ``residual``, the stream without it, go in, and come out for the next layer; ``hidden`` alone
+    where sums are normalised, which is the whole stream there."""
     if model.parallel is ParallelBlock.NONE:
         return (*_block(model, "attention", _attention), *_block(model, "mlp", _mlp))
     own_norm = model.parallel is ParallelBlock.TWO_NORMS
@@ -137,7 +152,14 @@ def layer_program(model: ModelSpec) -> LayerProgram:
 def _block(
     model: ModelSpec, name: str, body: Callable[[ModelSpec, str, str], LayerProgram]
 ) -> LayerProgram:
-    """Attention or MLP with its norms, of its input, of its output, or of both."""
+    """Attention or MLP with its norms: of its input, its output, both, or of their sum."""
+    if model.norm.placement is NormPlacement.POST:
+        norm, normed = f"{name}_norm", Value("hidden", model.hidden_size)
+        return (
+            *body(model, "hidden", "out"),
+            *_scaled(model, f"{name}_scale", "out"),
+            AddNorm(norm, ("out", "hidden"), (normed,), norm),
+        )
     if model.norm.placement is NormPlacement.OUTPUT:
         stream = (Value("residual", model.hidden_size),)
         enter: LayerProgram = (Add(f"{name}_input", ("hidden", "residual"), stream),)
@@ -162,11 +184,11 @@ def _norm(model: ModelSpec, name: str, reads: str, writes: str) -> LayerProgram:
     return (Norm(name, (reads,), (Value(writes, model.hidden_size),), name),)
 
 
-def _scaled(model: ModelSpec, name: str) -> LayerProgram:
+def _scaled(model: ModelSpec, name: str, value: str = "hidden") -> LayerProgram:
     if model.residual_scale == 1.0:
         return ()
-    hidden = (Value("hidden", model.hidden_size),)
-    return (Scale(name, ("hidden",), hidden, model.residual_scale),)
+    scaled = (Value(value, model.hidden_size),)
+    return (Scale(name, (value,), scaled, model.residual_scale),)
 
 
 def _attention(model: ModelSpec, reads: str, writes: str) -> LayerProgram:

@@ -14,7 +14,7 @@ from server.memory.layer_program import (
     last_reads,
     layer_program,
 )
-from weights.spec import ModelSpec
+from weights.spec import ModelSpec, NormPlacement
 
 Tensors = tuple[tuple[str, int], ...]
 
@@ -83,9 +83,12 @@ def logit_phases(
     and those that are sampled, are picked out, normalised, multiplied, reported and drawn from.
     The tensors are what a backend holds beside the rows."""
     row = model.hidden_size * element_bytes
-    yield Phase(
-        "final_norm", (("all_hidden", tokens * row), ("all_residual", tokens * row), *final_norm)
-    )
+    stream = [("all_hidden", tokens * row)]
+    if model.norm.placement is not NormPlacement.POST:
+        stream.append(("all_residual", tokens * row))
+    yield Phase("final_norm", (*stream, *final_norm))
+    if model.embedding_size:
+        logits = (*logits, ("projected", rows * model.embedding_size * element_bytes))
     for name, held in (("logits", logits), ("logprobs", logprobs), ("sample", sample)):
         yield Phase(name, (("picked", rows * row), *held))
 

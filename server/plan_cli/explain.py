@@ -75,7 +75,7 @@ def _flops(flops: TokenFlops, length: int) -> dict[str, str]:
     )
     seen = flops.attention(length) // (2 * sum(decode_channels(spec)))
     layers, seen_by_all = 2 * flops.layers, flops.seen_by_prompt(length)
-    logits = f"2 x {spec.vocab_size} x {spec.hidden_size} = {2 * flops.logits}"
+    logits = f"2 x {spec.vocab_size} x {spec.table_width} = {2 * flops.logits}"
     return {
         "FLOPs.layers": f"2 x {flops.layers} matrix elements that a token passes = {layers}",
         "FLOPs.logits": logits,

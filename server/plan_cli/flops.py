@@ -61,7 +61,7 @@ def decode_channels(spec: ModelSpec) -> tuple[int, int]:
 
 
 def token_flops(spec: ModelSpec) -> TokenFlops:
-    table = spec.vocab_size * spec.hidden_size
+    table = spec.vocab_size * spec.table_width
     products = sum(
         times * parameter.num_elements
         for parameter, times in tally(spec).items()

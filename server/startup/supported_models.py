@@ -36,8 +36,6 @@ def unserved_features(spec: ModelSpec) -> tuple[str, ...]:
 
 def _unserved(spec: ModelSpec) -> Iterator[str]:
     norm, attention = spec.norm, spec.attention
-    if norm.placement is NormPlacement.POST:
-        yield f"norms placed {norm.placement}"
     if spec.parallel is not ParallelBlock.NONE and norm.placement is not NormPlacement.PRE:
         yield f"attention and MLP in parallel with norms placed {norm.placement}"
     if not norm.weight and norm.kind is NormKind.RMS:

@@ -9,7 +9,7 @@ import pytest
 
 from server.memory.kinds import MemoryKind
 from tests.execution import stepping
-from tests.parity.family_checkpoints import WINDOW, Case, write_case
+from tests.parity.family_checkpoints import GPT, OPT, WINDOW, Case, write_case
 
 WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8, "vocab_size": 64}
 CASES = {
@@ -24,6 +24,18 @@ CASES = {
     "parallel": Case("CohereConfig", WIDE),
     "parallel, biases": Case("PhiConfig", WIDE | {"num_key_value_heads": 8}),
     "squared relu": Case("ArceeConfig", WIDE),
+    "norms of sums": Case("OpenAIGPTConfig", {"n_embd": 256, "n_head": 8}, base=GPT),
+    "an embedding of another width": Case(
+        "OPTConfig",
+        {
+            "hidden_size": 256,
+            "ffn_dim": 384,
+            "num_attention_heads": 8,
+            "do_layer_norm_before": False,
+            "word_embed_proj_dim": 512,
+        },
+        base=OPT,
+    ),
 }
 MIB = 1 << 20
 

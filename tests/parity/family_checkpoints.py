@@ -58,6 +58,8 @@ HEAD_NORMS = {"q_norm": 3.0, "k_norm": 3.0}  # whose weights alone say how sharp
 SMALL_EMBEDDING = {"embed_tokens": 0.1}  # a tied one that is scaled up would repeat its own token
 
 SHARPER = {"q_proj": 2.5}
+# Streams that never grow: sharper matrices.
+POST_NORM = {"c_attn": 3.0, "positions_embed": 0.4, "mlp.c_proj": 0.3}
 
 
 @dataclass(frozen=True)
@@ -360,6 +362,25 @@ CASES: dict[str, tuple[Case, ...]] = {
             },
             base=OPT,
         ),
+        Case(
+            "OPTConfig",
+            {"ffn_dim": 96, "do_layer_norm_before": False, "word_embed_proj_dim": 32},
+            base=OPT,
+        ),
+    ),
+    "gpt1": (
+        Case("OpenAIGPTConfig", gains=POST_NORM, base=GPT),
+        Case(
+            "OpenAIGPTConfig",
+            {
+                "afn": "relu",
+                "n_head": 2,
+                "layer_norm_epsilon": 1e-3,
+                "tie_word_embeddings": False,
+            },
+            gains=POST_NORM,
+            base=GPT,
+        ),
     ),
     "stablelm": (
         Case("StableLmConfig", {"use_qkv_bias": True}),
@@ -402,6 +423,8 @@ _GAINS = {
     "query_key_value": 2.1,
     "dense_h_to_4h": 2.0,
     "dense_4h_to_h": 1.0,
+    "positions_embed": 5.0,
+    "tokens_embed": 3.0,
     "c_attn": 2.1,
     "q_proj": 2.1,
     "k_proj": 2.1,

@@ -20,23 +20,22 @@ from weights.spec import (
     LatentSpec,
     MlpSpec,
     ModelSpec,
-    NormPlacement,
     NormSpec,
 )
 from weights.synthetic.checkpoint import write_checkpoint
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
 
-# What a decoder of pre-normalised blocks reads of a spec.
+# What the decoder reads of a spec.
 COMPUTED = {
     ModelSpec: "family architecture vocab_size hidden_size num_layers attention mlp norm position "
     "max_positions tied_unembedding parameter_dtype rope windows local_rope rotary_layers "
     "position_offset unembedding_bias bos_token_id eos_token_ids parallel embedding_scale "
     "rounded_embedding_scale "
-    "residual_scale logit_scale logit_soft_cap",
+    "residual_scale logit_scale logit_soft_cap embedding_size",
     AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap "
     "qk_norm qkv_clip",
     MlpSpec: "intermediate_size activation gated bias",
-    NormSpec: "kind epsilon bias unit_offset",
+    NormSpec: "kind epsilon bias placement unit_offset",
 }
 NOT_COMPUTED: dict[type, dict[str, Any]] = {
     ModelSpec: {
@@ -44,7 +43,7 @@ NOT_COMPUTED: dict[type, dict[str, Any]] = {
     },
     AttentionSpec: {"sinks": True, "latent": LatentSpec(32, 8, 16)},
     MlpSpec: {},
-    NormSpec: {"placement": NormPlacement.POST, "weight": False},
+    NormSpec: {"weight": False},
 }
 
 
@@ -74,8 +73,8 @@ def test_what_is_not_computed_has_a_name(part: type, name: str) -> None:
 def test_what_the_served_families_need_is_computed() -> None:
     assert unserved_features(tiny_llama()) == unserved_features(tiny_gpt2()) == ()
     served = {name for name, p in read_presets().items() if not unserved_features(p.spec)}
-    assert {"gpt-3", "llama-3.1-8b", "qwen2.5-7b", "qwen3-8b", "gemma-2b"} <= served
-    assert not served & {"gpt-1", "mixtral-8x7b", "qwen3-30b-a3b"}
+    assert {"gpt-1", "gpt-3", "llama-3.1-8b", "qwen2.5-7b", "qwen3-8b", "gemma-2b"} <= served
+    assert not served & {"mixtral-8x7b", "qwen3-30b-a3b"}
 
 
 def test_a_start_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,7 @@ def test_every_key_reaches_the_spec() -> None:
             output_bias=True,
             mlp_bias=True,
             unembedding_bias=True,
+            embedding_size=32,
             position_offset=2,
             window=100,
             full_every=3,
@@ -93,6 +94,7 @@ def test_every_key_reaches_the_spec() -> None:
     assert spec.attention.sinks and not spec.norm.weight
     assert spec.parallel is ParallelBlock.TWO_NORMS and spec.attention.qk_norm is QkNorm.WHOLE
     assert spec.attention.qkv_bias and spec.attention.output_bias and spec.mlp.bias
+    assert (spec.embedding_size, spec.table_width) == (32, 32)
     assert spec.unembedding_bias and spec.position_offset == 2 and not spec.mlp.gated
     assert (spec.attention.soft_cap, spec.logit_soft_cap, spec.embedding_scale) == (50, 30, 8)
     assert (spec.rope.dim, spec.rope.theta, spec.family) == (8, 1e6, "own")

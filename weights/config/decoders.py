@@ -259,6 +259,12 @@ def heads_in_layer(theirs: str, layers: str) -> tuple[Source, Source]:
     return replace(weight, by_kv_head=True), replace(bias, by_kv_head=True)
 
 
+def conv1d(theirs: str, *ours: str) -> tuple[Source, Source]:
+    """As in_layer, of GPT's matrices that are published as [in, out], transformers' Conv1D."""
+    weight, bias = in_layer(theirs, *ours, layers="transformer.h")
+    return replace(weight, transposed=True), bias
+
+
 def names(*of_layers: Source) -> tuple[Source, ...]:
     """The names of a whole decoder whose layers have these."""
     return (

@@ -85,28 +85,6 @@ def _refuse_unserved(facts: ConfigReader) -> None:
             raise facts.error(synonym, f"contradicts {key} {facts.integer(key)}")
 
 
-def _linear(theirs: str, *ours: str) -> tuple[Source, Source]:
-    """Weight and bias of one projection of layer ``{i}``; several targets are fused in the file."""
-    return (
-        Source(
-            f"transformer.h.{{i}}.{theirs}.weight",
-            tuple(f"layers.{{i}}.{name}.weight" for name in ours),
-            transposed=True,
-        ),
-        Source(
-            f"transformer.h.{{i}}.{theirs}.bias",
-            tuple(f"layers.{{i}}.{name}.bias" for name in ours),
-        ),
-    )
-
-
-def _norm(theirs: str, ours: str) -> tuple[Source, Source]:
-    return (
-        Source(f"transformer.{theirs}.weight", (f"{ours}.weight",)),
-        Source(f"transformer.{theirs}.bias", (f"{ours}.bias",)),
-    )
-
-
 FAMILY = Family(
     name="gpt2",
     architecture="GPT2LMHeadModel",
@@ -116,13 +94,13 @@ FAMILY = Family(
     sources=(
         Source("transformer.wte.weight", ("embedding.weight",)),
         Source("transformer.wpe.weight", ("position_embedding.weight",)),
-        *_norm("h.{i}.ln_1", "layers.{i}.attention_norm"),
-        *_linear("attn.c_attn", "attention.query", "attention.key", "attention.value"),
-        *_linear("attn.c_proj", "attention.output"),
-        *_norm("h.{i}.ln_2", "layers.{i}.mlp_norm"),
-        *_linear("mlp.c_fc", "mlp.up"),
-        *_linear("mlp.c_proj", "mlp.down"),
-        *_norm("ln_f", "final_norm"),
+        *decoders.in_layer("ln_1", "attention_norm", layers="transformer.h"),
+        *decoders.conv1d("attn.c_attn", "attention.query", "attention.key", "attention.value"),
+        *decoders.conv1d("attn.c_proj", "attention.output"),
+        *decoders.in_layer("ln_2", "mlp_norm", layers="transformer.h"),
+        *decoders.conv1d("mlp.c_fc", "mlp.up"),
+        *decoders.conv1d("mlp.c_proj", "mlp.down"),
+        *decoders.linear("transformer.ln_f", "final_norm"),
         Source(UNEMBEDDING_TENSOR, ("unembedding.weight",)),
     ),
     skips=decoders.GPT_SKIPS,

@@ -1,5 +1,6 @@
 """OPT (arXiv 2205.01068): Layer norm before each block, learned positions that begin at row 2 of
-their table, a ReLU MLP. The 350m has its norms behind the blocks, and is refused."""
+their table, a ReLU MLP. The 350m normalises the sums behind its blocks instead, and its embedding
+is narrower than its layers."""
 
 from __future__ import annotations
 
@@ -7,17 +8,17 @@ from weights.config import decoders
 from weights.config.facts import ConfigReader
 from weights.config.family import UNEMBEDDING_TENSOR, Family, Skip, Source
 from weights.config.keys import words
-from weights.spec import MlpSpec, ModelSpec, NormKind, NormSpec, PositionKind
+from weights.spec import MlpSpec, ModelSpec, NormKind, NormPlacement, NormSpec, PositionKind
 
 _OFFSET = 2  # rows before the first position's
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     hidden, bias = facts.integer("hidden_size"), facts.flag("enable_bias", True)
-    facts.only("do_layer_norm_before", True, "norms behind each block are not computed yet")
     facts.only("_remove_final_layer_norm", False, "the last sum is normalised")
     facts.only("layer_norm_elementwise_affine", True, "norms without weights are not computed yet")
-    facts.only("word_embed_proj_dim", hidden, "an embedding of another width is not computed yet")
+    before = facts.flag("do_layer_norm_before", True)
+    embedding_size = facts.integer("word_embed_proj_dim", hidden)
     return decoders.read_decoder(
         facts,
         family="opt",
@@ -34,10 +35,11 @@ def _read(facts: ConfigReader) -> ModelSpec:
             gated=False,
             bias=bias,
         ),
-        norm=NormSpec(NormKind.LAYER, 1e-5),
+        norm=NormSpec(NormKind.LAYER, 1e-5, NormPlacement.PRE if before else NormPlacement.POST),
         position=PositionKind.LEARNED,
         max_positions=2048,
         position_offset=_OFFSET,
+        embedding_size=embedding_size if embedding_size != hidden else 0,
         tied=True,
         bos=2,
         eos=2,
@@ -57,6 +59,7 @@ FAMILY = Family(
     sources=(
         Source("model.decoder.embed_tokens.weight", ("embedding.weight",)),
         Source("model.decoder.embed_positions.weight", ("position_embedding.weight",)),
+        Source("model.decoder.project_in.weight", ("embedding_projection.weight",)),
         *_layer("self_attn_layer_norm", "attention_norm"),
         *_layer("self_attn.q_proj", "attention.query"),
         *_layer("self_attn.k_proj", "attention.key"),
@@ -66,6 +69,7 @@ FAMILY = Family(
         *_layer("fc1", "mlp.up"),
         *_layer("fc2", "mlp.down"),
         *decoders.linear("model.decoder.final_layer_norm", "final_norm"),
+        Source("model.decoder.project_out.weight", ("unembedding_projection.weight",)),
         Source(UNEMBEDDING_TENSOR, ("unembedding.weight",)),
     ),
     skips=(Skip("model.decoder.version", "a mark of the file's age"),),

@@ -1,9 +1,11 @@
 """How parameters are held: which of them share one matrix, and under what name. No torch.
 
+embedding_projection         where the embedding has a width of its own
 layers.{i}.attention.qkv     rows: query, key, value
 layers.{i}.attention.output
 layers.{i}.mlp.gate_up       rows: gate, up (gated)    layers.{i}.mlp.up (not gated)
 layers.{i}.mlp.down
+unembedding_projection       as embedding_projection
 unembedding                  tied: the embedding's own storage
 """
 
@@ -49,6 +51,8 @@ _TABLES = {
 
 
 def _linears(spec: ModelSpec) -> Iterator[FusedLinear]:
+    if spec.embedding_size:
+        yield FusedLinear("embedding_projection", ("embedding_projection",))
     for index in range(spec.num_layers):
         attention, mlp = f"layers.{index}.attention", f"layers.{index}.mlp"
         qkv = tuple(f"{attention}.{part}" for part in ("query", "key", "value"))
@@ -59,5 +63,7 @@ def _linears(spec: ModelSpec) -> Iterator[FusedLinear]:
         else:
             yield FusedLinear(f"{mlp}.up", (f"{mlp}.up",))
         yield FusedLinear(f"{mlp}.down", (f"{mlp}.down",))
+    if spec.embedding_size:
+        yield FusedLinear("unembedding_projection", ("unembedding_projection",))
     if not spec.tied_unembedding:
         yield FusedLinear("unembedding", ("unembedding",))

@@ -74,8 +74,8 @@ class GpuFootprint:
         made = tuple((value.name, self.bytes_of(step, value)) for value in step.writes)
         match step:
             case AddNorm():
-                (_, normed), (_, total) = made
-                return (Phase(step.name, (("normed", normed), ("total", total))),)
+                (_, normed), *_ = made  # the sum is made, whether or not it is read
+                return (Phase(step.name, (("normed", normed), ("total", normed))),)
             case Clip():
                 return (Phase(step.name, ()),)
             case Product():
@@ -106,7 +106,7 @@ def _logit_phases(
         final_norm=(("final_normed", 4 * (logit_rows + sampled) * model.hidden_size * element),),
         logits=(
             ("logits_narrow", logit_rows * vocab * element),
-            *product(logit_rows, model.hidden_size, vocab, "bf16"),  # never quantised
+            *product(logit_rows, model.table_width, vocab, "bf16"),  # never quantised
         ),
         logprobs=(
             ("logits_apart", 4 * sampled * vocab),
