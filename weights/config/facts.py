@@ -72,6 +72,11 @@ class ConfigReader:
         self._read.add(key)
         return self._config.get(key)
 
+    def rest(self, without: frozenset[str]) -> dict[str, Any]:
+        """Every fact but those ``without``; all count as read."""
+        self._read |= self._config.keys()
+        return {key: value for key, value in self._config.items() if key not in without}
+
     def error(self, key: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{self._file}: {self._where}{key} {problem}")
 

@@ -38,8 +38,8 @@ _KINDS: Mapping[str, str] = {
         """,
     _ENCODER_DECODER: "t5 mt5 umt5 bart mbart marian pegasus m2m_100 led longt5 t5gemma",
     _VISION: """
-        vit clip siglip siglip2 dinov2 blip blip-2 llava_next idefics3 smolvlm qwen2_vl
-        qwen2_5_vl qwen3_vl mllama paligemma internvl phi4_multimodal
+        vit clip siglip siglip2 dinov2 blip blip-2 llava_next idefics3 smolvlm qwen3_vl_moe
+        mllama paligemma internvl phi4_multimodal
         """,
     _SPEECH: "whisper wav2vec2 hubert bark musicgen seamless_m4t speecht5 voxtral qwen2_audio",
 }
