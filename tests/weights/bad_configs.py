@@ -53,6 +53,11 @@ BAD_CONFIGS.config("sliced_products", "pretraining_tp", pretraining_tp="two")
 BAD_CONFIGS.config("sliding_window", "sliding_window", sliding_window=128)
 BAD_CONFIGS.config("unknown_multiplier", "residual_multiplier", residual_multiplier=0.22)
 BAD_CONFIGS.config("custom_code", "auto_map", auto_map={"AutoModel": "modeling_x.Model"})
+BAD_CONFIGS.config(
+    "known_code_of_another_architecture",
+    "auto_map",
+    auto_map={"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
+)
 BAD_CONFIGS.config("dtype_unserved", "dtype", "float8_e4m3fn", torch_dtype="float8_e4m3fn")
 BAD_CONFIGS.config("eos_outside_vocabulary", "eos_token_id", "300", eos_token_id=300)
 BAD_CONFIGS.config("eos_as_word", "eos_token_id", eos_token_id="</s>")

@@ -74,7 +74,9 @@ class Family:
     the bare decoder. ``harmless`` are keys of config.json that never change the arithmetic.
     ``sizes`` are a smallest config.json, whose other facts are the family's defaults. ``renames``
     are pairs of prefixes, a file's and the one that ``sources`` know; tensors whose names begin
-    with one of ``skipped_prefixes`` are not read, for the reason that it maps to."""
+    with one of ``skipped_prefixes`` are not read, for the reason that it maps to. ``own_code`` are
+    classes, "module.Class", that published folders bring although they are this family's
+    arithmetic: transformers took them in, and itself passes the folder's copy by."""
 
     name: str
     architecture: str
@@ -88,6 +90,7 @@ class Family:
     sizes: Mapping[str, Any] = field(default_factory=lambda: SIZES)
     renames: tuple[tuple[str, str], ...] = ()
     skipped_prefixes: Mapping[str, str] = field(default_factory=dict)
+    own_code: frozenset[str] = frozenset()
 
     @property
     def architectures(self) -> tuple[str, ...]:

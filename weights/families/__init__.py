@@ -78,6 +78,17 @@ def _refuse_known_kinds(config: Mapping[str, Any], architectures: object) -> Non
             raise CheckpointError(f"{CONFIG_FILE}: {str(called)[:80]} is not served: {reason}")
 
 
+def _is_known_code(config: Mapping[str, Any]) -> bool:
+    """Whether the code that a folder brings for its architecture is what a family computes."""
+    classes, architectures = config["auto_map"], config.get("architectures")
+    name = classes.get("AutoModelForCausalLM") if isinstance(classes, dict) else None
+    if not isinstance(name, str) or not isinstance(architectures, list):
+        return False
+    local = name.rpartition("--")[2]  # behind the repository that it is taken from
+    known = any(local in family.own_code for family in FAMILIES)
+    return known and architectures == [local.rpartition(".")[2]]
+
+
 def _refuse_unserved_kinds(config: Mapping[str, Any]) -> None:
     quantization = config.get("quantization_config")
     if quantization is not None:
@@ -87,7 +98,7 @@ def _refuse_unserved_kinds(config: Mapping[str, Any]) -> None:
             f'"{str(method or "an unnamed method")[:80]}" are not served; '
             "use the unquantised checkpoint"
         )
-    if config.get("auto_map"):
+    if config.get("auto_map") and not _is_known_code(config):
         raise CheckpointError(
             f"{CONFIG_FILE}: auto_map: the model is custom code of its folder, which is never run"
         )

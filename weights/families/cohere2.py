@@ -10,12 +10,26 @@ from weights.config.rope import RopeDefaults
 from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
 
 _ROPE = RopeDefaults(theta=10000.0, interleaved=True)
+# What the published files say of the arithmetic although it has no other kind.
+_STATED = {
+    "order_of_interleaved_layers": "local_attn_first",
+    "position_embedding_type": "rope_gptj",
+    "rotary_pct": 1.0,
+    "use_embedding_sharing": True,
+    "use_gated_activation": True,
+    "use_parallel_block": True,
+    "use_parallel_embedding": True,
+    "use_qk_norm": False,
+}
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     bias = facts.flag("attention_bias", False)
     attention = decoders.read_attention(facts, qkv_bias=bias, output_bias=bias)
     every = facts.integer("sliding_window_pattern", 4)
+    for key, value in _STATED.items():
+        facts.only(key, value, "the decoder is built so")
+    facts.only("layer_switch", every, "sliding_window_pattern says it")
     windows = decoders.read_windows(facts, slides=lambda i: (i + 1) % every != 0, default=4096)
     return decoders.read_decoder(
         facts,

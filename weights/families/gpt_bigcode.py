@@ -77,7 +77,7 @@ FAMILY = Family(
         """
         resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation
         summary_proj_to_labels summary_first_dropout inference_runner validate_runner_input
-        pre_allocate_kv_cache max_sequence_length max_batch_size
+        pre_allocate_kv_cache pad_key_length max_sequence_length max_batch_size
         """
     ),
     read=_read,

@@ -25,6 +25,8 @@ _ROPE = RopeDefaults(
 def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(facts)
     facts.integer("original_max_position_embeddings", 4096, high=1 << 31)  # of the scaling
+    for key in ("full_attn_mod", "interpolate_factor"):  # Phi-4-mini's
+        facts.only(key, 1, "every layer attends alike")
     return decoders.read_decoder(
         facts,
         family="phi3",
@@ -54,4 +56,5 @@ FAMILY = Family(
     skips=decoders.SKIPS,
     harmless=words("resid_pdrop embd_pdrop"),
     read=_read,
+    own_code=frozenset({"modeling_phi3.Phi3ForCausalLM"}),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from weights.config import decoders
 from weights.config.facts import ConfigReader
 from weights.config.family import Family
+from weights.config.keys import words
 from weights.config.rope import RopeDefaults
 from weights.spec import ModelSpec
 
@@ -51,6 +52,6 @@ FAMILY = Family(
     prefix="model.",
     sources=decoders.LLAMA_NAMES,
     skips=decoders.SKIPS,
-    harmless=frozenset(),
+    harmless=words("max_window_layers"),  # Qwen's key, which nothing here reads
     read=_read,
 )

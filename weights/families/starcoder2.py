@@ -12,6 +12,8 @@ from weights.spec import ModelSpec, NormKind, NormSpec
 
 def _read(facts: ConfigReader) -> ModelSpec:
     bias = facts.flag("use_bias", True)
+    facts.only("mlp_type", "default", "a gated MLP is not read here")
+    facts.only("norm_type", "layer_norm", "an RMS norm is not read here")
     attention = decoders.read_attention(facts, kv_heads=2, qkv_bias=bias, output_bias=bias)
     return decoders.read_decoder(
         facts,
@@ -41,6 +43,6 @@ FAMILY = Family(
     prefix="model.",
     sources=decoders.names(*decoders.INPUT_NORMS, *decoders.ATTENTION, *_MLP),
     skips=decoders.SKIPS,
-    harmless=words("residual_dropout embedding_dropout mlp_type norm_type"),
+    harmless=words("residual_dropout embedding_dropout rms_norm_eps"),
     read=_read,
 )
