@@ -47,17 +47,26 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
 
 
 def _check_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    heads: int = 1,
 ) -> None:
     check_shape("x", x, (None, None))
     check_dtype("x", x, FLOATS)
     if residual is not None:
         check_shape("residual", residual, tuple(x.shape))
         check_dtype("residual", residual, (x.dtype,))
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None:
-            check_shape(name, parameter, (x.shape[1],))
-            check_dtype(name, parameter, FLOATS)
+    if heads < 1 or x.shape[1] % heads:
+        raise ValueError(f"x has {x.shape[1]} columns; they do not divide into {heads} heads")
+    given = {"weight": weight, "bias": bias}
+    parameters = {name: one for name, one in given.items() if one is not None}
+    own = any(parameter.dim() == 2 for parameter in parameters.values())
+    width = x.shape[1] // heads
+    for name, parameter in parameters.items():
+        check_shape(name, parameter, (heads, width) if own else (width,))
+        check_dtype(name, parameter, FLOATS)
     check_same_device(x=x, residual=residual, weight=weight, bias=bias)
 
 
@@ -90,12 +99,17 @@ def add_layer_norm(
     epsilon: float,
     *,
     weight_offset: float = 0.0,
+    heads: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm (Ba et al. 2016, arXiv 1607.06450) of ``x + residual``; as add_rms_norm. ``weight``
-    and ``bias`` are each [D], or None for a factor of 1 and a bias of 0."""
-    _check_norm(x, residual, weight, bias)
+    and ``bias`` are each [D], or None for a factor of 1 and a bias of 0.
+
+    With ``heads`` a row is so many rows side by side, each normalised by itself: x is
+    [T, heads D], and ``weight`` and ``bias`` are each [D] for all of them, or [heads, D].
+    """
+    _check_norm(x, residual, weight, bias, heads)
     run: Callable[..., tuple[Tensor, Tensor]] = select("add_layer_norm", x.device)
-    return run(x, residual, weight, bias, epsilon, weight_offset)
+    return run(x, residual, weight, bias, epsilon, weight_offset, heads)
 
 
 def embedding(

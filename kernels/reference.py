@@ -71,16 +71,18 @@ def add_layer_norm(
     epsilon: float,
     *,
     weight_offset: float = 0.0,
+    heads: int = 1,
 ) -> tuple[Tensor, Tensor]:
     total = _add(x, residual)
-    centred = total.float() - total.float().mean(dim=-1, keepdim=True)
+    values = total.float().reshape(-1, heads, total.shape[1] // heads)
+    centred = values - values.mean(dim=-1, keepdim=True)
     variance = (centred * centred).mean(dim=-1, keepdim=True)
     normed = centred / torch.sqrt(variance + epsilon)
     if weight is not None:
         normed = normed * (weight_offset + weight.float())
     if bias is not None:
         normed = normed + bias.float()
-    return normed.to(x.dtype), total
+    return normed.flatten(1).to(x.dtype), total
 
 
 def _rms_norm(x: Tensor, weight: Tensor, epsilon: float, weight_offset: float) -> Tensor:

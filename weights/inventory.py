@@ -248,15 +248,23 @@ def _narrow(name: str, rows: int, hidden: int, normalised: int) -> Iterator[Para
 
 
 def _qk_norm(name: str, attention: AttentionSpec, offset: bool) -> Iterator[Parameter]:
+    if attention.qk_norm is QkNorm.NONE:
+        return
     parts = (("query", attention.num_query_heads), ("key", attention.num_kv_heads))
     for part, heads in parts:
         weight = f"{name}.{part}_norm.weight"
+        head_dim = attention.head_dim
         if attention.qk_norm is QkNorm.HEAD:
-            shape: tuple[int, ...] = (attention.head_dim,)
-            yield Parameter(weight, shape, Component.NORM, Split.REPLICATED, unit_offset=offset)
-        elif attention.qk_norm is QkNorm.WHOLE:
-            shape = (heads * attention.head_dim,)
-            yield Parameter(weight, shape, Component.NORM, Split.HEADS, heads, offset)
+            made = Parameter(
+                weight, (head_dim,), Component.NORM, Split.REPLICATED, unit_offset=offset
+            )
+        else:
+            own = attention.qk_norm is QkNorm.EACH_HEAD
+            shape = (heads, head_dim) if own else (heads * head_dim,)
+            made = Parameter(weight, shape, Component.NORM, Split.HEADS, heads, offset)
+        yield made
+        if attention.qk_norm_bias:
+            yield replace(made, name=f"{name}.{part}_norm.bias", unit_offset=False)
 
 
 def _mixture(

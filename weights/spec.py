@@ -34,10 +34,11 @@ class ParallelBlock(StrEnum):
 
 
 class QkNorm(StrEnum):
-    """RMS norms of queries and keys, before any rotation."""
+    """Norms of queries and keys before any rotation, of the kind that the model's others are."""
 
     NONE = "none"
     HEAD = "head"  # each head by itself, all heads with the same head_dim weights
+    EACH_HEAD = "each_head"  # each head by itself, with head_dim weights of its own
     WHOLE = "whole"  # all heads' channels together
 
 
@@ -120,6 +121,7 @@ class AttentionSpec:
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: QkNorm = QkNorm.NONE
+    qk_norm_bias: bool = False
     soft_cap: float | None = None  # scores become cap x tanh(score / cap)
     qkv_clip: float | None = None  # queries, keys and values are clipped to -clip .. clip
     sinks: bool = False

@@ -78,11 +78,19 @@ def add_layer_norm(
     bias: Tensor | None,
     epsilon: float,
     weight_offset: float,
+    heads: int,
 ) -> tuple[Tensor, Tensor]:
     total = _total(x, residual)
     shift = None if bias is None else bias.float()
     factor = None if weight is None else weight.float()
     if factor is not None and weight_offset:
         factor = factor + weight_offset
-    normed = F.layer_norm(total.float(), (x.shape[1],), factor, shift, epsilon)
-    return normed.to(x.dtype), total
+    width = x.shape[1] // heads
+    if heads == 1:
+        return F.layer_norm(total.float(), (width,), factor, shift, epsilon).to(x.dtype), total
+    normed = F.layer_norm(total.float().view(-1, heads, width), (width,), None, None, epsilon)
+    if factor is not None:
+        normed.mul_(factor)
+    if shift is not None:
+        normed.add_(shift)
+    return normed.view(x.shape).to(x.dtype), total

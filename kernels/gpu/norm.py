@@ -34,8 +34,11 @@ def add_layer_norm(
     bias: Tensor | None,
     epsilon: float,
     weight_offset: float,
+    heads: int,
 ) -> tuple[Tensor, Tensor]:
-    return _add_norm(x, residual, weight, bias, epsilon, centred=True, offset=weight_offset)
+    return _add_norm(
+        x, residual, weight, bias, epsilon, centred=True, offset=weight_offset, heads=heads
+    )
 
 
 def _add_norm(
@@ -47,13 +50,14 @@ def _add_norm(
     *,
     centred: bool = False,
     offset: float = 0.0,
+    heads: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    rows, width = x.shape
+    rows, width = x.shape[0] * heads, x.shape[1] // heads
     if not 1 <= width <= MAX_WIDTH:
         raise ValueError(f"x has {width} columns; a GPU normalises 1 .. {MAX_WIDTH}")
     x = dense_rows(x)
     residual = None if residual is None else dense_rows(residual)
-    normed = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = x if residual is None else torch.empty_like(normed)
     if rows == 0:
         return normed, total
@@ -77,6 +81,8 @@ def _add_norm(
         CENTRED=centred,
         HAS_WEIGHT=weight is not None,
         HAS_BIAS=bias is not None,
+        OWN=any(one is not None and one.dim() == 2 for one in (weight, bias)),
+        HEADS=heads,
         OFFSET=offset,
         INTERPRETED=interpreted(),
         **tuned.launch,
@@ -102,6 +108,9 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
             yield _case(width, "bf16", replace(LAYER, biased=False), tuned)
             yield _case(width, "bf16", replace(LAYER, offset=1.0), tuned)
             yield _case(width, "bf16", replace(LAYER, weighted=False, biased=False), tuned)
+    tuned = tuning.lookup("add_norm", arch, width=128)
+    for own in (False, True):
+        yield _case(128, "bf16", replace(LAYER, residual=False, heads=32, own=own), tuned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,8 @@ class _Kind:
     biased: bool
     residual: bool = True
     weighted: bool = True
+    heads: int = 1
+    own: bool = False
     offset: float = 0.0
 
     @property
@@ -123,6 +134,8 @@ class _Kind:
             unusual = "-unbiased"
         else:
             unusual = "-1" if self.offset else ""
+        if self.heads > 1:
+            unusual += "-own-heads" if self.own else "-heads"
         return ("add-" if self.residual else "") + kind + unusual
 
 
@@ -149,6 +162,8 @@ def _case(width: int, dtype: str, kind: _Kind, tuned: tuning.Tuning) -> CompileC
             "CENTRED": kind.centred,
             "HAS_WEIGHT": kind.weighted,
             "HAS_BIAS": kind.biased,
+            "OWN": kind.own,
+            "HEADS": kind.heads,
             "OFFSET": kind.offset,
             "INTERPRETED": False,
         },

@@ -63,8 +63,9 @@ class Norm:
     """A normalisation, fused with the addition of the residual before it where there is one."""
 
     spec: NormSpec
-    weight: torch.Tensor | None  # [D]; None for a LayerNorm without
-    bias: torch.Tensor | None  # [D]; LayerNorm only
+    weight: torch.Tensor | None  # [D], or [heads, D]; None for a LayerNorm without
+    bias: torch.Tensor | None  # likewise; LayerNorm only
+    heads: int = 1  # that a row is normalised by, each by itself; LayerNorm only
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None = None
@@ -73,7 +74,13 @@ class Norm:
         epsilon, offset = self.spec.epsilon, self.spec.weight_offset
         if self.spec.kind is NormKind.LAYER:
             return kernels.add_layer_norm(
-                x, residual, self.weight, self.bias, epsilon, weight_offset=offset
+                x,
+                residual,
+                self.weight,
+                self.bias,
+                epsilon,
+                weight_offset=offset,
+                heads=self.heads,
             )
         if self.weight is None:
             raise ValueError("an RMS norm has no weights")
@@ -91,8 +98,8 @@ class Attention:
     norm: NormSpec
     rotary_table: torch.Tensor | None  # [max_model_len, rope.dim] float32
     interleaved: bool
-    q_norm: torch.Tensor | None = None  # [hd], or [Hq hd]: over all heads together
-    k_norm: torch.Tensor | None = None  # [hd] or [Hkv hd]
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
 
     def attend(self, step: StepTensors, qkv: torch.Tensor, *normed: torch.Tensor) -> torch.Tensor:
         """[T, (Hq + 2 Hkv) hd] -> [T, Hq hd]; stores this step's keys and values. Queries and keys
@@ -104,7 +111,7 @@ class Attention:
         v = by_head[:, -heads.num_kv_heads :]
         if normed:
             q, k = (one.view(tokens, -1, heads.head_dim) for one in normed)
-        by_heads = heads.qk_norm is QkNorm.HEAD
+        q_norm, k_norm = (None, None) if normed else (self.q_norm, self.k_norm)
         cache_layer, metadata = step.cache[self.place], step.metadata[self.group]
         kernels.rotary_store_kv(
             q,
@@ -115,8 +122,8 @@ class Attention:
             positions=None if self.rotary_table is None else step.positions,
             cos_sin=self.rotary_table,
             interleaved=self.interleaved,
-            q_norm=self.q_norm if by_heads else None,
-            k_norm=self.k_norm if by_heads else None,
+            q_norm=None if q_norm is None else q_norm.weight,
+            k_norm=None if k_norm is None else k_norm.weight,
             norm_epsilon=self.norm.epsilon,
             norm_weight_offset=self.norm.weight_offset,
         )
@@ -131,16 +138,14 @@ class Attention:
         return attended.view(tokens, heads.query_size)
 
     def normalise(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries [T, Hq hd] and keys [T, Hkv hd], each over all of its channels together."""
+        """Queries [T, Hq hd] and keys [T, Hkv hd], each over all of its channels together or head
+        by head."""
         if self.q_norm is None or self.k_norm is None:
             raise ValueError("there are no weights of norms of queries and keys")
         q, k, _ = qkv.split_with_sizes(
             (self.heads.query_size, self.heads.kv_size, self.heads.kv_size), dim=1
         )
-        return (
-            Norm(self.norm, self.q_norm, None)(q)[0],
-            Norm(self.norm, self.k_norm, None)(k)[0],
-        )
+        return self.q_norm(q)[0], self.k_norm(k)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +233,20 @@ def _attention(
         spec.norm,
         None if rope is None else tables[rope],
         rope is not None and rope.interleaved,
-        tensors.get(f"{name}.query_norm.weight"),
-        tensors.get(f"{name}.key_norm.weight"),
+        _head_norm(spec, tensors, f"{name}.query_norm", heads.num_query_heads),
+        _head_norm(spec, tensors, f"{name}.key_norm", heads.num_kv_heads),
     )
+
+
+def _head_norm(
+    spec: ModelSpec, tensors: Mapping[str, torch.Tensor], name: str, heads: int
+) -> Norm | None:
+    """The norm of queries or of keys; None where there is none."""
+    kind = spec.attention.qk_norm
+    if kind is QkNorm.NONE:
+        return None
+    bias = tensors.get(f"{name}.bias")
+    return Norm(spec.norm, tensors[f"{name}.weight"], bias, 1 if kind is QkNorm.WHOLE else heads)
 
 
 def build_norm(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], name: str) -> Norm:

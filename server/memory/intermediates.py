@@ -33,7 +33,7 @@ from server.memory.layer_program import (
 )
 from server.memory.phases import Phase, Tensors, forward_phases, logit_phases
 from server.units import ceil_div
-from weights.spec import ModelSpec, NormKind, PositionKind, QkNorm
+from weights.spec import ModelSpec, NormKind, PositionKind
 
 # The sampler works on this much of the logits at a time; beside them it holds, in bytes per logit:
 # counts and mask of penalties (5), the penalised row (4), the scaled one (4), two copies as
@@ -121,11 +121,7 @@ class CpuFootprint:
                 _total, *rest = _normalising(model, tokens, element)
                 return (Phase(step.name, tuple(rest)),)
             case program.QkNorm():
-                # One after the other, the queries, which are more, first.
-                _total, *rest = _normalising_rows(
-                    model, tokens * model.attention.query_size, element
-                )
-                inside = max(0, sum(nbytes for _, nbytes in rest) - made[0][1])
+                inside = _normalising_heads(model, tokens, element)
                 return (Phase(step.name, (*made, ("norm_temporary", inside))),)
             case Add() | Scale():
                 return (Phase(step.name, made),)
@@ -161,6 +157,19 @@ def _normalising(model: ModelSpec, rows: int, element: int) -> Tensors:
     return _normalising_rows(model, rows * model.hidden_size, element)
 
 
+def _normalising_heads(model: ModelSpec, tokens: int, element: int) -> int:
+    """What is held beside normalised queries and keys, the ones made after the others. A Layer norm
+    of float32 heads copies them first, since they lie apart in their tensor."""
+    copied = 4 if element == 4 and model.norm.kind is NormKind.LAYER else 0
+
+    def held(size: int) -> int:
+        _total, *rest = _normalising_rows(model, size, element)
+        return sum(nbytes for _, nbytes in rest) + copied * size
+
+    queries, keys = tokens * model.attention.query_size, tokens * model.attention.kv_size
+    return max(held(queries), queries * element + held(keys)) - (queries + keys) * element
+
+
 def _normalising_rows(model: ModelSpec, size: int, element: int) -> Tensors:
     total = ("total", size * element)
     if element == 4:
@@ -174,7 +183,7 @@ def _normalising_rows(model: ModelSpec, size: int, element: int) -> Tensors:
 def _qk_norm(model: ModelSpec, tokens: int, element: int) -> Tensors:
     """Squares of the queries, which are more than the keys, beside what they are squared from: in
     float32 themselves."""
-    if model.attention.qk_norm is not QkNorm.HEAD:
+    if not program.attend_normalises(model):
         return ()
     size = 4 * tokens * model.attention.query_size
     return (("squares", size), *((("queries_float32", size),) if element < 4 else ()))

@@ -58,7 +58,8 @@ class Norm(Step):
 @dataclass(frozen=True, slots=True)
 class QkNorm(Step):
     """[T, (Hq + 2 Hkv) hd] -> queries [T, Hq hd] and keys [T, Hkv hd], each normalised over all of
-    its heads' channels together. Norms of single heads are a part of Attend."""
+    its heads' channels together, or head by head. RMS norms of heads that share their weights are
+    a part of Attend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,17 +192,23 @@ def _scaled(model: ModelSpec, name: str, value: str = "hidden") -> LayerProgram:
     return (Scale(name, (value,), scaled, model.residual_scale),)
 
 
+def attend_normalises(model: ModelSpec) -> bool:
+    """Whether Attend normalises queries and keys: other norms of them are a QkNorm."""
+    return model.attention.qk_norm is spec.QkNorm.HEAD and model.norm.kind is spec.NormKind.RMS
+
+
 def _attention(model: ModelSpec, reads: str, writes: str) -> LayerProgram:
     heads, hidden = model.attention, model.hidden_size
     qkv = Value("qkv", heads.query_size + 2 * heads.kv_size)
     attended, out = Value("attended", heads.query_size), Value(writes, hidden)
     normed = (Value("query", heads.query_size), Value("key", heads.kv_size))
-    whole, clip = heads.qk_norm is spec.QkNorm.WHOLE, heads.qkv_clip
+    apart = heads.qk_norm is not spec.QkNorm.NONE and not attend_normalises(model)
+    clip = heads.qkv_clip
     return (
         Product("qkv", (reads,), (qkv,), "attention.qkv", hidden),
         *((Clip("qkv_clip", ("qkv",), (qkv,), clip),) if clip else ()),
-        *((QkNorm("qk_norm", ("qkv",), normed),) if whole else ()),
-        Attend("attention", ("qkv", "query", "key") if whole else ("qkv",), (attended,)),
+        *((QkNorm("qk_norm", ("qkv",), normed),) if apart else ()),
+        Attend("attention", ("qkv", "query", "key") if apart else ("qkv",), (attended,)),
         Product("attention_output", ("attended",), (out,), "attention.output", heads.query_size),
     )
 

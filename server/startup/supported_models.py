@@ -40,8 +40,8 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield f"attention and MLP in parallel with norms placed {norm.placement}"
     if not norm.weight and norm.kind is NormKind.RMS:
         yield "RMS norms without weights"
-    if attention.qk_norm is not QkNorm.NONE and norm.kind is NormKind.LAYER:
-        yield "Layer norms of queries and keys"
+    if attention.qk_norm is QkNorm.EACH_HEAD and norm.kind is NormKind.RMS:
+        yield "RMS norms with weights of each head's own"
     if attention.latent is not None:
         yield "latent attention"
     if attention.sinks:

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 import kernels
-from server.execution.build import BuiltRunner
+from server.execution.build import BuiltRunner, build_runner
+from server.execution.layers import Attention
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
+from tests.engine_configs import engine_config
 from tests.execution.large_steps import build
+from tests.parity.family_checkpoints import CASES, write_case
 
 NORMS = ("attention_norm", "mlp_norm")
 LINEARS = ("qkv", "attention_output", "up", "down")
@@ -113,3 +116,21 @@ def test_each_phase_holds_what_the_plan_lists_for_it(
     largest = max(both, key=lambda phase: phase.nbytes)
     unseen = sum(nbytes for tensor, nbytes in largest.tensors if tensor in UNSEEN)
     assert largest.nbytes - unseen <= found["rotary"] <= largest.nbytes
+
+
+@pytest.mark.parametrize(("family", "case"), [("phi", 2), ("olmo2", 0)])
+def test_norms_of_queries_and_keys_hold_what_the_plan_lists(
+    family: str, case: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16: torch copies float32 heads inside of a Layer norm, where nobody sees it."""
+    write_case(CASES[family][case], tmp_path)
+    sizes = {"num_blocks": 256, "max_num_seqs": 16, "max_num_batched_tokens": 2048}
+    sizes["max_model_len"] = 256
+    built = build_runner(tmp_path, engine_config(format="bf16", **sizes), warm_up=False)
+    phases = Phases()
+    phases.watch(monkeypatch, Attention, "normalise", lambda _: "qk_norm")
+    with phases:
+        built.runner.forward_layers(largest_plan(built.layout.config), LAYERS)
+    (planned,) = [phase for phase in built.layout.phases if phase.name == "qk_norm"]
+    unseen = sum(nbytes for tensor, nbytes in planned.tensors if tensor in UNSEEN)
+    assert planned.nbytes - unseen <= phases.peaks["qk_norm"] <= planned.nbytes

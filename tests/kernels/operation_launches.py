@@ -37,15 +37,19 @@ def norms() -> Iterator[Launch]:
         x, weight = empty(5, width), empty(width)
         yield lambda _, x=x, w=weight: norm.add_rms_norm(x, x, w, 1e-6, 0.0)
         yield lambda _, x=x, w=weight: norm.add_rms_norm(x, None, w, 1e-6, 0.0)
-        yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, w, 1e-6, 0.0)
+        yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, w, 1e-6, 0.0, 1)
         if width in (1024, 5120):
             yield lambda _, x=x, w=weight: norm.add_rms_norm(x, x, w, 1e-6, 1.0)
-            yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, None, 1e-6, 0.0)
-            yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, w, 1e-6, 1.0)
-            yield lambda _, x=x: norm.add_layer_norm(x, x, None, None, 1e-6, 0.0)
+            yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, None, 1e-6, 0.0, 1)
+            yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, w, 1e-6, 1.0, 1)
+            yield lambda _, x=x: norm.add_layer_norm(x, x, None, None, 1e-6, 0.0, 1)
         if width != 5120:
             x, weight = empty(5, width, dtype=F32), empty(width, dtype=F32)
-            yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, w, 1e-6, 0.0)
+            yield lambda _, x=x, w=weight: norm.add_layer_norm(x, x, w, w, 1e-6, 0.0, 1)
+    x = empty(5, 32 * 128)
+    for shape in ((128,), (32, 128)):
+        w = empty(*shape)
+        yield lambda _, x=x, w=w: norm.add_layer_norm(x, None, w, w, 1e-6, 0.0, 32)
 
 
 def elementwises() -> Iterator[Launch]:

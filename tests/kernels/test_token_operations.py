@@ -81,6 +81,24 @@ def test_norms_without_a_bias_or_a_weight_and_weights_added_to_one(dtype, with_r
         torch.testing.assert_close(unit, plain * (1 + 2.0**-9))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_heads_of_a_row_are_normalised_each_by_itself(dtype, own):
+    """Of a part of a wider tensor, as queries are of qkv."""
+    heads, width = 4, 24
+    x = (torch.randn(5, 6 * width) * 3 + 1).to(dtype)[:, width : (heads + 1) * width]
+    weight = torch.randn(heads, width).to(dtype)
+    weight = weight if own else weight[0]
+    for bias in (None, weight * 2):
+        normed, total = kernels.add_layer_norm(x, None, weight, bias, 1e-5, heads=heads)
+        wanted, _ = reference.add_layer_norm(x, None, weight, bias, 1e-5, heads=heads)
+        close(normed, wanted, dtype)
+        assert torch.equal(total, x)
+    alone, _ = kernels.add_layer_norm(x[:, :width], None, weight.view(-1)[:width], None, 1e-5)
+    normed, _ = kernels.add_layer_norm(x, None, weight, None, 1e-5, heads=heads)
+    close(normed[:, :width], alone.float(), dtype)
+
+
 def test_norm_of_tiny_and_of_large_rows():
     """The epsilon holds where a row is nearly zero; squares of large float16 do not overflow."""
     for x in (torch.full((1, 64), 1e-12), torch.full((1, 64), 6e4, dtype=torch.float16)):
@@ -166,6 +184,11 @@ IDS, SQUARE = torch.zeros(1, dtype=torch.int64), torch.zeros(2, 2)
             "add_rms_norm",
             (torch.zeros(1, 3), None, torch.zeros(2), 1e-5),
             r"weight has shape \[2\]; it must be \[3\]",
+        ),
+        (
+            "add_layer_norm",
+            (torch.zeros(1, 3), None, torch.zeros(3, 1), torch.zeros(3), 1e-5),
+            r"weight has shape \[3, 1\]; it must be \[1, 3\]",
         ),
         (
             "add_rms_norm",

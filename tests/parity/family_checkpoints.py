@@ -55,6 +55,7 @@ WINDOW = 24  # shorter than the prompts
 
 UNSCALED = {"q_proj": 0.3}  # without a scale of the scores
 HEAD_NORMS = {"q_norm": 3.0, "k_norm": 3.0}  # whose weights alone say how sharp attention is
+LAYER_HEAD_NORMS = {"q_layernorm": 3.0, "k_layernorm": 3.0}
 SMALL_EMBEDDING = {"embed_tokens": 0.1}  # a tied one that is scaled up would repeat its own token
 
 SHARPER = {"q_proj": 2.5}
@@ -255,6 +256,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "cohere": (
         Case("CohereConfig", {"logit_scale": 0.5, "attention_bias": True}),
         Case("CohereConfig", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
+        Case("CohereConfig", {"use_qk_norm": True}, HEAD_NORMS),
     ),
     "cohere2": (
         Case("Cohere2Config", {"sliding_window": WINDOW, "num_hidden_layers": 4}),
@@ -281,6 +283,7 @@ CASES: dict[str, tuple[Case, ...]] = {
                 },
             },
         ),
+        Case("PhiConfig", {"qk_layernorm": True}, LAYER_HEAD_NORMS),
     ),
     "nemotron": (
         Case("NemotronConfig", {"head_dim": 32, "norm_eps": 1e-3}),
@@ -395,6 +398,7 @@ CASES: dict[str, tuple[Case, ...]] = {
                 },
             },
         ),
+        Case("StableLmConfig", {"qk_layernorm": True}, LAYER_HEAD_NORMS),
     ),
 }
 
@@ -451,7 +455,7 @@ def sharpen(model: Any, case: Case, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         values = torch.randn(parameter.shape, generator=generator)
-        if parameter.dim() == 1:
+        if parameter.dim() == 1 or "_norm" in name:  # Cohere's norms of heads are [heads, hd]
             if name.endswith("bias"):
                 values *= 0.1
             else:  # a norm's weight: around 1, or around 0 where 1 is added to it

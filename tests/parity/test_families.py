@@ -197,6 +197,29 @@ def test_a_tensor_too_few_too_many_or_of_another_shape_is_named(
             match(opened, served, served.spec(opened.config))
 
 
+@pytest.mark.parametrize("kind", ["missing", "shape"])
+def test_the_tensor_of_one_head_is_named(kind: str, tmp_path: Path) -> None:
+    """StableLM keeps the norm of each head in a tensor of its own."""
+    from safetensors.torch import load_file, save_file
+
+    from weights.checkpoint.folder import open_checkpoint
+    from weights.checkpoint.matching import match
+    from weights.errors import CheckpointError
+
+    write_case(CASES["stablelm"][2], tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.self_attn.q_layernorm.norms.3.weight"
+    norm = tensors.pop(name)
+    told = f'"{name}" has the shape [15]' if kind == "shape" else f'missing tensors: "{name}"'
+    if kind == "shape":
+        tensors[name] = norm[:-1].clone()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    opened = open_checkpoint(tmp_path)
+    served = families.resolve(opened.config)
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        match(opened, served, served.spec(opened.config))
+
+
 @pytest.mark.parametrize("length", [60, 120])
 def test_longrope_takes_the_factors_of_the_longest_context(length: int, tmp_path: Path) -> None:
     """transformers chooses by the prompt, a server once: by the longest that it takes."""

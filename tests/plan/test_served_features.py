@@ -21,6 +21,7 @@ from weights.spec import (
     MlpSpec,
     ModelSpec,
     NormSpec,
+    QkNorm,
 )
 from weights.synthetic.checkpoint import write_checkpoint
 from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
@@ -33,7 +34,7 @@ COMPUTED = {
     "rounded_embedding_scale "
     "residual_scale logit_scale logit_soft_cap embedding_size",
     AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap "
-    "qk_norm qkv_clip",
+    "qk_norm_bias qkv_clip",
     MlpSpec: "intermediate_size activation gated bias",
     NormSpec: "kind epsilon bias placement unit_offset",
 }
@@ -41,7 +42,11 @@ NOT_COMPUTED: dict[type, dict[str, Any]] = {
     ModelSpec: {
         "experts": ExpertsSpec(4, 2, 32),
     },
-    AttentionSpec: {"sinks": True, "latent": LatentSpec(32, 8, 16)},
+    AttentionSpec: {
+        "sinks": True,
+        "latent": LatentSpec(32, 8, 16),
+        "qk_norm": QkNorm.EACH_HEAD,
+    },
     MlpSpec: {},
     NormSpec: {"weight": False},
 }

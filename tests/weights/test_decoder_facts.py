@@ -49,8 +49,6 @@ SLIDING = [*TYPES, "sliding_attention"]
         ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is true"),
         ("gpt1", {"n_ctx": 256}, "n_ctx contradicts n_positions 512"),
         ("gpt_bigcode", {"multi_query": False}, "multi_query is false"),
-        ("stablelm", {"qk_layernorm": True}, "qk_layernorm is true"),
-        ("cohere", {"use_qk_norm": True}, "use_qk_norm is true"),
         ("stablelm", {"partial_rotary_factor": 0.01}, "of which 0 turn"),
         ("glm4", {"rope_parameters": {"partial_rotary_factor": 2.0}}, "partial_rotary_factor is 2"),
         ("olmo3", {"rope_parameters": {"full_attention": 3}}, "full_attention must be an object"),

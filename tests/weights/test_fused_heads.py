@@ -43,6 +43,11 @@ def test_pieces_tell_the_rows_of_both_layouts() -> None:
     )
 
 
+def test_a_tensor_of_one_head_is_a_row() -> None:
+    norms = Parameter("norms", (4, HEAD_DIM), Component.NORM, Split.HEADS, heads=4)
+    assert pieces(Source("norms.{head}", ("norms",)), (norms,), 2) == (Piece("norms", 0, 1, 2),)
+
+
 def test_what_has_no_heads_cannot_be_dealt_out_by_them() -> None:
     up = Parameter("up", (8, HIDDEN), Component.UP, Split.ROWS)
     with pytest.raises(ValueError, match="its parameters have none"):

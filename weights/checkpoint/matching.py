@@ -70,12 +70,12 @@ def match(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> Matching:
     entries, unprefixed = _canonical(checkpoint, family)
     placements: list[Placement] = []
     missing: list[str] = []
-    for name, source, targets in _expected(family, spec):
-        entry = entries.pop(name, None)
+    for wanted in _expected(family, spec):
+        entry = entries.pop(wanted.name, None)
         if entry is None:
-            missing.append(name)
+            missing.append(wanted.name)
         else:
-            placements.append(_place(entry, source, targets))
+            placements.append(_place(entry, wanted))
     unembedding = entries.pop(UNEMBEDDING_TENSOR, None) if spec.tied_unembedding else None
     skipped, unexpected = _skip(entries, family, spec)
     skipped += _skipped_by_prefix(checkpoint, family)
@@ -106,37 +106,61 @@ def _canonical(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, Tensor
     return entries, unprefixed
 
 
-def _expected(
-    family: Family, spec: ModelSpec
-) -> Iterator[tuple[str, Source, tuple[Parameter, ...]]]:
-    """Tensor names that ``spec`` needs, in the inventory's order of their first parameter."""
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """A tensor that ``spec`` needs. ``head`` is the one of its target that it holds, None for all
+    of them."""
+
+    name: str
+    source: Source
+    targets: tuple[Parameter, ...]
+    head: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.targets[0].shape
+        if self.head is not None:
+            return first[1:]
+        shape = (sum(target.shape[0] for target in self.targets), *first[1:])
+        return shape[::-1] if self.source.transposed else shape
+
+
+def _expected(family: Family, spec: ModelSpec) -> Iterator[_Expected]:
+    """The tensors that ``spec`` needs, in the inventory's order of their first parameter."""
     parameters = {parameter.name: parameter for parameter in inventory(spec)}
     order = {name: index for index, name in enumerate(parameters)}
-    found: list[tuple[str, Source, tuple[Parameter, ...]]] = []
+    found: list[_Expected] = []
     for source in family.sources:
         layers: Sequence[int] = range(spec.num_layers) if "{i}" in source.pattern else (0,)
         for index in layers:
             names = [target.replace("{i}", str(index)) for target in source.targets]
             if all(name in parameters for name in names):
                 targets = tuple(parameters[name] for name in names)
-                found.append((source.pattern.replace("{i}", str(index)), source, targets))
-    found.sort(key=lambda item: order[item[2][0].name])
+                found += _of_heads(source.pattern.replace("{i}", str(index)), source, targets)
+    found.sort(key=lambda item: order[item.targets[0].name])
     yield from found
 
 
-def _place(entry: TensorEntry, source: Source, targets: Sequence[Parameter]) -> Placement:
-    rows = sum(target.shape[0] for target in targets)
-    shape = (rows, *targets[0].shape[1:])
-    expected = shape[::-1] if source.transposed else shape
+def _of_heads(pattern: str, source: Source, targets: tuple[Parameter, ...]) -> Iterator[_Expected]:
+    """The one tensor of that name, or one for each head."""
+    if "{head}" not in pattern:
+        yield _Expected(pattern, source, targets)
+        return
+    for head in range(targets[0].heads):
+        yield _Expected(pattern.replace("{head}", str(head)), source, targets, head)
+
+
+def _place(entry: TensorEntry, wanted: _Expected) -> Placement:
     where = f"{entry.file}: tensor {shown(entry.name)}"
-    if entry.shape != expected:
+    if entry.shape != wanted.shape:
         raise CheckpointError(
-            f"{where} has the shape {list(entry.shape)}; config.json asks for {list(expected)}"
+            f"{where} has the shape {list(entry.shape)}; config.json asks for {list(wanted.shape)}"
         )
     if from_safetensors(entry.dtype) is None:
         served = ", ".join(fmt.safetensors_name for fmt in FORMATS.values())
         raise CheckpointError(f"{where} has the dtype {entry.dtype}; served: {served}")
-    return Placement(entry, pieces(source, targets), source.transposed)
+    parts = pieces(wanted.source, wanted.targets, wanted.head)
+    return Placement(entry, parts, wanted.source.transposed)
 
 
 def _skip(

@@ -20,7 +20,8 @@ from weights.inventory import Parameter
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Output channels [start, start + size) of a tensor are ``parameter``'s from ``at`` on."""
+    """Output channels [start, start + size) of a tensor are ``parameter``'s from ``at`` on; of a
+    tensor of one head, all are the row ``at``."""
 
     parameter: str
     start: int
@@ -28,11 +29,16 @@ class Piece:
     at: int
 
 
-def pieces(source: Source, targets: Sequence[Parameter]) -> tuple[Piece, ...]:
-    """A tensor's output channels from first to last, as parts of its ``targets``.
+def pieces(
+    source: Source, targets: Sequence[Parameter], head: int | None = None
+) -> tuple[Piece, ...]:
+    """A tensor's output channels from first to last, as parts of its ``targets``; with a ``head``,
+    that row of its one target.
 
     Raises ValueError where targets that are to be dealt out by head have no heads.
     """
+    if head is not None:
+        return (Piece(targets[0].name, 0, 1, head),)
     deals = min(target.heads for target in targets) if source.by_kv_head else 1
     if deals < 1:
         raise ValueError(f"{source.pattern} is dealt out by head, and its parameters have none")

@@ -37,7 +37,8 @@ class Source:
     Several targets are stacked along the output dimension in the order given; ``by_kv_head`` says
     that instead each key-value head's part of them is, one head after the other
     (weights.checkpoint.pieces). ``transposed`` says that the file holds [in, out] instead of
-    [out, in].
+    [out, in]. A pattern with ``{head}`` is of one tensor for each head of its one target, whose row
+    it is.
     """
 
     pattern: str

@@ -1,5 +1,5 @@
 """Command R and Aya (Cohere 2024): attention and MLP side by side behind one Layer norm without a
-bias, neighbouring rotary pairs, scaled logits."""
+bias, neighbouring rotary pairs, scaled logits. R+ normalises each head of queries and keys."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from weights.config import decoders
 from weights.config.facts import ConfigReader
 from weights.config.family import Family
 from weights.config.rope import RopeDefaults
-from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
+from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock, QkNorm
 
 _ROPE = RopeDefaults(theta=500000.0, interleaved=True)
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     bias = facts.flag("attention_bias", False)
-    attention = decoders.read_attention(facts, qkv_bias=bias, output_bias=bias)
-    facts.only("use_qk_norm", False, "norms of queries and keys are not read yet")
+    qk_norm = QkNorm.EACH_HEAD if facts.flag("use_qk_norm", False) else QkNorm.NONE
+    attention = decoders.read_attention(facts, qkv_bias=bias, output_bias=bias, qk_norm=qk_norm)
     return decoders.read_decoder(
         facts,
         family="cohere",
@@ -40,6 +40,7 @@ FAMILY = Family(
     sources=decoders.names(
         *decoders.in_layer("input_layernorm", "attention_norm"),
         *decoders.ATTENTION,
+        *decoders.QK_NORMS,
         *decoders.GATED_MLP,
     ),
     skips=decoders.SKIPS,

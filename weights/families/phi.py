@@ -8,14 +8,20 @@ from weights.config.facts import ConfigReader
 from weights.config.family import UNEMBEDDING_TENSOR, Family, Source
 from weights.config.keys import words
 from weights.config.rope import RopeDefaults
-from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
+from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock, QkNorm
 
 _ROPE = RopeDefaults(partial=0.5)
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
-    attention = decoders.read_attention(facts, qkv_bias=True, output_bias=True)
-    facts.only("qk_layernorm", False, "Layer norms of queries and keys are not computed yet")
+    normed = facts.flag("qk_layernorm", False)
+    attention = decoders.read_attention(
+        facts,
+        qkv_bias=True,
+        output_bias=True,
+        qk_norm=QkNorm.HEAD if normed else QkNorm.NONE,
+        qk_norm_bias=normed,
+    )
     return decoders.read_decoder(
         facts,
         family="phi",
@@ -43,6 +49,8 @@ FAMILY = Family(
         *decoders.in_layer("self_attn.q_proj", "attention.query"),
         *decoders.in_layer("self_attn.k_proj", "attention.key"),
         *decoders.in_layer("self_attn.v_proj", "attention.value"),
+        *decoders.in_layer("self_attn.q_layernorm", "attention.query_norm"),
+        *decoders.in_layer("self_attn.k_layernorm", "attention.key_norm"),
         *decoders.in_layer("self_attn.dense", "attention.output"),
         *decoders.in_layer("mlp.fc1", "mlp.up"),
         *decoders.in_layer("mlp.fc2", "mlp.down"),

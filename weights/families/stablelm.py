@@ -1,5 +1,6 @@
 """StableLM 2 and 3B (arXiv 2402.17834): Layer norms, a gated MLP, a quarter of each head's
-channels turn; some add attention and MLP of one norm."""
+channels turn; some add attention and MLP of one norm, and 12B normalises each head of queries and
+keys, with weights of its own."""
 
 from __future__ import annotations
 
@@ -7,16 +8,16 @@ from weights.config import decoders
 from weights.config.facts import ConfigReader
 from weights.config.family import Family
 from weights.config.rope import RopeDefaults
-from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock
+from weights.spec import ModelSpec, NormKind, NormSpec, ParallelBlock, QkNorm
 
 _ROPE = RopeDefaults(partial=0.25)
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
+    qk_norm = QkNorm.EACH_HEAD if facts.flag("qk_layernorm", False) else QkNorm.NONE
     attention = decoders.read_attention(
-        facts, kv_heads=32, qkv_bias=facts.flag("use_qkv_bias", False)
+        facts, kv_heads=32, qkv_bias=facts.flag("use_qkv_bias", False), qk_norm=qk_norm
     )
-    facts.only("qk_layernorm", False, "norms of single heads are not read yet")
     parallel = facts.flag("use_parallel_residual", False)
     return decoders.read_decoder(
         facts,
@@ -31,13 +32,21 @@ def _read(facts: ConfigReader) -> ModelSpec:
     )
 
 
+_HEAD_NORMS = (
+    *decoders.in_layer("self_attn.q_layernorm.norms.{head}", "attention.query_norm"),
+    *decoders.in_layer("self_attn.k_layernorm.norms.{head}", "attention.key_norm"),
+)
+
+
 FAMILY = Family(
     name="stablelm",
     architecture="StableLmForCausalLM",
     other_names=("StableLmModel",),
     model_type="stablelm",
     prefix="model.",
-    sources=decoders.LLAMA_NAMES,
+    sources=decoders.names(
+        *decoders.INPUT_NORMS, *decoders.ATTENTION, *_HEAD_NORMS, *decoders.GATED_MLP
+    ),
     skips=decoders.SKIPS,
     harmless=frozenset(),
     read=_read,

@@ -35,7 +35,7 @@ def both(x, residual, weight, bias, *, centred=False, offset=0.0):
             reference.add_rms_norm(x, residual, weight, 1e-5, weight_offset=offset),
         )
     return (
-        norm.add_layer_norm(x, residual, weight, bias, 1e-5, offset),
+        norm.add_layer_norm(x, residual, weight, bias, 1e-5, offset, 1),
         reference.add_layer_norm(x, residual, weight, bias, 1e-5, weight_offset=offset),
     )
 
@@ -77,6 +77,27 @@ def test_norms_without_a_bias_or_a_weight_and_weights_added_to_one(
         (normed, total), (wanted, wanted_total) = both(x, residual, *parameters, **how)
         close(normed, wanted, dtype)
         assert torch.equal(total, wanted_total)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [8, 80])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("with_residual", [True, False], ids=["add", "alone"])
+def test_heads_of_a_row_are_normalised_each_by_itself(dtype, width, own, with_residual, device):
+    """Of a part of a wider tensor, as queries are of qkv."""
+    heads, tokens = 5, 7
+    wide = given((tokens, (heads + 3) * width), dtype, device, seed=width, shift=1.0)
+    x = wide[:, width : (heads + 1) * width]
+    residual = given(tuple(x.shape), dtype, device, seed=1) if with_residual else None
+    shape = (heads, width) if own else (width,)
+    weight, bias = (given(shape, dtype, device, seed=seed) for seed in (2, 3))
+    before = wide.clone()
+    for parameters in ((weight, bias), (weight, None), (None, None)):
+        normed, total = norm.add_layer_norm(x, residual, *parameters, 1e-5, 0.0, heads)
+        wanted, wanted_total = reference.add_layer_norm(x, residual, *parameters, 1e-5, heads=heads)
+        close(normed, wanted, dtype)
+        assert torch.equal(total, wanted_total)
+    assert torch.equal(wide, before)
 
 
 def test_the_rounded_total_is_what_is_normalised(device):
