@@ -62,15 +62,15 @@ _OVERRULED = words("qwen2")
 
 
 def class_of_folder(
-    config: Options, options: Options, *, is_byte_level: bool, has_pipeline: bool = True
+    config: Options, options: Options, *, is_byte_level: bool, file: str = "tokenizer.json"
 ) -> str | None:
     """The class that takes the place of tokenizer.json's own pipeline, a key of RECIPES; None where
     tokenizer.json stands as it is.
 
     ``config`` and ``options`` are config.json and tokenizer_config.json; ``is_byte_level`` says
     that tokenizer.json spells bytes (a LlamaTokenizer that does is Llama 3's, which the class
-    cannot be). Without ``has_pipeline``, which is tokenizer.json's, the files tell nothing but a
-    vocabulary, so that tokenizer_class counts where it would not.
+    cannot be). A ``file`` other than tokenizer.json tells little but a vocabulary, so that
+    tokenizer_class counts where it would not.
 
     Raises:
         StartupError: the class is not followed here, or is the folder's own code; names it.
@@ -83,21 +83,21 @@ def class_of_folder(
     own_code = _own_code(options)
     name = (declared or own or _AS_IT_STANDS).removesuffix("Fast")
     if not own_code and own is not None and name != own:
-        if own == _AS_IT_STANDS and has_pipeline:
+        if own == _AS_IT_STANDS and file == "tokenizer.json":
             return None
         if model_type in _OVERRULED:
             return own
     if own_code and name not in RECIPES and name not in _PLAIN and not _is_unserved(name):
         raise StartupError(
             f"tokenizer_config.json: auto_map: {declared} is code of the folder, which is never "
-            "run. If tokenizer.json says all of it, set tokenizer_class to "
+            f"run. If {file} says all of it, set tokenizer_class to "
             '"PreTrainedTokenizerFast" and drop auto_map'
         )
     if _is_unserved(name):
         raise StartupError(
             f"tokenizer_config.json: tokenizer_class {declared} is not served: transformers "
-            f"builds it by class and not as tokenizer.json says. Served: {', '.join(RECIPES)}. "
-            'If tokenizer.json says all of it, set tokenizer_class to "PreTrainedTokenizerFast"'
+            f"builds it by class and not as {file} says. Served: {', '.join(RECIPES)}. "
+            f'If {file} says all of it, set tokenizer_class to "PreTrainedTokenizerFast"'
         )
     if name == "LlamaTokenizer" and is_byte_level and not own_code:
         return None

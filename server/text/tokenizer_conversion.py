@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, processors
 
 from server.errors import StartupError
+from server.text.sentencepiece_tokenizer import sentencepiece_tokenizer
 from server.text.stages import byte_of_character
-from server.text.tokenizer_recipes import RECIPES, VOCAB_FILE, Named, Options, Token
+from server.text.tokenizer_recipes import (
+    RECIPES,
+    SENTENCEPIECE_FILE,
+    VOCAB_FILE,
+    Named,
+    Options,
+    Vocabulary,
+)
 from server.text.vocabulary_files import TOKENIZER_FILE, Trunk, command
 
 log = logging.getLogger("quire.server")
@@ -28,19 +35,27 @@ def convert(
         StartupError: no class is known, or one that is made of other files.
     """
     recipe = None if name is None else RECIPES[name]
-    if recipe is None or recipe.vocabulary != VOCAB_FILE:
-        served = ", ".join(key for key, one in RECIPES.items() if one.vocabulary == VOCAB_FILE)
-        told = f"{name} is not made of them" if recipe is not None else "they do not tell the class"
+    kind = VOCAB_FILE if trunk.model is None else SENTENCEPIECE_FILE
+    if (recipe.vocabulary != kind) if recipe else (trunk.model is None):
+        served = ", ".join(key for key, one in RECIPES.items() if one.vocabulary == kind)
+        told = f"{name} is made of other files" if recipe else "no class is told"
         raise StartupError(
             f"{TOKENIZER_FILE} is missing from {folder.name}; of {trunk.file} a tokenizer is made "
             f"by class, and {told}: set tokenizer_class in {CONFIG_FILE} to the model's, one of "
             f"{served}; or make {TOKENIZER_FILE} on a machine with transformers: {command(folder)}"
         )
-    vocabulary = trunk.read()
     try:
-        backend = recipe.build(vocabulary, options, named)
+        if trunk.model is not None:
+            return sentencepiece_tokenizer(trunk.model, name, options, named, trunk.file)
+        return _of_vocabulary(trunk.read(), str(name), options, named)
     except Exception as error:  # the library's, which may be bare Exceptions
         raise StartupError(f"{trunk.file} cannot be used: {error}") from error
+
+
+def _of_vocabulary(
+    vocabulary: Vocabulary, name: str, options: Options, named: Named
+) -> tokenizers.Tokenizer:
+    backend = RECIPES[name].build(vocabulary, options, named)
     if isinstance(backend.decoder, decoders.ByteLevel):
         missing = sum(character not in vocabulary.pieces for character in byte_of_character())
         if missing:
@@ -51,23 +66,33 @@ def convert(
     return backend
 
 
-def check_model_knows(pieces: Mapping[str, int], file: str, vocab_size: int | None) -> None:
+def check_model_knows(trunk: Trunk, vocab_size: int | None) -> None:
     """Raises StartupError for a piece whose id is beyond the model's vocabulary: any text might
     have it."""
-    piece, id = max(pieces.items(), key=lambda entry: entry[1])
+    piece, id = max(trunk.read().pieces.items(), key=lambda entry: entry[1])
     if vocab_size is not None and id >= vocab_size:
         raise StartupError(
-            f"{file}: {piece!r} has the id {id}, but the model's vocabulary has {vocab_size} "
-            "tokens: the files are another model's"
+            f"{trunk.file}: {piece!r} has the id {id}, but the model's vocabulary has "
+            f"{vocab_size} tokens: the files are another model's"
         )
 
 
-def add_ends(backend: tokenizers.Tokenizer, first: Token, last: Token) -> None:
-    """Puts ``first`` before each text and ``last`` behind it; both are tokens of the backend."""
-    ends = [str(token) for token in (first, last) if token is not None]
-    before = [] if first is None else [str(first)]
-    after = [] if last is None else [str(last)]
+def add_ends(backend: tokenizers.Tokenizer, named: Named, *, first: bool, last: bool) -> None:
+    """Puts bos_token before each text and eos_token behind it; one that the folder does not name
+    is left out."""
+    before = [str(named["bos_token"])] if first and named["bos_token"] else []
+    after = [str(named["eos_token"])] if last and named["eos_token"] else []
     backend.post_processor = processors.TemplateProcessing(
         single=[*before, "$A", *after],
-        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(ends)],
+        special_tokens=[(one, backend.token_to_id(one)) for one in dict.fromkeys(before + after)],
     )
+
+
+def warn_of_no_first_token(named: Named) -> None:
+    """For a folder that does not say add_bos_token, of a kind whose models mostly want it."""
+    if named["bos_token"]:
+        log.warning(
+            "%s does not say add_bos_token: %r is not put before texts, in transformers as here. "
+            "If the model was trained with it, set add_bos_token to true", CONFIG_FILE,
+            str(named["bos_token"]),
+        )  # fmt: skip

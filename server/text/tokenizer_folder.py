@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from server.errors import StartupError
+from server.text.sentencepiece_tokenizer import symbols, with_names_of_added_tokens
 from server.text.special_tokens import (
     CONFIG_FILE,
     MAX_FILE_BYTES,
@@ -28,7 +29,12 @@ from server.text.special_tokens import (
     read_special_tokens,
 )
 from server.text.tokenizer_classes import class_of_folder
-from server.text.tokenizer_conversion import add_ends, check_model_knows, convert
+from server.text.tokenizer_conversion import (
+    add_ends,
+    check_model_knows,
+    convert,
+    warn_of_no_first_token,
+)
 from server.text.tokenizer_recipes import RECIPES, Recipe
 from server.text.vocabulary_files import TOKENIZER_FILE, Trunk, find_trunk
 from weights.checkpoint.folder import inside
@@ -61,22 +67,19 @@ def load_folder(
             errors, which may be bare Exceptions, come through.
     """
     started = time.monotonic()
-    trunk = find_trunk(folder)
     options = _options(folder)
-    name = class_of_folder(
-        config,
-        options,
-        is_byte_level=trunk.is_byte_level,
-        has_pipeline=trunk.pipeline is not None,
-    )
+    trunk = find_trunk(folder)
+    if trunk.model is not None:
+        trunk = replace(trunk, model=with_names_of_added_tokens(trunk.model, options))
+    name = class_of_folder(config, options, is_byte_level=trunk.is_byte_level, file=trunk.file)
     recipe = None if name is None else RECIPES[name]
     padding = None if trunk.pipeline is None else trunk.pipeline.padding
     special = _special_tokens(folder, options, trunk, recipe, padding)
     if recipe is not None:
         _check_flags(options, recipe)
     if trunk.pipeline is None:
+        check_model_knows(trunk, vocab_size)
         backend = convert(folder, trunk, name, options, special.named)
-        check_model_knows(trunk.read().pieces, trunk.file, vocab_size)
     elif name is None or recipe is None:
         backend = trunk.pipeline
     else:
@@ -86,11 +89,10 @@ def load_folder(
             backend.post_processor = trunk.pipeline.post_processor
     _add_tokens(backend, special)
     if trunk.pipeline is None:
-        add_ends(
-            backend,
-            special.named["bos_token"] if _flag(options, "add_bos_token") else None,
-            special.named["eos_token"] if _flag(options, "add_eos_token") else None,
-        )
+        first, last = _flag(options, "add_bos_token"), _flag(options, "add_eos_token")
+        add_ends(backend, special.named, first=first, last=last)
+        if trunk.model is not None and options.get("add_bos_token") is None:
+            warn_of_no_first_token(special.named)
     if recipe is not None and recipe.finish is not None:
         texts = [str(token) for token in (*special.named.values(), *special.extra) if token]
         recipe.finish(backend, special.named, list(dict.fromkeys(texts)))
@@ -102,8 +104,9 @@ def load_folder(
     )
     named = {name: str(token) for name, token in special.named.items() if token is not None}
     if trunk.pipeline is None:
+        made = name or "its normalizer_spec says"
         log.info(
-            "tokenizer: %s converted as %s in %.2f s", trunk.file, name, time.monotonic() - started
+            "tokenizer: %s converted as %s in %.2f s", trunk.file, made, time.monotonic() - started
         )
     return FolderTokenizer(backend, cleans_up, named)
 
@@ -149,9 +152,14 @@ def _special_tokens(
     padding: Mapping[str, Any] | None,
 ) -> SpecialTokens:
     defaults = dict(recipe.defaults) if recipe is not None else {}
+    if recipe is None and trunk.model is not None:
+        defaults = dict(trunk.model.named)
     if padding is not None:
         defaults.setdefault("pad_token", padding["pad_token"])
-    return read_special_tokens(folder, options, trunk.added, defaults)
+    special = read_special_tokens(folder, options, trunk.added, defaults)
+    if trunk.model is None:
+        return special
+    return replace(special, extra=[*special.extra, *symbols(trunk.model)])
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:

@@ -1,13 +1,16 @@
-"""The file that a folder's tokenizer is made from: tokenizer.json, or vocab.json and merges.txt.
+"""The file that a folder's tokenizer is made from: tokenizer.json, vocab.json with merges.txt, or a
+SentencePiece model.
 
-tokenizer.json says how text is split and decoded. The older files hold no more than a vocabulary,
-so that a class has to say the rest (tokenizer_recipes.py); the conversion is in memory, at start.
+tokenizer.json says how text is split and decoded. vocab.json holds no more than a vocabulary, so
+that a class has to say the rest (tokenizer_recipes.py); a SentencePiece model says most of it. The
+conversion is in memory, at start.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +20,19 @@ from typing import Any
 import tokenizers
 
 from server.errors import StartupError
-from server.text.tokenizer_recipes import VOCAB_FILE, Vocabulary
+from server.text.sentencepiece_model import (
+    MAX_BYTES,
+    SentencePieceModel,
+    read_sentencepiece_model,
+)
+from server.text.tokenizer_recipes import SENTENCEPIECE_FILE, VOCAB_FILE, Vocabulary
 from weights.checkpoint.folder import inside, read_json
 from weights.errors import CheckpointError
 from weights.strict_json import shown
 
 TOKENIZER_FILE = "tokenizer.json"
+SENTENCEPIECE_FILES = (SENTENCEPIECE_FILE, "spiece.model")
 MERGES_FILE = "merges.txt"
-_MAX_BYTES = 64 << 20
 _MAX_PIECES = 4_000_000
 # Vocabularies of other kinds, and what they are.
 _OTHER_KINDS = {
@@ -32,19 +40,21 @@ _OTHER_KINDS = {
     "tiktoken.model": "a tiktoken file",
     "qwen.tiktoken": "a tiktoken file",
     "vocab.txt": "a WordPiece vocabulary",
-    "spiece.model": "a SentencePiece model of an encoder-decoder's name",
 }
+_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
     """What the folder's main tokenizer file says. ``pipeline`` is all of tokenizer.json; None where
-    the files hold a vocabulary only. ``added`` are tokenizer.json's added tokens. ``read`` gives
-    the vocabulary, which few classes need of a tokenizer.json."""
+    the files hold little but a vocabulary. ``added`` are tokenizer.json's added tokens. ``read``
+    gives the vocabulary; of tokenizer.json few classes need it, of a SentencePiece ``model`` it
+    lacks the merges."""
 
     file: str
     read: Callable[[], Vocabulary]
-    pipeline: tokenizers.Tokenizer | None
+    pipeline: tokenizers.Tokenizer | None = None
+    model: SentencePieceModel | None = None
     added: Sequence[Mapping[str, Any]] = ()
     is_byte_level: bool = False
 
@@ -62,7 +72,10 @@ def find_trunk(folder: Path) -> Trunk:
         there = {name for name in (VOCAB_FILE, MERGES_FILE) if os.path.lexists(folder / name)}
         if len(there) == 2:
             vocabulary = _vocabulary_of_files(folder)
-            return Trunk(f"{VOCAB_FILE} and {MERGES_FILE}", lambda: vocabulary, None)
+            return Trunk(f"{VOCAB_FILE} and {MERGES_FILE}", lambda: vocabulary)
+        for file in SENTENCEPIECE_FILES:
+            if os.path.lexists(folder / file):
+                return _of_sentencepiece(folder, file)
     except CheckpointError as error:
         raise StartupError(str(error)) from None
     raise StartupError(_missing(folder, there))
@@ -88,8 +101,8 @@ def _missing(folder: Path, there: set[str]) -> str:
         if os.path.lexists(folder / name):
             return f"{told}, and {name} ({kind}) is not converted. {made}"
     return (
-        f"{told}, and so are {VOCAB_FILE} and {MERGES_FILE}. Copy the tokenizer's files of the "
-        "model's repository into the folder"
+        f"{told}, and so are {VOCAB_FILE} and {MERGES_FILE}, and {SENTENCEPIECE_FILE}. "
+        "Copy the tokenizer's files of the model's repository into the folder"
     )
 
 
@@ -101,7 +114,7 @@ def _of_tokenizer_json(folder: Path) -> Trunk:
         TOKENIZER_FILE,
         lambda: _vocabulary(trunk["model"]),
         pipeline,
-        trunk.get("added_tokens") or (),
+        added=trunk.get("added_tokens") or (),
         is_byte_level='"ByteLevel"' in text,
     )
 
@@ -117,8 +130,23 @@ def _vocabulary(model: Mapping[str, Any]) -> Vocabulary:
     return Vocabulary(pieces, pairs)
 
 
+def _of_sentencepiece(folder: Path, file: str) -> Trunk:
+    path = inside(folder, file)
+    if path.stat().st_size > MAX_BYTES:
+        raise CheckpointError(f"{file}: it is above {MAX_BYTES} bytes")
+    data = path.read_bytes()
+    if _TIKTOKEN_LINE.match(data):
+        raise CheckpointError(
+            f"{file}: it is a tiktoken file and not a SentencePiece model, and is not converted. "
+            f"On a machine with transformers and tiktoken this makes {TOKENIZER_FILE}: "
+            f"{command(folder)}"
+        )
+    model = read_sentencepiece_model(data, file)
+    return Trunk(file, lambda: Vocabulary(model.ids(), ()), model=model)
+
+
 def _vocabulary_of_files(folder: Path) -> Vocabulary:
-    pieces = read_json(folder, VOCAB_FILE, _MAX_BYTES, _MAX_PIECES)
+    pieces = read_json(folder, VOCAB_FILE, MAX_BYTES, _MAX_PIECES)
     owners: dict[int, str] = {}
     for piece, id in pieces.items():
         if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < 1 << 31:
@@ -137,8 +165,8 @@ def _merges(folder: Path, pieces: Mapping[str, int]) -> Sequence[tuple[str, str]
     """The pairs of merges.txt, each of two pieces that make a third. Lines that begin with #version
     are comments, as they are to the library."""
     path = inside(folder, MERGES_FILE)
-    if path.stat().st_size > _MAX_BYTES:
-        raise CheckpointError(f"{MERGES_FILE}: it is above {_MAX_BYTES} bytes")
+    if path.stat().st_size > MAX_BYTES:
+        raise CheckpointError(f"{MERGES_FILE}: it is above {MAX_BYTES} bytes")
     try:
         lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:

@@ -101,14 +101,14 @@ MALFORMED: dict[str, tuple[dict[str, object], dict[str, Any], str]] = {
     "neither": (
         {"vocab_json": None, "merges_txt": None},
         GPT2,
-        "tokenizer.json is missing from model, and so are vocab.json and merges.txt. Copy the "
-        "tokenizer's files of the model's repository into the folder",
+        "tokenizer.json is missing from model, and so are vocab.json and merges.txt, and "
+        "tokenizer.model. Copy the tokenizer's files of the model's repository into the folder",
     ),
     "no class": (
         {},
         {"model_type": "gpt_bigcode"},
         "tokenizer.json is missing from model; of vocab.json and merges.txt a tokenizer is made by "
-        "class, and they do not tell the class: set tokenizer_class in tokenizer_config.json to "
+        "class, and no class is told: set tokenizer_class in tokenizer_config.json to "
         "the model's, one of GPT2Tokenizer, CodeGenTokenizer, GPTNeoXTokenizer, Qwen2Tokenizer, "
         "CohereTokenizer, RobertaTokenizer, OpenAIGPTTokenizer; or make tokenizer.json on a "
         "machine with transformers: COMMAND",
@@ -117,7 +117,7 @@ MALFORMED: dict[str, tuple[dict[str, object], dict[str, Any], str]] = {
         {"tokenizer_config_json": {"tokenizer_class": "LlamaTokenizer"}},
         {},
         "tokenizer.json is missing from model; of vocab.json and merges.txt a tokenizer is made by "
-        "class, and LlamaTokenizer is not made of them: set tokenizer_class in "
+        "class, and LlamaTokenizer is made of other files: set tokenizer_class in "
         "tokenizer_config.json to the model's, one of GPT2Tokenizer, CodeGenTokenizer, "
         "GPTNeoXTokenizer, Qwen2Tokenizer, CohereTokenizer, RobertaTokenizer, OpenAIGPTTokenizer; "
         "or make tokenizer.json on a machine with transformers: COMMAND",
