@@ -86,9 +86,15 @@ def _groups(model: ModelSpec, layer_bytes: int, block_size: int) -> Iterator[KVC
     for layers in layer_groups(model):
         window = model.window(layers[0])
         yield KVCacheGroup(
-            kind=GroupKind.WINDOW if window else GroupKind.FULL,
+            kind=_kind(model, window),
             layer_ids=layers,
             bytes_per_token=len(layers) * layer_bytes,
             block_size=block_size,
             window=window or None,
         )
+
+
+def _kind(model: ModelSpec, window: int) -> GroupKind:
+    if model.attention.latent is not None:
+        return GroupKind.LATENT
+    return GroupKind.WINDOW if window else GroupKind.FULL
