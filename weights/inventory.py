@@ -153,6 +153,8 @@ def _parameters(spec: ModelSpec, layers: Iterable[int]) -> Iterator[Parameter]:
     if spec.position is PositionKind.LEARNED:
         table = (spec.position_offset + spec.max_positions, spec.hidden_size)
         yield Parameter("position_embedding.weight", table, Component.POSITION, Split.REPLICATED)
+    if spec.embedding_norm:
+        yield from _norm("embedding_norm", spec)
     for layer in layers:
         yield from _layer(spec, layer, spec.experts.count if spec.experts else 0)
     if spec.norm.placement is not NormPlacement.POST:

@@ -85,6 +85,7 @@ SHAPE_KEYS: Mapping[str, ShapeKey] = MappingProxyType(
         "attention_soft_cap": ShapeKey("X", "none", "soft cap of attention scores"),
         "logit_soft_cap": ShapeKey("X", "none", "soft cap of logits"),
         "embedding_scale": ShapeKey("X", "1", "multiplies the embedding"),
+        "embedding_norm": ShapeKey("true|false", "false", "the embedding is normalised"),
         "num_experts": ShapeKey("N", "0", "experts of a layer; 0 is a plain MLP"),
         "experts_per_token": ShapeKey("N", "needed with num_experts", "chosen for each token"),
         "expert_size": ShapeKey("N", "needed with num_experts", "inner width of one expert"),

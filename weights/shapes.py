@@ -135,6 +135,7 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
         local_rope=_rope(facts, "local_rope_theta", attention, positions) if local else None,
         position_offset=facts.integer("position_offset", 0, low=0),
         embedding_scale=facts.number("embedding_scale", 1.0),
+        embedding_norm=facts.flag("embedding_norm", False),
         logit_soft_cap=_cap(facts, "logit_soft_cap"),
         unembedding_bias=facts.flag("unembedding_bias", False),
         embedding_size=facts.integer("embedding_size", 0, low=0),

@@ -53,6 +53,7 @@ class Activation(StrEnum):
 class PositionKind(StrEnum):
     LEARNED = "learned"
     ROTARY = "rotary"
+    ALIBI = "alibi"
 
 
 class RopeScaling(StrEnum):
@@ -107,6 +108,15 @@ class LatentSpec:
     rope_dim: int
     value_dim: int
     query_rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AlibiSpec:
+    """ALiBi (Press et al. 2022, arXiv 2108.12409): each head's scores fall by its slope for every
+    position of distance. The slopes are those of kernels.alibi_slopes, times ``factor``."""
+
+    max_bias: float = 8.0
+    factor: float = 1.0  # Falcon's: the bias is scaled with the scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +221,13 @@ class ModelSpec:
 
     ``windows`` has an entry a layer: the tokens that it looks back at, its own included, 0 for all
     of them; empty where every layer sees all. Layers with a window turn by ``local_rope`` where
-    there is one. ``rotary_layers`` has an entry a layer: whether its queries and keys turn; empty
+    there is one. ``alibi`` is how far ALiBi's scores fall, where positions are told so.
+    ``rotary_layers`` has an entry a layer: whether its queries and keys turn; empty
     where those of every layer do. ``position_offset`` is the row of the learned table that the
     first token reads. ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the
     embedding, what each block adds to the residual stream, and the logits (before their cap). A
     ``rounded_embedding_scale`` is rounded to the format of the weights first, as Gemma's is.
+    ``embedding_norm`` says that the embedding is normalised before the first layer.
     ``embedding_size`` is the width of the tables of tokens where matrices without a bias lead from
     it to ``hidden_size`` and back, as in OPT 350m; 0 where it is ``hidden_size`` itself.
 
@@ -235,6 +247,7 @@ class ModelSpec:
     tied_unembedding: bool
     parameter_dtype: str
     rope: RopeSpec = field(default_factory=RopeSpec)
+    alibi: AlibiSpec = field(default_factory=AlibiSpec)
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     parallel: ParallelBlock = ParallelBlock.NONE
@@ -245,6 +258,7 @@ class ModelSpec:
     position_offset: int = 0
     embedding_scale: float = 1.0
     rounded_embedding_scale: bool = False
+    embedding_norm: bool = False
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None

@@ -26,7 +26,7 @@ from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device, OpenedDevice
 from server.execution.held import HeldBytes
-from server.execution.model import Decoder, fill_rotary_tables
+from server.execution.model import Decoder, fill_position_tables
 from server.execution.model_runner import ModelRunner
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
@@ -105,7 +105,7 @@ def build_runner(
         copies=device.copies(),
     )
     buffers = allocate(layout, device.torch_device, None if filling is None else filling())
-    tables = fill_rotary_tables(model, config.scheduler.max_model_len, buffers)
+    tables = fill_position_tables(model, config.scheduler.max_model_len, buffers)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
     decoder = Decoder(model, loaded.linears, loaded.tensors, tables)
     with using(backend.parts.kernels):

@@ -36,7 +36,15 @@ class StepTensors:
 Values = dict[str, torch.Tensor]  # those that are alive, by the program's names
 Call = Callable[[Values, StepTensors], None]
 Names = tuple[str, ...]
-RotaryTables = Mapping[RopeSpec, torch.Tensor]  # each [max_model_len, rope.dim] float32
+
+
+@dataclass(frozen=True, slots=True)
+class PositionTables:
+    """What attention needs to know where tokens stand: ``rotary`` has [max_model_len, rope.dim]
+    float32 for each rope; ``alibi_slopes`` is [Hq] float32, None without ALiBi."""
+
+    rotary: Mapping[RopeSpec, torch.Tensor]
+    alibi_slopes: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +187,11 @@ def build_layer(
     index: int,
     linears: Mapping[str, LinearWeight],
     tensors: Mapping[str, torch.Tensor],
-    rotary_tables: RotaryTables,
+    positions: PositionTables,
 ) -> DecoderLayer:
     """Layer ``index`` of a model, with its weights."""
     prefix = f"layers.{index}"
-    attention = _attention(spec, index, tensors, rotary_tables)
+    attention = _attention(spec, index, tensors, positions)
     mlp = Mlp(spec.mlp)
 
     def bound(operation: program.LayerOperation, dying: frozenset[str]) -> Call:
@@ -220,7 +228,7 @@ def build_layer(
 
 
 def _attention(
-    spec: ModelSpec, index: int, tensors: Mapping[str, torch.Tensor], tables: RotaryTables
+    spec: ModelSpec, index: int, tensors: Mapping[str, torch.Tensor], positions: PositionTables
 ) -> Attention:
     group, place = group_of_layer(spec, index)
     heads, rope = spec.attention, spec.layer_rope(index)
@@ -228,10 +236,14 @@ def _attention(
     return Attention(
         group,
         place,
-        AttentionFeatures(window=spec.window(index), soft_cap=heads.soft_cap or 0.0),
+        AttentionFeatures(
+            window=spec.window(index),
+            soft_cap=heads.soft_cap or 0.0,
+            alibi_slopes=positions.alibi_slopes,
+        ),
         heads,
         spec.norm,
-        None if rope is None else tables[rope],
+        None if rope is None else positions.rotary[rope],
         rope is not None and rope.interleaved,
         _head_norm(spec, tensors, f"{name}.query_norm", heads.num_query_heads),
         _head_norm(spec, tensors, f"{name}.key_norm", heads.num_kv_heads),

@@ -14,24 +14,24 @@ import kernels
 from kernels import LinearWeight
 from server.execution.layers import (
     Linear,
-    RotaryTables,
+    PositionTables,
     StepTensors,
     build_layer,
     build_norm,
 )
 from server.memory.layout import rotary_ropes
-from weights.spec import ModelSpec, NormPlacement, RopeSpec
+from weights.spec import ModelSpec, NormPlacement, PositionKind, RopeSpec
 
 
 class Decoder:
-    """The forward pass of one checkpoint. Holds weights and rotary tables, no other state."""
+    """The forward pass of one checkpoint. Holds weights and tables of positions, no other state."""
 
     def __init__(
         self,
         spec: ModelSpec,
         linears: Mapping[str, LinearWeight],
         tensors: Mapping[str, torch.Tensor],
-        rotary_tables: RotaryTables,
+        tables: PositionTables,
     ) -> None:
         self.spec = spec
         self.embedding = tensors["embedding"]  # [V, D]
@@ -42,9 +42,11 @@ class Decoder:
             )
         positions = tensors.get("position_embedding")  # [offset + P, D]
         self.position_table = None if positions is None else positions[spec.position_offset :]
+        self.embedding_norm = (
+            build_norm(spec, tensors, "embedding_norm") if spec.embedding_norm else None
+        )
         self.layers = [
-            build_layer(spec, index, linears, tensors, rotary_tables)
-            for index in range(spec.num_layers)
+            build_layer(spec, index, linears, tensors, tables) for index in range(spec.num_layers)
         ]
         normed = spec.norm.placement is NormPlacement.POST  # by the last layer
         self.final_norm = None if normed else build_norm(spec, tensors, "final_norm")
@@ -105,21 +107,27 @@ class Decoder:
             hidden = self.project_in(kernels.embedding(step.token_ids, self.embedding))
             if positions is not None and table is not None:
                 hidden = hidden + kernels.embedding(positions, table)
-        return hidden if self.embedding_scale == 1.0 else hidden * self.embedding_scale
+        if self.embedding_scale != 1.0:
+            hidden = hidden * self.embedding_scale
+        return hidden if self.embedding_norm is None else self.embedding_norm(hidden)[0]
 
 
-def fill_rotary_tables(
+def fill_position_tables(
     spec: ModelSpec, max_model_len: int, buffers: Mapping[str, torch.Tensor]
-) -> RotaryTables:
-    """Cosines and sines of every position of the server's life, in the layout's own buffers; none
-    for a model without rotary positions.
+) -> PositionTables:
+    """Cosines and sines of every position of the server's life, or ALiBi's slopes, in the layout's
+    own buffers; neither for a model whose positions are learned.
 
     A scaling that depends on length takes it from ``max_model_len``.
     """
-    return {
+    rotary = {
         rope: buffers[name].copy_(_rotary_table(rope, max_model_len))
         for name, rope in rotary_ropes(spec).items()
     }
+    if spec.position is not PositionKind.ALIBI:
+        return PositionTables(rotary, None)
+    slopes = kernels.alibi_slopes(spec.attention.num_query_heads, spec.alibi.max_bias)
+    return PositionTables(rotary, buffers["alibi_slopes"].copy_(slopes * spec.alibi.factor))
 
 
 def _rotary_table(rope: RopeSpec, max_model_len: int) -> torch.Tensor:

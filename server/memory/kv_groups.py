@@ -17,7 +17,7 @@ from server.engine.engine_config import CacheConfig, EngineConfig
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
 from server.memory.kinds import ELEMENT_BYTES
 from weights.formats import QUANTISED, tensor_bytes
-from weights.spec import ModelSpec
+from weights.spec import ModelSpec, PositionKind
 
 
 def kv_cache_spec(model: ModelSpec, cache: CacheConfig) -> KVCacheSpec:
@@ -57,6 +57,7 @@ def attention_shape(model: ModelSpec, config: EngineConfig) -> AttentionShape:
         batch_invariant=config.model.batch_invariant,
         windows=windows_of(model),
         soft_cap=model.attention.soft_cap is not None,
+        alibi=model.position is PositionKind.ALIBI,
         num_threads=config.model.num_threads,
     )
 

@@ -50,7 +50,7 @@ class AddNorm(Step):
 
 @dataclass(frozen=True, slots=True)
 class Norm(Step):
-    """One value, normalised by the layer's ``weights``."""
+    """One value, normalised by the layer's ``weights``, or before the layers by the model's."""
 
     weights: str
 
@@ -105,7 +105,7 @@ class Activate(Step):
 LayerOperation = AddNorm | Norm | QkNorm | Add | Scale | Clip | Product | Attend | Activate
 Operation = Embed | LayerOperation
 LayerProgram = tuple[LayerOperation, ...]
-EmbeddingProgram = tuple[Embed | Product | Add | Scale, ...]
+EmbeddingProgram = tuple[Embed | Product | Add | Scale | Norm, ...]
 
 _OUTPUT_NORMS = (NormPlacement.OUTPUT, NormPlacement.BOTH)
 
@@ -128,9 +128,11 @@ def embedding_program(model: ModelSpec) -> EmbeddingProgram:
                 Embed("positions", (), (positions,), learned_positions=False),
                 Add("embedding_sum", ("hidden", "positions"), (hidden,)),
             )
-    if model.embedding_scale == 1.0:
-        return embed
-    return *embed, Scale("embedding_scale", ("hidden",), (hidden,), model.embedding_scale)
+    if model.embedding_scale != 1.0:
+        embed += (Scale("embedding_scale", ("hidden",), (hidden,), model.embedding_scale),)
+    if model.embedding_norm:
+        embed += (Norm("embedding_norm", ("hidden",), (hidden,), "embedding_norm"),)
+    return embed
 
 
 def layer_program(model: ModelSpec) -> LayerProgram:

@@ -180,7 +180,11 @@ def _kv_cache(model: ModelSpec, config: EngineConfig) -> tuple[Buffer, ...]:
 
 
 def _positions(model: ModelSpec, config: EngineConfig) -> tuple[Buffer, ...]:
-    """Tables of cosines and sines. A learned table of positions is a weight instead."""
+    """Tables of cosines and sines, or ALiBi's slopes. A learned table of positions is a weight
+    instead."""
+    if model.position is PositionKind.ALIBI:
+        heads = (model.attention.num_query_heads,)
+        return (Buffer("alibi_slopes", heads, "f32", MemoryKind.IO),)
     length = config.scheduler.max_model_len
     return tuple(
         Buffer(name, (length, rope.dim), "f32", MemoryKind.IO)

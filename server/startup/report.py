@@ -192,7 +192,7 @@ def _ends(facts: ReportInput) -> str:
 def _rope(facts: ReportInput) -> str:
     spec = facts.model.spec
     if spec.position is not PositionKind.ROTARY:
-        return "none: learned positions"
+        return "none: ALiBi" if spec.position is PositionKind.ALIBI else "none: learned positions"
     if spec.rope.scaling is RopeScaling.NONE:
         return f"theta {spec.rope.theta:g}, no scaling"
     return (

@@ -131,6 +131,44 @@ def _attention(see: int = 0, scaled: bool = True, flip_heads: bool = False) -> A
     return lambda patch: patch.setattr(kernels, "paged_attention", attend)
 
 
+@BUGS.wraps("the neighbour's slope", "logits parity", kernels, "alibi_slopes", family="bloom")
+def _slope_of_the_wrong_head(real: Any) -> Any:
+    return lambda *args: real(*args).roll(1)
+
+
+@BUGS.wraps(
+    "slopes of a power of two of heads", "logits parity", kernels, "alibi_slopes", family="bloom"
+)
+def _slopes_of_a_power_of_two(real: Any) -> Any:
+    """As if published models with another number of heads took the first ones of the next power."""
+    return lambda heads, *bias: real(1 << (heads - 1).bit_length(), *bias)[:heads]
+
+
+@BUGS.wraps(
+    "half the slope after a row's first chunk",
+    "chunked equals whole",
+    kernels,
+    "paged_attention",
+    family="bloom",
+)
+def _half_the_slope_in_later_chunks(real: Any) -> Any:
+    def attend(q: Any, cache_layer: Any, metadata: Any, *, features: Any, **how: Any) -> Any:
+        later = bool((metadata.seq_lens > metadata.query_start_loc.diff()).any())
+        kept = replace(features, alibi_slopes=features.alibi_slopes * (0.5 if later else 1.0))
+        return real(q, cache_layer, metadata, features=kept, **how)
+
+    return attend
+
+
+@BUGS.wraps("embedding not normalised", "logits parity", Decoder, "__init__", family="bloom")
+def _embedding_not_normalised(real: Any) -> Any:
+    def init(self: Decoder, *args: Any) -> None:
+        real(self, *args)
+        self.embedding_norm = None
+
+    return init
+
+
 @BUGS.wraps("wrong rope half", "logits parity", kernels, "rotary_store_kv")
 def _wrong_rope_half(real: Any) -> Any:
     return lambda *args, **kwargs: real(*args, **(kwargs | {"interleaved": True}))

@@ -7,7 +7,7 @@ from pathlib import Path
 from server.execution.build import BuiltRunner, build_runner
 from tests.engine_configs import engine_config
 from weights.spec import ModelSpec
-from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
+from weights.synthetic.checkpoint import tiny_bloom, tiny_gpt2, tiny_llama, write_checkpoint
 
 SPECS: dict[str, ModelSpec] = {
     "wide mlp": tiny_llama(
@@ -18,6 +18,7 @@ SPECS: dict[str, ModelSpec] = {
         vocab_size=300, num_query_heads=16, num_kv_heads=16, head_dim=64, intermediate_size=64
     ),
     "gpt2": tiny_gpt2(vocab_size=5000, hidden_size=128),
+    "bloom": tiny_bloom(vocab_size=5000, hidden_size=128, num_heads=8),
 }
 
 

@@ -15,7 +15,7 @@ from server.engine.kv_spec import KVCacheSpec
 from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
-from server.execution.model import Decoder, fill_rotary_tables
+from server.execution.model import Decoder, fill_position_tables
 from server.execution.model_runner import ModelRunner
 from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import Layout, build_layout
@@ -73,7 +73,7 @@ def build_from(
     for buffer in buffers.values():  # what is not written must not be read
         if buffer.is_floating_point():
             buffer.fill_(float("nan"))
-    tables = fill_rotary_tables(model, config.scheduler.max_model_len, buffers)
+    tables = fill_position_tables(model, config.scheduler.max_model_len, buffers)
     if isinstance(device, FakeDevice):
         install(device, patch)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)

@@ -30,9 +30,9 @@ from server.startup.supported_models import operations_of
 from tests.engine_configs import engine_config
 from tests.execution import stepping
 from weights.spec import ModelSpec
-from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
+from weights.synthetic.checkpoint import tiny_bloom, tiny_gpt2, tiny_llama, write_checkpoint
 
-SPECS = {"llama": tiny_llama(), "gpt2": tiny_gpt2()}
+SPECS = {"llama": tiny_llama(), "gpt2": tiny_gpt2(), "bloom": tiny_bloom()}
 # A layer whose attention and MLP read one normalised input: what a parallel block would be.
 PARALLEL = (
     AddNorm("norm", ("hidden", "residual"), (Value("normed", 4), Value("residual", 4)), "norm"),

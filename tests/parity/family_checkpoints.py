@@ -32,6 +32,7 @@ IDS: dict[str, Any] = {
 }
 NO_GROUPS = {key: fact for key, fact in BASE.items() if key != "num_key_value_heads"}
 GPT = IDS | {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
+BLOOM = IDS | {"hidden_size": 96, "n_layer": 3, "n_head": 8}
 NEO = IDS | {"hidden_size": 64, "max_position_embeddings": 256}
 OPT = NEO | {"num_hidden_layers": 3, "num_attention_heads": 4, "word_embed_proj_dim": 64}
 LLAMA3 = {
@@ -56,7 +57,8 @@ WINDOW = 24  # shorter than the prompts
 UNSCALED = {"q_proj": 0.3}  # without a scale of the scores
 HEAD_NORMS = {"q_norm": 3.0, "k_norm": 3.0}  # whose weights alone say how sharp attention is
 LAYER_HEAD_NORMS = {"q_layernorm": 3.0, "k_layernorm": 3.0}
-SMALL_EMBEDDING = {"embed_tokens": 0.1}  # a tied one that is scaled up would repeat its own token
+# A tied one that is scaled up, or normalised, would repeat its own token.
+SMALL_EMBEDDING = {"embed_tokens": 0.1, "embeddings_layernorm": 0.15}
 
 SHARPER = {"q_proj": 2.5}
 # Streams that never grow: sharper matrices.
@@ -349,6 +351,10 @@ CASES: dict[str, tuple[Case, ...]] = {
             base=NO_GROUPS,
         ),
     ),
+    "bloom": (
+        Case("BloomConfig", {"n_head": 6}, SMALL_EMBEDDING, BLOOM),
+        Case("BloomConfig", {"tie_word_embeddings": False}, SMALL_EMBEDDING, BLOOM),
+    ),
     "gpt_bigcode": (
         Case("GPTBigCodeConfig", base=GPT),
         Case("GPTBigCodeConfig", {"n_inner": 96, "tie_word_embeddings": False}, base=GPT),
@@ -424,6 +430,7 @@ _GAINS = {
     "wpe": 5.0,
     "embed_positions": 5.0,
     "embed_in": 3.0,
+    "word_embeddings": 3.0,
     "query_key_value": 2.1,
     "dense_h_to_4h": 2.0,
     "dense_4h_to_h": 1.0,

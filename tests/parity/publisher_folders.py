@@ -326,6 +326,23 @@ PUBLISHED: dict[str, Published] = {
             _with_head("transformer.wte.weight"),
         ),
     ),
+    "bloom": Published(
+        "bigscience/bloom, the decoder alone: gguf's tensor_mapping.py has word_embeddings and "
+        "h.{bid}.self_attention.query_key_value without a prefix",
+        config={
+            "attention_softmax_in_fp32": True,
+            "masked_softmax_fusion": True,
+            "n_embed": 96,
+            "n_inner": None,
+            "num_attention_heads": 6,
+            "offset_alibi": 100,
+            "pretraining_tp": 4,
+            "seq_length": 2048,
+            "skip_bias_add": True,
+        },
+        absent=("hidden_size", "n_head"),
+        tensors=_without("transformer."),
+    ),
     "gpt_neox": Published(
         "EleutherAI/pythia-70m; buffers: skipped by vllm/model_executor/models/gpt_neox.py",
         tensors=_all(

@@ -31,7 +31,7 @@ COMPUTED = {
     ModelSpec: "family architecture vocab_size hidden_size num_layers attention mlp norm position "
     "max_positions tied_unembedding parameter_dtype rope windows local_rope rotary_layers "
     "position_offset unembedding_bias bos_token_id eos_token_ids parallel embedding_scale "
-    "rounded_embedding_scale "
+    "rounded_embedding_scale alibi embedding_norm "
     "residual_scale logit_scale logit_soft_cap embedding_size",
     AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap "
     "qk_norm_bias qkv_clip",

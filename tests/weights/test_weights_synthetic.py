@@ -15,7 +15,7 @@ from weights.checkpoint.folder import open_checkpoint
 from weights.inventory import num_parameters
 from weights.spec import Activation, ModelSpec, RopeScaling, RopeSpec
 from weights.synthetic.checkpoint import SPECS, write_checkpoint, write_tokenizer
-from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.tiny_specs import tiny_bloom, tiny_gpt2, tiny_llama
 
 SHARP = {
     "llama": tiny_llama(),
@@ -28,6 +28,8 @@ SHARP = {
     "gpt2": tiny_gpt2(),
     "gpt2-untied": tiny_gpt2(tied=False),
     "gpt2-deep": tiny_gpt2(num_layers=8, num_heads=8),
+    "bloom": tiny_bloom(),
+    "bloom-untied": tiny_bloom(tied=False, num_heads=8),
 }
 
 

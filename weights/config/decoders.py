@@ -86,6 +86,18 @@ def read_decoder(
     )
 
 
+def either(facts: ConfigReader, *keys: str) -> str:
+    """The one of some keys for the same number that the file has; the first where it has none.
+    Raises CheckpointError where two contradict each other."""
+    given = [key for key in keys if key in facts] or [keys[0]]
+    for other in given[1:]:
+        if facts.integer(other) != facts.integer(given[0]):
+            raise facts.error(other, f"contradicts {given[0]} {facts.integer(given[0])}")
+    for key in keys:
+        facts.raw(key)
+    return given[0]
+
+
 def num_layers(facts: ConfigReader, key: str = "num_hidden_layers") -> int:
     return facts.integer(key, high=MAX_LAYERS)
 

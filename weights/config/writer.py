@@ -17,7 +17,7 @@ _ACTIVATIONS = {
 
 def config_for(spec: ModelSpec, format: str) -> dict[str, Any]:
     """A config.json for parameters held in ``format``. Raises ValueError for an unknown family."""
-    writers = {"llama": _llama, "gpt2": _gpt2}
+    writers = {"llama": _llama, "gpt2": _gpt2, "bloom": _bloom}
     if spec.family not in writers:
         raise ValueError(f"unknown family {spec.family!r}")
     eos = list(spec.eos_token_ids)
@@ -81,5 +81,15 @@ def _gpt2(spec: ModelSpec) -> dict[str, Any]:
         "n_positions": spec.max_positions,
         "scale_attn_weights": spec.attention.scale != 1.0,
         "activation_function": _ACTIVATIONS[spec.mlp.activation],
+        "layer_norm_epsilon": spec.norm.epsilon,
+    }
+
+
+def _bloom(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "hidden_size": spec.hidden_size,
+        "n_layer": spec.num_layers,
+        "n_head": spec.attention.num_query_heads,
+        "seq_length": spec.max_positions,
         "layer_norm_epsilon": spec.norm.epsilon,
     }

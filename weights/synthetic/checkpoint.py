@@ -27,12 +27,12 @@ from weights.config.writer import config_for
 from weights.formats import get_format, tensor_bytes
 from weights.inventory import Component, Parameter, inventory
 from weights.spec import ModelSpec
-from weights.synthetic.tiny_specs import tiny_gpt2, tiny_llama
+from weights.synthetic.tiny_specs import tiny_bloom, tiny_gpt2, tiny_llama
 from weights.synthetic.tokenizer import write_tokenizer
 
-SPECS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
+SPECS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "bloom": tiny_bloom}
 
-__all__ = ["SPECS", "tiny_gpt2", "tiny_llama", "write_checkpoint", "write_tokenizer"]
+__all__ = ["SPECS", "tiny_bloom", "tiny_gpt2", "tiny_llama", "write_checkpoint", "write_tokenizer"]
 
 _ALIGNMENT = 8  # of a file's first tensor, as the format's own writer pads
 
@@ -51,6 +51,7 @@ _GAINS = {
 }
 _BIAS = 0.1
 _NORM_SPREAD = 0.2
+_EMBEDDING_NORM = 0.15  # the root mean square of an embedding that is normalised
 _PLAIN_DEVIATION = 0.02
 
 
@@ -133,15 +134,19 @@ def _random(parameter: Parameter, seed: int, sharp: bool) -> torch.Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     values = torch.randn(parameter.shape, generator=generator)
     if parameter.component is Component.NORM and parameter.name.endswith("weight"):
-        return values.mul_(_NORM_SPREAD if sharp else 0.0).add_(
-            0.0 if parameter.unit_offset else 1.0
-        )
+        values = values.mul_(_NORM_SPREAD if sharp else 0.0)
+        return values.add_(0.0 if parameter.unit_offset else 1.0).mul_(_size(parameter, sharp))
     if not sharp:
         return values.mul_(_PLAIN_DEVIATION)
     if parameter.component is Component.DOWN:
         # An activation's mean is not zero; rows that add up to zero keep it out of the stream.
         values -= values.mean(dim=1, keepdim=True)
-    return values.mul_(_deviation(parameter))
+    return values.mul_(_deviation(parameter) * _size(parameter, sharp))
+
+
+def _size(parameter: Parameter, sharp: bool) -> float:
+    """A sharp embedding stays small where it is normalised."""
+    return _EMBEDDING_NORM if sharp and parameter.name.startswith("embedding_norm.") else 1.0
 
 
 def _deviation(parameter: Parameter) -> float:

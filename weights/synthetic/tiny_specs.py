@@ -104,6 +104,44 @@ def tiny_gpt2(
     )
 
 
+def tiny_bloom(
+    *,
+    num_heads: int = 6,
+    hidden_size: int = 96,
+    num_layers: int = 3,
+    vocab_size: int = 512,
+    max_positions: int = 512,
+    tied: bool = True,
+    parameter_dtype: str = "f32",
+) -> ModelSpec:
+    """A bloom; ``hidden_size`` must be a multiple of ``num_heads``, which may be any number."""
+    head_dim = hidden_size // num_heads
+    return ModelSpec(
+        family="bloom",
+        architecture="BloomForCausalLM",
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        attention=AttentionSpec(
+            num_query_heads=num_heads,
+            num_kv_heads=num_heads,
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
+            qkv_bias=True,
+            output_bias=True,
+        ),
+        mlp=MlpSpec(4 * hidden_size, Activation.GELU_TANH, gated=False, bias=True),
+        norm=NormSpec(NormKind.LAYER, 1e-5),
+        position=PositionKind.ALIBI,
+        max_positions=max_positions,
+        tied_unembedding=tied,
+        parameter_dtype=parameter_dtype,
+        embedding_norm=True,
+        bos_token_id=BOS_TOKEN_ID,
+        eos_token_ids=(EOS_TOKEN_ID,),
+    )
+
+
 def _filled(rope: RopeSpec, head_dim: int, max_positions: int) -> RopeSpec:
     return replace(
         rope,

@@ -24,7 +24,7 @@ from tests.execution import late_runners, stepping
 from tests.execution.fake_device import OPERATIONS, FakeDevice
 from tests.execution.late_plans import GREEDY, IDS, assert_overlapped_steps_are, decode
 from weights.spec import ModelSpec
-from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama, write_checkpoint
+from weights.synthetic.checkpoint import tiny_bloom, tiny_gpt2, tiny_llama, write_checkpoint
 
 # The interpreter warns of what rows that fill up a batch compute: they start from whatever was in
 # memory.
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SPECS: dict[str, ModelSpec] = {
     "llama": tiny_llama(vocab_size=workloads.VOCAB, num_layers=1, max_positions=64),
     "gpt2": tiny_gpt2(vocab_size=workloads.VOCAB, num_layers=1, max_positions=64),
+    "bloom": tiny_bloom(vocab_size=workloads.VOCAB, num_layers=1, max_positions=64),
 }
 
 INTERPRETED = replace(TRITON_CUDA, device_type="cpu")
@@ -84,6 +85,7 @@ def plans() -> list[StepPlan]:
         ("llama", False),
         pytest.param("llama", True, marks=pytest.mark.slow),
         pytest.param("gpt2", False, marks=pytest.mark.slow),
+        pytest.param("bloom", False, marks=pytest.mark.slow),
     ],
 )
 def test_the_kernels_of_a_gpu_answer_as_a_cpu_does(
