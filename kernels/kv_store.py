@@ -15,6 +15,7 @@ from kernels.checks import (
     check_shape,
 )
 from kernels.dispatch import select
+from kernels.types import HeadNorms
 
 QUANTISED = (torch.float8_e4m3fn, torch.int8)
 
@@ -96,6 +97,7 @@ def rotary_store_kv(
     k_norm: Tensor | None = None,
     norm_epsilon: float = 1e-6,
     norm_weight_offset: float = 0.0,
+    norm_after_turn: bool = False,
     kv_scales: Tensor | None = None,
 ) -> None:
     """Turns q and k in place (where ``cos_sin`` is given) and writes k and v to their slots.
@@ -110,12 +112,13 @@ def rotary_store_kv(
     after the norm and after the turn.
 
     ``q_norm`` and ``k_norm`` [hd] are the weights of an RMSNorm over each head's channels, applied
-    before the turn; ``norm_weight_offset`` is add_rms_norm's. (A norm over the channels of all
-    heads together is add_rms_norm without a residual, called before this.) A quantised cache
-    (float8_e4m3fn or int8) comes with ``kv_scales`` [num_blocks, 2, Hkv, block_size] float32, which
-    are written too: a slot's scale of one head is its largest absolute value over the format's
-    largest number (448 or 127), or 1 where all are zero; numbers are rounded to nearest even. k and
-    v themselves stay unquantised in their own tensors.
+    before the turn, or after it where ``norm_after_turn``; ``norm_weight_offset`` is
+    add_rms_norm's. (A norm over the channels of all heads together is add_rms_norm without a
+    residual, called before this.) A quantised cache (float8_e4m3fn or int8) comes with
+    ``kv_scales`` [num_blocks, 2, Hkv, block_size] float32, which are written too: a slot's scale of
+    one head is its largest absolute value over the format's largest number (448 or 127), or 1 where
+    all are zero; numbers are rounded to nearest even. k and v themselves stay unquantised in their
+    own tensors.
     Raises ValueError for a wrong argument, NotImplementedError for what the device's backend does
     not have.
     """
@@ -140,7 +143,7 @@ def rotary_store_kv(
     run = select("rotary_store_kv", cache_layer.device)
     norms = None
     if q_norm is not None and k_norm is not None:
-        norms = (q_norm, k_norm, norm_epsilon, norm_weight_offset)
+        norms = HeadNorms(q_norm, k_norm, norm_epsilon, norm_weight_offset, norm_after_turn)
     run(q, k, v, cache_layer, slot_mapping, positions, cos_sin, interleaved, norms, kv_scales)
 
 

@@ -117,6 +117,14 @@ def rotate(vector: Tensor, cos_sin_row: Tensor, interleaved: bool) -> Tensor:
     return out.to(vector.dtype)
 
 
+def _turn_all(q: Tensor, k: Tensor, rows: Tensor, interleaved: bool) -> None:
+    """Each head of each token by the token's row of the table."""
+    for heads in (q, k):
+        for token, row in enumerate(rows):
+            for head in range(heads.shape[1]):
+                heads[token, head] = rotate(heads[token, head], row, interleaved)
+
+
 def rotary_store_kv(
     q: Tensor,
     k: Tensor,
@@ -131,18 +139,22 @@ def rotary_store_kv(
     k_norm: Tensor | None = None,
     norm_epsilon: float = 1e-6,
     norm_weight_offset: float = 0.0,
+    norm_after_turn: bool = False,
     kv_scales: Tensor | None = None,
 ) -> None:
+    def normalise() -> None:
+        for heads, weight in ((q, q_norm), (k, k_norm)):
+            if weight is not None:
+                heads.copy_(_rms_norm(heads, weight, norm_epsilon, norm_weight_offset))
+
+    if not norm_after_turn:
+        normalise()
+    if cos_sin is not None and positions is not None:
+        _turn_all(q, k, cos_sin[positions], interleaved)
+    if norm_after_turn:
+        normalise()
     block_size = cache_layer.shape[3]
-    for heads, weight in ((q, q_norm), (k, k_norm)):
-        if weight is not None:
-            heads.copy_(_rms_norm(heads, weight, norm_epsilon, norm_weight_offset))
     for token, slot in enumerate(slot_mapping.tolist()):
-        if cos_sin is not None and positions is not None:
-            row = cos_sin[int(positions[token])]
-            for heads in (q, k):
-                for head in range(heads.shape[1]):
-                    heads[token, head] = rotate(heads[token, head], row, interleaved)
         block, offset = divmod(slot, block_size)
         for half, heads in enumerate((k, v)):
             numbers = heads[token]

@@ -12,6 +12,17 @@ from kernels.footprint.row_state import NUM_FLOATS
 
 
 @dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMS norms of each head of queries and of keys, as rotary_store_kv applies them."""
+
+    query: Tensor  # [hd]
+    key: Tensor  # [hd]
+    epsilon: float
+    weight_offset: float = 0.0
+    after_turn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionFeatures:
     """What some families do to attention's scores; the defaults are plain attention.
 

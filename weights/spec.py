@@ -34,7 +34,7 @@ class ParallelBlock(StrEnum):
 
 
 class QkNorm(StrEnum):
-    """Norms of queries and keys before any rotation, of the kind that the model's others are."""
+    """Norms of queries and keys, of the kind that the model's others are."""
 
     NONE = "none"
     HEAD = "head"  # each head by itself, all heads with the same head_dim weights
@@ -132,6 +132,7 @@ class AttentionSpec:
     output_bias: bool = False
     qk_norm: QkNorm = QkNorm.NONE
     qk_norm_bias: bool = False
+    qk_norm_after_rotary: bool = False
     soft_cap: float | None = None  # scores become cap x tanh(score / cap)
     qkv_clip: float | None = None  # queries, keys and values are clipped to -clip .. clip
     sinks: bool = False

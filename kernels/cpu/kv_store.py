@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels.types import HeadNorms
+
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     """Turns [T, H, hd] in place; cos and sin are [T, 1, dim/2] float32."""
@@ -22,13 +24,22 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
     second.copy_(other)
 
 
-def _normalise(heads: Tensor, weight: Tensor, epsilon: float, weight_offset: float) -> None:
-    """RMSNorm over the channels of [T, H, hd], in place."""
-    if weight_offset:
-        weight = weight.float() + weight_offset
-    values = heads.float()
-    square = values.pow(2).mean(dim=-1, keepdim=True)
-    heads.copy_(values.mul_(square.add_(epsilon).rsqrt_()).mul_(weight))
+def _turn(
+    q: Tensor, k: Tensor, cos_sin: Tensor | None, positions: Tensor | None, interleaved: bool
+) -> None:
+    if cos_sin is not None and positions is not None:
+        cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=2)
+        for heads in _side_by_side(q, k):
+            _rotate(heads, cos, sin, interleaved)
+
+
+def _normalise(q: Tensor, k: Tensor, norms: HeadNorms) -> None:
+    """RMSNorm over the channels of each head, in place."""
+    for heads, weight in ((q, norms.query), (k, norms.key)):
+        values = heads.float()
+        square = values.pow(2).mean(dim=-1, keepdim=True)
+        factor = weight.float() + norms.weight_offset if norms.weight_offset else weight
+        heads.copy_(values.mul_(square.add_(norms.epsilon).rsqrt_()).mul_(factor))
 
 
 def _side_by_side(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
@@ -50,18 +61,16 @@ def rotary_store_kv(
     positions: Tensor | None,
     cos_sin: Tensor | None,
     interleaved: bool,
-    norms: tuple[Tensor, Tensor, float, float] | None = None,
+    norms: HeadNorms | None = None,
     kv_scales: Tensor | None = None,
 ) -> None:
     if kv_scales is not None:
         raise NotImplementedError("a CPU writes no quantised KV cache; leave it off")
-    if norms is not None:
-        for heads, weight in zip((q, k), norms[:2], strict=True):
-            _normalise(heads, weight, *norms[2:])
-    if cos_sin is not None and positions is not None:
-        cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=2)
-        for heads in _side_by_side(q, k):
-            _rotate(heads, cos, sin, interleaved)
+    if norms is not None and not norms.after_turn:
+        _normalise(q, k, norms)
+    _turn(q, k, cos_sin, positions, interleaved)
+    if norms is not None and norms.after_turn:
+        _normalise(q, k, norms)
     _, _, num_heads, block_size, head_dim = cache_layer.shape
     blocks = slot_mapping.div(block_size, rounding_mode="floor")
     # The cache as rows of head_dim: ((block * 2 + K|V) * num_heads + head) * block_size + offset.

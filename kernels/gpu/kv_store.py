@@ -13,6 +13,7 @@ from kernels import tuning
 from kernels.gpu.compile_case import CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.jit import kv_store as jit
+from kernels.types import HeadNorms
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
@@ -26,14 +27,13 @@ def rotary_store_kv(
     positions: Tensor | None,
     cos_sin: Tensor | None,
     interleaved: bool,
-    norms: tuple[Tensor, Tensor, float, float] | None = None,
+    norms: HeadNorms | None = None,
     kv_scales: Tensor | None = None,
 ) -> None:
     tokens, q_heads, head_dim = q.shape
     if tokens == 0:
         return
     kv_heads, block_size = cache_layer.shape[2:4]
-    q_norm, k_norm, epsilon, norm_offset = (None, None, 0.0, 0.0) if norms is None else norms
     shape = _Shape(
         # Queries that neither norm nor turn changes need no programs.
         q_heads=q_heads if cos_sin is not None or norms is not None else 0,
@@ -43,7 +43,8 @@ def rotary_store_kv(
         turned=0 if cos_sin is None else cos_sin.shape[1],
         interleaved=interleaved and cos_sin is not None,
         norm=norms is not None,
-        norm_offset=norm_offset,
+        norm_last=norms is not None and norms.after_turn,
+        norm_offset=0.0 if norms is None else norms.weight_offset,
         largest=0.0 if kv_scales is None else LARGEST[cache_layer.dtype],
     )
     # By head_dim alone: the number of tokens must not change a token's bits.
@@ -57,13 +58,13 @@ def rotary_store_kv(
         slot_mapping.contiguous(),
         None if positions is None else positions.contiguous(),
         None if cos_sin is None else cos_sin.contiguous(),
-        None if q_norm is None else q_norm.contiguous(),
-        None if k_norm is None else k_norm.contiguous(),
+        None if norms is None else norms.query.contiguous(),
+        None if norms is None else norms.key.contiguous(),
         tokens,
         q.stride(0),
         k.stride(0),
         v.stride(0),
-        epsilon,
+        0.0 if norms is None else norms.epsilon,
         **shape.constexprs(tuned),
         INTERPRETED=interpreted(),
         **tuned.launch,
@@ -81,6 +82,7 @@ class _Shape:
     turned: int
     interleaved: bool
     norm: bool
+    norm_last: bool
     norm_offset: float
     largest: float
 
@@ -96,6 +98,7 @@ class _Shape:
             "HEAD_DIM": self.head_dim,
             "BLOCK_SIZE": self.block_size,
             "NORM": self.norm,
+            "NORM_LAST": self.norm_last,
             "NORM_OFFSET": self.norm_offset,
             "TURNED": self.turned,
             "INTERLEAVED": self.interleaved,
@@ -119,6 +122,7 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
             turned=head_dim,
             interleaved=False,
             norm=False,
+            norm_last=False,
             norm_offset=0.0,
             largest=0.0,
         )
@@ -126,6 +130,7 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
             ("turn", plain),
             ("norm-turn", replace(plain, norm=True)),
             ("norm-1-turn", replace(plain, norm=True, norm_offset=1.0)),
+            ("turn-norm", replace(plain, norm=True, norm_last=True)),
             ("norm-turn-int8", replace(plain, norm=True, largest=127.0)),
             ("turn-fp8", replace(plain, largest=448.0)),
             ("turn-half-pairs", replace(plain, turned=head_dim // 2, interleaved=True)),

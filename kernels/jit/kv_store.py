@@ -1,4 +1,5 @@
-"""Norm, turn and store: what a step's new queries, keys and values go through, in one launch.
+"""Norm, turn (in either order) and store: what a step's new queries, keys and values go through, in
+one launch.
 
 A program takes HEADS heads of TOKENS tokens, all of them queries, keys or values: its rows. The
 channels of a head are read in up to three parts, each a tile of [rows, channels]:
@@ -102,6 +103,25 @@ def _factor(weight, OFFSET: tl.constexpr):
 
 
 @triton.jit
+def _turned(
+    first,
+    second,
+    cos_sin_row,
+    live,
+    dtype: tl.constexpr,
+    TURNED: tl.constexpr,
+    PAIRS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Both channels of each pair, turned; the table is in halves, whatever the channels' order."""
+    cos, sin = _load_pairs(cos_sin_row, live, TURNED, PAIRS, False)
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    first = round_to(a * cos - b * sin, dtype, INTERPRETED)
+    second = round_to(b * cos + a * sin, dtype, INTERPRETED)
+    return first, second
+
+
+@triton.jit
 def _heads(
     start,  # [rows] pointers to channel 0 of each head
     norm_ptr,  # [HEAD_DIM], where NORM
@@ -115,6 +135,7 @@ def _heads(
     CACHED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     NORM: tl.constexpr,
+    NORM_LAST: tl.constexpr,  # after the turn
     NORM_OFFSET: tl.constexpr,  # added to the norm's weights
     TURNED: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -129,6 +150,8 @@ def _heads(
         first, second = _load_pairs(start, given, TURNED, PAIRS, INTERLEAVED)
     if REST > 0:
         rest = _load_rest(start, given, TURNED, REST, PADDED_REST)
+    if TURNED > 0 and NORM_LAST:
+        first, second = _turned(first, second, cos_sin_row, live, dtype, TURNED, PAIRS, INTERPRETED)
     if NORM:
         squares = tl.zeros([start.shape[0]], tl.float32)
         if TURNED > 0:
@@ -149,12 +172,8 @@ def _heads(
             weight = _load_rest(shared, given, TURNED, REST, PADDED_REST)
             weight = _factor(weight, NORM_OFFSET)
             rest = round_to(rest.to(tl.float32) * size * weight, dtype, INTERPRETED)
-    if TURNED > 0:
-        # The table is in halves, whatever the order of the channels.
-        cos, sin = _load_pairs(cos_sin_row, live, TURNED, PAIRS, False)
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        first = round_to(a * cos - b * sin, dtype, INTERPRETED)
-        second = round_to(b * cos + a * sin, dtype, INTERPRETED)
+    if TURNED > 0 and not NORM_LAST:
+        first, second = _turned(first, second, cos_sin_row, live, dtype, TURNED, PAIRS, INTERPRETED)
     if NORM or TURNED > 0:
         # A tile with fewer elements than the program has threads is held several times over: no
         # copy may be read after another one was stored.
@@ -211,6 +230,7 @@ def rotary_store_kv(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     NORM: tl.constexpr,
+    NORM_LAST: tl.constexpr,  # after the turn
     NORM_OFFSET: tl.constexpr,  # added to the norm's weights
     TURNED: tl.constexpr,  # channels that turn, from the first on; 0 for none
     INTERLEAVED: tl.constexpr,
@@ -249,6 +269,7 @@ def rotary_store_kv(
             False,
             HEAD_DIM,
             NORM,
+            NORM_LAST,
             NORM_OFFSET,
             TURNED,
             PAIRS,
@@ -272,6 +293,7 @@ def rotary_store_kv(
             True,
             HEAD_DIM,
             NORM,
+            NORM_LAST,
             NORM_OFFSET,
             TURNED,
             PAIRS,
@@ -294,6 +316,7 @@ def rotary_store_kv(
             epsilon,
             True,
             HEAD_DIM,
+            False,
             False,
             0.0,
             0,

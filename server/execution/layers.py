@@ -134,6 +134,7 @@ class Attention:
             k_norm=None if k_norm is None else k_norm.weight,
             norm_epsilon=self.norm.epsilon,
             norm_weight_offset=self.norm.weight_offset,
+            norm_after_turn=heads.qk_norm_after_rotary,
         )
         attended = kernels.paged_attention(
             q,

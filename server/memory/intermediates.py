@@ -202,9 +202,7 @@ def _rotary(model: ModelSpec, tokens: int, element: int) -> Tensors:
 
 def _store(model: ModelSpec, tokens: int, element: int) -> Tensors:
     """Keys, then values, side by side as the cache's rows want them, and those rows' numbers."""
-    angles = 4 * tokens * model.rope.dim if model.position is PositionKind.ROTARY else 0
     return (
-        ("cos_sin", angles),
         ("kv_rows", tokens * model.attention.kv_size * element),
         ("row_numbers", 16 * tokens * model.attention.num_kv_heads),
     )

@@ -23,6 +23,7 @@ from server.memory.layer_program import (
     Operation,
     Product,
     Scale,
+    attend_normalises,
     embedding_program,
     layer_program,
 )
@@ -40,6 +41,8 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield f"attention and MLP in parallel with norms placed {norm.placement}"
     if not norm.weight and norm.kind is NormKind.RMS:
         yield "RMS norms without weights"
+    if attention.qk_norm_after_rotary and not attend_normalises(spec):
+        yield "norms behind rotary positions but RMS norms of single heads"
     if attention.qk_norm is QkNorm.EACH_HEAD and norm.kind is NormKind.RMS:
         yield "RMS norms with weights of each head's own"
     if attention.latent is not None:

@@ -23,7 +23,7 @@ from kernels.gpu import (
     step_inputs,
 )
 from kernels.linears import pack_on_any_device
-from kernels.types import SamplingTensors, SparseBias, SparseIds, StepBuffers
+from kernels.types import HeadNorms, SamplingTensors, SparseBias, SparseIds, StepBuffers
 from tests.kernels.meta_tensors import BF16, F16, F32, FLOAT8, I32, I64, Launch, empty
 
 VOCAB = 131072
@@ -70,6 +70,7 @@ def stores() -> Iterator[Launch]:
         yield partial(store, head_dim)
         yield partial(store, head_dim, norm=True)
         yield partial(store, head_dim, norm=True, offset=1.0)
+        yield partial(store, head_dim, norm=True, norm_last=True)
         yield partial(store, head_dim, norm=True, cache=torch.int8)
         yield partial(store, head_dim, cache=FLOAT8)
         yield partial(store, head_dim, turned=head_dim // 2, interleaved=True)
@@ -84,6 +85,7 @@ def store(
     dtype: torch.dtype = BF16,
     norm: bool = False,
     offset: float = 0.0,
+    norm_last: bool = False,
     cache: torch.dtype | None = None,
     turned: int | None = None,
     interleaved: bool = False,
@@ -100,7 +102,7 @@ def store(
         empty(5, dtype=I64) if turned else None,
         empty(100, turned, dtype=F32) if turned else None,
         interleaved,
-        (weight, weight, 1e-6, offset) if norm else None,
+        HeadNorms(weight, weight, 1e-6, offset, norm_last) if norm else None,
         empty(9, 2, 8, 64, dtype=F32) if cache else None,
     )
 

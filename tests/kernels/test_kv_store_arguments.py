@@ -34,9 +34,10 @@ def weights(dtype, hd=16):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("turned", ["halves", "pairs", ""])
-def test_heads_are_normalised_before_they_turn(dtype, turned, offset):
+@pytest.mark.parametrize("last", [False, True], ids=["before", "after"])
+def test_heads_are_normalised_before_they_turn_or_after(dtype, last, turned, offset):
     """A layer without rotary normalises all the same."""
-    options = weights(dtype) | {"norm_weight_offset": offset}
+    options = weights(dtype) | {"norm_weight_offset": offset, "norm_after_turn": last}
     if turned:
         options["interleaved"] = turned == "pairs"
         options["cos_sin"] = kernels.rotary_table(dim=8, max_positions=20, theta=100.0)

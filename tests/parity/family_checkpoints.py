@@ -56,6 +56,7 @@ WINDOW = 24  # shorter than the prompts
 
 UNSCALED = {"q_proj": 0.3}  # without a scale of the scores
 HEAD_NORMS = {"q_norm": 3.0, "k_norm": 3.0}  # whose weights alone say how sharp attention is
+TURNED_HEAD_NORMS = {"query_layernorm": 3.0, "key_layernorm": 3.0}
 LAYER_HEAD_NORMS = {"q_layernorm": 3.0, "k_layernorm": 3.0}
 # A tied one that is scaled up, or normalised, would repeat its own token.
 SMALL_EMBEDDING = {"embed_tokens": 0.1, "embeddings_layernorm": 0.15}
@@ -253,6 +254,26 @@ CASES: dict[str, tuple[Case, ...]] = {
                 "rope_parameters": LLAMA3,
             },
             HEAD_NORMS,
+        ),
+    ),
+    "hunyuan_v1_dense": (
+        Case(
+            "HunYuanDenseV1Config",
+            {
+                "head_dim": 32,
+                "rope_parameters": {
+                    "rope_type": "dynamic",
+                    "rope_theta": 5000.0,
+                    "factor": 1.0,
+                    "alpha": 50.0,
+                },
+            },
+            TURNED_HEAD_NORMS,
+        ),
+        Case(
+            "HunYuanDenseV1Config",
+            {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True},
+            TURNED_HEAD_NORMS,
         ),
     ),
     "cohere": (

@@ -46,6 +46,7 @@ NOT_COMPUTED: dict[type, dict[str, Any]] = {
         "sinks": True,
         "latent": LatentSpec(32, 8, 16),
         "qk_norm": QkNorm.EACH_HEAD,
+        "qk_norm_after_rotary": True,
     },
     MlpSpec: {},
     NormSpec: {"weight": False},

@@ -43,13 +43,15 @@ class RopeDefaults:
     """What a family's rotary embedding is where config.json is silent.
 
     ``partial`` is the part of each head's channels that turn, None where no file may say another
-    than all of them; ``kinds`` are the names that a scaling may have.
+    than all of them; ``kinds`` are the names that a scaling may have. With ``alpha`` a dynamic
+    scaling that names one stretches theta by it, once for all lengths (NTK-aware, bloc97 2023).
     """
 
     theta: float = 10000.0
     partial: float | None = None
     interleaved: bool = False
     kinds: Mapping[str, RopeScaling] = field(default_factory=lambda: KINDS)
+    alpha: bool = False
 
 
 LLAMA = RopeDefaults()
@@ -122,6 +124,8 @@ def _rope(
         return plain
     if kind is RopeScaling.DYNAMIC and dim <= 2:
         raise facts.error("head_dim", f"is {head_dim}; dynamic rope scaling needs more than 2")
+    if kind is RopeScaling.DYNAMIC and defaults.alpha and "alpha" in scaling:
+        return replace(plain, theta=theta * scaling.number("alpha") ** (dim / (dim - 2)))
     original = _original_max_positions(facts, scaling, kind, max_positions)
     factor = _factor(scaling, kind, max_positions / original)
     scaled = replace(plain, scaling=kind, factor=factor, original_max_positions=original)
@@ -172,7 +176,7 @@ def _checked(scaling: ConfigReader | None, defaults: RopeDefaults) -> ConfigRead
     if scaling is not None:
         if defaults.partial is None:
             scaling.only("partial_rotary_factor", 1, "this architecture rotates whole heads")
-        scaling.finish_closed(_KNOWN)
+        scaling.finish_closed(_KNOWN | {"alpha"} if defaults.alpha else _KNOWN)
     return scaling
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels import reference, rotary_table
 from kernels.gpu import kv_store
+from kernels.types import HeadNorms
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Relative to the largest value: a few roundings in float32, or two to 16 bits.
@@ -105,8 +106,13 @@ def run(given: Step) -> None:
     options = given.options
     norms = None
     if "q_norm" in options:
-        offset = options.get("norm_weight_offset", 0.0)
-        norms = (options["q_norm"], options["k_norm"], options["norm_epsilon"], offset)
+        norms = HeadNorms(
+            options["q_norm"],
+            options["k_norm"],
+            options["norm_epsilon"],
+            options.get("norm_weight_offset", 0.0),
+            options.get("norm_after_turn", False),
+        )
     kv_store.rotary_store_kv(
         given.q,
         given.k,
@@ -201,6 +207,18 @@ def test_weights_that_are_added_to_one(dtype, dim, device):
     got = check(given)
     run(plain)
     assert not torch.equal(got.q, plain.q)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "pairs"])
+@pytest.mark.parametrize("dim", [16, 64])
+def test_heads_that_turn_before_they_are_normalised(dtype, dim, interleaved, device):
+    given = step(device, dtype=dtype, norm=True, interleaved=interleaved, dim=dim)
+    first = given.copy()
+    given.options["norm_after_turn"] = True
+    got = check(given)
+    run(first)
+    assert not torch.equal(got.q, first.q)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
