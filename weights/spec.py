@@ -120,6 +120,15 @@ class AlibiSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryScale:
+    """Multiplies the queries of position p by ``1 + beta ln(1 + floor(p / length))``: beyond
+    ``length`` tokens attention stays as sharp (Llama 4, Meta 2025)."""
+
+    beta: float
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """``sinks`` says that each query head has a learned score that takes a part of the softmax and
     gives no value, as gpt-oss has."""
@@ -134,6 +143,7 @@ class AttentionSpec:
     qk_norm_bias: bool = False
     qk_norm_after_rotary: bool = False
     soft_cap: float | None = None  # scores become cap x tanh(score / cap)
+    query_scale: QueryScale | None = None
     qkv_clip: float | None = None  # queries, keys and values are clipped to -clip .. clip
     sinks: bool = False
     latent: LatentSpec | None = None

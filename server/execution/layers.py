@@ -19,7 +19,16 @@ import kernels
 from kernels import AttentionFeatures, AttentionMetadata, AttentionWorkspace, LinearWeight
 from server.memory import layer_program as program
 from server.memory.kv_groups import group_of_layer
-from weights.spec import AttentionSpec, MlpSpec, ModelSpec, NormKind, NormSpec, QkNorm, RopeSpec
+from weights.spec import (
+    AttentionSpec,
+    MlpSpec,
+    ModelSpec,
+    NormKind,
+    NormSpec,
+    QkNorm,
+    QueryScale,
+    RopeSpec,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +223,8 @@ def build_layer(
                 limit = operation.limit
                 clip = partial(torch.clamp_, min=-limit, max=limit)
                 return _making(clip, reads, writes, dying)
+            case program.ScaleQueries():
+                return _scaling_queries(attention, operation.scale, reads, writes, dying)
             case program.Product():
                 name, (out,) = f"{prefix}.{operation.matrix}", operation.writes
                 linear = Linear(name, linears[name], (out.channels, operation.columns))
@@ -310,6 +321,21 @@ def _normalising_heads(
 
     def call(values: Values, step: StepTensors) -> None:
         values[query], values[key] = attention.normalise(take(values))
+
+    return call
+
+
+def _scaling_queries(
+    attention: Attention, scale: QueryScale, reads: Names, writes: Names, dying: frozenset[str]
+) -> Call:
+    (given,), (out,) = reads, writes
+    take, size = _taking(given, dying), attention.heads.query_size
+
+    def call(values: Values, step: StepTensors) -> None:
+        qkv = values[out] = take(values)
+        lengths = step.positions.div(scale.length, rounding_mode="floor")
+        factors = lengths.float().log1p_().mul_(scale.beta).add_(1.0).to(qkv.dtype)
+        qkv[:, :size].mul_(factors.unsqueeze(1))
 
     return call
 

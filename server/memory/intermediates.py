@@ -29,9 +29,10 @@ from server.memory.layer_program import (
     Operation,
     Product,
     Scale,
+    ScaleQueries,
     Value,
 )
-from server.memory.phases import Phase, Tensors, forward_phases, logit_phases
+from server.memory.phases import Phase, Tensors, forward_phases, logit_phases, query_factors
 from server.units import ceil_div
 from weights.spec import ModelSpec, NormKind, PositionKind
 
@@ -127,6 +128,8 @@ class CpuFootprint:
                 return (Phase(step.name, made),)
             case Clip():
                 return (Phase(step.name, ()),)
+            case ScaleQueries():
+                return (Phase(step.name, query_factors(tokens)),)
             case Product():
                 (out,) = step.writes
                 held = product_temporaries(tokens, step.columns, out.channels, element)

@@ -83,6 +83,13 @@ class Clip(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleQueries(Step):
+    """[T, (Hq + 2 Hkv) hd]: its queries times a factor of their position, in place."""
+
+    scale: spec.QueryScale
+
+
+@dataclass(frozen=True, slots=True)
 class Product(Step):
     """[T, columns] times the layer's matrix ``matrix``, with its bias where it has one."""
 
@@ -102,7 +109,9 @@ class Activate(Step):
     """The MLP's activation, of the gate times the other half where it is gated."""
 
 
-LayerOperation = AddNorm | Norm | QkNorm | Add | Scale | Clip | Product | Attend | Activate
+LayerOperation = (
+    AddNorm | Norm | QkNorm | Add | Scale | Clip | ScaleQueries | Product | Attend | Activate
+)
 Operation = Embed | LayerOperation
 LayerProgram = tuple[LayerOperation, ...]
 EmbeddingProgram = tuple[Embed | Product | Add | Scale | Norm, ...]
@@ -205,10 +214,11 @@ def _attention(model: ModelSpec, reads: str, writes: str) -> LayerProgram:
     attended, out = Value("attended", heads.query_size), Value(writes, hidden)
     normed = (Value("query", heads.query_size), Value("key", heads.kv_size))
     apart = heads.qk_norm is not spec.QkNorm.NONE and not attend_normalises(model)
-    clip = heads.qkv_clip
+    clip, scale = heads.qkv_clip, heads.query_scale
     return (
         Product("qkv", (reads,), (qkv,), "attention.qkv", hidden),
         *((Clip("qkv_clip", ("qkv",), (qkv,), clip),) if clip else ()),
+        *((ScaleQueries("query_scale", ("qkv",), (qkv,), scale),) if scale else ()),
         *((QkNorm("qk_norm", ("qkv",), normed),) if apart else ()),
         Attend("attention", ("qkv", "query", "key") if apart else ("qkv",), (attended,)),
         Product("attention_output", ("attended",), (out,), "attention.output", heads.query_size),

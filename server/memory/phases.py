@@ -68,6 +68,12 @@ def add_up(program: Sequence[Operation], footprint: Footprint) -> Iterator[Phase
         alive |= {value.name: footprint.bytes_of(step, value) for value in step.writes}
 
 
+def query_factors(tokens: int) -> Tensors:
+    """Of each position, where queries are scaled by it: how many lengths it is away, and factors
+    made of that."""
+    return (("factors", 16 * tokens),)
+
+
 def logit_phases(
     model: ModelSpec,
     *,

@@ -23,6 +23,7 @@ from server.memory.layer_program import (
     Operation,
     Product,
     Scale,
+    ScaleQueries,
     attend_normalises,
     embedding_program,
     layer_program,
@@ -43,6 +44,8 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield "RMS norms without weights"
     if attention.qk_norm_after_rotary and not attend_normalises(spec):
         yield "norms behind rotary positions but RMS norms of single heads"
+    if attention.query_scale is not None and attention.qk_norm is not QkNorm.NONE:
+        yield "normalised queries that are scaled by their position"
     if attention.qk_norm is QkNorm.EACH_HEAD and norm.kind is NormKind.RMS:
         yield "RMS norms with weights of each head's own"
     if attention.latent is not None:
@@ -96,6 +99,6 @@ def _kernels_of(step: Operation, spec: ModelSpec) -> tuple[str, ...]:
             return ("rotary_store_kv", "paged_attention")
         case Activate():
             return ("gated_activation" if spec.mlp.gated else "activation",)
-        case Add() | Scale() | Clip():
+        case Add() | Scale() | Clip() | ScaleQueries():
             return ()  # torch's own
     assert_never(step)

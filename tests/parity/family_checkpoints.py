@@ -105,6 +105,49 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("MistralConfig", {"sliding_window": WINDOW}),
         Case("MistralConfig", {"sliding_window": None, "head_dim": 32}),
     ),
+    "ministral": (
+        Case(
+            "MinistralConfig",
+            {
+                "head_dim": 16,
+                "sliding_window": WINDOW,
+                "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            },
+        ),
+        Case(
+            "MinistralConfig", {"sliding_window": 40, "head_dim": 32, "tie_word_embeddings": True}
+        ),
+    ),
+    "ministral3": (
+        Case(
+            "Ministral3Config",
+            {
+                "head_dim": 32,
+                "rope_parameters": {
+                    **YARN,
+                    "original_max_position_embeddings": 16,
+                    "rope_theta": 5000.0,
+                    "mscale": 1.0,
+                    "mscale_all_dim": 1.0,
+                    "llama_4_scaling_beta": 0.3,
+                },
+            },
+        ),
+        Case(
+            "Ministral3Config",
+            {
+                "head_dim": 16,
+                "sliding_window": WINDOW,
+                "tie_word_embeddings": True,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 5000.0,
+                    "original_max_position_embeddings": 40,
+                    "llama_4_scaling_beta": 0.8,
+                },
+            },
+        ),
+    ),
     "seed_oss": (
         Case("SeedOssConfig", {"head_dim": 32, "attention_out_bias": True, "mlp_bias": True}),
         Case("SeedOssConfig", {"head_dim": 16, "attention_bias": False}),

@@ -48,6 +48,26 @@ FOLDERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, float]]]
         {},
     ),
 }
+MINISTRAL_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.3,
+}
+FOLDERS["mistral3 of ministral3"] = (
+    "Mistral3Config",
+    {
+        **FOLDERS["mistral3"][1],
+        "text_config": {
+            **TEXT,
+            "model_type": "ministral3",
+            "head_dim": 16,
+            "rope_parameters": MINISTRAL_ROPE,
+        },
+    },
+    *FOLDERS["mistral3"][2:],
+)
 
 
 QWEN_VISION = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48}

@@ -34,7 +34,7 @@ COMPUTED = {
     "rounded_embedding_scale alibi embedding_norm "
     "residual_scale logit_scale logit_soft_cap embedding_size",
     AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap "
-    "qk_norm_bias qkv_clip",
+    "qk_norm_bias qkv_clip query_scale",
     MlpSpec: "intermediate_size activation gated bias",
     NormSpec: "kind epsilon bias placement unit_offset",
 }

@@ -49,6 +49,13 @@ SLIDING = [*TYPES, "sliding_attention"]
         ("gptj", {"rotary_dim": 4096}, "rotary_dim is 4096"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1"),
         ("olmo", {"clip_qkv": 0}, "clip_qkv is 0"),
+        ("ministral3", {"rope_parameters": None}, "rope_parameters is missing"),
+        (
+            "ministral3",
+            {"rope_parameters": {"original_max_position_embeddings": 9}},
+            "llama_4_scaling_beta is missing",
+        ),
+        ("mistral", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta"),
         ("hunyuan_v1_dense", {"num_experts": 8}, "num_experts is 8"),
         ("hunyuan_v1_dense", {"use_qk_norm": False}, "use_qk_norm is false"),
         (
@@ -99,6 +106,8 @@ def test_what_a_file_leaves_out_is_the_config_classs_default() -> None:
     assert read("exaone4", sliding_window=None).rotary_layers == ()
     assert read("smollm3").rotary_layers == (True, True, True, False) * 2
     assert read("opt").position_offset == 2
+    rope = {"original_max_position_embeddings": 9, "llama_4_scaling_beta": 0}
+    assert read("ministral3", rope_parameters=rope).attention.query_scale is None
 
 
 def test_gpt_neox_reads_the_published_keys_of_its_rope() -> None:

@@ -45,6 +45,7 @@ class RopeDefaults:
     ``partial`` is the part of each head's channels that turn, None where no file may say another
     than all of them; ``kinds`` are the names that a scaling may have. With ``alpha`` a dynamic
     scaling that names one stretches theta by it, once for all lengths (NTK-aware, bloc97 2023).
+    ``own`` are keys of the object that the family reads itself.
     """
 
     theta: float = 10000.0
@@ -52,6 +53,7 @@ class RopeDefaults:
     interleaved: bool = False
     kinds: Mapping[str, RopeScaling] = field(default_factory=lambda: KINDS)
     alpha: bool = False
+    own: frozenset[str] = frozenset()
 
 
 LLAMA = RopeDefaults()
@@ -65,7 +67,7 @@ def read_rope(
     defaults: RopeDefaults = LLAMA,
 ) -> RopeSpec:
     """The RopeSpec of every layer that turns. Raises CheckpointError naming the key."""
-    return _rope(facts, _scaling_object(facts, defaults), head_dim, max_positions, defaults)
+    return _rope(facts, scaling_object(facts, defaults), head_dim, max_positions, defaults)
 
 
 def read_ropes(
@@ -93,7 +95,7 @@ def read_ropes(
         outer.finish_closed(frozenset())
         whole, local = inner
     else:
-        whole, local = _scaling_object(facts, defaults), None
+        whole, local = scaling_object(facts, defaults), None
     rope = _rope(facts, whole, head_dim, max_positions, defaults)
     if local is None:
         theta = rope.theta
@@ -164,7 +166,7 @@ def _dim(
     return dim
 
 
-def _scaling_object(facts: ConfigReader, defaults: RopeDefaults) -> ConfigReader | None:
+def scaling_object(facts: ConfigReader, defaults: RopeDefaults) -> ConfigReader | None:
     """The one object that describes the scaling, whichever of the two names it bears."""
     older, newer = facts.raw("rope_scaling"), facts.raw("rope_parameters")
     if older and newer and older != newer:
@@ -176,7 +178,8 @@ def _checked(scaling: ConfigReader | None, defaults: RopeDefaults) -> ConfigRead
     if scaling is not None:
         if defaults.partial is None:
             scaling.only("partial_rotary_factor", 1, "this architecture rotates whole heads")
-        scaling.finish_closed(_KNOWN | {"alpha"} if defaults.alpha else _KNOWN)
+        alpha = {"alpha"} if defaults.alpha else set[str]()
+        scaling.finish_closed(_KNOWN | defaults.own | alpha)
     return scaling
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from kernels.footprint.gpu_linear import gpu_product_temporaries
 from kernels.footprint.gpu_sampling import logprob_workspace_bytes, sampling_workspace_bytes
-from server.memory.layer_program import AddNorm, Clip, Operation, Product, Value
-from server.memory.phases import Phase, Tensors, forward_phases, logit_phases
+from server.memory.layer_program import AddNorm, Clip, Operation, Product, ScaleQueries, Value
+from server.memory.phases import Phase, Tensors, forward_phases, logit_phases, query_factors
 from weights.spec import ModelSpec
 
 Scratch = Callable[..., Tensors]  # (rows, columns, out, [format]) -> what a product holds
@@ -78,6 +78,8 @@ class GpuFootprint:
                 return (Phase(step.name, (("normed", normed), ("total", normed))),)
             case Clip():
                 return (Phase(step.name, ()),)
+            case ScaleQueries():
+                return (Phase(step.name, query_factors(self.tokens)),)
             case Product():
                 (out,) = step.writes
                 held = self.scratch(self.tokens, step.columns, out.channels)
