@@ -83,8 +83,13 @@ class ChatTemplate:
         if problem is not None:
             log.warning("%s cannot be used, so chats will be refused: %s", self.file, problem)
 
-    async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt of a conversation, the answer's opening included.
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The prompt of a conversation, the answer's opening included. ``tools`` are OpenAI's
+        objects of type "function", as transformers gives them to a template.
 
         A worker that ended for a reason that can be the machine's is started again and the chat
         tried once more. A template that used up its processor time is not: it would again.
@@ -96,7 +101,11 @@ class ChatTemplate:
         """
         if self.unusable is not None:
             raise _unusable(Path(self.file).name, self.unusable)
-        job = {"messages": list(messages), "now": datetime.now().isoformat()}
+        job = {
+            "messages": list(messages),
+            "tools": None if tools is None else list(tools),
+            "now": datetime.now().isoformat(),
+        }
         is_large = _characters(messages) > self._limits.large
         for attempt in range(_ATTEMPTS):
             async with self._turn(is_large):

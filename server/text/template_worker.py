@@ -2,9 +2,9 @@
 
 Run as a script by server.text.template_process, which bounds its time. The first line on standard
 input is a JSON object {template, variables, memory_bytes, max_characters}; each following line is
-one job {messages, now}. Every line is answered by one line {"text"} or {"error", "kind"}: the first
-once the template is compiled, with an empty text. It imports nothing of the server, so that it
-starts fast and holds nothing worth stealing.
+one job {messages, tools, now}. Every line is answered by one line {"text"} or {"error", "kind"}:
+the first once the template is compiled, with an empty text. It imports nothing of the server, so
+that it starts fast and holds nothing worth stealing.
 
 A template sees what it sees in transformers 5: the same settings of Jinja, the same names.
 """
@@ -128,7 +128,7 @@ class Renderer:
 
     def render(self, job: Mapping[str, Any]) -> str:
         self._now = datetime.fromisoformat(job["now"])
-        return self._text([self._seen(message) for message in job["messages"]])
+        return self._text([self._seen(message) for message in job["messages"]], job["tools"])
 
     def _seen(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message for this template. A key without a value is left out, as transformers does:
@@ -141,14 +141,18 @@ class Renderer:
             seen["content"] = [{"type": "text", "text": content}]
         return seen
 
-    def _text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         parts: list[str] = []
         size = 0
         pieces = self._template.generate(
             **{
                 **self._variables,
                 "messages": messages,
-                "tools": None,
+                "tools": tools,
                 "documents": None,
                 "add_generation_prompt": True,
             }

@@ -272,8 +272,8 @@ def test_damage_anywhere_is_refused_or_read_and_never_more(
 
 def test_ids_beyond_the_model_are_refused(tmp_path: Path) -> None:
     write(tmp_path, SentencePieceFolder(LLAMA))
-    with pytest.raises(StartupError, match=r"has the id 899, but the model's vocabulary has 500"):
-        Tokenizer.from_folder(tmp_path, vocab_size=500)
+    with pytest.raises(StartupError, match=r"has the id 899, but the model's vocabulary has 899"):
+        Tokenizer.from_folder(tmp_path, vocab_size=899)
 
 
 def test_a_class_that_is_made_of_other_files_is_refused(tmp_path: Path) -> None:

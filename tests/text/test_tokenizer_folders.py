@@ -13,10 +13,12 @@ from server.errors import QuireError, StartupError
 from server.text.tokenizer import Tokenizer
 from server.text.tokenizer_classes import class_of_folder
 from server.text.tokenizer_recipes import RECIPES
+from tests.text.mixed_lines import mixed_lines
 from tests.text.tokenizer_folders import END, VARIANTS, added, texts, write_folder
 from tests.text.trained_tokenizers import byte_level, word_piece
 
 TEXTS = texts()
+MIXED = mixed_lines()
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,20 @@ def test_ids_and_texts_are_those_of_transformers(name: str, tmp_path: Path, refe
         pieces = [ours.text_piece(id) for id in ids]
         streamed = "".join(stream.feed(piece) for piece in pieces if piece is not None)
         assert streamed + stream.flush() == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_ids_of_mixed_scripts_are_those_of_transformers(
+    name: str, tmp_path: Path, reference: Any
+) -> None:
+    config = write_folder(tmp_path, name)
+    ours = Tokenizer.from_folder(tmp_path, vocab_size=4096, config=config)
+    theirs = reference.from_pretrained(tmp_path)
+    expected = theirs(MIXED)["input_ids"]
+    assert [ours.encode(line) for line in MIXED] == expected
+    said = theirs.decode(expected, skip_special_tokens=True)
+    assert [ours.decode(ids) for ids in expected] == said
 
 
 def save(folder: Path, config: object = None, **files: object) -> Path:

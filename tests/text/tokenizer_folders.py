@@ -15,7 +15,11 @@ import tokenizers
 from tests.text.trained_tokenizers import (
     CORPUS,
     byte_level,
+    digits_apart,
+    llama_3_like,
     llama_like,
+    metaspace_always,
+    metaspace_never,
     old_llama_like,
     unigram,
     word_piece,
@@ -226,6 +230,21 @@ VARIANTS: Mapping[str, Folder] = {
     "OPT by its type": folder(byte_level, model_type="opt"),
     "Gemma by its type": folder(llama_like, model_type="gemma2"),
     "RoBERTa by class": folder(byte_level, tokenizer_class="RobertaTokenizerFast"),
+    "Llama 3's words": folder(
+        llama_3_like,
+        tokenizer_class="PreTrainedTokenizerFast",
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        clean_up_tokenization_spaces=True,
+        added_tokens_decoder={
+            "340": added("<|begin_of_text|>"),
+            "341": added("<|eot_id|>"),
+            "342": added("<|im_start|>"),
+        },
+    ),
+    "digits apart, no class": folder(digits_apart, eos_token="<|eot_id|>"),
+    "Metaspace at every beginning, NFKC": folder(metaspace_always, model_type="mistral"),
+    "Metaspace without a prefix": folder(metaspace_never, model_type="granite"),
     "Unigram": folder(
         unigram,
         tokenizer_class="SomebodysTokenizer",

@@ -30,6 +30,58 @@ def byte_level() -> tokenizers.Tokenizer:
     return backend
 
 
+def split_as(words: str, *, digits: bool = False) -> tokenizers.Tokenizer:
+    """Byte-level, split by a regular expression as Llama 3 and Qwen 2.5 are, or digits apart; the
+    first token is in the post-processor."""
+    backend = byte_level()
+    cuts: list[pre_tokenizers.PreTokenizer] = [
+        pre_tokenizers.Split(tokenizers.Regex(words), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    if digits:
+        cuts.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    backend.add_special_tokens(["<|begin_of_text|>", "<|eot_id|>"])
+    first = "<|begin_of_text|>"
+    backend.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=[first, "$A"], special_tokens=[(first, backend.token_to_id(first))]
+            ),
+        ]
+    )
+    return backend
+
+
+def llama_3_like() -> tokenizers.Tokenizer:
+    return split_as(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+def digits_apart() -> tokenizers.Tokenizer:
+    return split_as(r"\s+(?!\S)|\s?\p{L}+|\s+|[^\s\p{L}]+", digits=True)
+
+
+def metaspace(scheme: str, *, split: bool) -> tokenizers.Tokenizer:
+    """Llama's pieces under another Metaspace."""
+    backend = llama_like()
+    backend.normalizer = normalizers.NFKC() if split else None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme, split=split)
+    return backend
+
+
+def metaspace_always() -> tokenizers.Tokenizer:
+    return metaspace("always", split=True)
+
+
+def metaspace_never() -> tokenizers.Tokenizer:
+    return metaspace("never", split=False)
+
+
 def llama_like(*, old: bool = False) -> tokenizers.Tokenizer:
     """``old``: with a normalizer, as Llama 2 was saved; else with Metaspace."""
     words = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
