@@ -32,7 +32,7 @@ from weights.spec import ModelSpec
 # Read for their text by server.text, some of them only where they are there.
 _TEXT_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
+    *("vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "tekken.json"),
     *("chat_template.jinja", "chat_template.json"),
 )
 

@@ -28,6 +28,7 @@ from server.text.special_tokens import (
     SpecialTokens,
     read_special_tokens,
 )
+from server.text.tekken import TEKKEN_FILE
 from server.text.tokenizer_classes import class_of_folder
 from server.text.tokenizer_conversion import (
     add_ends,
@@ -69,16 +70,20 @@ def load_folder(
     started = time.monotonic()
     options = _options(folder)
     trunk = find_trunk(folder)
+    is_converted = trunk.file != TOKENIZER_FILE
     if trunk.model is not None:
         trunk = replace(trunk, model=with_names_of_added_tokens(trunk.model, options))
     name = class_of_folder(config, options, is_byte_level=trunk.is_byte_level, file=trunk.file)
+    if trunk.file == TEKKEN_FILE:
+        name = None  # the file says all of it
     recipe = None if name is None else RECIPES[name]
     padding = None if trunk.pipeline is None else trunk.pipeline.padding
     special = _special_tokens(folder, options, trunk, recipe, padding)
     if recipe is not None:
         _check_flags(options, recipe)
-    if trunk.pipeline is None:
+    if is_converted:
         check_model_knows(trunk, vocab_size)
+    if trunk.pipeline is None:
         backend = convert(folder, trunk, name, options, special.named)
     elif name is None or recipe is None:
         backend = trunk.pipeline
@@ -88,10 +93,10 @@ def load_folder(
         if trunk.pipeline.post_processor is not None and not recipe.drops_post_processor:
             backend.post_processor = trunk.pipeline.post_processor
     _add_tokens(backend, special)
-    if trunk.pipeline is None:
+    if is_converted:
         first, last = _flag(options, "add_bos_token"), _flag(options, "add_eos_token")
         add_ends(backend, special.named, first=first, last=last)
-        if trunk.model is not None and options.get("add_bos_token") is None:
+        if trunk.named and options.get("add_bos_token") is None:
             warn_of_no_first_token(special.named)
     if recipe is not None and recipe.finish is not None:
         texts = [str(token) for token in (*special.named.values(), *special.extra) if token]
@@ -103,8 +108,8 @@ def load_folder(
         not is_bpe or _flag(options, _OF_BPE_ALL_THE_SAME)
     )
     named = {name: str(token) for name, token in special.named.items() if token is not None}
-    if trunk.pipeline is None:
-        made = name or "its normalizer_spec says"
+    if is_converted:
+        made = name or "the file says"
         log.info(
             "tokenizer: %s converted as %s in %.2f s", trunk.file, made, time.monotonic() - started
         )
@@ -151,9 +156,7 @@ def _special_tokens(
     recipe: Recipe | None,
     padding: Mapping[str, Any] | None,
 ) -> SpecialTokens:
-    defaults = dict(recipe.defaults) if recipe is not None else {}
-    if recipe is None and trunk.model is not None:
-        defaults = dict(trunk.model.named)
+    defaults = dict(trunk.named if recipe is None else recipe.defaults)
     if padding is not None:
         defaults.setdefault("pad_token", padding["pad_token"])
     special = read_special_tokens(folder, options, trunk.added, defaults)

@@ -1,9 +1,9 @@
-"""The file that a folder's tokenizer is made from: tokenizer.json, vocab.json with merges.txt, or a
-SentencePiece model.
+"""The file that a folder's tokenizer is made from: tokenizer.json, vocab.json with merges.txt, a
+SentencePiece model, or Mistral's tekken.json.
 
-tokenizer.json says how text is split and decoded. vocab.json holds no more than a vocabulary, so
-that a class has to say the rest (tokenizer_recipes.py); a SentencePiece model says most of it. The
-conversion is in memory, at start.
+tokenizer.json and tekken.json say how text is split and decoded. vocab.json holds no more than a
+vocabulary, so that a class has to say the rest (tokenizer_recipes.py); a SentencePiece model says
+most of it. The conversion is in memory, at start.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from server.text.sentencepiece_model import (
     SentencePieceModel,
     read_sentencepiece_model,
 )
+from server.text.tekken import TEKKEN_FILE, TEKKEN_NAMES, read_tekken
 from server.text.tokenizer_recipes import SENTENCEPIECE_FILE, VOCAB_FILE, Vocabulary
 from weights.checkpoint.folder import inside, read_json
 from weights.errors import CheckpointError
@@ -36,7 +37,6 @@ MERGES_FILE = "merges.txt"
 _MAX_PIECES = 4_000_000
 # Vocabularies of other kinds, and what they are.
 _OTHER_KINDS = {
-    "tekken.json": "Mistral's own format",
     "tiktoken.model": "a tiktoken file",
     "qwen.tiktoken": "a tiktoken file",
     "vocab.txt": "a WordPiece vocabulary",
@@ -46,16 +46,17 @@ _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """What the folder's main tokenizer file says. ``pipeline`` is all of tokenizer.json; None where
+    """What the folder's main tokenizer file says. ``pipeline`` is all that it says; None where
     the files hold little but a vocabulary. ``added`` are tokenizer.json's added tokens. ``read``
     gives the vocabulary; of tokenizer.json few classes need it, of a SentencePiece ``model`` it
-    lacks the merges."""
+    lacks the merges. ``named`` are special tokens by name, as the file has them."""
 
     file: str
     read: Callable[[], Vocabulary]
     pipeline: tokenizers.Tokenizer | None = None
     model: SentencePieceModel | None = None
     added: Sequence[Mapping[str, Any]] = ()
+    named: Mapping[str, str | None] = field(default_factory=dict)
     is_byte_level: bool = False
 
 
@@ -73,6 +74,10 @@ def find_trunk(folder: Path) -> Trunk:
         if len(there) == 2:
             vocabulary = _vocabulary_of_files(folder)
             return Trunk(f"{VOCAB_FILE} and {MERGES_FILE}", lambda: vocabulary)
+        if os.path.lexists(folder / TEKKEN_FILE):
+            pipeline, ids = read_tekken(folder)
+            named = {name: text for name, text in TEKKEN_NAMES.items() if text in ids}
+            return Trunk(TEKKEN_FILE, lambda: Vocabulary(ids, ()), pipeline, named=named)
         for file in SENTENCEPIECE_FILES:
             if os.path.lexists(folder / file):
                 return _of_sentencepiece(folder, file)
@@ -142,7 +147,7 @@ def _of_sentencepiece(folder: Path, file: str) -> Trunk:
             f"{command(folder)}"
         )
     model = read_sentencepiece_model(data, file)
-    return Trunk(file, lambda: Vocabulary(model.ids(), ()), model=model)
+    return Trunk(file, lambda: Vocabulary(model.ids(), ()), model=model, named=model.named)
 
 
 def _vocabulary_of_files(folder: Path) -> Vocabulary:

@@ -167,7 +167,7 @@ def test_a_first_token_that_nobody_asks_for_is_told(
     assert ours.encode("the")[0] != 1
     told, made = (record.getMessage() for record in caplog.records)
     assert told.startswith("tokenizer_config.json does not say add_bos_token: '<s>' is not put")
-    assert made.startswith("tokenizer: tokenizer.model converted as its normalizer_spec says in ")
+    assert made.startswith("tokenizer: tokenizer.model converted as the file says in ")
 
 
 def varint(value: int) -> bytes:

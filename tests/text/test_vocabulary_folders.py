@@ -194,7 +194,7 @@ def test_what_cannot_be_converted_is_refused_by_file_and_name(name: str, tmp_pat
     assert str(refused.value).startswith(told.replace("COMMAND", command(folder)))
 
 
-@pytest.mark.parametrize("name", ["tekken.json", "tiktoken.model", "qwen.tiktoken", "vocab.txt"])
+@pytest.mark.parametrize("name", ["tiktoken.model", "qwen.tiktoken", "vocab.txt"])
 def test_a_vocabulary_of_another_kind_is_refused_with_the_command(
     name: str, tmp_path: Path
 ) -> None:
