@@ -118,7 +118,8 @@ def _quantization(able: Iterable[Backend]) -> dict[str, tuple[str, ...]]:
 
 
 def _attention(spec: ModelSpec, keys: frozenset[str]) -> tuple[str, ...]:
-    heads = "grouped heads" if "num_key_value_heads" in keys else "multi-head"
+    grouped = {"num_key_value_heads", "num_kv_heads"} & keys
+    heads = "grouped heads" if grouped else "multi-head"
     found = {
         "windows": "sliding_window" in keys,
         "q/k norms": spec.attention.qk_norm is not QkNorm.NONE,
@@ -136,6 +137,7 @@ def _positions(spec: ModelSpec, keys: frozenset[str]) -> tuple[str, ...]:
         "neighbouring pairs": spec.rope.interleaved,
         "not in every layer": bool(spec.rotary_layers),
         "two thetas": spec.local_rope is not None,
+        "or alibi": "alibi" in keys,
     }
     return ("rotary", *(name for name, there in found.items() if there))
 

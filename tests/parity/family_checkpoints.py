@@ -33,6 +33,8 @@ IDS: dict[str, Any] = {
 NO_GROUPS = {key: fact for key, fact in BASE.items() if key != "num_key_value_heads"}
 GPT = IDS | {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
 BLOOM = IDS | {"hidden_size": 96, "n_layer": 3, "n_head": 8}
+FALCON = {key: fact for key, fact in NO_GROUPS.items() if key != "intermediate_size"}
+FALCON_ALIBI = "sdpa"  # "eager" of transformers 5.23 adds its bias twice
 NEO = IDS | {"hidden_size": 64, "max_position_embeddings": 256}
 OPT = NEO | {"num_hidden_layers": 3, "num_attention_heads": 4, "word_embed_proj_dim": 64}
 LLAMA3 = {
@@ -69,12 +71,14 @@ POST_NORM = {"c_attn": 3.0, "positions_embed": 0.4, "mlp.c_proj": 0.3}
 @dataclass(frozen=True)
 class Case:
     """``config`` is the config class's name, ``facts`` what the case says beside ``base``.
-    ``gains`` multiply the standard deviation of tensors with such a name."""
+    ``gains`` multiply the standard deviation of tensors with such a name. ``attention`` is the
+    implementation that transformers computes with."""
 
     config: str
     facts: dict[str, Any] = field(default_factory=dict)
     gains: dict[str, float] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=lambda: BASE)
+    attention: str = "eager"
 
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -419,6 +423,40 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("BloomConfig", {"n_head": 6}, SMALL_EMBEDDING, BLOOM),
         Case("BloomConfig", {"tie_word_embeddings": False}, SMALL_EMBEDDING, BLOOM),
     ),
+    "falcon": (
+        Case("FalconConfig", base=FALCON),  # 7B
+        Case(  # 40B and 180B
+            "FalconConfig",
+            {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+            base=FALCON,
+        ),
+        Case(  # 2 11B
+            "FalconConfig",
+            {
+                "new_decoder_architecture": True,
+                "num_ln_in_parallel_attn": 1,
+                "num_kv_heads": 4,
+                "ffn_hidden_size": 96,
+                "activation": "relu",
+                "tie_word_embeddings": False,
+                "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+            },
+            base=FALCON,
+        ),
+        Case(  # RW
+            "FalconConfig",
+            {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+            {"ln_f.bias": 0.1},
+            base=FALCON,
+            attention=FALCON_ALIBI,
+        ),
+        Case(  # six heads, whose slopes bfloat16 can hold
+            "FalconConfig",
+            {"alibi": True, "num_attention_heads": 6, "hidden_size": 96},
+            base=FALCON,
+            attention=FALCON_ALIBI,
+        ),
+    ),
     "gpt_bigcode": (
         Case("GPTBigCodeConfig", base=GPT),
         Case("GPTBigCodeConfig", {"n_inner": 96, "tie_word_embeddings": False}, base=GPT),
@@ -479,7 +517,7 @@ def write_case(case: Case, folder: Path, seed: int = 0) -> Any:
 
     config = getattr(transformers, case.config)(**{**case.base, **case.facts})
     model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager", dtype=torch.float32
+        config, attn_implementation=case.attention, dtype=torch.float32
     ).eval()
     sharpen(model, case, seed)
     model.save_pretrained(folder)

@@ -343,6 +343,22 @@ PUBLISHED: dict[str, Published] = {
         absent=("hidden_size", "n_head"),
         tensors=_without("transformer."),
     ),
+    "falcon": Published(
+        "tiiuae/falcon-7b, whose modeling_falcon.py transformers took in; lm_head.weight beside a "
+        "tied table, as vllm/model_executor/models/falcon.py loads it",
+        config={
+            "apply_residual_connection_post_layernorm": False,
+            "auto_map": {
+                "AutoConfig": "configuration_falcon.FalconConfig",
+                "AutoModelForCausalLM": "modeling_falcon.FalconForCausalLM",
+            },
+        },
+        absent=(
+            *("activation", "ffn_hidden_size", "max_position_embeddings", "num_kv_heads"),
+            *("num_ln_in_parallel_attn", "tie_word_embeddings"),
+        ),
+        tensors=_with_head("transformer.word_embeddings.weight"),
+    ),
     "gpt_neox": Published(
         "EleutherAI/pythia-70m; buffers: skipped by vllm/model_executor/models/gpt_neox.py",
         tensors=_all(

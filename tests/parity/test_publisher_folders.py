@@ -20,7 +20,7 @@ SLOW = pytest.mark.slow
 # Whose tensors or keys differ most from what transformers 5 saves; the others are slow.
 NEAREST = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3", "phi3", "starcoder2", "cohere2"),
-    *("gpt2", "gptj", "gpt_neo", "gpt_neox", "gpt_bigcode", "opt", "bloom"),
+    *("gpt2", "gptj", "gpt_neo", "gpt_neox", "gpt_bigcode", "opt", "bloom", "falcon"),
 )
 
 

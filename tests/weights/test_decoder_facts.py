@@ -8,7 +8,7 @@ import pytest
 
 from weights import families
 from weights.errors import CheckpointError
-from weights.spec import Activation, ModelSpec
+from weights.spec import Activation, ModelSpec, ParallelBlock
 
 
 def read(family: str, **facts: Any) -> ModelSpec:
@@ -42,6 +42,20 @@ SLIDING = [*TYPES, "sliding_attention"]
         ("bloom", {"num_attention_heads": 8}, "num_attention_heads contradicts n_head 4"),
         ("bloom", {"n_inner": 100}, "n_inner is 100; only 256 is served"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "post_layernorm is true"),
+        ("falcon", {"parallel_attn": False, "num_ln_in_parallel_attn": 2}, "the older design"),
+        (
+            "falcon",
+            {"new_decoder_architecture": True, "parallel_attn": False},
+            "parallel_attn is false; only true is served: the newer design is parallel",
+        ),
+        (
+            "falcon",
+            {"new_decoder_architecture": True, "n_head_kv": 3},
+            "n_head_kv is 3, of which 4 query heads are no multiple",
+        ),
+        ("falcon", {"multi_query": False, "num_kv_heads": 2}, "num_kv_heads is 2; only 4"),
+        ("falcon", {"ff_factor": 3}, "ff_factor is 3; only 4"),
+        ("falcon", {"n_head": 8}, "n_head contradicts num_attention_heads 4"),
         ("gpt_neox", {"rotary_pct": 1.5}, "rotary_pct is 1.5"),
         ("gpt_neox", {"hidden_size": 66}, "66 is not a multiple of num_attention_heads 4"),
         ("gpt_neox", {"head_dim": 32}, "head_dim is 32"),
@@ -118,6 +132,13 @@ def test_gpt_neox_reads_the_published_keys_of_its_rope() -> None:
         rope_parameters={"rope_theta": 5000.0, "partial_rotary_factor": 0.5},
     )
     assert older == newer and (older.rope.dim, older.rope.theta) == (32, 5000.0)
+
+
+def test_falcon_40b_reads_the_keys_that_were_published_first() -> None:
+    older = {"n_embed": 64, "n_head": 4, "n_layer": 8, "n_head_kv": 2, "vocab_size": 512}
+    spec = families.by_name("falcon").spec({**older, "new_decoder_architecture": True})
+    assert spec == read("falcon", num_kv_heads=2, new_decoder_architecture=True)
+    assert spec.attention.num_kv_heads == 2 and spec.parallel is ParallelBlock.TWO_NORMS
 
 
 def test_gemma_says_gelu_and_means_the_one_by_tanh() -> None:

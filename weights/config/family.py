@@ -74,7 +74,8 @@ class Family:
     decoder lack it. ``other_names`` are architectures that mean the same: an older spelling, and
     the bare decoder. ``harmless`` are keys of config.json that never change the arithmetic.
     ``sizes`` are a smallest config.json, whose other facts are the family's defaults. ``renames``
-    are pairs of prefixes, a file's and the one that ``sources`` know; tensors whose names begin
+    are pairs of prefixes, a file's and the one that ``sources`` know, ``synonyms`` pairs of parts
+    anywhere in a name, of which a folder has one or the other; tensors whose names begin
     with one of ``skipped_prefixes`` are not read, for the reason that it maps to. ``own_code`` are
     classes, "module.Class", that published folders bring although they are this family's
     arithmetic: transformers took them in, and itself passes the folder's copy by."""
@@ -90,6 +91,7 @@ class Family:
     read: Callable[[ConfigReader], ModelSpec]
     sizes: Mapping[str, Any] = field(default_factory=lambda: SIZES)
     renames: tuple[tuple[str, str], ...] = ()
+    synonyms: tuple[tuple[str, str], ...] = ()
     skipped_prefixes: Mapping[str, str] = field(default_factory=dict)
     own_code: frozenset[str] = frozenset()
 
@@ -113,6 +115,8 @@ class Family:
 
     def full_name(self, name: str) -> str:
         """A tensor's name as ``sources`` know it."""
+        for theirs, ours in self.synonyms:
+            name = name.replace(theirs, ours)
         for theirs, ours in self.renames:
             if name.startswith(theirs):
                 return ours + name.removeprefix(theirs)
