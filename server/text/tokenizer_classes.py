@@ -62,15 +62,20 @@ _OVERRULED = words("qwen2")
 
 
 def class_of_folder(
-    config: Options, options: Options, *, is_byte_level: bool, file: str = "tokenizer.json"
+    config: Options,
+    options: Options,
+    *,
+    is_byte_level: bool,
+    file: str = "tokenizer.json",
+    says_all: bool = True,
 ) -> str | None:
     """The class that takes the place of tokenizer.json's own pipeline, a key of RECIPES; None where
     tokenizer.json stands as it is.
 
     ``config`` and ``options`` are config.json and tokenizer_config.json; ``is_byte_level`` says
     that tokenizer.json spells bytes (a LlamaTokenizer that does is Llama 3's, which the class
-    cannot be). A ``file`` other than tokenizer.json tells little but a vocabulary, so that
-    tokenizer_class counts where it would not.
+    cannot be). A ``file`` other than tokenizer.json tells less, so that tokenizer_class counts
+    where it would not; ``says_all``: a tokenizer can be had of the file without a class.
 
     Raises:
         StartupError: the class is not followed here, or is the folder's own code; names it.
@@ -90,18 +95,23 @@ def class_of_folder(
     if own_code and name not in RECIPES and name not in _PLAIN and not _is_unserved(name):
         raise StartupError(
             f"tokenizer_config.json: auto_map: {declared} is code of the folder, which is never "
-            f"run. If {file} says all of it, set tokenizer_class to "
-            '"PreTrainedTokenizerFast" and drop auto_map'
+            f"run. {_remedy(file, says_all=says_all)} and drop auto_map"
         )
     if _is_unserved(name):
         raise StartupError(
             f"tokenizer_config.json: tokenizer_class {declared} is not served: transformers "
-            f"builds it by class and not as {file} says. Served: {', '.join(RECIPES)}. "
-            f'If {file} says all of it, set tokenizer_class to "PreTrainedTokenizerFast"'
+            f"builds it by class. Served: {', '.join(RECIPES)}. "
+            f"{_remedy(file, says_all=says_all)}"
         )
     if name == "LlamaTokenizer" and is_byte_level and not own_code:
         return None
     return name if name in RECIPES else None
+
+
+def _remedy(file: str, *, says_all: bool) -> str:
+    if says_all:
+        return f'If {file} says all of it, set tokenizer_class to "PreTrainedTokenizerFast"'
+    return "Make a tokenizer.json, or set tokenizer_class to one that is served"
 
 
 def _own_code(options: Options) -> bool:

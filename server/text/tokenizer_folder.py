@@ -73,14 +73,20 @@ def load_folder(
     is_converted = trunk.file != TOKENIZER_FILE
     if trunk.model is not None:
         trunk = replace(trunk, model=with_names_of_added_tokens(trunk.model, options))
-    name = class_of_folder(config, options, is_byte_level=trunk.is_byte_level, file=trunk.file)
+    name = class_of_folder(
+        config,
+        options,
+        is_byte_level=trunk.is_byte_level,
+        file=trunk.file,
+        says_all=trunk.pipeline is not None or trunk.model is not None,
+    )
     if trunk.file == TEKKEN_FILE:
         name = None  # the file says all of it
     recipe = None if name is None else RECIPES[name]
     padding = None if trunk.pipeline is None else trunk.pipeline.padding
     special = _special_tokens(folder, options, trunk, recipe, padding)
-    if recipe is not None:
-        _check_flags(options, recipe)
+    for key in recipe.flags if recipe is not None else ("add_prefix_space", "legacy"):
+        _flag(options, key)
     if is_converted:
         check_model_knows(trunk, vocab_size)
     if trunk.pipeline is None:
@@ -134,6 +140,11 @@ def _options(folder: Path) -> dict[str, Any]:
     for key in ("init_inputs", "fast_tokenizer_files"):
         if options.get(key) not in (None, [], [TOKENIZER_FILE]):
             raise StartupError(f"{CONFIG_FILE}: {key} {options[key]!r} is not followed; remove it")
+    if options.get("fix_mistral_regex"):
+        raise StartupError(
+            f"{CONFIG_FILE}: fix_mistral_regex is not followed: load the folder with transformers, "
+            "which follows it, save the tokenizer and remove the key"
+        )
     return options
 
 
@@ -142,11 +153,6 @@ def _flag(options: Mapping[str, Any], key: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise StartupError(f"{CONFIG_FILE}: {key} must be true or false, not {value!r}")
     return bool(value)
-
-
-def _check_flags(options: Mapping[str, Any], recipe: Recipe) -> None:
-    for key in recipe.flags:
-        _flag(options, key)
 
 
 def _special_tokens(

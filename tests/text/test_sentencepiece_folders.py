@@ -276,6 +276,21 @@ def test_ids_beyond_the_model_are_refused(tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path, vocab_size=899)
 
 
+def test_code_of_the_folder_is_told_and_the_file_serves_without_it(tmp_path: Path) -> None:
+    """InternLM 2 and Baichuan publish a model and a class of their own."""
+    options = {
+        "tokenizer_class": "InternLM2Tokenizer",
+        "auto_map": {"AutoTokenizer": ["x.Y", None]},
+    }
+    write(tmp_path, SentencePieceFolder(LLAMA, tokenizer_config=options))
+    with pytest.raises(StartupError, match=r"If tokenizer\.model says all of it, set .* and drop"):
+        Tokenizer.from_folder(tmp_path)
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}
+    write(tmp_path, SentencePieceFolder(LLAMA, tokenizer_config=plain))
+    ids = sentencepiece.SentencePieceProcessor(model_proto=trained(LLAMA)).encode(" the dog")
+    assert Tokenizer.from_folder(tmp_path).encode(" the dog") == [1, *ids]
+
+
 def test_a_class_that_is_made_of_other_files_is_refused(tmp_path: Path) -> None:
     write(tmp_path, SentencePieceFolder(LLAMA))
     with pytest.raises(StartupError, match="GPT2Tokenizer is made of other files: set"):

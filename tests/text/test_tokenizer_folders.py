@@ -112,6 +112,8 @@ def test_what_code_llama_fills_in_is_refused_and_not_read_as_a_token(tmp_path: P
             "auto_map: OurTokenizer is code of the folder",
         ),
         ({"init_inputs": [1]}, {}, "init_inputs"),
+        ({"fix_mistral_regex": True}, {}, "fix_mistral_regex is not followed: load the folder"),
+        ({"legacy": "no"}, {}, "legacy must be true or false, not 'no'"),
         ({"fast_tokenizer_files": ["tokenizer.4.json"]}, {}, "fast_tokenizer_files"),
     ],
 )

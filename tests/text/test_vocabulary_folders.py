@@ -125,7 +125,17 @@ MALFORMED: dict[str, tuple[dict[str, object], dict[str, Any], str]] = {
     "CLIP": (
         {"tokenizer_config_json": {"tokenizer_class": "CLIPTokenizer"}},
         {},
-        "tokenizer_config.json: tokenizer_class CLIPTokenizer is not served: ",
+        "tokenizer_config.json: tokenizer_class CLIPTokenizer is not served: transformers builds "
+        "it by class. Served: GPT2Tokenizer, CodeGenTokenizer, GPTNeoXTokenizer, Qwen2Tokenizer, "
+        "CohereTokenizer, RobertaTokenizer, OpenAIGPTTokenizer, LlamaTokenizer, "
+        "CodeLlamaTokenizer, GemmaTokenizer, BertTokenizer. Make a tokenizer.json, or set "
+        "tokenizer_class to one that is served",
+    ),
+    "code of the folder": (
+        {"tokenizer_config_json": {"tokenizer_class": "Ours", "auto_map": ["a.Ours", None]}},
+        {},
+        "tokenizer_config.json: auto_map: Ours is code of the folder, which is never run. Make a "
+        "tokenizer.json, or set tokenizer_class to one that is served and drop auto_map",
     ),
     "merges of another model": (
         {"vocab_json": {"a": 0, "b": 1}, "merges_txt": "#version: 0.2\na b\n"},
