@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weights.spec import Activation, ModelSpec, ParallelBlock, PositionKind
+from weights.spec import Activation, ModelSpec, ParallelBlock, PositionKind, QkNorm
 
 # Totals of every parameter, tied tables once: model cards, papers, or the files' own headers.
 PARAMETERS = {
@@ -84,6 +84,20 @@ PARAMETERS = {
     "starcoder2-3b": 3_030_371_328,
     "starcoder2-7b": 7_173_923_840,
     "starcoder2-15b": 15_957_889_024,
+    "stablelm-3b-4e1t": 2_795_443_200,
+    "stablelm-2-1.6b": 1_644_515_328,
+    "bloom-560m": 559_214_592,
+    "bloom-7b1": 7_069_016_064,
+    "bloom-176b": 176_247_271_424,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
+    "gpt-neox-20b": 20_554_567_680,
 }
 
 # (published, how far off a rounded figure may be)
@@ -122,6 +136,23 @@ ROUNDED = {
     "granite-3.1-2b": (2.5e9, 0.02),
     "granite-3.1-8b": (8.1e9, 0.01),
     "olmo-3-32b": (32.2e9, 0.002),
+    "command-r-plus": (104e9, 0.002),
+    "falcon-rw-1b": (1.3e9, 0.01),
+    "gpt-j-6b": (6.05e9, 0.001),
+    "gpt-neo-125m": (125e6, 0.002),
+    "gpt-neo-1.3b": (1.3e9, 0.013),
+    "gpt-neo-2.7b": (2.7e9, 0.02),
+    "opt-125m": (125e6, 0.002),
+    "opt-1.3b": (1.3e9, 0.013),
+    "opt-6.7b": (6.7e9, 0.007),
+    "opt-13b": (13e9, 0.012),
+    "opt-30b": (30e9, 0.001),
+    "opt-66b": (66e9, 0.005),
+    "starcoder-15b": (15.5e9, 0.002),
+    "glm-4-9b": (9.4e9, 0.0001),
+    "exaone-4-32b": (32.0e9, 0.0002),
+    "exaone-4-1.2b": (1.28e9, 0.001),
+    "seed-oss-36b": (36e9, 0.005),
 }
 
 # Of mixtures: (what a token passes as published, how far off, with the embedding's table or not)
@@ -143,20 +174,28 @@ _ACTIVATIONS = {
     Activation.SILU: "silu",
     Activation.GELU_TANH: "gelu_pytorch_tanh",
     Activation.GELU_ERF: "gelu",
+    Activation.RELU: "relu",
 }
 # The config class of a family's models in transformers; PaLM has none.
 CLASSES = {
+    "bloom": "BloomConfig",
     "cohere": "CohereConfig",
     "cohere2": "Cohere2Config",
     "deepseek_v2": "DeepseekV2Config",
     "deepseek_v3": "DeepseekV3Config",
+    "exaone4": "Exaone4Config",
     "falcon": "FalconConfig",
     "gemma": "GemmaConfig",
     "gemma2": "Gemma2Config",
     "gemma3": "Gemma3TextConfig",
+    "glm4": "Glm4Config",
     "gpt1": "OpenAIGPTConfig",
     "gpt2": "GPT2Config",
+    "gpt_bigcode": "GPTBigCodeConfig",
+    "gpt_neo": "GPTNeoConfig",
+    "gpt_neox": "GPTNeoXConfig",
     "gpt_oss": "GptOssConfig",
+    "gptj": "GPTJConfig",
     "granite": "GraniteConfig",
     "llama": "LlamaConfig",
     "ministral3": "Ministral3Config",
@@ -165,13 +204,33 @@ CLASSES = {
     "olmo": "OlmoConfig",
     "olmo2": "Olmo2Config",
     "olmo3": "Olmo3Config",
+    "opt": "OPTConfig",
     "phi": "PhiConfig",
     "phi3": "Phi3Config",
     "qwen2": "Qwen2Config",
     "qwen3": "Qwen3Config",
     "qwen3_moe": "Qwen3MoeConfig",
+    "seed_oss": "SeedOssConfig",
     "smollm3": "SmolLM3Config",
+    "stablelm": "StableLmConfig",
     "starcoder2": "Starcoder2Config",
+}
+# Sizes that a class calls otherwise than Llama's.
+_GPT = {
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
+_GPT_INNER = {**_GPT, "intermediate_size": "n_inner"}
+_RENAMED = {
+    "bloom": {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+    "gpt1": _GPT,
+    "gpt2": _GPT_INNER,
+    "gpt_bigcode": _GPT_INNER,
+    "gpt_neo": {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"},
+    "gptj": _GPT_INNER,
+    "opt": {"intermediate_size": "ffn_dim"},
 }
 _COUNT_KEYS = {"qwen3_moe": "num_experts", "deepseek_v2": "n_routed_experts"}
 _COUNT_KEYS["deepseek_v3"] = _COUNT_KEYS["deepseek_v2"]
@@ -181,7 +240,9 @@ def transformers_config(spec: ModelSpec) -> Any:
     """The same shape as the config class of transformers that the family's models have."""
     import transformers
 
-    facts = _learned(spec) if spec.position is PositionKind.LEARNED else _usual(spec)
+    facts = _usual(spec) | _own(spec)
+    for ours, theirs in _RENAMED.get(spec.family, {}).items():
+        facts[theirs] = facts.pop(ours)
     return getattr(transformers, CLASSES[spec.family])(**facts)
 
 
@@ -200,11 +261,7 @@ def _usual(spec: ModelSpec) -> dict[str, Any]:
         "hidden_act": _ACTIVATIONS[spec.mlp.activation],
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
     }
-    if spec.family == "phi":
-        facts["partial_rotary_factor"] = spec.rope.dim / attention.head_dim
-    if spec.family == "falcon":
-        facts |= _falcon(spec)
-    if spec.family == "falcon" or attention.latent is not None:
+    if spec.family in ("falcon", *_RENAMED) or attention.latent is not None:
         del facts["head_dim"]  # these state it otherwise
     if any(spec.windows):
         facts["sliding_window"] = max(spec.windows)
@@ -243,18 +300,26 @@ def _falcon(spec: ModelSpec) -> dict[str, Any]:
         "num_kv_heads": kv_heads,
         "multi_query": kv_heads == 1,
         "bias": spec.attention.qkv_bias,
-        "alibi": False,
+        "alibi": spec.position is PositionKind.ALIBI,
         "parallel_attn": spec.parallel is not ParallelBlock.NONE,
         "new_decoder_architecture": spec.parallel is ParallelBlock.TWO_NORMS,
     }
 
 
-def _learned(spec: ModelSpec) -> dict[str, Any]:
-    return {
-        "vocab_size": spec.vocab_size,
-        "n_positions": spec.max_positions,
-        "n_embd": spec.hidden_size,
-        "n_layer": spec.num_layers,
-        "n_head": spec.attention.num_query_heads,
-        "tie_word_embeddings": spec.tied_unembedding,
+def _own(spec: ModelSpec) -> dict[str, Any]:
+    """What a family's class says beside the sizes that all have."""
+    partial = {"partial_rotary_factor": spec.rope.dim / spec.attention.head_dim}
+    own: dict[str, dict[str, Any]] = {
+        "cohere": {"use_qk_norm": spec.attention.qk_norm is not QkNorm.NONE},
+        "falcon": _falcon(spec),
+        "glm4": {**partial, "attention_bias": spec.attention.qkv_bias},
+        "gpt_neo": {"attention_types": [[["global", "local"], spec.num_layers // 2]]},
+        "gptj": {"rotary_dim": spec.rope.dim},
+        "opt": {"word_embed_proj_dim": spec.hidden_size},
+        "phi": partial,
+        "seed_oss": {"attention_bias": spec.attention.qkv_bias},
+        "stablelm": {**partial, "use_qkv_bias": spec.attention.qkv_bias},
     }
+    if spec.family == "exaone4" and not any(spec.windows):
+        return {"sliding_window": None, "layer_types": ["full_attention"] * spec.num_layers}
+    return own.get(spec.family, {})

@@ -30,7 +30,8 @@ PRESETS = read_presets()
 # The others fuse query, key and value, or stack the experts.
 ONE_TENSOR_A_MATRIX = (
     *("llama", "mistral", "ministral3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi"),
-    *("olmo", "olmo2", "olmo3", "starcoder2", "smollm3", "granite", "cohere", "cohere2"),
+    *("olmo", "olmo2", "olmo3", "starcoder2", "smollm3", "granite", "cohere2", "seed_oss"),
+    *("gptj", "gpt_neo", "opt", "exaone4", "stablelm"),
 )
 UNEVEN = "gpt-3-13b"  # 40 heads of 128 beside a width of 5140: as published, and no config class's
 

@@ -1,4 +1,5 @@
-"""Published shapes under short names: data in the .toml files beside this one, one a family.
+"""Published shapes under short names: data in the .toml files beside this one, one a family
+or a publisher's line.
 
 Each file's ``[defaults]`` hold for all of its shapes; every other table is one of them, a document
 of weights.shapes. ``source`` says where the shape was published.
