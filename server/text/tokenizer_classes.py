@@ -35,23 +35,32 @@ _OF_MODEL_TYPE = {
     **dict.fromkeys(
         words("codegen gpt2 gpt_neo gptj jais2 opt phi starcoder2 dbrx"), "GPT2Tokenizer"
     ),
-    **dict.fromkeys(words("gpt_neox mpt olmo olmoe rwkv"), "GPTNeoXTokenizer"),
     **dict.fromkeys(
-        words("qwen2 qwen2_moe qwen2_vl qwen2_5_vl qwen3 qwen3_moe qwen3_vl qwen3_vl_moe"),
+        words("falcon_mamba gpt_neox mamba mamba2 mpt olmo olmoe rwkv xlstm"),
+        "GPTNeoXTokenizer",
+    ),
+    **dict.fromkeys(
+        words(
+            """
+            qwen2 qwen2_moe qwen2_vl qwen2_5_vl qwen3 qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe
+            """
+        ),
         "Qwen2Tokenizer",
     ),
     **dict.fromkeys(words("cohere cohere2"), "CohereTokenizer"),
     **dict.fromkeys(
-        words("gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma"),
+        words("gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma zaya"),
         "GemmaTokenizer",
     ),
     "openai-gpt": "OpenAIGPTTokenizer",
     **dict.fromkeys(
         words(
             """
-            ernie4_5 flex_olmo glm glm4 gpt_bigcode granite granitemoe llava llava_next ministral
-            ministral3 mistral mistral3 mixtral nemotron olmo2 olmo3 persimmon phi3 phi3_v phimoe
-            stablelm
+            arctic ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite gpt_bigcode
+            granite granitemoe granitemoehybrid granitemoeshared hyperclovax internlm2 internlm3
+            jamba kimi_linear llava llava_next mimo_v2_flash minicpm3 minimax_m2 ministral
+            ministral3 mistral mistral3 mistral_large4 mixtral nemotron olmo2 olmo3 olmo_hybrid
+            persimmon phi3 phi3_v phimoe smolvlm stablelm
             """
         ),
         _AS_IT_STANDS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from server.errors import StartupError
 from server.text.tokenizer import Tokenizer
-from server.text.tokenizer_classes import class_of_folder
+from server.text.tokenizer_classes import _OF_MODEL_TYPE, class_of_folder
 from server.text.tokenizer_recipes import RECIPES
 from server.text.vocabulary_files import command
 from tests.text import vocabulary_folders
@@ -26,7 +27,6 @@ transformers.logging.set_verbosity_error()
 
 LINES = mixed_lines()
 PLAIN = "TokenizersBackend"
-OTHER_TYPES = ("gemma3_text", "mixtral", "mistral3", "qwen2_vl", "qwen3_moe", "mpt", "gpt_neox")
 
 
 def same_as_transformers(ours: Tokenizer, theirs: Any, *, lines: list[str] = LINES) -> None:
@@ -34,6 +34,9 @@ def same_as_transformers(ours: Tokenizer, theirs: Any, *, lines: list[str] = LIN
     for special in (True, False):
         expected = theirs(lines, add_special_tokens=special)["input_ids"]
         assert [ours.encode(line, add_special_tokens=special) for line in lines] == expected
+        assert all(
+            len(ids) >= ours.least_tokens(line) for line, ids in zip(lines, expected, strict=True)
+        )
         said = theirs.decode(expected, skip_special_tokens=special)
         assert [ours.decode(ids, skip_special_tokens=special) for ids in expected] == said
     for ids in expected[::4]:
@@ -55,10 +58,10 @@ def test_vocab_and_merges_make_the_tokenizer_of_their_class(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("declared", [None, "GPT2Tokenizer", "LlamaTokenizerFast", "Unknown"])
-def test_the_class_of_each_served_model_type_is_transformers(declared: str | None) -> None:
-    """AutoTokenizer's rules, for every family and for a tokenizer.json that spells no bytes."""
+def test_the_class_of_each_model_type_is_transformers(declared: str | None) -> None:
+    """AutoTokenizer's rules, for every family and more; tokenizer.json spells no bytes."""
     auto = transformers.models.auto.tokenization_auto
-    for model_type in sorted({family.model_type for family in FAMILIES} | set(OTHER_TYPES)):
+    for model_type in sorted({family.model_type for family in FAMILIES} | set(_OF_MODEL_TYPE)):
         own = auto.TOKENIZER_MAPPING_NAMES.get(model_type)
         wrong = model_type in auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
         name = None if declared is None else declared.removesuffix("Fast")
@@ -246,3 +249,22 @@ def test_bytes_without_a_token_are_warned_of(
 ) -> None:
     Tokenizer.from_folder(files(tmp_path, vocab_json={"a": 0, "b": 1}, merges_txt=""), config=GPT2)
     assert "vocab.json: 254 of the 256 bytes have no token" in caplog.text
+
+
+def test_damage_anywhere_is_refused_or_read_and_never_more(tmp_path: Path) -> None:
+    draw = random.Random(4)
+    refused = 0
+    for name in ("vocab.json", "merges.txt") * 60:
+        folder = files(tmp_path)
+        damaged = bytearray((folder / name).read_bytes())
+        for _ in range(draw.choice((1, 2, 8))):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        if draw.random() < 0.3:
+            del damaged[draw.randrange(len(damaged)) :]
+        (folder / name).write_bytes(damaged)
+        try:
+            Tokenizer.from_folder(folder, config=GPT2).decode([1, 2, 3])
+        except StartupError as error:
+            assert str(error).startswith(("vocab.json", "merges.txt"))
+            refused += 1
+    assert refused > 60
