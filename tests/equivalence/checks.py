@@ -19,6 +19,7 @@ from server.engine.core import EngineCore
 from server.engine.request import EngineRequest
 from server.execution import rows
 from tests.equivalence import harness, rounding, workloads
+from tests.equivalence.checkpoints import KINDS as KINDS
 from tests.equivalence.checkpoints import SPECS as SPECS
 from tests.equivalence.checkpoints import write as write
 from tests.equivalence.harness import Run
@@ -43,6 +44,12 @@ class Setting:
 
     def built(self, num_tokens: int = 4096) -> harness.BuiltRunner:
         return harness.built_runner(self.folder, block_size=self.block_size, num_tokens=num_tokens)
+
+    def crowded(self, requests: Sequence[EngineRequest], budget: int = 64) -> harness.BuiltRunner:
+        """Its pool holds between two and three of the longest of ``requests``."""
+        longest = max(len(one.prompt_token_ids) + one.sampling.max_tokens for one in requests)
+        kv = self.built(self.block_size).kv
+        return self.built(kv.blocks_at_once(1, longest, budget) * 8 // 3 * self.block_size)
 
 
 def batched_equals_alone(setting: Setting) -> None:
@@ -92,7 +99,7 @@ def preempted_equals_not(setting: Setting, every: int = 2, prefix_caching: bool 
 def short_of_blocks_equals_plenty(setting: Setting) -> None:
     """Preemption as it comes by itself: the pool holds a few of the rows."""
     requests = workloads.growing()
-    crowded = harness.run(setting.built(num_tokens=256), requests, budget=64)
+    crowded = harness.run(setting.crowded(requests), requests, budget=64)
     assert crowded.preemptions > 0
     harness.assert_equal(crowded, setting.plain(requests))
 

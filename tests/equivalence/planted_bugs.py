@@ -15,6 +15,7 @@ import torch
 from pytest import MonkeyPatch
 
 import kernels
+from kernels.cpu.attention_work import StepRows
 from kernels.footprint import row_state
 from server.engine.step import ScheduledRow
 from server.engine.step_plan import AdmittedRow, PlannedRow
@@ -23,7 +24,9 @@ from server.execution.layers import Attention, Norm
 from server.execution.model import Decoder
 from server.execution.rows import Rows
 from server.execution.sampler import Sampler
+from server.memory import layer_program as program
 from tests.equivalence.planting import Apply, Bugs
+from weights.spec import ModelSpec
 
 BUGS = Bugs()
 
@@ -260,10 +263,84 @@ def _gate_and_up_swapped(real: Any) -> Any:
 
 @BUGS.wraps("one layer's cache for all", "chunked equals whole", Attention, "attend")
 def _one_layers_cache_for_all(real: Any) -> Any:
-    def attend(self: Attention, qkv: Any, step: Any) -> Any:
-        return real(replace(self, layer=0), qkv, step)
+    def attend(self: Attention, step: Any, qkv: Any, *normed: Any) -> Any:
+        return real(replace(self, place=0), step, qkv, *normed)
 
     return attend
+
+
+# -- what other kinds of models have --------------------------------------------------------------
+
+WINDOWS, OUTPUTS, SUMS = "windows, caps, four norms", "norms of outputs", "norms of sums"
+PARALLEL, UNTURNED = "parallel block", "layers without rotary"
+
+
+def _changes_features(name: str, **changes: Any) -> None:
+    @BUGS.wraps(name, "logits parity", kernels, "paged_attention", family=WINDOWS)
+    def plant(real: Any) -> Any:
+        def attend(*args: Any, features: Any, **how: Any) -> Any:
+            changed = {key: change(getattr(features, key)) for key, change in changes.items()}
+            return real(*args, features=replace(features, **changed), **how)
+
+        return attend
+
+
+_changes_features("cap of scores off", soft_cap=lambda cap: 0.0)
+_changes_features("every layer sees all", window=lambda window: 0)
+
+
+@BUGS.wraps("window + 1", "logits parity", StepRows, "plan", family=WINDOWS)
+def _window_one_longer(real: Any) -> Any:
+    return lambda self, window: real(self, window and window + 1)
+
+
+@BUGS.wraps("cap of logits off", "logits parity", Decoder, "__init__", family=WINDOWS)
+def _logits_not_capped(real: Any) -> Any:
+    def init(self: Decoder, spec: Any, *args: Any) -> None:
+        real(self, spec, *args)
+        self.spec = replace(spec, logit_soft_cap=None)
+
+    return init
+
+
+@BUGS.wraps("layers turn that do not", "logits parity", ModelSpec, "layer_rope", family=UNTURNED)
+def _every_layer_turns(real: Any) -> Any:
+    return lambda self, layer: self.rope
+
+
+def _changes_program(name: str, family: str) -> Callable[[Callable[[Any], Any]], object]:
+    """``change`` is given each step of a layer's program, and returns what stands in its place."""
+
+    def plant(change: Callable[[Any], Any]) -> object:
+        @BUGS.wraps(name, "logits parity", program, "layer_program", family)
+        def make(real: Any) -> Any:
+            def changed(model: Any) -> Any:
+                steps = map(change, real(model))
+                return tuple(step for step in steps if step is not None)
+
+            return changed
+
+        return make
+
+    return plant
+
+
+@_changes_program("output not normalised", OUTPUTS)
+def _output_not_normalised(step: Any) -> Any:
+    return None if step.name == "mlp_output_norm" else step
+
+
+@_changes_program("sum normalised without its input", SUMS)
+def _sum_without_its_input(step: Any) -> Any:
+    if not isinstance(step, program.AddNorm):
+        return step
+    return program.Norm(step.name, step.reads[:1], step.writes, step.weights)
+
+
+@_changes_program("the blocks one after the other", PARALLEL)
+def _blocks_in_series(step: Any) -> Any:
+    """The MLP reads what attention made instead of what attention read."""
+    return replace(step, reads=("attention_out",)) if step.name == "up" else step
 
 
 # -- rows, resumption, prefixes, forks -----------------------------------------------------------

@@ -25,7 +25,9 @@ LARGE_EPSILON = replace(
     checks.SPECS["llama"], norm=replace(checks.SPECS["llama"].norm, epsilon=0.05)
 )
 
+EPSILON = "llama with a large epsilon"
 PARTIAL_ROTARY = "nemotron"  # half of each head turns; Layer norms with biases, stored less 1
+FAMILIES = (*checks.SPECS, *checks.KINDS, EPSILON, PARTIAL_ROTARY)
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,18 @@ PARITY: dict[str, Callable[[Checkpoint], None]] = {
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    specs = {**checks.SPECS, "llama with a large epsilon": LARGE_EPSILON}
-    made: dict[str, Checkpoint] = {}
-    for name, spec in specs.items():
-        folder = tmp_path_factory.mktemp("checkpoint")
-        if name in checks.SPECS:
-            checks.write(name, folder)
+    folders = {name: tmp_path_factory.mktemp("checkpoint") for name in FAMILIES}
+    for name, folder in folders.items():
+        if name == EPSILON:
+            write_checkpoint(LARGE_EPSILON, folder, seed=1)
+        elif name == PARTIAL_ROTARY:
+            write_case(CASES[name][0], folder)
         else:
-            write_checkpoint(spec, folder, seed=1)
-        made[name] = Checkpoint(folder, oracle.logits(oracle.load(folder), IDS))
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = write_case(CASES[PARTIAL_ROTARY][0], folder)
-    made[PARTIAL_ROTARY] = Checkpoint(folder, oracle.logits(model, IDS))
-    return made
+            checks.write(name, folder)
+    return {
+        name: Checkpoint(folder, oracle.logits(oracle.load(folder), IDS))
+        for name, folder in folders.items()
+    }
 
 
 def check(bug: PlantedBug, checkpoint: Checkpoint) -> None:
@@ -84,8 +85,9 @@ def test_the_bug_is_caught(
     bug: PlantedBug, checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bug.apply(monkeypatch)
-    with pytest.raises((AssertionError, InvariantError)):
+    with pytest.raises((AssertionError, InvariantError)) as caught:
         check(bug, checkpoints[bug.family])
+    assert "a step raised" not in str(caught.value)  # it is to answer wrongly, not to fail
 
 
 def test_without_a_bug_parity_holds(checkpoints: dict[str, Checkpoint]) -> None:

@@ -90,7 +90,7 @@ def prompt_logprobs(runner: ModelRunner, ids: list[int], num_top: int) -> np.nda
     plan = StepPlan(
         1,
         rows=(PlannedRow(0, len(ids), num_prompt_logits=len(ids) - 1),),
-        admitted=(admitted(ids, sampling, blocks),),
+        admitted=(admitted(ids, sampling, blocks, groups=runner.rows.layout.groups),),
     )
     arrays = step(runner, plan).rows[0].prompt_logprobs
     runner.forward(StepPlan(2, released=(0,)))
