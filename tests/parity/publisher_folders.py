@@ -390,4 +390,27 @@ PUBLISHED: dict[str, Published] = {
         config={"activation_dropout": 0.0, "prefix": "</s>"},
         tensors=_without("model."),
     ),
+    "gpt1": Published(
+        "openai-community/openai-gpt: saved from the bare decoder, with its masks",
+        config={"n_ctx": 256, "n_special": 0, "predict_special_tokens": True},
+        tensors=_all(
+            _with_masks("transformer.h.{i}.attn", torch.float32), _without("transformer.")
+        ),
+    ),
+    "hunyuan_v1_dense": Published(
+        "tencent/Hunyuan-1.8B-Instruct, whose file says what its mixtures have",
+        config={
+            "add_classification_head": False,
+            "class_num": 0,
+            "num_experts": 1,
+            "norm_type": "rms",
+            "position_embedding_xdrope": False,
+            "use_cla": False,
+            "use_mla": False,
+            "use_qk_norm": True,
+            "use_rotary_pos_emb": True,
+        },
+    ),
+    "ministral": Published("mistralai/Ministral-8B-Instruct-2410, by its own class", absent=()),
+    "ministral3": Published("mistralai/Ministral-3-3B-Base-2512's text_config"),
 }
