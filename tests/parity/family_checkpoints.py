@@ -35,6 +35,7 @@ GPT = IDS | {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
 BLOOM = IDS | {"hidden_size": 96, "n_layer": 3, "n_head": 8}
 FALCON = {key: fact for key, fact in NO_GROUPS.items() if key != "intermediate_size"}
 FALCON_ALIBI = "sdpa"  # "eager" of transformers 5.23 adds its bias twice
+MPT = IDS | {"d_model": 64, "n_layers": 3, "n_heads": 4, "max_seq_len": 256}
 NEO = IDS | {"hidden_size": 64, "max_position_embeddings": 256}
 OPT = NEO | {"num_hidden_layers": 3, "num_attention_heads": 4, "word_embed_proj_dim": 64}
 LLAMA3 = {
@@ -457,8 +458,23 @@ CASES: dict[str, tuple[Case, ...]] = {
             attention=FALCON_ALIBI,
         ),
     ),
+    "mpt": (
+        Case("MptConfig", {"attn_config": {"clip_qkv": 3.0}}, {"Wqkv": 1.5}, MPT),
+        Case(
+            "MptConfig",
+            {
+                "n_heads": 6,
+                "d_model": 96,
+                "attn_config": {"softmax_scale": 0.2},
+                "tie_word_embeddings": False,
+            },
+            {"wte": 0.5},
+            MPT,
+        ),
+    ),
     "gpt_bigcode": (
         Case("GPTBigCodeConfig", base=GPT),
+        Case("GPTBigCodeConfig", {"multi_query": False}, base=GPT),
         Case("GPTBigCodeConfig", {"n_inner": 96, "tie_word_embeddings": False}, base=GPT),
     ),
     "opt": (
@@ -539,6 +555,7 @@ _GAINS = {
     "positions_embed": 5.0,
     "tokens_embed": 3.0,
     "c_attn": 2.1,
+    "Wqkv": 2.1,
     "q_proj": 2.1,
     "k_proj": 2.1,
     "qkv_proj": 2.1,

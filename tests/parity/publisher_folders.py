@@ -343,6 +343,34 @@ PUBLISHED: dict[str, Published] = {
         absent=("hidden_size", "n_head"),
         tensors=_without("transformer."),
     ),
+    "mpt": Published(
+        "mosaicml/mpt-7b-instruct, whose modeling_mpt.py transformers took in; names as "
+        "vllm/model_executor/models/mpt.py had them",
+        config={
+            "architectures": ["MPTForCausalLM"],
+            "attn_config": {
+                "alibi": True,
+                "alibi_bias_max": 8,
+                "attn_impl": "torch",
+                "attn_pdrop": 0,
+                "attn_type": "multihead_attention",
+                "attn_uses_sequence_id": False,
+                "clip_qkv": 3.0,
+                "prefix_lm": False,
+                "qk_ln": False,
+                "softmax_scale": None,
+            },
+            "auto_map": {
+                "AutoConfig": "configuration_mpt.MPTConfig",
+                "AutoModelForCausalLM": "modeling_mpt.MPTForCausalLM",
+            },
+            "init_config": {"emb_init_std": None, "init_std": 0.02, "name": "kaiming_normal_"},
+            "norm_type": "low_precision_layernorm",
+            "tokenizer_name": "EleutherAI/gpt-neox-20b",
+            "verbose": 0,
+        },
+        absent=("layer_norm_epsilon", "tie_word_embeddings"),
+    ),
     "falcon": Published(
         "tiiuae/falcon-7b, whose modeling_falcon.py transformers took in; lm_head.weight beside a "
         "tied table, as vllm/model_executor/models/falcon.py loads it",

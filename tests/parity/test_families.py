@@ -181,7 +181,7 @@ def test_a_tensor_too_few_too_many_or_of_another_shape_is_named(
     write_case(CASES[family][index], tmp_path)
     file = tmp_path / "model.safetensors"
     whole = load_file(file)
-    outputs = re.compile(r"(layers|h)\.1\..*(o_proj|out_proj|dense|attn\.c_proj)\.weight")
+    outputs = re.compile(r"(layers|blocks|h)\.1\..*(o_proj|out_proj|dense|attn\.c_proj)\.weight")
     name = next(one for one in sorted(whole) if outputs.search(one))
     wrong = {
         "missing": {key: one for key, one in whole.items() if key != name},

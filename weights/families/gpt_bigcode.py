@@ -1,5 +1,5 @@
 """StarCoder 1 and SantaCoder (arXiv 2305.06161, 2301.03988): GPT-2 with one key-value head for all
-query heads, and matrices that are not turned around."""
+query heads, or one for each, fused by head; and matrices that are not turned around."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from weights.spec import MlpSpec, ModelSpec, NormKind, NormSpec, PositionKind
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
-    facts.only("multi_query", True, "heads that are interleaved in one matrix are not read yet")
-    facts.only("num_key_value_heads", 1, "all query heads share one key-value head")
+    kv_heads = 1 if facts.flag("multi_query", True) else facts.integer("n_head", high=1 << 16)
+    facts.only("num_key_value_heads", kv_heads, "multi_query says whether they are shared")
     facts.only("add_cross_attention", False, "there is no encoder to attend to")
     hidden = facts.integer("n_embd")
     # Scores and their softmax are in float32 here, in any format.
@@ -25,7 +25,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
             facts,
             hidden_key="n_embd",
             heads_key="n_head",
-            kv_heads=1,
+            kv_heads=kv_heads,
             scaled=facts.flag("scale_attn_weights", True),
             qkv_bias=True,
             output_bias=True,
@@ -64,7 +64,7 @@ FAMILY = Family(
         Source("transformer.wte.weight", ("embedding.weight",)),
         Source("transformer.wpe.weight", ("position_embedding.weight",)),
         *_layer("ln_1", "attention_norm"),
-        *_layer("attn.c_attn", "attention.query", "attention.key", "attention.value"),
+        *decoders.heads_in_layer("attn.c_attn", "transformer.h"),
         *_layer("attn.c_proj", "attention.output"),
         *_layer("ln_2", "mlp_norm"),
         *_layer("mlp.c_fc", "mlp.up"),
