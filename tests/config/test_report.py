@@ -17,6 +17,7 @@ from server.startup.model_info import read_model
 from server.startup.report import ReportInput, startup_report, version_report
 from tests.api.api_fakes import FakeEngine, make_state
 from tests.engine_configs import engine_config
+from weights.spec import PositionKind
 
 ALL_CONNECTIONS = ConnectionLimits(512, 256)
 
@@ -27,6 +28,7 @@ def report(
     no_chat: str = "",
     host: str = "127.0.0.1",
     connections: ConnectionLimits = ALL_CONNECTIONS,
+    position: PositionKind = PositionKind.ROTARY,
 ) -> str:
     config = resolve({"device": "cpu", "host": host}, {})
     engine = EngineInfo(
@@ -39,10 +41,11 @@ def report(
         cpu_capability="AVX512",
         kernel_cache=kernel_cache,
     )
+    model = read_model(config)
     return startup_report(
         ReportInput(
             config=config,
-            model=read_model(config),
+            model=replace(model, spec=replace(model.spec, position=position)),
             engine=engine,
             reading=None,
             defaults={},
@@ -52,6 +55,12 @@ def report(
             connections=connections,
         )
     )
+
+
+def test_it_says_how_tokens_are_placed() -> None:
+    assert "none: ALiBi" in report(position=PositionKind.ALIBI)
+    assert "none: learned positions" in report(position=PositionKind.LEARNED)
+    assert "no scaling" in report()
 
 
 def test_it_says_where_kernels_compiled_for_a_gpu_are_kept() -> None:

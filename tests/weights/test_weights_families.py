@@ -214,6 +214,7 @@ def test_yarn_without_a_factor_takes_the_ratio_of_contexts() -> None:
         ({"model_type": "deepseek_v3"}, "latent attention"),
         ({"model_type": "qwen3_next"}, "recurrent state that is no key or value"),
         ({"model_type": "llama4"}, "chunked attention"),
+        ({"model_type": "RefinedWebModel"}, "take the folder's present revision"),
         ({"model_type": "bert", "architectures": ["BertModel"]}, "BertModel is not served: it is"),
         ({"model_type": "t5"}, "encoder-decoder"),
         ({"model_type": "whisper"}, "sound"),
@@ -289,3 +290,12 @@ def test_resolve_names_what_is_served() -> None:
     assert families.by_name("gpt2").architecture == "GPT2LMHeadModel"
     with pytest.raises(ValueError, match="unknown family"):
         families.by_name("mamba")
+
+
+def test_a_missing_tensor_is_named_in_the_words_of_its_folder() -> None:
+    """Falcon's layers with two norms call them otherwise than those with one."""
+    falcon, name = families.by_name("falcon"), "transformer.h.1.input_layernorm.weight"
+    theirs = "transformer.h.1.ln_attn.weight"
+    assert falcon.their_name(name, ["transformer.h.0.ln_attn.weight"]) == theirs
+    assert falcon.their_name(name, ["transformer.h.0.input_layernorm.weight"]) == name
+    assert falcon.full_name(theirs) == falcon.full_name(theirs.removeprefix("transformer.")) == name

@@ -73,7 +73,7 @@ def match(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> Matching:
     for wanted in _expected(family, spec):
         entry = entries.pop(wanted.name, None)
         if entry is None:
-            missing.append(wanted.name)
+            missing.append(family.their_name(wanted.name, checkpoint.tensors))
         else:
             placements.append(_place(entry, wanted))
     unembedding = entries.pop(UNEMBEDDING_TENSOR, None) if spec.tied_unembedding else None

@@ -7,7 +7,7 @@ stands for the layer index. Shapes are not written down: they follow from the in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -123,6 +123,13 @@ class Family:
         if name.startswith((self.prefix, _UNEMBEDDING_PREFIX)):
             return name
         return self.prefix + name
+
+    def their_name(self, name: str, present: Iterable[str]) -> str:
+        """A name that ``sources`` know, in the words of a folder that has the names ``present``."""
+        for theirs, ours in self.synonyms:
+            if ours in name and any(theirs in one for one in present):
+                return name.replace(ours, theirs)
+        return name
 
     def skipped_prefix(self, name: str) -> str | None:
         """The prefix for which a tensor is not read; None where it is looked at."""

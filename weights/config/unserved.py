@@ -17,6 +17,10 @@ _CHUNKED = "it has chunked attention and a mixture of experts, which are not ser
 _ENCODER = "it is an encoder: it turns texts into vectors, and cannot continue one"
 _ENCODER_DECODER = "it is an encoder-decoder; only decoders are served"
 _VISION = "it reads images, and its text part is not of a family that is served"
+_FIRST_FALCON = (
+    "it is Falcon in the words of its first code, which leave a part to that code; take the "
+    "folder's present revision, whose model_type is falcon"
+)
 _SPEECH = "it reads or makes sound; only text models are served"
 
 _KINDS: Mapping[str, str] = {
@@ -41,6 +45,7 @@ _KINDS: Mapping[str, str] = {
         vit clip siglip siglip2 dinov2 blip blip-2 llava_next idefics3 smolvlm qwen3_vl_moe
         mllama paligemma internvl phi4_multimodal
         """,
+    _FIRST_FALCON: "RefinedWeb RefinedWebModel",
     _SPEECH: "whisper wav2vec2 hubert bark musicgen seamless_m4t speecht5 voxtral qwen2_audio",
 }
 _REASONS = {name: reason for reason, names in _KINDS.items() for name in words(names)}
