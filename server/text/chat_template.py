@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ErrorCode, QuireError
-from server.text.template_files import find_template
+from server.text.template_files import FoundTemplate, find_template
 from server.text.template_process import MACHINES, Clocks, TemplateLimits, TemplateProcess
 
 __all__ = ["ChatTemplate", "TemplateLimits"]
@@ -32,6 +32,7 @@ class ChatTemplate:
     ``file`` is where it is from. ``unusable`` says why there is no template to be had from that
     file: every chat is refused with these words. ``is_broken`` tells that no chat can be served,
     for that reason or, once a worker was started, because the template does not compile.
+    ``for_tools`` renders chats with tools in its place, with workers of its own.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ChatTemplate:
         *,
         unusable: str | None = None,
         clocks: Clocks | None = None,
+        for_tools: ChatTemplate | None = None,
     ) -> None:
         self.source = source
         self.file = file
@@ -50,6 +52,7 @@ class ChatTemplate:
         self._variables = dict(variables or {})
         self._limits = limits or TemplateLimits()
         self._clocks = clocks or Clocks()
+        self._for_tools = for_tools
         self._broken: dict[str, str] | None = None
         self._idle: list[TemplateProcess] = []
         self._slots = asyncio.Semaphore(self._limits.workers)
@@ -66,8 +69,14 @@ class ChatTemplate:
         found = find_template(folder)
         if found is None:
             return None
-        path = str(folder / found.file)
-        return cls(found.source, variables, limits, path, unusable=found.problem)
+
+        def made(one: FoundTemplate, for_tools: ChatTemplate | None = None) -> ChatTemplate:
+            path = str(folder / one.file)
+            return cls(
+                one.source, variables, limits, path, unusable=one.problem, for_tools=for_tools
+            )
+
+        return made(found, None if found.for_tools is None else made(found.for_tools))
 
     @property
     def is_broken(self) -> bool:
@@ -99,6 +108,8 @@ class ChatTemplate:
                 text is too long; 500 where it fails or exceeds its processor time or memory; 503
                 where no worker was free or none stayed.
         """
+        if tools is not None and self._for_tools is not None:
+            return await self._for_tools.render(messages, tools)
         if self.unusable is not None:
             raise _unusable(Path(self.file).name, self.unusable)
         job = {
@@ -178,6 +189,8 @@ class ChatTemplate:
     async def close(self) -> None:
         while self._idle:
             await self._idle.pop().kill()
+        if self._for_tools is not None:
+            await self._for_tools.close()
 
 
 def _characters(messages: Sequence[Mapping[str, Any]]) -> int:

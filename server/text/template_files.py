@@ -18,6 +18,7 @@ from weights.errors import CheckpointError
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
 CONFIG_FILE = "tokenizer_config.json"
+_TOOLS = "tool_use"
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_JSON_BYTES = 16 << 20
 
@@ -25,11 +26,13 @@ MAX_JSON_BYTES = 16 << 20
 @dataclass(frozen=True, slots=True)
 class FoundTemplate:
     """A folder's template. ``file`` is where it is from, below the folder. ``problem`` says why it
-    cannot be used, and what to do."""
+    cannot be used, and what to do. ``for_tools`` is the one named "tool_use", which takes its place
+    in a chat with tools."""
 
     source: str
     file: str
     problem: str | None = None
+    for_tools: FoundTemplate | None = None
 
 
 class _Unusable(Exception):
@@ -41,32 +44,54 @@ class _Unusable(Exception):
 
 
 def find_template(folder: Path) -> FoundTemplate | None:
-    """The template for chats without tools; None where the folder has none.
+    """The template for chats, and the one for chats with tools; None where the folder has none.
 
     The template's own files go before tokenizer_config.json's entry, and of several the one named
     "default" is taken. A tokenizer_config.json that cannot be read makes any template unusable:
     the special tokens that it would write are not known.
     """
+    for_tools = None
     try:
-        config = _object(folder, CONFIG_FILE)
-        found = _own_file(folder) or _configured(config.get("chat_template"))
+        entry = _object(folder, CONFIG_FILE).get("chat_template")
+        for_tools = _for_tools(folder, entry)
+        found = _own_file(folder) or _configured(entry)
         if found is None:
             return None
         source, file = found
         if not source.strip():
             raise _Unusable(file, "the template is empty; fill it or remove it")
     except _Unusable as fault:
-        return FoundTemplate("", fault.file, problem=str(fault))
-    return FoundTemplate(source, file)
+        return FoundTemplate("", fault.file, problem=str(fault), for_tools=for_tools)
+    return FoundTemplate(source, file, for_tools=for_tools)
 
 
-def _own_file(folder: Path) -> tuple[str, str] | None:
-    """The template that lies in a file of its own, and the file's name."""
+def _own_names(folder: Path) -> list[str]:
+    """The files that hold nothing but a template; tokenizer_config.json's entry counts only where
+    there are none."""
     names = [TEMPLATE_FILE] if _is_there(folder / TEMPLATE_FILE) else []
     if (folder / TEMPLATE_FOLDER).is_dir():
         names += sorted(
             f"{TEMPLATE_FOLDER}/{path.name}" for path in (folder / TEMPLATE_FOLDER).glob("*.jinja")
         )
+    return names
+
+
+def _for_tools(folder: Path, entry: object) -> FoundTemplate | None:
+    names, file = _own_names(folder), f"{TEMPLATE_FOLDER}/{_TOOLS}.jinja"
+    if file in names:
+        try:
+            return FoundTemplate(_text(folder, file, MAX_TEMPLATE_BYTES), file)
+        except _Unusable as fault:
+            return FoundTemplate("", file, problem=str(fault))
+    if names or not isinstance(entry, (list, dict)):
+        return None
+    source = (entry if isinstance(entry, dict) else _by_name(entry)).get(_TOOLS)
+    return FoundTemplate(source, CONFIG_FILE) if isinstance(source, str) else None
+
+
+def _own_file(folder: Path) -> tuple[str, str] | None:
+    """The template that lies in a file of its own, and the file's name."""
+    names = _own_names(folder)
     if not names:
         return None
     # transformers reads the folder last.

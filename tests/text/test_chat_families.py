@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from server.errors import QuireError
 from server.text.chat_template import ChatTemplate
 from server.text.template_files import CONFIG_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER, find_template
 from server.text.template_worker import RaisedByTemplate, Renderer
@@ -263,6 +264,10 @@ LAYOUTS: dict[str, dict[str, object]] = {
             ]
         }
     },
+    "a file of its own over named ones": {
+        CONFIG_FILE: {"chat_template": [{"name": "tool_use", "template": "tools"}]},
+        TEMPLATE_FILE: "own",
+    },
     "a file of its own": {CONFIG_FILE: {"chat_template": "text"}, TEMPLATE_FILE: "own"},
     "a file of its own beside others": {
         TEMPLATE_FILE: "own",
@@ -278,6 +283,10 @@ LAYOUTS: dict[str, dict[str, object]] = {
         TEMPLATE_FILE: "own",
         f"{TEMPLATE_FOLDER}/default.jinja": "of the folder",
     },
+    "tools alone, by name": {
+        CONFIG_FILE: {"chat_template": [{"name": "tool_use", "template": "tools"}]}
+    },
+    "tools alone, in the folder": {f"{TEMPLATE_FOLDER}/tool_use.jinja": "tools"},
     "none": {CONFIG_FILE: {}},
     "no default": {f"{TEMPLATE_FOLDER}/rag.jinja": "rag"},
 }
@@ -293,9 +302,28 @@ def test_a_folder_s_template_is_the_one_that_transformers_takes(name: str, tmp_p
         (tmp_path / file).write_text(text)
     found = find_template(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    try:
-        expected = theirs.get_chat_template()
-    except ValueError:  # there is none, or none for a chat without tools
-        assert found is None or found.problem is not None
-    else:
-        assert found is not None and (found.source, found.problem) == (expected, None)
+    for tools, ours in ((None, found), (TOOLS, found and (found.for_tools or found))):
+        try:
+            expected = theirs.get_chat_template(tools=tools)
+        except ValueError:  # there is none, or none for such a chat
+            assert ours is None or ours.problem is not None
+        else:
+            assert ours is not None and (ours.source, ours.problem) == (expected, None)
+
+
+async def test_a_chat_with_tools_is_rendered_by_its_own_template(tmp_path: Path) -> None:
+    (tmp_path / TEMPLATE_FOLDER).mkdir()
+    (tmp_path / TEMPLATE_FILE).write_text("plain {{ tools }}")
+    (tmp_path / TEMPLATE_FOLDER / "tool_use.jinja").write_text("{{ tools[1].function.name }}")
+    template = ChatTemplate.from_folder(tmp_path, TOKENS, PATIENT)
+    assert template is not None
+    assert await template.render([USER], TOOLS) == "now"
+    assert await template.render([USER]) == "plain None"
+    await template.close()
+    (tmp_path / TEMPLATE_FOLDER / "tool_use.jinja").write_bytes(b"\xff")
+    template = ChatTemplate.from_folder(tmp_path, TOKENS, PATIENT)
+    assert template is not None
+    assert await template.render([USER]) == "plain None"
+    with pytest.raises(QuireError, match=r"tool_use\.jinja: it is not UTF-8"):
+        await template.render([USER], TOOLS)
+    await template.close()
