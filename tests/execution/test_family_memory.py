@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from server.execution.build import BuiltRunner
 from server.memory.kinds import MemoryKind
 from tests.execution import stepping
+from tests.parity.family_checkpoints import CASES as FAMILY_CASES
 from tests.parity.family_checkpoints import GPT, OPT, WINDOW, Case, write_case
 
 WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8, "vocab_size": 64}
@@ -52,6 +54,23 @@ def test_a_largest_step_and_the_weights_are_as_planned(
     measured = built.runner.warm_up()
     planned = built.layout.bytes(MemoryKind.ACTIVATIONS)
     assert measured <= planned <= 1.5 * measured + 4 * MIB  # a bound of windows' work lists
+    assert_held_as_planned(built)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "index"),
+    [(name, i) for name, cases in FAMILY_CASES.items() for i in range(len(cases))],
+)
+def test_no_family_takes_more_than_is_planned(family: str, index: int, tmp_path: Path) -> None:
+    """At a width of 64, where what a plan bounds from above is much of it."""
+    write_case(FAMILY_CASES[family][index], tmp_path)
+    built = stepping.built(tmp_path, max_model_len=256, max_num_batched_tokens=1024, max_num_seqs=8)
+    assert built.runner.warm_up() <= built.layout.bytes(MemoryKind.ACTIVATIONS)
+    assert_held_as_planned(built)
+
+
+def assert_held_as_planned(built: BuiltRunner) -> None:
     held = built.held.by_kind()
     for kind in (MemoryKind.WEIGHTS, MemoryKind.KV_CACHE, MemoryKind.IO, MemoryKind.WORKSPACE):
         assert held[kind] == built.layout.bytes(kind), kind

@@ -295,7 +295,10 @@ PUBLISHED: dict[str, Published] = {
         "stabilityai/stablelm-2-1_6b; inv_freq: skipped by vllm/model_executor/models/stablelm.py",
         tensors=_INV_FREQ,
     ),
-    "nemotron": Published("nvidia/Minitron-4B-Base"),
+    "nemotron": Published(
+        "nvidia/Minitron-4B-Base; rope_percent: vllm/transformers_utils/configs/nemotron.py",
+        config={"rope_percent": 0.5},
+    ),
     "gpt2": Published(
         "openai-community/gpt2: vllm/model_executor/models/gpt2.py adds the prefix; gguf "
         "tensor_mapping.py has h.{bid}.attn.c_attn",

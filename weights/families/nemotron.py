@@ -9,12 +9,16 @@ from weights.config.family import Family
 from weights.config.rope import RopeDefaults
 from weights.spec import ModelSpec, NormKind, NormSpec
 
-_ROPE = RopeDefaults(partial=0.5)
+_PART = 0.5
+_ROPE = RopeDefaults(partial=_PART)
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     bias = facts.flag("attention_bias", False)
     attention = decoders.read_attention(facts, qkv_bias=bias, output_bias=bias)
+    part = facts.number("partial_rotary_factor", _PART, high=1.0)
+    for key in ("rope_percent", "rope_percentage"):  # its names in the first files
+        facts.only(key, part, "partial_rotary_factor says it")
     return decoders.read_decoder(
         facts,
         family="nemotron",
