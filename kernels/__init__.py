@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         add_rms_norm,
         embedding,
         gated_activation,
+        xielu,
     )
     from kernels.footprint.attention import AttentionShape
     from kernels.kv_store import copy_blocks, gather_blocks, rotary_store_kv, scatter_blocks
@@ -80,6 +81,7 @@ __all__ = [
     "token_logprobs",
     "varlen_attention",
     "write_rows",
+    "xielu",
 ]
 
 _HOMES = {
@@ -91,6 +93,7 @@ _HOMES = {
         "add_rms_norm",
         "embedding",
         "gated_activation",
+        "xielu",
     ),
     "footprint.attention": ("AttentionShape",),
     "kv_store": ("copy_blocks", "gather_blocks", "rotary_store_kv", "scatter_blocks"),

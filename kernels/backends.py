@@ -78,6 +78,7 @@ TORCH_CPU = KernelBackend(
         "token_logprobs": "kernels.cpu.sampling:token_logprobs",
         "varlen_attention": "kernels.cpu.attention:varlen_step",
         "write_rows": "kernels.cpu.step_inputs:write_rows",
+        "xielu": "kernels.cpu.elementwise:xielu",
     },
     attention_regions=cpu_attention_regions,
 )
@@ -106,6 +107,7 @@ TRITON_CUDA = KernelBackend(
         "token_logprobs": "kernels.gpu.sampling:token_logprobs",
         "varlen_attention": "kernels.gpu.varlen_attention:varlen_step",
         "write_rows": "kernels.gpu.step_inputs:write_rows",
+        "xielu": "kernels.gpu.elementwise:xielu",
     },
     attention_regions=gpu_attention_regions,
 )

@@ -46,6 +46,24 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     return run(x, kind)
 
 
+def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, epsilon: Tensor) -> Tensor:
+    """xIELU (Huang and Schlag 2025, arXiv 2411.13010) of every element of x [T, I], in float32,
+    rounded once to x's dtype. The other four are [1], as a checkpoint has them:
+
+        softplus(alpha_p) x^2 + beta x                                            where x > 0
+        (beta + softplus(alpha_n)) (exp(min(x, epsilon)) - 1 - x) + beta x         elsewhere
+    """
+    check_shape("x", x, (None, None))
+    check_dtype("x", x, FLOATS)
+    numbers = {"alpha_p": alpha_p, "alpha_n": alpha_n, "beta": beta, "epsilon": epsilon}
+    for name, number in numbers.items():
+        check_shape(name, number, (1,))
+        check_dtype(name, number, FLOATS)
+    check_same_device(x=x, **numbers)
+    run: Callable[..., Tensor] = select("xielu", x.device)
+    return run(x, alpha_p, alpha_n, beta, epsilon)
+
+
 def _check_norm(
     x: Tensor,
     residual: Tensor | None,

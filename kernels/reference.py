@@ -269,6 +269,14 @@ def activation(x: Tensor, kind: str) -> Tensor:
     return out.to(x.dtype)
 
 
+def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, epsilon: Tensor) -> Tensor:
+    values, (p, n) = x.double(), (torch.log1p(alpha.double().exp()) for alpha in (alpha_p, alpha_n))
+    above = p * values**2 + beta.double() * values
+    bounded = torch.minimum(values, epsilon.double())
+    below = (beta.double() + n) * (torch.expm1(bounded) - values) + beta.double() * values
+    return torch.where(values > 0, above, below).to(x.dtype)
+
+
 def gated_activation(x: Tensor, kind: str) -> Tensor:
     half = x.shape[1] // 2
     return (activation(x[:, :half].float(), kind) * x[:, half:].float()).to(x.dtype)

@@ -13,6 +13,7 @@ from math import prod
 
 from weights.formats import get_quantised, tensor_bytes
 from weights.spec import (
+    Activation,
     AttentionSpec,
     ExpertsSpec,
     LatentSpec,
@@ -25,7 +26,8 @@ from weights.spec import (
 
 
 class Component(StrEnum):
-    """What a parameter is for. Norms, biases and positions are no matrices of the census."""
+    """What a parameter is for. Norms, biases and positions are no matrices of the census; the
+    numbers of a learned activation count as biases."""
 
     EMBEDDING = "embedding"
     KEY = "key"
@@ -58,6 +60,10 @@ QUANTISABLE = frozenset(
         Component.DOWN,
     }
 )
+
+
+# What xIELU has in each layer, in the order of its arguments.
+XIELU_NUMBERS = ("alpha_p", "alpha_n", "beta", "eps")
 
 
 class Split(StrEnum):
@@ -291,6 +297,9 @@ def _mlp(name: str, spec: ModelSpec, inner: int) -> Iterator[Parameter]:
     if spec.mlp.gated:
         yield from _linear(f"{name}.gate", inner, hidden, Component.GATE, Split.ROWS, bias)
     yield from _linear(f"{name}.up", inner, hidden, Component.UP, Split.ROWS, bias)
+    if spec.mlp.activation is Activation.XIELU:
+        for number in XIELU_NUMBERS:
+            yield Parameter(f"{name}.activation.{number}", (1,), Component.BIAS, Split.REPLICATED)
     yield from _linear(f"{name}.down", hidden, inner, Component.DOWN, Split.COLUMNS, bias)
 
 

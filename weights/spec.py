@@ -48,6 +48,7 @@ class Activation(StrEnum):
     GELU_ERF = "gelu_erf"
     RELU = "relu"
     RELU2 = "relu2"
+    XIELU = "xielu"  # with numbers that each layer has learned
 
 
 class PositionKind(StrEnum):

@@ -48,6 +48,14 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     return FUNCTIONS[kind](gate.float()).mul_(up).to(x.dtype)
 
 
+def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, epsilon: Tensor) -> Tensor:
+    values, beta = x.float(), beta.float()
+    positive, negative = F.softplus(alpha_p.float()), F.softplus(alpha_n.float()).add_(beta)
+    out = torch.minimum(values, epsilon.float()).expm1_().sub_(values).mul_(negative)
+    torch.where(values > 0, values.square().mul_(positive), out, out=out)
+    return out.addcmul_(values, beta).to(x.dtype)
+
+
 # Normalisation on a CPU.
 
 

@@ -46,6 +46,30 @@ def _activation(x: Tensor, kind: str, width: int, gated: bool) -> Tensor:
     return out
 
 
+def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, epsilon: Tensor) -> Tensor:
+    rows, width = x.shape
+    x = dense_rows(x)
+    out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    tuned = tuning.lookup("activation", tuning.architecture(x.device), elements=out.numel())
+    block = tuned.blocks["BLOCK"]
+    jit.xielu[(rows * triton.cdiv(width, block),)](
+        x,
+        alpha_p,
+        alpha_n,
+        beta,
+        epsilon,
+        out,
+        x.stride(0),
+        WIDTH=width,
+        BLOCK=block,
+        INTERPRETED=interpreted(),
+        **tuned.launch,
+    )
+    return out
+
+
 def embedding(
     token_ids: Tensor, table: Tensor, positions: Tensor | None, position_table: Tensor | None
 ) -> Tensor:
@@ -77,6 +101,8 @@ def compile_cases(arch: int) -> Iterator[CompileCase]:
             for dtype in ("bf16", "fp32") if kind == "silu" else ("bf16",):
                 for gated in (True, False):
                     yield _activation_case(kind, dtype, gated, tuned)
+        for dtype in ("bf16", "fp32"):
+            yield _xielu_case(dtype, tuned)
     tuned = tuning.lookup("embedding", arch)
     for dtype in ("bf16", "fp32"):
         for positioned in (False, True):
@@ -99,6 +125,20 @@ def _activation_case(kind: str, dtype: str, gated: bool, tuned: tuning.Tuning) -
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
         aligned=frozenset({"x_ptr", "out_ptr", "x_stride"}),
+    )
+
+
+def _xielu_case(dtype: str, tuned: tuning.Tuning) -> CompileCase:
+    block = tuned.blocks["BLOCK"]
+    numbers = ("alpha_p_ptr", "alpha_n_ptr", "beta_ptr", "epsilon_ptr")
+    return CompileCase(
+        name=f"activation/xielu-{dtype}-block{block}",
+        fn=jit.xielu,
+        signature=dict.fromkeys(("x_ptr", *numbers, "out_ptr"), f"*{dtype}") | {"x_stride": "i32"},
+        constexprs={"WIDTH": 11008, "BLOCK": block, "INTERPRETED": False},
+        num_warps=tuned.num_warps,
+        num_stages=tuned.num_stages,
+        aligned=frozenset({"x_ptr", *numbers, "out_ptr", "x_stride"}),
     )
 
 

@@ -54,6 +54,49 @@ def activation(
 
 
 @triton.jit
+def _softplus(x):
+    """ln(1 + exp(x)), where no exponential overflows."""
+    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def _expm1(x):
+    """exp(x) - 1 for x below 0; by its series where the difference would cancel."""
+    near = tl.maximum(x, -0.25)
+    series = 1.0 + near / 6.0
+    for n in tl.static_range(5, 1, -1):
+        series = 1.0 + near / n * series
+    return tl.where(x > -0.25, near * series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def xielu(
+    x_ptr,  # [T, WIDTH], rows x_stride apart
+    alpha_p_ptr,  # [1], as are the next three
+    alpha_n_ptr,
+    beta_ptr,
+    epsilon_ptr,
+    out_ptr,  # [T, WIDTH]
+    x_stride,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    PARTS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    row = (tl.program_id(0) // PARTS).to(tl.int64)
+    columns = tl.program_id(0) % PARTS * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    beta = tl.load(beta_ptr).to(tl.float32)
+    positive = _softplus(tl.load(alpha_p_ptr).to(tl.float32))
+    negative = beta + _softplus(tl.load(alpha_n_ptr).to(tl.float32))
+    x = tl.load(x_ptr + row * x_stride + columns, inside, other=0.0).to(tl.float32)
+    bounded = tl.minimum(x, tl.load(epsilon_ptr).to(tl.float32))
+    values = tl.where(x > 0.0, positive * x * x, (_expm1(bounded) - x) * negative) + beta * x
+    out = round_to(values, out_ptr.dtype.element_ty, INTERPRETED)
+    tl.store(out_ptr + row * WIDTH + columns, out, inside)
+
+
+@triton.jit
 def embedding(
     ids_ptr,  # [T] int32 or int64
     table_ptr,  # [V, WIDTH]

@@ -19,7 +19,9 @@ import kernels
 from kernels import AttentionFeatures, AttentionMetadata, AttentionWorkspace, LinearWeight
 from server.memory import layer_program as program
 from server.memory.kv_groups import group_of_layer
+from weights.inventory import XIELU_NUMBERS
 from weights.spec import (
+    Activation,
     AttentionSpec,
     MlpSpec,
     ModelSpec,
@@ -171,9 +173,12 @@ class Mlp:
     """What an MLP has beside its matrices."""
 
     spec: MlpSpec
+    numbers: tuple[torch.Tensor, ...] = ()  # of xIELU, each [1]
 
     def activate(self, up: torch.Tensor) -> torch.Tensor:
         """[T, 2 I] where the MLP is gated, else [T, I] -> [T, I]."""
+        if self.numbers:
+            return kernels.xielu(up, *self.numbers)
         kind = self.spec.activation.value
         if self.spec.gated:
             return kernels.gated_activation(up, kind)
@@ -202,7 +207,7 @@ def build_layer(
     """Layer ``index`` of a model, with its weights."""
     prefix = f"layers.{index}"
     attention = _attention(spec, index, tensors, positions)
-    mlp = Mlp(spec.mlp)
+    mlp = Mlp(spec.mlp, _activation_numbers(spec, f"{prefix}.mlp.activation", tensors))
 
     def bound(operation: program.LayerOperation, dying: frozenset[str]) -> Call:
         reads, writes = operation.reads, tuple(value.name for value in operation.writes)
@@ -271,6 +276,14 @@ def _head_norm(
         return None
     bias = tensors.get(f"{name}.bias")
     return Norm(spec.norm, tensors[f"{name}.weight"], bias, 1 if kind is QkNorm.WHOLE else heads)
+
+
+def _activation_numbers(
+    spec: ModelSpec, name: str, tensors: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    if spec.mlp.activation is not Activation.XIELU:
+        return ()
+    return tuple(tensors[f"{name}.{number}"] for number in XIELU_NUMBERS)
 
 
 def build_norm(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], name: str) -> Norm:

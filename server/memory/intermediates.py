@@ -34,7 +34,7 @@ from server.memory.layer_program import (
 )
 from server.memory.phases import Phase, Tensors, forward_phases, logit_phases, query_factors
 from server.units import ceil_div
-from weights.spec import ModelSpec, NormKind, PositionKind
+from weights.spec import Activation, ModelSpec, NormKind, PositionKind
 
 # The sampler works on this much of the logits at a time; beside them it holds, in bytes per logit:
 # counts and mask of penalties (5), the penalised row (4), the scaled one (4), two copies as
@@ -149,8 +149,12 @@ class CpuFootprint:
 
 
 def _activating(model: ModelSpec, tokens: int, element: int) -> Tensors:
-    """A gated 16-bit activation works on float32 copies: of the gate, then of its image."""
+    """A gated 16-bit activation works on float32 copies: of the gate, then of its image. xIELU
+    works in float32 on both of its branches at once, and a mask of which to take."""
     wide = 4 * tokens * model.mlp.intermediate_size
+    if model.mlp.activation is Activation.XIELU:
+        copied = (("up_float32", wide),) if element < 4 else ()
+        return (*copied, ("above", wide), ("below", wide), ("mask", wide // 4))
     lifted = model.mlp.gated and element < 4
     return (("gate_float32", wide), ("inner_float32", wide)) if lifted else ()
 

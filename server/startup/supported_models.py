@@ -28,7 +28,7 @@ from server.memory.layer_program import (
     embedding_program,
     layer_program,
 )
-from weights.spec import ModelSpec, NormKind, NormPlacement, ParallelBlock, QkNorm
+from weights.spec import Activation, ModelSpec, NormKind, NormPlacement, ParallelBlock, QkNorm
 
 
 def unserved_features(spec: ModelSpec) -> tuple[str, ...]:
@@ -52,6 +52,8 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield "latent attention"
     if attention.sinks:
         yield "attention sinks"
+    if spec.mlp.activation is Activation.XIELU and spec.mlp.gated:
+        yield "a gate with xIELU"
     if spec.experts is not None:
         yield "experts"
     if spec.unembedding_bias and spec.tied_unembedding:
@@ -98,6 +100,8 @@ def _kernels_of(step: Operation, spec: ModelSpec) -> tuple[str, ...]:
         case Attend():
             return ("rotary_store_kv", "paged_attention")
         case Activate():
+            if spec.mlp.activation is Activation.XIELU:
+                return ("xielu",)
             return ("gated_activation" if spec.mlp.gated else "activation",)
         case Add() | Scale() | Clip() | ScaleQueries():
             return ()  # torch's own

@@ -299,7 +299,7 @@ OPERATIONS = (
     *("activation", "add_layer_norm", "add_rms_norm", "commit_tokens", "copy_blocks"),
     *("count_tokens", "embedding", "gated_activation", "gather_step", "linear"),
     *("paged_attention", "prepare_attention", "rotary_store_kv", "sample", "token_logprobs"),
-    "write_rows",
+    *("write_rows", "xielu"),
 )
 _REAL = {name: getattr(kernels, name) for name in OPERATIONS}
 _GPU = {

@@ -118,9 +118,22 @@ def test_each_phase_holds_what_the_plan_lists_for_it(
     assert largest.nbytes - unseen <= found["rotary"] <= largest.nbytes
 
 
-@pytest.mark.parametrize(("family", "case"), [("phi", 2), ("olmo2", 0)])
-def test_norms_of_queries_and_keys_hold_what_the_plan_lists(
-    family: str, case: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("family", "case", "phase", "owner", "operation"),
+    [
+        ("phi", 2, "qk_norm", Attention, "normalise"),
+        ("olmo2", 0, "qk_norm", Attention, "normalise"),
+        ("apertus", 0, "activation", kernels, "xielu"),
+    ],
+)
+def test_what_few_families_have_holds_what_the_plan_lists(
+    family: str,
+    case: int,
+    phase: str,
+    owner: object,
+    operation: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In bf16: torch copies float32 heads inside of a Layer norm, where nobody sees it."""
     write_case(CASES[family][case], tmp_path)
@@ -128,9 +141,9 @@ def test_norms_of_queries_and_keys_hold_what_the_plan_lists(
     sizes["max_model_len"] = 256
     built = build_runner(tmp_path, engine_config(format="bf16", **sizes), warm_up=False)
     phases = Phases()
-    phases.watch(monkeypatch, Attention, "normalise", lambda _: "qk_norm")
+    phases.watch(monkeypatch, owner, operation, lambda _: phase)
     with phases:
         built.runner.forward_layers(largest_plan(built.layout.config), LAYERS)
-    (planned,) = [phase for phase in built.layout.phases if phase.name == "qk_norm"]
+    (planned,) = [one for one in built.layout.phases if one.name == phase]
     unseen = sum(nbytes for tensor, nbytes in planned.tensors if tensor in UNSEEN)
-    assert planned.nbytes - unseen <= phases.peaks["qk_norm"] <= planned.nbytes
+    assert planned.nbytes - unseen <= phases.peaks[phase] <= planned.nbytes

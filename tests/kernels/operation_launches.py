@@ -59,6 +59,9 @@ def elementwises() -> Iterator[Launch]:
             yield lambda _, x=x, k=kind: elementwise.activation(x, k)
             x = empty(rows, 2 * 11008, dtype=dtype)
             yield lambda _, x=x, k=kind: elementwise.gated_activation(x, k)
+    for rows, dtype in product((1, 1600), (BF16, F32)):
+        x, number = empty(rows, 11008, dtype=dtype), empty(1, dtype=dtype)
+        yield lambda _, x=x, n=number: elementwise.xielu(x, n, n, n, n)
     for dtype in (BF16, F32):
         ids, table = empty(3, dtype=I64), empty(100, 4096, dtype=dtype)
         yield lambda _, i=ids, t=table: elementwise.embedding(i, t, None, None)

@@ -119,6 +119,16 @@ def test_activations(dtype, kind, tokens):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 9])
+def test_xielu(dtype, tokens):
+    x = (torch.randn(tokens, 70) * 4).to(dtype)
+    before = x.clone()
+    numbers = [torch.tensor([number]).to(dtype) for number in (0.3, -0.4, 0.5, -1e-6)]
+    close(kernels.xielu(x, *numbers), reference.xielu(x.float(), *numbers), dtype)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tokens", [0, 1, 2, 8, 130])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("with_residual", [True, False])
@@ -180,6 +190,7 @@ IDS, SQUARE = torch.zeros(1, dtype=torch.int64), torch.zeros(2, 2)
         ),
         ("activation", (torch.zeros(1, 2), "swish"), "kind is 'swish'; it must be one"),
         ("gated_activation", (torch.zeros(1, 3), "silu"), "x has 3 columns"),
+        ("xielu", (torch.zeros(1, 3), *[torch.zeros(2)] * 4), r"alpha_p has shape \[2\]"),
         (
             "add_rms_norm",
             (torch.zeros(1, 3), None, torch.zeros(2), 1e-5),

@@ -153,6 +153,20 @@ CASES: dict[str, tuple[Case, ...]] = {
             },
         ),
     ),
+    "apertus": (
+        Case("ApertusConfig", {"rope_parameters": LLAMA3}, HEAD_NORMS),
+        Case(
+            "ApertusConfig",
+            {
+                "num_key_value_heads": 4,
+                "attention_bias": True,
+                "tie_word_embeddings": True,
+                "hidden_act": "relu2",
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+            },
+            HEAD_NORMS,
+        ),
+    ),
     "seed_oss": (
         Case("SeedOssConfig", {"head_dim": 32, "attention_out_bias": True, "mlp_bias": True}),
         Case("SeedOssConfig", {"head_dim": 16, "attention_bias": False}),
@@ -525,6 +539,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("StableLmConfig", {"qk_layernorm": True}, LAYER_HEAD_NORMS),
     ),
 }
+
+
+def num_saved(model: Any) -> int:
+    """Elements of what a model saves, each once: its parameters, and the buffers among them."""
+    return sum({one.data_ptr(): one.numel() for one in model.state_dict().values()}.values())
 
 
 def write_case(case: Case, folder: Path, seed: int = 0) -> Any:

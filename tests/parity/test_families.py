@@ -24,7 +24,15 @@ from tests.equivalence.harness import Run
 from tests.equivalence.workloads import GREEDY, request
 from tests.execution import stepping
 from tests.parity import oracle
-from tests.parity.family_checkpoints import CASES, LONGROPE, VOCAB, WINDOW, Case, write_case
+from tests.parity.family_checkpoints import (
+    CASES,
+    LONGROPE,
+    VOCAB,
+    WINDOW,
+    Case,
+    num_saved,
+    write_case,
+)
 from weights import families
 from weights.inventory import num_parameters
 
@@ -118,8 +126,7 @@ def _check_whole(case: tuple[str, int], folder: Path) -> None:
     assert len(set(checkpoint.tokens[LENGTHS[-1]])) >= 16
 
     built = checkpoint.tight(block_size=16)
-    parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    assert num_parameters(built.model) == parameters
+    assert num_parameters(built.model) == num_saved(checkpoint.model)
     logits = stepping.all_logits(built.runner, longest)
     theirs = oracle.logits(checkpoint.model, longest)
     assert float((logits - theirs).abs().max() / theirs.abs().max()) <= 1e-4

@@ -14,7 +14,7 @@ import torch
 from server.memory.kinds import MemoryKind
 from server.plan_cli.capacity import bytes_per_token
 from tests.equivalence import harness
-from tests.parity.family_checkpoints import CASES, GPT, Case, write_case
+from tests.parity.family_checkpoints import CASES, GPT, Case, num_saved, write_case
 from tests.plan.plans import plan
 from weights import families
 from weights.checkpoint.folder import open_checkpoint
@@ -58,8 +58,11 @@ def assert_every_tensor_is_in_the_inventory(folder: Path, parameters: int) -> Mo
     family = families.resolve(checkpoint.config)
     spec = family.spec(checkpoint.config)
     matching = match(checkpoint, family, spec)
-    placed = Counter(name for one in matching.placements for name in one.parameters)
-    assert placed == Counter(parameter.name for parameter in inventory(spec))
+    filled: Counter[str] = Counter()
+    for one in matching.placements:
+        for piece in one.pieces:
+            filled[piece.parameter] += piece.size
+    assert filled == Counter({one.name: one.shape[0] for one in inventory(spec)})
     elements = sum(prod(one.entry.shape) for one in matching.placements)
     assert elements == num_parameters(spec) == parameters
     assert len(matching.placements) + len(matching.skipped) == len(checkpoint.tensors)
@@ -69,7 +72,7 @@ def assert_every_tensor_is_in_the_inventory(folder: Path, parameters: int) -> Mo
 @pytest.mark.parametrize("case", first_fast())
 def test_weights_and_cache_are_counted_as_they_are(case: Case, tmp_path: Path) -> None:
     model = write_case(case, tmp_path)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = num_saved(model)
     spec = assert_every_tensor_is_in_the_inventory(tmp_path, parameters)
 
     built = harness.built_runner(tmp_path, num_tokens=1024)

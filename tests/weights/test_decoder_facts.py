@@ -63,6 +63,9 @@ SLIDING = [*TYPES, "sliding_attention"]
         ("gptj", {"rotary_dim": 4096}, "rotary_dim is 4096"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping is -1"),
         ("olmo", {"clip_qkv": 0}, "clip_qkv is 0"),
+        ("apertus", {"rope_parameters": None}, "rope_parameters is missing"),
+        ("apertus", {"post_norm": True}, "post_norm is true"),
+        ("llama", {"hidden_act": "xielu"}, 'hidden_act is "xielu"'),
         ("ministral3", {"rope_parameters": None}, "rope_parameters is missing"),
         (
             "ministral3",

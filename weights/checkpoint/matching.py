@@ -152,7 +152,8 @@ def _of_heads(pattern: str, source: Source, targets: tuple[Parameter, ...]) -> I
 
 def _place(entry: TensorEntry, wanted: _Expected) -> Placement:
     where = f"{entry.file}: tensor {shown(entry.name)}"
-    if entry.shape != wanted.shape:
+    one_number = entry.shape == () and wanted.shape == (1,)
+    if entry.shape != wanted.shape and not one_number:
         raise CheckpointError(
             f"{where} has the shape {list(entry.shape)}; config.json asks for {list(wanted.shape)}"
         )

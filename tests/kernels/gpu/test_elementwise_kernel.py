@@ -67,6 +67,37 @@ def test_what_is_no_number_stays_none(kind, device):
     assert elementwise.gated_activation(x, kind).isnan().tolist() == [[True, False]]
 
 
+NUMBERS = (0.3, -0.4, 0.5, -1e-6)  # as a checkpoint has them
+
+
+def numbers(dtype, device):
+    return [torch.tensor([number]).to(device, dtype) for number in NUMBERS]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 70, 513])
+def test_xielu(dtype, width, device):
+    x = given((5, 2 * width), dtype, device, seed=width, scale=4.0)[:, :width]
+    before = x.clone()
+    theirs = numbers(dtype, device)
+    close(elementwise.xielu(x, *theirs), reference.xielu(x.float(), *theirs), dtype)
+    assert torch.equal(x, before)
+
+
+def test_xielu_is_accurate_wherever_it_is_small(device):
+    """Relative to each value around 0, where an exponential less 1 has few bits left; further down
+    the function crosses 0."""
+    near = [-1e-3, -1e-6, -1e-9, 0.0, 1e-9, 1e-3, *torch.linspace(-0.5, 0.5, 4001).tolist()]
+    far = [-1e10, -100.0, 100.0, 1e10, *torch.linspace(-8, 8, 4001).tolist()]
+    theirs = numbers(torch.float32, device)
+    for points, absolute in ((near, 1e-12), (far, 5e-7)):
+        x = torch.tensor([points], device=device)
+        wanted = reference.xielu(x.double(), *theirs)
+        got = elementwise.xielu(x, *theirs).double()
+        torch.testing.assert_close(got, wanted, rtol=3e-6, atol=absolute)
+    assert elementwise.xielu(x * math.nan, *theirs).isnan().all()
+
+
 def test_rows_of_a_wider_tensor(device):
     """The gaps hold NaN: a read beyond a row would show."""
     wide = torch.full((7, 640), math.nan, dtype=torch.float16, device=device)
