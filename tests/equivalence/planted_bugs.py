@@ -337,6 +337,43 @@ def _sum_without_its_input(step: Any) -> Any:
     return program.Norm(step.name, step.reads[:1], step.writes, step.weights)
 
 
+@_changes_program("queries, keys and values not clipped", "olmo")
+def _not_clipped(step: Any) -> Any:
+    return None if isinstance(step, program.Clip) else step
+
+
+@_changes_program("queries not scaled by their position", "ministral3")
+def _queries_not_scaled(step: Any) -> Any:
+    return None if isinstance(step, program.ScaleQueries) else step
+
+
+@BUGS.wraps(
+    "the neighbour's norm of a head", "logits parity", kernels, "add_layer_norm", family="stablelm"
+)
+def _neighbours_norm(real: Any) -> Any:
+    def norm(x: Any, residual: Any, weight: Any, *rest: Any, **how: Any) -> Any:
+        own = weight.roll(1, dims=0) if weight.dim() == 2 else weight
+        return real(x, residual, own, *rest, **how)
+
+    return norm
+
+
+@BUGS.wraps(
+    "heads normalised before they turn",
+    "logits parity",
+    kernels,
+    "rotary_store_kv",
+    family="hunyuan_v1_dense",
+)
+def _normalised_before_the_turn(real: Any) -> Any:
+    return lambda *args, **how: real(*args, **(how | {"norm_after_turn": False}))
+
+
+@BUGS.wraps("xIELU's alphas exchanged", "logits parity", kernels, "xielu", family="apertus")
+def _alphas_exchanged(real: Any) -> Any:
+    return lambda x, p, n, *rest: real(x, n, p, *rest)
+
+
 @_changes_program("the blocks one after the other", PARALLEL)
 def _blocks_in_series(step: Any) -> Any:
     """The MLP reads what attention made instead of what attention read."""

@@ -26,8 +26,16 @@ LARGE_EPSILON = replace(
 )
 
 EPSILON = "llama with a large epsilon"
-PARTIAL_ROTARY = "nemotron"  # half of each head turns; Layer norms with biases, stored less 1
-FAMILIES = (*checks.SPECS, *checks.KINDS, EPSILON, PARTIAL_ROTARY)
+# A case of each, for what it alone has.
+CASE_OF_FAMILY = {
+    "nemotron": 0,  # half of each head turns; Layer norms with biases, stored less 1
+    "stablelm": 2,  # norms of heads, each with weights of its own
+    "hunyuan_v1_dense": 0,  # norms of heads that have turned
+    "olmo": 0,  # clipped queries, keys and values
+    "ministral3": 0,  # queries scaled by their position
+    "apertus": 0,  # xIELU
+}
+FAMILIES = (*checks.SPECS, *checks.KINDS, EPSILON, *CASE_OF_FAMILY)
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
     for name, folder in folders.items():
         if name == EPSILON:
             write_checkpoint(LARGE_EPSILON, folder, seed=1)
-        elif name == PARTIAL_ROTARY:
-            write_case(CASES[name][0], folder)
+        elif name in CASE_OF_FAMILY:
+            write_case(CASES[name][CASE_OF_FAMILY[name]], folder)
         else:
             checks.write(name, folder)
     return {

@@ -301,6 +301,36 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("Ernie4_5Config", {"head_dim": 32}),
         Case("Ernie4_5Config", {"head_dim": 16, "use_bias": True, "tie_word_embeddings": False}),
     ),
+    "glm": (
+        Case("GlmConfig", {"head_dim": 32}),
+        Case(
+            "GlmConfig",
+            {
+                "head_dim": 16,
+                "attention_bias": False,
+                "tie_word_embeddings": True,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 5000.0,
+                    "partial_rotary_factor": 0.75,
+                },
+            },
+        ),
+    ),
+    "helium": (
+        Case("HeliumConfig", {"head_dim": 16}),
+        Case(
+            "HeliumConfig",
+            {
+                "head_dim": 16,
+                "num_key_value_heads": 4,
+                "attention_bias": True,
+                "mlp_bias": True,
+                "tie_word_embeddings": True,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+            },
+        ),
+    ),
     "glm4": (
         Case("Glm4Config", {"head_dim": 32}),
         Case("Glm4Config", {"head_dim": 16, "attention_bias": False, "tie_word_embeddings": True}),
