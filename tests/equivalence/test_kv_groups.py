@@ -55,9 +55,9 @@ class TwoGroups(Setting):
     late: bool = False
     patch: pytest.MonkeyPatch = field(kw_only=True)
 
-    def built(self, num_tokens: int = 4096) -> Built:  # type: ignore[override]
+    def built(self, num_tokens: int = 8192) -> Built:  # type: ignore[override]
         backend = "triton" if self.late else "torch"
-        config = harness.runner_config(self.block_size, 2 * num_tokens, backend=backend)
+        config = harness.runner_config(self.block_size, num_tokens, backend=backend)
         checkpoint = open_checkpoint(self.folder)
         model = replace(resolve(checkpoint.config).spec(checkpoint.config), windows=self.windows)
         layout = build_layout(model, config)
