@@ -6,7 +6,7 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +16,12 @@ from tests.plan.plans import told
 from weights.presets import read_presets
 from weights.tensor_parallel import check_ranks
 
-SLOW = pytest.mark.slow
-SOME = ("gpt-2-xl", "llama-3.1-8b", "gemma-3-4b", "mixtral-8x7b", "palm-540b")
-WAYS: tuple[tuple[str, str | None, int, dict[str, str]], ...] = (
+SOME = (
+    *("gpt-2-xl", "llama-3.1-8b", "gemma-3-4b", "mixtral-8x7b", "palm-540b"),
+    "deepseek-v2-lite",
+)
+Way = tuple[str, str | None, int, dict[str, str]]
+WAYS: tuple[Way, ...] = (
     ("h200", None, 1, {}),
     ("24GiB", "fp8", 1, {"dtype": "float32"}),
     ("h100", None, 2, {"max-num-seqs": "7"}),
@@ -139,13 +142,22 @@ def divides(model: str, ranks: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    "model", [name if name in SOME else pytest.param(name, marks=SLOW) for name in read_presets()]
-)
-def test_what_is_written_out_gives_what_is_told(model: str) -> None:
-    ways = [way for way in WAYS if divides(model, way[2])]
-    assert ways
-    for device, kv, ranks, flags in ways:
+def asked() -> Iterator[Any]:
+    """Some presets in all ways; each other in two, in turn, and in all of them in the sweep."""
+    for number, name in enumerate(read_presets()):
+        if name in SOME:
+            yield pytest.param(name, WAYS, id=name)
+            continue
+        two = (WAYS[number % len(WAYS)], WAYS[(number + 3) % len(WAYS)])
+        yield pytest.param(name, two, id=f"{name}-in-two-ways", marks=pytest.mark.slow)
+        yield pytest.param(name, WAYS, id=name, marks=pytest.mark.sweep)
+
+
+@pytest.mark.parametrize(("model", "ways"), list(asked()))
+def test_what_is_written_out_gives_what_is_told(model: str, ways: tuple[Way, ...]) -> None:
+    possible = [way for way in ways if divides(model, way[2])]
+    assert possible
+    for device, kv, ranks, flags in possible:
         facts = told(model, device, kv, ranks, explain=True, **flags)
         assert all(len(name) < 20 for name in facts["formulas"])  # else two words run together
         hold_split(facts)

@@ -98,6 +98,8 @@ PARAMETERS = {
     "pythia-6.9b": 6_857_302_016,
     "pythia-12b": 11_846_072_320,
     "gpt-neox-20b": 20_554_567_680,
+    "mpt-7b": 6_649_286_656,
+    "mpt-30b": 29_957_200_896,
 }
 
 # (published, how far off a rounded figure may be)
@@ -153,6 +155,9 @@ ROUNDED = {
     "exaone-4-32b": (32.0e9, 0.0002),
     "exaone-4-1.2b": (1.28e9, 0.001),
     "seed-oss-36b": (36e9, 0.005),
+    "minitron-4b": (4.19e9, 0.001),
+    "afm-4.5b": (4.6e9, 0.005),
+    "ernie-4.5-0.3b": (0.36e9, 0.003),
 }
 
 # Of mixtures: (what a token passes as published, how far off, with the embedding's table or not)
@@ -175,14 +180,17 @@ _ACTIVATIONS = {
     Activation.GELU_TANH: "gelu_pytorch_tanh",
     Activation.GELU_ERF: "gelu",
     Activation.RELU: "relu",
+    Activation.RELU2: "relu2",
 }
 # The config class of a family's models in transformers; PaLM has none.
 CLASSES = {
+    "arcee": "ArceeConfig",
     "bloom": "BloomConfig",
     "cohere": "CohereConfig",
     "cohere2": "Cohere2Config",
     "deepseek_v2": "DeepseekV2Config",
     "deepseek_v3": "DeepseekV3Config",
+    "ernie4_5": "Ernie4_5Config",
     "exaone4": "Exaone4Config",
     "falcon": "FalconConfig",
     "gemma": "GemmaConfig",
@@ -201,6 +209,8 @@ CLASSES = {
     "ministral3": "Ministral3Config",
     "mistral": "MistralConfig",
     "mixtral": "MixtralConfig",
+    "mpt": "MptConfig",
+    "nemotron": "NemotronConfig",
     "olmo": "OlmoConfig",
     "olmo2": "Olmo2Config",
     "olmo3": "Olmo3Config",
@@ -230,6 +240,12 @@ _RENAMED = {
     "gpt_bigcode": _GPT_INNER,
     "gpt_neo": {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"},
     "gptj": _GPT_INNER,
+    "mpt": {
+        "max_position_embeddings": "max_seq_len",
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+    },
     "opt": {"intermediate_size": "ffn_dim"},
 }
 _COUNT_KEYS = {"qwen3_moe": "num_experts", "deepseek_v2": "n_routed_experts"}
