@@ -101,6 +101,7 @@ WAYS: dict[str, dict[str, Any]] = {
     [
         ("llama", "captured, overlapped"),
         pytest.param("gpt2", "captured, overlapped", marks=pytest.mark.slow),
+        pytest.param("windows, caps, four norms", "captured, overlapped", marks=pytest.mark.slow),
         pytest.param("llama", "eager, one at a time", marks=pytest.mark.slow),
         pytest.param("llama", "three rows of logits, pages of 64", marks=pytest.mark.slow),
     ],
