@@ -8,7 +8,7 @@ import pytest
 
 from weights import families
 from weights.errors import CheckpointError
-from weights.spec import Activation, ModelSpec, ParallelBlock
+from weights.spec import Activation, ModelSpec, ParallelBlock, RopeSpec
 
 
 def read(family: str, **facts: Any) -> ModelSpec:
@@ -156,6 +156,14 @@ def test_falcon_40b_reads_the_keys_that_were_published_first() -> None:
     spec = families.by_name("falcon").spec({**older, "new_decoder_architecture": True})
     assert spec == read("falcon", num_kv_heads=2, new_decoder_architecture=True)
     assert spec.attention.num_kv_heads == 2 and spec.parallel is ParallelBlock.TWO_NORMS
+
+
+def test_an_alpha_stretches_theta_once() -> None:
+    """By hand: 10000 x 1000^(16 / 14) for heads of 16 channels."""
+    scaling = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32}
+    rope = read("hunyuan_v1_dense", rope_scaling=scaling).rope
+    assert rope.theta == pytest.approx(26826957.95, rel=1e-9)
+    assert rope == RopeSpec(rope.theta, 16, original_max_positions=2048)
 
 
 def test_gemma_says_gelu_and_means_the_one_by_tanh() -> None:
