@@ -95,7 +95,7 @@ def _rope_in_words_of_4(rope: Config, row: Published) -> Config:
         if key not in ("rope_theta", "partial_rotary_factor", "rope_type")
     }
     told: Config = {row.theta: rope["rope_theta"], "rope_scaling": None}
-    if "partial_rotary_factor" in rope:
+    if "partial_rotary_factor" in rope and row.partial not in row.absent:
         told[row.partial] = rope["partial_rotary_factor"]
     if rope["rope_type"] != "default":
         told["rope_scaling"] = {row.scaling_word: rope["rope_type"], **scaling}
@@ -309,7 +309,11 @@ PUBLISHED: dict[str, Published] = {
         },
         scaling_word="type",
     ),
-    "glm": Published("zai-org/glm-4-9b-chat-hf: gate and up fused, queries, keys and values not"),
+    "glm": Published(
+        "zai-org/glm-4-9b-chat-hf: gate and up fused, queries, keys and values not; the part that "
+        "turns is left out (mlx-lm#1698)",
+        absent=("layer_types", "partial_rotary_factor"),
+    ),
     "helium": Published("kyutai/helium-1-2b"),
     "olmo": Published("allenai/OLMo-7B-0724-hf", config={"attention_dropout": 0.0}),
     "olmo2": Published("allenai/OLMo-2-1124-7B"),
