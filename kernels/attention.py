@@ -18,13 +18,15 @@ from kernels.types import PLAIN, AttentionFeatures, AttentionMetadata
 class AttentionWorkspace:
     """The scratch of paged_attention, allocated once for the largest step of a shape.
 
-    One workspace serves one call at a time; it may be shared by all layers. ``nbytes`` is exactly
-    ``attention_workspace_bytes`` of the shape and of the backend in use on the device.
+    One workspace serves one call at a time; it may be shared by all layers, and where a backend
+    keeps nothing in it between calls, as on a CPU, by layers of several shapes. ``nbytes`` is
+    exactly ``attention_workspace_bytes`` of the shape that needs most, and of the backend in use on
+    the device.
     """
 
-    def __init__(self, shape: AttentionShape, device: torch.device | str = "cpu") -> None:
-        self.shape = shape
-        self.nbytes = attention_workspace_bytes(shape, backend_for(torch.device(device)))
+    def __init__(self, *shapes: AttentionShape, device: torch.device | str = "cpu") -> None:
+        backend = backend_for(torch.device(device))
+        self.nbytes = max(attention_workspace_bytes(shape, backend) for shape in shapes)
         self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
 
 
@@ -108,7 +110,8 @@ def paged_attention(
     """Causal attention of every row's tokens over that row's own context in the cache.
 
     q is [T, Hq, hd]; cache_layer is [num_blocks, 2, Hkv, block_size, hd] of q's dtype, with this
-    step's keys and values already stored (rotary_store_kv). Returns [T, Hq, hd] in q's dtype.
+    step's keys and values already stored (rotary_store_kv); on a CPU its blocks may lie apart, as
+    the shape tells (``block_rows``). Returns [T, Hq, hd] in q's dtype.
     ``scale`` multiplies q.k before the softmax. What lies in the cache outside a row's context,
     NaN included, has no influence. With a window nothing is read of blocks that end before the
     first key that the row's first token of this step sees, nor their entries in the block table,

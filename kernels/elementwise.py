@@ -91,17 +91,17 @@ def _check_norm(
 def add_rms_norm(
     x: Tensor,
     residual: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     epsilon: float,
     *,
     weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) of ``x + residual``.
 
-    x and residual are [T, D], weight [D]; float32, bfloat16 or float16. Returns (normed, total),
-    both [T, D] in x's dtype: total is the sum rounded to that dtype (x itself without a residual)
-    and normed is ``total / sqrt(mean(total^2) + epsilon) * (weight_offset + weight)`` in float32,
-    rounded once: families that store what is added to 1 have an offset of 1.
+    x and residual are [T, D], weight [D], None for ones; float32, bfloat16 or float16. Returns
+    (normed, total), both [T, D] in x's dtype: total is the sum rounded to that dtype (x itself
+    without a residual) and normed is ``total / sqrt(mean(total^2) + epsilon) * (weight_offset +
+    weight)`` in float32, rounded once: families that store what is added to 1 have an offset of 1.
     Neither input is changed. Raises ValueError for a wrong argument.
     """
     _check_norm(x, residual, weight, None)

@@ -40,7 +40,12 @@ def check_cache_layer(cache_layer: Tensor, kv_scales: Tensor | None = None) -> N
         check_shape("kv_scales", kv_scales, tuple(cache_layer.shape[:4]))
         check_dtype("kv_scales", kv_scales, (torch.float32,))
         check_contiguous("kv_scales", kv_scales)
-    check_contiguous("cache_layer", cache_layer)
+    row = cache_layer.shape[3] * cache_layer.shape[4]
+    if not cache_layer[:1].is_contiguous() or cache_layer.stride(0) % row:
+        raise ValueError(
+            f"cache_layer has strides {list(cache_layer.stride())}; a block must be contiguous, and"
+            f" the next one a multiple of block_size * head_dim, {row}, from it"
+        )
 
 
 def _check_qkv(

@@ -54,12 +54,13 @@ def _add(x: Tensor, residual: Tensor | None) -> Tensor:
 def add_rms_norm(
     x: Tensor,
     residual: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     epsilon: float,
     *,
     weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     total = _add(x, residual)
+    weight = torch.ones(x.shape[1]) if weight is None else weight
     return _rms_norm(total, weight, epsilon, weight_offset), total
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope")
+SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 
 
 def rotary_table(
@@ -33,6 +33,7 @@ def rotary_table(
     truncate: bool = True,
     short_factors: Sequence[float] = (),
     long_factors: Sequence[float] = (),
+    proportion: float = 1.0,
 ) -> Tensor:
     """cos_sin [max_positions, dim] float32: the cosines of dim/2 pairs, then their sines.
 
@@ -47,6 +48,8 @@ def rotary_table(
     - longrope: each frequency divided by its own of ``short_factors``, or of ``long_factors`` where
       ``max_positions`` exceeds ``original_max_positions``, and both cosines and sines multiplied by
       ``attention_factor`` (Ding et al. 2024, arXiv 2402.13753).
+    - proportional: the first ``proportion`` of the pairs turn by the frequencies that they have
+      among all dim/2, divided by ``factor``; the others by none (Gemma 4).
 
     Raises ValueError for a size or a factor out of range and for an unknown scaling.
     """
@@ -58,8 +61,10 @@ def rotary_table(
         base = theta * stretch ** (dim / (dim - 2))
     frequencies = 1.0 / base ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     magnitude = 1.0
-    if scaling == "linear":
+    if scaling in ("linear", "proportional"):
         frequencies = frequencies / factor
+    if scaling == "proportional":
+        frequencies[int(proportion * dim // 2) :] = 0
     elif scaling == "llama3":
         frequencies = _llama3(
             frequencies, factor, original_max_positions, low_freq_factor, high_freq_factor

@@ -6,6 +6,7 @@ The loader, the planner, the accountant and the synthetic checkpoints all read t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -117,12 +118,14 @@ def tally(spec: ModelSpec) -> Mapping[Parameter, int]:
     100 layers with 100 experts costs no more than one of a small one.
     """
     alike: dict[Parameter, int] = {}
-    layers = {spec.has_experts(layer): layer for layer in reversed(range(spec.num_layers))}
-    for has_experts, layer in sorted(layers.items()):
-        times = sum(spec.has_experts(i) == has_experts for i in range(spec.num_layers))
-        for parameter in _layer(spec, layer, num_experts=0):
+    layers = Counter((spec.has_experts(i), spec.layer_attention(i)) for i in range(spec.num_layers))
+    first = {}
+    for layer in reversed(range(spec.num_layers)):
+        first[spec.has_experts(layer), spec.layer_attention(layer)] = layer
+    for kind, times in sorted(layers.items(), key=lambda item: item[0][0]):
+        for parameter in _layer(spec, first[kind], num_experts=0):
             _count(alike, parameter, times)
-        if spec.experts is not None and has_experts:
+        if spec.experts is not None and kind[0]:
             for parameter in _mlp("", spec, spec.experts.intermediate_size):
                 _count(alike, parameter, times * spec.experts.count)
     for parameter in _parameters(spec, ()):
@@ -179,6 +182,7 @@ def _projection(name: str, rows: int, columns: int) -> Iterator[Parameter]:
 
 def _layer(spec: ModelSpec, index: int, num_experts: int) -> Iterator[Parameter]:
     """With so many of its experts, where it has any."""
+    spec = spec.as_layer(index)
     name, placement = f"layers.{index}", spec.norm.placement
     inputs = placement is not NormPlacement.OUTPUT
     outputs = placement in (NormPlacement.OUTPUT, NormPlacement.BOTH)
@@ -195,6 +199,8 @@ def _layer(spec: ModelSpec, index: int, num_experts: int) -> Iterator[Parameter]
         yield from _mlp(f"{name}.mlp", spec, spec.mlp.intermediate_size)
     if outputs:
         yield from _norm(f"{name}.mlp_output_norm", spec)
+    if spec.stream_scale:
+        yield Parameter(f"{name}.stream_scale", (1,), Component.NORM, Split.REPLICATED)
 
 
 def _norm(name: str, spec: ModelSpec) -> Iterator[Parameter]:
@@ -223,12 +229,8 @@ def _attention(name: str, spec: ModelSpec) -> Iterator[Parameter]:
 def _query_key_value(name: str, spec: ModelSpec) -> Iterator[Parameter]:
     attention = spec.attention
     hidden, bias = spec.hidden_size, attention.qkv_bias
-    for part, component, heads in (
-        ("query", Component.QUERY, attention.num_query_heads),
-        ("key", Component.KEY, attention.num_kv_heads),
-        ("value", Component.VALUE, attention.num_kv_heads),
-    ):
-        rows = heads * attention.head_dim
+    for part, rows in attention.projections.items():
+        component, heads = Component(part), rows // attention.head_dim
         yield from _linear(f"{name}.{part}", rows, hidden, component, Split.HEADS, bias, heads)
 
 

@@ -10,6 +10,7 @@ import difflib
 import stat
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,16 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
     facts = ConfigReader(document, "a shape", file=where)
     hidden = facts.integer("hidden_size")
     layers = facts.integer("num_layers", high=_MOST_LAYERS)
-    attention = _attention(facts, hidden)
+    local = _attention(facts, hidden)
+    attention = _global_attention(facts, local)
     positions = facts.integer("max_positions", high=1 << 31)
     windows = _windows(facts, layers)
     position = facts.choice("position", POSITIONS, "rotary")
     rotary = position is PositionKind.ROTARY
     rope = _rope(facts, "rope_theta", attention, positions) if rotary else RopeSpec()
-    local = rotary and "local_rope_theta" in facts
+    own_theta = rotary and "local_rope_theta" in facts
+    if local != attention and not windows:
+        raise facts.error("window", "is needed where layers without one have heads of their own")
     for key in ("source", "note"):  # for people; but texts
         _text(facts, key, "")
     return ModelSpec(
@@ -132,7 +136,9 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
         parallel=facts.choice("parallel", PARALLEL, "none"),
         experts=_experts(facts, layers),
         windows=windows,
-        local_rope=_rope(facts, "local_rope_theta", attention, positions) if local else None,
+        local_rope=_rope(facts, "local_rope_theta", local, positions) if own_theta else None,
+        local_attention=None if local == attention else local,
+        stream_scale=facts.flag("stream_scale", False),
         position_offset=facts.integer("position_offset", 0, low=0),
         embedding_scale=facts.number("embedding_scale", 1.0),
         embedding_norm=facts.flag("embedding_norm", False),
@@ -162,7 +168,22 @@ def _attention(facts: ConfigReader, hidden: int) -> AttentionSpec:
         qk_norm=facts.choice("qk_norm", QK_NORMS, "none"),
         soft_cap=_cap(facts, "attention_soft_cap"),
         sinks=facts.flag("sinks", False),
+        value_norm=facts.flag("value_norm", False),
         latent=_latent(facts, query, kv, head_dim),
+    )
+
+
+def _global_attention(facts: ConfigReader, local: AttentionSpec) -> AttentionSpec:
+    """The heads of layers without a window."""
+    key = "global_num_kv_heads"
+    kv = facts.integer(key, local.num_kv_heads, high=_MOST_HEADS)
+    if local.num_query_heads % kv:
+        raise facts.error("num_query_heads", f"{local.num_query_heads} is not a multiple of {key}")
+    return replace(
+        local,
+        num_kv_heads=kv,
+        head_dim=facts.integer("global_head_dim", local.head_dim, high=1 << 16),
+        values_are_keys=facts.flag("values_are_keys", False),
     )
 
 

@@ -7,7 +7,7 @@ Nothing here imports torch. All sizes are counts of elements unless a name says 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -66,6 +66,7 @@ class RopeScaling(StrEnum):
     LLAMA3 = "llama3"
     YARN = "yarn"
     LONGROPE = "longrope"
+    PROPORTIONAL = "proportional"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,9 @@ class RopeSpec:
     # longrope: what each pair's frequency is divided by, up to the original context and beyond it
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    # proportional: of the dim / 2 pairs this part turns, by the frequencies that they have among
+    # all of them; the others stand still
+    proportion: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,9 @@ class QueryScale:
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """``sinks`` says that each query head has a learned score that takes a part of the softmax and
-    gives no value, as gpt-oss has."""
+    gives no value, as gpt-oss has. ``value_norm`` says that each head's values are normalised by an
+    RMS norm without weights; where ``values_are_keys`` there is no projection for them, and they
+    are the keys before these are normalised and turned, as in Gemma 4."""
 
     num_query_heads: int
     num_kv_heads: int
@@ -148,6 +154,8 @@ class AttentionSpec:
     qkv_clip: float | None = None  # queries, keys and values are clipped to -clip .. clip
     sinks: bool = False
     latent: LatentSpec | None = None
+    value_norm: bool = False
+    values_are_keys: bool = False
 
     @property
     def query_size(self) -> int:
@@ -158,6 +166,17 @@ class AttentionSpec:
     def kv_size(self) -> int:
         """Channels of all key heads together (the value heads have as many)."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def projections(self) -> dict[str, int]:
+        """The projections of what a layer is given to its heads, and the channels of each."""
+        values = {} if self.values_are_keys else {"value": self.kv_size}
+        return {"query": self.query_size, "key": self.kv_size, **values}
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """(query heads, kv heads, head_dim): what the arithmetic of scores sees of it."""
+        return self.num_query_heads, self.num_kv_heads, self.head_dim
 
     @property
     def attended_size(self) -> int:
@@ -232,14 +251,15 @@ class ModelSpec:
     that generation_config.json names take their place (weights.generation).
 
     ``windows`` has an entry a layer: the tokens that it looks back at, its own included, 0 for all
-    of them; empty where every layer sees all. Layers with a window turn by ``local_rope`` where
-    there is one. ``alibi`` is how far ALiBi's scores fall, where positions are told so.
-    ``rotary_layers`` has an entry a layer: whether its queries and keys turn; empty
-    where those of every layer do. ``position_offset`` is the row of the learned table that the
-    first token reads. ``embedding_scale``, ``residual_scale`` and ``logit_scale`` multiply the
-    embedding, what each block adds to the residual stream, and the logits (before their cap). A
-    ``rounded_embedding_scale`` is rounded to the format of the weights first, as Gemma's is.
-    ``embedding_norm`` says that the embedding is normalised before the first layer.
+    of them; empty where every layer sees all. Layers with a window turn by ``local_rope`` and have
+    the heads of ``local_attention`` where there is one. ``alibi`` is how far ALiBi's scores fall,
+    where positions are told so. ``rotary_layers`` has an entry a layer: whether its queries and
+    keys turn; empty where those of every layer do. ``position_offset`` is the row of the learned
+    table that the first token reads. ``embedding_scale``, ``residual_scale`` and ``logit_scale``
+    multiply the embedding, what each block adds to the residual stream, and the logits (before
+    their cap). A ``rounded_embedding_scale`` is rounded to the format of the weights first, as
+    Gemma's is. ``stream_scale`` says that each layer has a number that multiplies the stream behind
+    it, ``embedding_norm`` that the embedding is normalised before the first layer.
     ``embedding_size`` is the width of the tables of tokens where matrices without a bias lead from
     it to ``hidden_size`` and back, as in OPT 350m; 0 where it is ``hidden_size`` itself.
 
@@ -266,6 +286,7 @@ class ModelSpec:
     experts: ExpertsSpec | None = None
     windows: tuple[int, ...] = ()
     local_rope: RopeSpec | None = None
+    local_attention: AttentionSpec | None = None
     rotary_layers: tuple[bool, ...] = ()
     position_offset: int = 0
     embedding_scale: float = 1.0
@@ -276,6 +297,7 @@ class ModelSpec:
     logit_soft_cap: float | None = None
     unembedding_bias: bool = False
     embedding_size: int = 0
+    stream_scale: bool = False
 
     def __post_init__(self) -> None:
         for name in ("windows", "rotary_layers"):
@@ -304,8 +326,51 @@ class ModelSpec:
             return None
         return self.local_rope if self.local_rope and self.window(layer) else self.rope
 
+    def layer_attention(self, layer: int) -> AttentionSpec:
+        """The layer's heads."""
+        local = self.local_attention
+        return local if local is not None and self.window(layer) else self.attention
+
     @property
-    def kv_elements_per_token(self) -> int:
-        """Elements that one token keeps in one layer's KV cache."""
-        rows, channels = self.attention.cached_rows
+    def heads_in_words(self) -> str:
+        """Query and kv heads, for people."""
+        heads, local = self.attention, self.local_attention
+        text = f"{heads.num_query_heads}/{heads.num_kv_heads} heads of {heads.head_dim}"
+        if local is None:
+            return text
+        kinds = f"{local.num_query_heads}/{local.num_kv_heads} of {local.head_dim}"
+        return f"{text} ({kinds} in layers with a window)"
+
+    def as_layer(self, layer: int) -> ModelSpec:
+        """The model in which every layer's heads are like this one's: what is the same in all of
+        its layers may be asked of it."""
+        if self.local_attention is None:
+            return self
+        return replace(
+            self,
+            attention=self.layer_attention(layer),
+            local_attention=None,
+            rope=self.layer_rope(layer) or self.rope,
+            local_rope=None,
+            windows=(self.window(layer),) * self.num_layers,
+        )
+
+    @property
+    def kinds_of_layers(self) -> tuple[int, ...]:
+        """The first layer of each kind of heads: one where all have the same."""
+        if self.local_attention is None:
+            return (0,)
+        kinds: dict[AttentionSpec, int] = {}
+        for layer in range(self.num_layers):
+            kinds.setdefault(self.layer_attention(layer), layer)
+        return tuple(kinds.values())
+
+    def layers_like(self, kind: int) -> list[int]:
+        """The layers of one of ``kinds_of_layers``."""
+        heads = self.layer_attention(kind)
+        return [i for i in range(self.num_layers) if self.layer_attention(i) == heads]
+
+    def kv_elements(self, layer: int) -> int:
+        """Elements that one token keeps in the layer's KV cache."""
+        rows, channels = self.layer_attention(layer).cached_rows
         return rows * channels

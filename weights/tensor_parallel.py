@@ -11,19 +11,20 @@ from dataclasses import replace
 
 from weights.formats import ceil_div
 from weights.inventory import Parameter, Split
-from weights.spec import ModelSpec
+from weights.spec import AttentionSpec, ModelSpec
 
 
 def check_ranks(spec: ModelSpec, ranks: int) -> None:
     """Raises ValueError where ``spec`` cannot be shared out over ``ranks``; says why."""
-    query, kv = spec.attention.num_query_heads, spec.attention.num_kv_heads
-    if query % ranks:
-        raise ValueError(f"{query} query heads do not divide over {ranks} ranks")
-    if kv % ranks and ranks % kv:
-        raise ValueError(
-            f"{kv} key-value heads neither divide over {ranks} ranks nor can each be copied to "
-            "equally many of them"
-        )
+    for attention in filter(None, (spec.attention, spec.local_attention)):
+        query, kv = attention.num_query_heads, attention.num_kv_heads
+        if query % ranks:
+            raise ValueError(f"{query} query heads do not divide over {ranks} ranks")
+        if kv % ranks and ranks % kv:
+            raise ValueError(
+                f"{kv} key-value heads neither divide over {ranks} ranks nor can each be copied to "
+                "equally many of them"
+            )
 
 
 def rank_shape(parameter: Parameter, ranks: int) -> tuple[int, ...]:
@@ -47,7 +48,7 @@ def rank_spec(spec: ModelSpec, ranks: int) -> ModelSpec:
     if ranks == 1:
         return spec
     check_ranks(spec, ranks)
-    attention, mlp, experts = spec.attention, spec.mlp, spec.experts
+    mlp, experts, local = spec.mlp, spec.experts, spec.local_attention
     if experts is not None:
         experts = replace(
             experts,
@@ -56,13 +57,18 @@ def rank_spec(spec: ModelSpec, ranks: int) -> ModelSpec:
         )
     return replace(
         spec,
-        attention=replace(
-            attention,
-            num_query_heads=_heads(attention.num_query_heads, ranks),
-            num_kv_heads=_heads(attention.num_kv_heads, ranks),
-        ),
+        attention=_rank_attention(spec.attention, ranks),
+        local_attention=None if local is None else _rank_attention(local, ranks),
         mlp=replace(mlp, intermediate_size=ceil_div(mlp.intermediate_size, ranks)),
         experts=experts,
+    )
+
+
+def _rank_attention(attention: AttentionSpec, ranks: int) -> AttentionSpec:
+    return replace(
+        attention,
+        num_query_heads=_heads(attention.num_query_heads, ranks),
+        num_kv_heads=_heads(attention.num_kv_heads, ranks),
     )
 
 

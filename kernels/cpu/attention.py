@@ -22,6 +22,7 @@ from torch import Tensor
 from kernels.cpu.attention_scores import Scoring, attend
 from kernels.cpu.attention_source import AttentionWork, Gathers, sequence_gathers
 from kernels.cpu.attention_work import Segment, StepRows, Wave, WorkList
+from kernels.cpu.kv_store import block_rows
 from kernels.footprint.attention import AttentionShape
 from kernels.types import PLAIN, AttentionFeatures, AttentionMetadata
 
@@ -100,6 +101,11 @@ def paged(
             "q and cache_layer have (query heads, kv heads, block_size, head_dim, element bytes)"
             f" {given}; metadata was prepared for {(*planned, shape.element_bytes)}"
         )
+    if cache_layer.shape[0] > 1 and cache_layer.stride(0) != shape.block_stride:
+        raise ValueError(
+            f"cache_layer's blocks lie {cache_layer.stride(0)} elements apart; metadata was"
+            f" prepared for {shape.block_stride}"
+        )
     for name, asked, told in (
         ("a soft cap", features.soft_cap > 0, shape.soft_cap),
         ("ALiBi", features.alibi_slopes is not None, shape.alibi),
@@ -108,7 +114,7 @@ def paged(
             raise ValueError(
                 f"a layer has {name}; the shape that prepare_attention was given has none"
             )
-    source = cache_layer.view(-1, shape.block_size * shape.head_dim)
+    source = block_rows(cache_layer, shape.block_size * shape.head_dim)
     listed, gathers = work.list_for(features.window)
     return _run(q, (source,), listed, gathers, scale, features, buffer)
 

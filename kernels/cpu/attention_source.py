@@ -55,14 +55,15 @@ class AttentionWork:
         return self.lists[window], self.gathers[window]
 
     def _gather(self, wave: Wave, segment: Segment) -> Tensor:
-        """Rows of a cache layer seen as [num_blocks * 2 * Hkv, block_size * head_dim]."""
+        """Rows of a cache layer seen as [blocks' rows, block_size * head_dim]."""
         shape = self.shape
         columns = wave.blocks.columns(segment, shape.block_size)
         rows = wave.blocks.rows[segment.first : segment.last]
         blocks = self.block_tables[rows.unsqueeze(1), columns].long()
         heads = torch.arange(shape.num_kv_heads).unsqueeze(1)
-        halves = torch.arange(2).view(2, 1, 1, 1)
-        return ((blocks.unsqueeze(1) * 2 + halves) * shape.num_kv_heads + heads).view(-1)
+        halves = torch.arange(2).view(2, 1, 1, 1) * shape.num_kv_heads
+        rows_of_block = shape.block_stride // (shape.block_size * shape.head_dim)
+        return (blocks.unsqueeze(1) * rows_of_block + halves + heads).view(-1)
 
 
 def sequence_gathers(listed: WorkList, bounds: list[int]) -> Gathers:

@@ -66,7 +66,7 @@ def _total(x: Tensor, residual: Tensor | None) -> Tensor:
 def add_rms_norm(
     x: Tensor,
     residual: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     epsilon: float,
     weight_offset: float,
 ) -> tuple[Tensor, Tensor]:
@@ -74,6 +74,8 @@ def add_rms_norm(
     values = total.float()
     square = values.pow(2).mean(dim=-1, keepdim=True)
     normed = values * square.add_(epsilon).rsqrt_()
+    if weight is None:
+        return normed.to(x.dtype), total
     if weight_offset:
         weight = weight.float() + weight_offset
     return normed.mul_(weight).to(x.dtype), total

@@ -73,12 +73,21 @@ def rotary_store_kv(
         _normalise(q, k, norms)
     _, _, num_heads, block_size, head_dim = cache_layer.shape
     blocks = slot_mapping.div(block_size, rounding_mode="floor")
-    # The cache as rows of head_dim: ((block * 2 + K|V) * num_heads + head) * block_size + offset.
-    head_0 = slot_mapping + blocks * ((2 * num_heads - 1) * block_size)
+    # Within a block rows of head_dim are numbered (K|V * num_heads + head) * block_size + offset.
+    head_0 = slot_mapping + blocks * (cache_layer.stride(0) // head_dim - block_size)
     key_rows = (head_0.unsqueeze(1) + torch.arange(num_heads) * block_size).view(-1)
-    rows = cache_layer.view(-1, head_dim)
+    rows = block_rows(cache_layer, head_dim)
     rows.index_copy_(0, key_rows, k.reshape(-1, head_dim))
     rows.index_copy_(0, key_rows + num_heads * block_size, v.reshape(-1, head_dim))
+
+
+def block_rows(cache_layer: Tensor, width: int) -> Tensor:
+    """A layer of the cache as rows of ``width`` elements, from its first block to the end of its
+    last one; between two of its blocks lie those of other layers, where it has not all of a place.
+    """
+    blocks, *_ = cache_layer.shape
+    rows = ((blocks - 1) * cache_layer.stride(0) + cache_layer[0].numel()) // width
+    return cache_layer.as_strided((rows, width), (width, 1))
 
 
 def copy_blocks(cache: Tensor, sources: Tensor, destinations: Tensor) -> None:

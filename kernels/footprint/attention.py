@@ -42,6 +42,8 @@ class AttentionShape:
     ``soft_cap`` and ``alibi`` say that layers have these: on a CPU a cap is applied to scores that
     lie in the workspace, and ALiBi is a mask for every query head. ``num_threads`` compute on a
     CPU, each with scratch of its own inside torch's flash operation.
+    ``block_rows`` are the rows of head_dim, for each token, from a layer's block in the cache to
+    its next one: 0 for K and V of its kv heads and nothing between.
     Raises ValueError when a number is out of range.
     """
 
@@ -58,6 +60,7 @@ class AttentionShape:
     soft_cap: bool = False
     alibi: bool = False
     num_threads: int = ASSUMED_THREADS
+    block_rows: int = 0
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -76,6 +79,12 @@ class AttentionShape:
             raise ValueError(f"block_size is {self.block_size}; it must be a power of two")
         if self.element_bytes not in (2, 4):
             raise ValueError(f"element_bytes is {self.element_bytes}; it must be 2 or 4")
+
+    @property
+    def block_stride(self) -> int:
+        """Elements of the cache from a layer's block to its next one."""
+        rows = self.block_rows or 2 * self.num_kv_heads
+        return rows * self.block_size * self.head_dim
 
     @property
     def group(self) -> int:

@@ -13,7 +13,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from kernels.checks import check_range
+from kernels.checks import check_contiguous, check_range
 from kernels.footprint.attention import AttentionShape
 from kernels.gpu.decode_work import AttentionWork, plan
 from kernels.gpu.paged_decode import decode
@@ -94,5 +94,6 @@ def _check_step(q: Tensor, cache_layer: Tensor, shape: AttentionShape) -> None:
             "q and cache_layer have (query heads, kv heads, block_size, head_dim)"
             f" {given}; metadata was prepared for {planned}"
         )
+    check_contiguous("cache_layer", cache_layer)
     if q.stride(2) != 1:
         raise ValueError(f"q has strides {list(q.stride())}; the last must be 1")

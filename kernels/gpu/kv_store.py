@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from kernels import tuning
+from kernels.checks import check_contiguous
 from kernels.gpu.compile_case import CompileCase
 from kernels.gpu.interpreter import interpreted
 from kernels.jit import kv_store as jit
@@ -33,6 +34,7 @@ def rotary_store_kv(
     tokens, q_heads, head_dim = q.shape
     if tokens == 0:
         return
+    check_contiguous("cache_layer", cache_layer)
     kv_heads, block_size = cache_layer.shape[2:4]
     shape = _Shape(
         # Queries that neither norm nor turn changes need no programs.

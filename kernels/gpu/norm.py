@@ -20,7 +20,7 @@ MAX_WIDTH = 16384  # a row is held in registers
 def add_rms_norm(
     x: Tensor,
     residual: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     epsilon: float,
     weight_offset: float,
 ) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ class GroupKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KVCacheGroup:
-    """Layers that share one block table. ``bytes_per_token`` counts all layers of the group."""
+    """Layers that share one block table. ``bytes_per_token`` counts all layers of the group, and
+    what its page has room for beside them."""
 
     kind: GroupKind
     layer_ids: tuple[int, ...]

@@ -18,7 +18,7 @@ import torch
 import kernels
 from kernels import AttentionFeatures, AttentionMetadata, AttentionWorkspace, LinearWeight
 from server.memory import layer_program as program
-from server.memory.kv_groups import group_of_layer
+from server.memory.kv_groups import CachePart, cache_part
 from weights.inventory import XIELU_NUMBERS
 from weights.spec import (
     Activation,
@@ -39,7 +39,7 @@ class StepTensors:
 
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
-    cache: torch.Tensor  # [layers of a group, blocks, 2, Hkv, block_size, hd]
+    cache: torch.Tensor  # [places of a page, blocks, 2, Hkv, block_size, hd]
     metadata: tuple[AttentionMetadata, ...]  # of each group of the KV cache
     workspace: AttentionWorkspace
 
@@ -110,8 +110,7 @@ class Norm:
 class Attention:
     """What attention has beside its matrices: its heads, and its layer's part of the cache."""
 
-    group: int  # of the KV cache, whose block tables it reads
-    place: int  # among the group's layers
+    cached: CachePart  # where its keys and values lie
     features: AttentionFeatures
     heads: AttentionSpec
     norm: NormSpec
@@ -120,18 +119,27 @@ class Attention:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
 
-    def attend(self, step: StepTensors, qkv: torch.Tensor, *normed: torch.Tensor) -> torch.Tensor:
-        """[T, (Hq + 2 Hkv) hd] -> [T, Hq hd]; stores this step's keys and values. Queries and keys
-        that are ``normed`` already take the place of those in ``qkv``."""
+    def attend(
+        self,
+        step: StepTensors,
+        qkv: torch.Tensor,
+        query: torch.Tensor | None = None,
+        key: torch.Tensor | None = None,
+        value: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[T, channels of the projections] -> [T, Hq hd]; stores this step's keys and values. What
+        is given beside ``qkv``, normalised already, takes the place of what is in it."""
         heads, tokens = self.heads, qkv.shape[0]
         by_head = qkv.view(tokens, -1, heads.head_dim)
-        q = by_head[:, : heads.num_query_heads]
-        k = by_head[:, heads.num_query_heads : -heads.num_kv_heads]
+        q, k = by_head[:, : heads.num_query_heads], self._keys(by_head)
         v = by_head[:, -heads.num_kv_heads :]
-        if normed:
-            q, k = (one.view(tokens, -1, heads.head_dim) for one in normed)
-        q_norm, k_norm = (None, None) if normed else (self.q_norm, self.k_norm)
-        cache_layer, metadata = step.cache[self.place], step.metadata[self.group]
+        q_norm, k_norm = self.q_norm, self.k_norm
+        if query is not None and key is not None:
+            q, k = (one.view(tokens, -1, heads.head_dim) for one in (query, key))
+            q_norm = k_norm = None
+        if value is not None:
+            v = value.view(tokens, -1, heads.head_dim)
+        cache_layer, metadata = self.cache_layer(step.cache), step.metadata[self.cached.group]
         kernels.rotary_store_kv(
             q,
             k,
@@ -156,6 +164,31 @@ class Attention:
             features=self.features,
         )
         return attended.view(tokens, heads.query_size)
+
+    def _keys(self, by_head: torch.Tensor) -> torch.Tensor:
+        first = self.heads.num_query_heads
+        return by_head[:, first : first + self.heads.num_kv_heads]
+
+    def cache_layer(self, cache: torch.Tensor) -> torch.Tensor:
+        """The layer's part of the pool, [blocks, 2, Hkv, block_size, hd]: all of its place, or as
+        many elements of each block as its heads keep."""
+        place, block_size = cache[self.cached.place], cache.shape[-2]
+        elements = 2 * self.heads.kv_size * block_size
+        start = self.cached.elements_before * block_size
+        part = place.flatten(1)[:, start : start + elements]
+        return part.view(-1, 2, self.heads.num_kv_heads, block_size, self.heads.head_dim)
+
+    def normalised_values(self, qkv: torch.Tensor) -> torch.Tensor:
+        """[T, Hkv hd]: each head's values, or keys where there are no others, without weights."""
+        heads = self.heads
+        by_head = qkv.view(qkv.shape[0], -1, heads.head_dim)
+        values = self._keys(by_head)
+        if not heads.values_are_keys:
+            values = by_head[:, -heads.num_kv_heads :]
+        normed = kernels.add_rms_norm(
+            values.reshape(-1, heads.head_dim), None, None, self.norm.epsilon
+        )[0]
+        return normed.view(-1, heads.kv_size)
 
     def normalise(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries [T, Hq hd] and keys [T, Hkv hd], each over all of its channels together or head
@@ -207,6 +240,7 @@ def build_layer(
     """Layer ``index`` of a model, with its weights."""
     prefix = f"layers.{index}"
     attention = _attention(spec, index, tensors, positions)
+    steps = program.layer_program(spec.as_layer(index))
     mlp = Mlp(spec.mlp, _activation_numbers(spec, f"{prefix}.mlp.activation", tensors))
 
     def bound(operation: program.LayerOperation, dying: frozenset[str]) -> Call:
@@ -224,6 +258,11 @@ def build_layer(
                 return _adding(reads, writes, dying)
             case program.Scale():
                 return _making(partial(torch.mul, other=operation.factor), reads, writes, dying)
+            case program.StreamScale():
+                scale = tensors[f"{prefix}.{operation.weight}"]
+                return _making(lambda x: x.mul_(scale), reads, writes, dying)
+            case program.ValueNorm():
+                return _making(attention.normalised_values, reads, writes, dying)
             case program.Clip():
                 limit = operation.limit
                 clip = partial(torch.clamp_, min=-limit, max=limit)
@@ -240,19 +279,16 @@ def build_layer(
                 return _making(mlp.activate, reads, writes, dying)
         assert_never(operation)
 
-    steps = program.layer_program(spec)
     return DecoderLayer(tuple(map(bound, steps, program.last_reads(steps))))
 
 
 def _attention(
     spec: ModelSpec, index: int, tensors: Mapping[str, torch.Tensor], positions: PositionTables
 ) -> Attention:
-    group, place = group_of_layer(spec, index)
-    heads, rope = spec.attention, spec.layer_rope(index)
+    heads, rope = spec.layer_attention(index), spec.layer_rope(index)
     name = f"layers.{index}.attention"
     return Attention(
-        group,
-        place,
+        cache_part(spec, index),
         AttentionFeatures(
             window=spec.window(index),
             soft_cap=heads.soft_cap or 0.0,
@@ -318,10 +354,11 @@ def _making(
 
 def _attending(attention: Attention, reads: Names, writes: Names, dying: frozenset[str]) -> Call:
     (attended,) = writes
-    takes = tuple(_taking(name, dying) for name in reads)
+    takes = {name: _taking(name, dying) for name in reads}
 
     def call(values: Values, step: StepTensors) -> None:
-        values[attended] = attention.attend(step, *[take(values) for take in takes])
+        given = {name: take(values) for name, take in takes.items()}
+        values[attended] = attention.attend(step, **given)
 
     return call
 

@@ -65,8 +65,8 @@ class Decoder:
         """Runs the layers: ([T, D] last MLP output, [T, D] residual before it is added; none where
         each sum is normalised, and the last one is the output).
 
-        ``num_layers`` runs only the first of them: all have the same intermediates, so one is
-        enough to measure by.
+        ``num_layers`` runs only the first of them: those of one kind have the same intermediates,
+        so one of each is enough to measure by.
         """
         values = {"hidden": self._embed(step)}
         for layer in self.layers[:num_layers]:
@@ -146,4 +146,5 @@ def _rotary_table(rope: RopeSpec, max_model_len: int) -> torch.Tensor:
         truncate=rope.truncate,
         short_factors=rope.short_factors,
         long_factors=rope.long_factors,
+        proportion=rope.proportion,
     )

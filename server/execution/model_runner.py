@@ -165,17 +165,22 @@ class ModelRunner:
         if self.graphs.mode is GraphMode.START:
             self.graphs.capture_all()
         config, groups = self.layout.config, self.rows.layout.groups
-        compiles = self._backend.compiles_kernels
+        compiles, layers = self._backend.compiles_kernels, self.layers_to_measure
         smaller = kernel_plans(config, self.limits, groups) if compiles else ()
         for plan in (largest_plan(config, groups), *smaller):
-            result = self.sample(self.forward_layers(plan, 1), None).result()
-            seconds = step_seconds(result, self.decoder.spec.num_layers)
+            result = self.sample(self.forward_layers(plan, layers), None).result()
+            seconds = step_seconds(result, self.decoder.spec.num_layers / layers)
             self.largest_step_seconds = max(self.largest_step_seconds, seconds)
             self.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
         for plan in copy_plans(config) if compiles else ():
             self.forward(plan)
         self.device.synchronize()
         return self.peak.peak_bytes
+
+    @property
+    def layers_to_measure(self) -> int:
+        """So many first layers that one of each kind is among them."""
+        return 1 + max(self.decoder.spec.kinds_of_layers)
 
     def forward(self, plan: StepPlan) -> Forwarded | RowsChanged:
         """Applies the plan to rows and cache, and hands over the model's work on its tokens.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 import kernels
-from kernels import AttentionMetadata
+from kernels import AttentionMetadata, AttentionShape
 from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
 from server.execution.device import Device
 from server.execution.layers import StepTensors
@@ -22,7 +22,7 @@ from server.execution.packet import Span
 from server.execution.rows import RowChanges, StepRows
 from server.execution.sampler import Sampler
 from server.execution.sampling_batch import SampleWork
-from server.memory.kv_groups import attention_shape
+from server.memory.kv_groups import attention_shape, attention_shapes, layer_groups
 from server.memory.layout import Layout
 from server.memory.runner_buffers import LogitLimits, row_layout
 
@@ -66,7 +66,12 @@ class DeviceStep:
         self.table = StepTable(config.scheduler.max_num_seqs)
         self.peak = PeakMeter(device.peak_meter)
         self.workspace = kernels.AttentionWorkspace(
-            attention_shape(decoder.spec, config), device.torch_device
+            *attention_shapes(decoder.spec, config), device=device.torch_device
+        )
+        # Of each group of the KV cache.
+        self._shapes = tuple(
+            attention_shape(decoder.spec, layers[0], config)
+            for layers in layer_groups(decoder.spec)
         )
         self._config = config
         self._layout = row_layout(decoder.spec, config)
@@ -204,24 +209,25 @@ class DeviceStep:
     ) -> StepTensors:
         first = self._inputs[0]  # what is the same for every group is in all of them
         metadata: list[AttentionMetadata] = []
+        first_with: dict[AttentionShape, AttentionMetadata] = {}
         token_ids, positions = first.token_ids[:num_tokens], first.positions[:num_tokens]
         query_start_loc = first.query_start_loc[: num_rows + 1]
         seq_lens = first.seq_lens[:num_rows]
-        for inputs in self._inputs:
-            metadata.append(
-                kernels.prepare_attention(
-                    query_start_loc=query_start_loc,
-                    seq_lens=seq_lens,
-                    block_tables=inputs.block_tables[:num_rows],
-                    slot_mapping=inputs.slot_mapping[:num_tokens],
-                    positions=positions,
-                    shape=self.workspace.shape,
-                    max_query_len=max_query_len,
-                    max_seq_len=max_seq_len,
-                    workspace=self.workspace,
-                    like=metadata[0] if metadata else None,
-                )
+        for inputs, shape in zip(self._inputs, self._shapes, strict=True):
+            made = kernels.prepare_attention(
+                query_start_loc=query_start_loc,
+                seq_lens=seq_lens,
+                block_tables=inputs.block_tables[:num_rows],
+                slot_mapping=inputs.slot_mapping[:num_tokens],
+                positions=positions,
+                shape=shape,
+                max_query_len=max_query_len,
+                max_seq_len=max_seq_len,
+                workspace=self.workspace,
+                like=first_with.get(shape),
             )
+            first_with.setdefault(shape, made)
+            metadata.append(made)
         return StepTensors(
             token_ids=token_ids,
             positions=positions,

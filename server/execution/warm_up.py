@@ -64,9 +64,9 @@ def largest_plan(config: EngineConfig, groups: int = 1) -> StepPlan:
     return StepPlan(step_id=0, rows=planned, admitted=admitted)
 
 
-def step_seconds(one_layer: StepResult, num_layers: int) -> float:
-    """What a step takes through all layers, by a run of it through one."""
-    return num_layers * one_layer.forward_seconds + one_layer.sample_seconds
+def step_seconds(measured: StepResult, times: float) -> float:
+    """What a step takes through all layers, which are so many times those that ran."""
+    return times * measured.forward_seconds + measured.sample_seconds
 
 
 def kernel_plans(config: EngineConfig, limits: LogitLimits, groups: int = 1) -> Iterator[StepPlan]:

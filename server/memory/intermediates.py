@@ -10,7 +10,7 @@ of logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -30,7 +30,9 @@ from server.memory.layer_program import (
     Product,
     Scale,
     ScaleQueries,
+    StreamScale,
     Value,
+    ValueNorm,
 )
 from server.memory.phases import Phase, Tensors, forward_phases, logit_phases, query_factors
 from server.units import ceil_div
@@ -45,21 +47,28 @@ LOGPROB_TEMPORARY = 16  # likewise: rows set apart (4), and their ranking where 
 
 
 def phases(
-    model: ModelSpec, shape: AttentionShape, *, logit_rows: int, num_top: int
+    model: ModelSpec, shapes: Sequence[AttentionShape], *, logit_rows: int, num_top: int
 ) -> tuple[Phase, ...]:
     """Every phase of the largest step of ``model``, in the order in which a step meets them.
 
-    ``logit_rows`` are the most rows of logits at once, ``num_top`` the most alternatives reported.
+    ``shapes`` are attention's in each of ``kinds_of_layers``; what comes before the layers is told
+    with each of these. ``logit_rows`` are the most rows of logits at once, ``num_top`` the most
+    alternatives reported.
     """
-    work_list = ("work_list", _work_list(model, shape))  # made once, alive in every layer
-    forward = forward_phases(model, CpuFootprint(model, shape))
+    work_list = ("work_list", _work_list(model, shapes))  # made once, alive in every layer
+    kinds = map(model.as_layer, model.kinds_of_layers)
+    forward = (
+        phase
+        for kind, shape in zip(kinds, shapes, strict=True)
+        for phase in forward_phases(kind, CpuFootprint(kind, shape))
+    )
     return (
         *(Phase(phase.name, (*phase.tensors, work_list)) for phase in forward),
-        *_logit_phases(model, shape, logit_rows, num_top),
+        *_logit_phases(model, shapes[0], logit_rows, num_top),
     )
 
 
-def _work_list(model: ModelSpec, shape: AttentionShape) -> int:
+def _work_list(model: ModelSpec, shapes: Sequence[AttentionShape]) -> int:
     """Where attention finds the blocks it gathers: an int64 per block, head, K and V, for every
     group of the KV cache; and for every window, what is the same in the groups that have it.
 
@@ -67,10 +76,16 @@ def _work_list(model: ModelSpec, shape: AttentionShape) -> int:
     each list its blocks, so that the pool's size bounds nothing. A chunk reads its context again
     for every query tile.
     """
-    readers = shape.max_num_seqs + shape.max_num_batched_tokens // QUERY_TILES[-1]
-    shared = sum(_shared_list(shape, readers, window) for window in shape.windows)
-    blocks = sum(_blocks_read(shape, model.window(layers[0])) for layers in layer_groups(model))
-    return shared + readers * 16 * shape.num_kv_heads * blocks
+    any_of = shapes[0]
+    readers = any_of.max_num_seqs + any_of.max_num_batched_tokens // QUERY_TILES[-1]
+    shared = sum(
+        _shared_list(shape, readers, window) for shape in set(shapes) for window in shape.windows
+    )
+    blocks_of_heads = sum(
+        model.layer_attention(first).num_kv_heads * _blocks_read(any_of, model.window(first))
+        for first, *_ in layer_groups(model)
+    )
+    return shared + readers * 16 * blocks_of_heads
 
 
 def _shared_list(shape: AttentionShape, readers: int, window: int) -> int:
@@ -126,7 +141,10 @@ class CpuFootprint:
                 return (Phase(step.name, (*made, ("norm_temporary", inside))),)
             case Add() | Scale():
                 return (Phase(step.name, made),)
-            case Clip():
+            case ValueNorm():
+                rows = tokens * model.attention.kv_size
+                return (Phase(step.name, _normalising_rows(model, rows, element)),)
+            case Clip() | StreamScale():
                 return (Phase(step.name, ()),)
             case ScaleQueries():
                 return (Phase(step.name, query_factors(tokens)),)

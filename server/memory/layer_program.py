@@ -76,6 +76,19 @@ class Scale(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class StreamScale(Step):
+    """The stream times the layer's own number ``weight``, in place."""
+
+    weight: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValueNorm(Step):
+    """[T, channels of the layer's projections] -> values [T, Hkv hd], each head normalised without
+    weights: of the keys, before their own norm, where the values have no projection."""
+
+
+@dataclass(frozen=True, slots=True)
 class Clip(Step):
     """A value clipped to -limit .. limit, in place."""
 
@@ -110,7 +123,18 @@ class Activate(Step):
 
 
 LayerOperation = (
-    AddNorm | Norm | QkNorm | Add | Scale | Clip | ScaleQueries | Product | Attend | Activate
+    AddNorm
+    | Norm
+    | QkNorm
+    | ValueNorm
+    | Add
+    | Scale
+    | StreamScale
+    | Clip
+    | ScaleQueries
+    | Product
+    | Attend
+    | Activate
 )
 Operation = Embed | LayerOperation
 LayerProgram = tuple[LayerOperation, ...]
@@ -148,6 +172,8 @@ def layer_program(model: ModelSpec) -> LayerProgram:
     """A decoder layer. ``hidden``, what is to be added to the residual stream next, and
     ``residual``, the stream without it, go in, and come out for the next layer; ``hidden`` alone
     where sums are normalised, which is the whole stream there."""
+    if model.stream_scale:
+        return _layer_of_sums(model)
     if model.parallel is ParallelBlock.NONE:
         return (*_block(model, "attention", _attention), *_block(model, "mlp", _mlp))
     own_norm = model.parallel is ParallelBlock.TWO_NORMS
@@ -158,6 +184,24 @@ def layer_program(model: ModelSpec) -> LayerProgram:
         *_mlp(model, "normed", "hidden"),
         Add("both", ("attention_out", "hidden"), (Value("hidden", model.hidden_size),)),
         *_scaled(model, "layer_scale"),
+    )
+
+
+def _layer_of_sums(model: ModelSpec) -> LayerProgram:
+    """A layer whose stream is scaled behind it, so that it ends with the sum: ``hidden`` alone goes
+    in and comes out."""
+    stream = Value("hidden", model.hidden_size)
+    outputs = model.norm.placement in _OUTPUT_NORMS
+    made = (Value("normed", model.hidden_size), Value("residual", model.hidden_size))
+    return (
+        *_norm(model, "attention_norm", "hidden", "normed"),
+        *_attention(model, "normed", "out"),
+        *(_norm(model, "attention_output_norm", "out", "out") if outputs else ()),
+        AddNorm("mlp_norm", ("out", "hidden"), made, "mlp_norm"),
+        *_mlp(model, "normed", "hidden"),
+        *(_norm(model, "mlp_output_norm", "hidden", "hidden") if outputs else ()),
+        Add("stream", ("hidden", "residual"), (stream,)),
+        StreamScale("stream_scale", ("hidden",), (stream,), "stream_scale"),
     )
 
 
@@ -210,17 +254,21 @@ def attend_normalises(model: ModelSpec) -> bool:
 
 def _attention(model: ModelSpec, reads: str, writes: str) -> LayerProgram:
     heads, hidden = model.attention, model.hidden_size
-    qkv = Value("qkv", heads.query_size + 2 * heads.kv_size)
+    qkv, value = Value("qkv", sum(heads.projections.values())), Value("value", heads.kv_size)
     attended, out = Value("attended", heads.query_size), Value(writes, hidden)
     normed = (Value("query", heads.query_size), Value("key", heads.kv_size))
     apart = heads.qk_norm is not spec.QkNorm.NONE and not attend_normalises(model)
     clip, scale = heads.qkv_clip, heads.query_scale
+    attended_of = ("qkv", *(("query", "key") if apart else ()))
+    if heads.value_norm:
+        attended_of += ("value",)
     return (
         Product("qkv", (reads,), (qkv,), "attention.qkv", hidden),
         *((Clip("qkv_clip", ("qkv",), (qkv,), clip),) if clip else ()),
         *((ScaleQueries("query_scale", ("qkv",), (qkv,), scale),) if scale else ()),
         *((QkNorm("qk_norm", ("qkv",), normed),) if apart else ()),
-        Attend("attention", ("qkv", "query", "key") if apart else ("qkv",), (attended,)),
+        *((ValueNorm("value_norm", ("qkv",), (value,)),) if heads.value_norm else ()),
+        Attend("attention", attended_of, (attended,)),
         Product("attention_output", ("attended",), (out,), "attention.output", heads.query_size),
     )
 

@@ -20,7 +20,7 @@ from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
 from server.memory.graph_sizes import graph_sizes
 from server.memory.kinds import ELEMENT_BYTES, Buffer, MemoryKind, Shapes, io_buffers
-from server.memory.kv_groups import attention_shape, kv_cache_spec
+from server.memory.kv_groups import attention_shapes, narrowest_rows, pages
 from server.memory.phases import Phase, expert_phases, without_experts
 from server.memory.runner_buffers import (
     NUM_SLOTS,
@@ -168,11 +168,11 @@ def _weights(model: ModelSpec, how: ModelConfig) -> dict[str, int]:
 def _kv_cache(model: ModelSpec, config: EngineConfig) -> tuple[Buffer, ...]:
     """The pool: each page holds a block of one group's layers. Scales, where a format has them."""
     cache = config.cache
-    kv = kv_cache_spec(model, cache)
-    rows, channels = model.attention.cached_rows
+    places, elements = pages(model)
+    channels = narrowest_rows(model)
     # [keys or values, heads] of a token; of a latent row there is one for both.
-    rows_of = (1, 1) if model.attention.latent else (2, rows // 2)
-    slots = (len(kv.groups[0].layer_ids), cache.num_blocks, *rows_of, cache.block_size)
+    rows_of = (1, 1) if model.attention.latent else (2, elements // channels // 2)
+    slots = (places, cache.num_blocks, *rows_of, cache.block_size)
     pool = Buffer("kv_cache", (*slots, channels), cache.format, MemoryKind.KV_CACHE)
     if cache.format in QUANTISED:
         return (pool, Buffer("kv_scales", slots, "f32", MemoryKind.KV_CACHE))
@@ -200,5 +200,8 @@ def rotary_ropes(model: ModelSpec) -> dict[str, RopeSpec]:
 
 
 def _attention_workspace(backend: Backend, model: ModelSpec, config: EngineConfig) -> Buffer:
-    nbytes = attention_workspace_bytes(attention_shape(model, config), backend.parts.kernels)
+    kernels = backend.parts.kernels
+    nbytes = max(
+        attention_workspace_bytes(shape, kernels) for shape in attention_shapes(model, config)
+    )
     return Buffer("attention_workspace", (nbytes,), "u8", MemoryKind.WORKSPACE)

@@ -43,8 +43,8 @@ class Footprint(Protocol):
 
 
 def forward_phases(model: ModelSpec, footprint: Footprint) -> Iterator[Phase]:
-    """Every moment from the tokens to what the last layer leaves; layers are alike, so one is
-    added up."""
+    """Every moment from the tokens to what the last layer leaves, of a model whose layers are
+    alike: one is added up."""
     yield from add_up(embedding_program(model), footprint)
     yield from add_up(layer_program(model), footprint)
 
@@ -90,7 +90,7 @@ def logit_phases(
     The tensors are what a backend holds beside the rows."""
     row = model.hidden_size * element_bytes
     stream = [("all_hidden", tokens * row)]
-    if model.norm.placement is not NormPlacement.POST:
+    if model.norm.placement is not NormPlacement.POST and not model.stream_scale:
         stream.append(("all_residual", tokens * row))
     yield Phase("final_norm", (*stream, *final_norm))
     if model.embedding_size:

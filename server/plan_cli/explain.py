@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from server.memory.kv_groups import layer_kv_bytes, windows_of
+from server.memory.kv_groups import layer_groups, layer_kv_bytes, windows_of
 from server.plan_cli.capacity import largest_max_model_len
-from server.plan_cli.flops import TokenFlops, decode_channels, prompt_channels, token_flops
+from server.plan_cli.flops import AttentionFlops, TokenFlops, token_flops
 from server.plan_cli.make import Plan
 from server.plan_cli.roofline import StepTime
 from weights.census import census
@@ -44,51 +44,71 @@ def _census(spec: ModelSpec) -> Iterator[tuple[str, str]]:
 
 def _sequences(plan: Plan) -> str:
     spec, cache = rank_spec(plan.model.spec, plan.config.model.ranks), plan.config.cache
-    token, total = layer_kv_bytes(spec, cache.format), plan.memory.kv.total_bytes
+    kv, total = plan.memory.kv, plan.memory.kv.total_bytes
+    kept = {window: layer_kv_bytes(spec, first, cache.format) for window, first in _first(spec)}
+    (token, *unlike), of = dict.fromkeys(kept.values()), "layers"
     slots = f"x {cache.block_size} tokens x {token} B"
-    line = (
-        f"a token keeps {token} B in a layer; a sequence takes ({_blocks(plan, spec, 1)}) {slots}"
-    )
+    line = f"a token keeps {token} B in a layer"
+    if unlike:
+        line = "a token keeps " + " and ".join(
+            f"{nbytes} B in a layer {f'with a window of {window}' if window else 'that sees all'}"
+            for window, nbytes in kept.items()
+        )
+        of, slots = "groups", f"x {cache.block_size} tokens x {kv.groups[0].bytes_per_token} B"
+        line += ", and a block of a group of layers is a page"
+    line += f"; a sequence takes ({_blocks(plan, spec, 1, of)}) {slots}"
     if not any(windows_of(spec)):
         return f"{line}; {total} B hold so many whole ones"
-    chunk = _blocks(plan, spec, plan.config.scheduler.max_num_batched_tokens)
+    chunk = _blocks(plan, spec, plan.config.scheduler.max_num_batched_tokens, of)
     return f"{line}; while a step computes its prompt, ({chunk}); {total} B hold one so and others"
 
 
-def _blocks(plan: Plan, spec: ModelSpec, chunk: int) -> str:
-    """A sequence's blocks over all layers, while so many tokens of it are computed."""
+def _first(spec: ModelSpec) -> Iterator[tuple[int, int]]:
+    """The windows of the model, and the first layer with each."""
+    for window in windows_of(spec):
+        yield window, next(i for i in range(spec.num_layers) if spec.window(i) == window)
+
+
+def _blocks(plan: Plan, spec: ModelSpec, chunk: int, of: str) -> str:
+    """A sequence's blocks over all layers, or groups of these, while so many tokens of it are
+    computed."""
     size, per_layer = plan.config.cache.block_size, []
     for window in windows_of(spec):
-        layers = sum(spec.window(layer) == window for layer in range(spec.num_layers))
+        firsts = [layers[0] for layers in layer_groups(spec)]
+        counted = firsts if of == "groups" else range(spec.num_layers)
+        count = sum(spec.window(layer) == window for layer in counted)
         blocks = f"ceil(length / {size})"
         if window:
             blocks = f"min({blocks}, ceil({window + chunk - 2} / {size}) + 1)"
-        per_layer.append(f"{layers} layers x {blocks}")
+        per_layer.append(f"{count} {of} x {blocks}")
     return " + ".join(per_layer)
 
 
 def _flops(flops: TokenFlops, length: int) -> dict[str, str]:
     spec = flops.spec
-    decoded, prompt = (
-        f"(2 x {scores} channels of scores + 2 x {values} of values)"
-        for scores, values in (decode_channels(spec), prompt_channels(spec))
-    )
-    seen = flops.attention(length) // (2 * sum(decode_channels(spec)))
-    layers, seen_by_all = 2 * flops.layers, flops.seen_by_prompt(length)
+    decoded = _attention(flops.decode_attention(length), "tokens seen")
+    prompt = _attention(flops.prompt_attention(length), "tokens seen by all of them")
+    layers = 2 * flops.layers
     logits = f"2 x {spec.vocab_size} x {spec.table_width} = {2 * flops.logits}"
     return {
         "FLOPs.layers": f"2 x {flops.layers} matrix elements that a token passes = {layers}",
         "FLOPs.logits": logits,
-        "FLOPs.attention": (
-            f"{decoded} x {seen} tokens seen in all layers = {flops.attention(length)}"
-        ),
+        "FLOPs.attention": f"{decoded} = {flops.attention(length)}",
         "FLOPs.decode": f"layers + logits + attention = {flops.decode(length)}",
         "FLOPs.prefill": (
-            f"({length} tokens x {layers} + logits {2 * flops.logits} + {prompt} x "
-            f"{seen_by_all} tokens seen by all of them in all layers) / {length} = "
+            f"({length} tokens x {layers} + logits {2 * flops.logits} + {prompt}) / {length} = "
             f"{flops.prefill(length) // length}, rounded down"
         ),
     }
+
+
+def _attention(kinds: Sequence[AttentionFlops], seen: str) -> str:
+    where = "in all layers" if len(kinds) == 1 else "in all layers with such heads"
+    return " + ".join(
+        f"(2 x {kind.scores} channels of scores + 2 x {kind.values} of values) "
+        f"x {kind.seen} {seen} {where}"
+        for kind in kinds
+    )
 
 
 def _times(plan: Plan, steps: Sequence[StepTime]) -> dict[str, str]:

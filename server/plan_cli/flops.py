@@ -10,10 +10,11 @@ Norms, activations and sampling are left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from weights.inventory import Component, tally
-from weights.spec import ModelSpec
+from weights.spec import AttentionSpec, ModelSpec
 
 _NO_PRODUCT = frozenset({Component.EMBEDDING, Component.POSITION, Component.NORM, Component.BIAS})
 
@@ -32,31 +33,61 @@ class TokenFlops:
 
     def prefill(self, length: int) -> int:
         """Of a prompt of ``length`` tokens, of which the last alone needs logits."""
-        attention = 2 * sum(prompt_channels(self.spec)) * self.seen_by_prompt(length)
+        attention = sum(one.flops for one in self.prompt_attention(length))
         return 2 * (length * self.layers + self.logits) + attention
-
-    def seen_by_prompt(self, length: int) -> int:
-        """Tokens that all of a prompt's tokens see together, in all layers."""
-        return sum(_sum_seen(length, window) for window in _windows(self.spec))
 
     def attention(self, length: int) -> int:
         """The part of ``decode`` that grows with length."""
-        seen = sum(min(length, window) if window else length for window in _windows(self.spec))
-        return 2 * sum(decode_channels(self.spec)) * seen
+        return sum(one.flops for one in self.decode_attention(length))
+
+    def prompt_attention(self, length: int) -> tuple[AttentionFlops, ...]:
+        """Of all of a prompt's tokens, in the layers of each kind of heads."""
+        return self._attention(_prompt_channels, length, _sum_seen)
+
+    def decode_attention(self, length: int) -> tuple[AttentionFlops, ...]:
+        """Of one token that sees ``length`` tokens, likewise."""
+        return self._attention(_decode_channels, length, _seen)
+
+    def _attention(
+        self,
+        channels: Callable[[AttentionSpec], tuple[int, int]],
+        length: int,
+        seen: Callable[[int, int], int],
+    ) -> tuple[AttentionFlops, ...]:
+        spec = self.spec
+        return tuple(
+            AttentionFlops(
+                *channels(spec.layer_attention(kind)),
+                sum(seen(length, spec.window(layer)) for layer in spec.layers_like(kind)),
+            )
+            for kind in spec.kinds_of_layers
+        )
 
 
-def prompt_channels(spec: ModelSpec) -> tuple[int, int]:
-    """Channels of scores and of values, of all query heads, that a prompt's token multiplies for
-    each token that it sees."""
-    return spec.attention.query_size, spec.attention.attended_size
+@dataclass(frozen=True, slots=True)
+class AttentionFlops:
+    """Channels of scores and of values, of all query heads, that are multiplied for each token that
+    is seen, and how many are, in all layers with such heads."""
+
+    scores: int
+    values: int
+    seen: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * (self.scores + self.values) * self.seen
 
 
-def decode_channels(spec: ModelSpec) -> tuple[int, int]:
-    """The same of a decoded token. Of a latent cache every head reads whole rows: what would widen
-    them is applied to the query, and to what comes out, instead."""
-    latent, heads = spec.attention.latent, spec.attention.num_query_heads
+def _prompt_channels(attention: AttentionSpec) -> tuple[int, int]:
+    return attention.query_size, attention.attended_size
+
+
+def _decode_channels(attention: AttentionSpec) -> tuple[int, int]:
+    """Of a latent cache every head reads whole rows: what would widen them is applied to the query,
+    and to what comes out, instead."""
+    latent, heads = attention.latent, attention.num_query_heads
     if latent is None:
-        return prompt_channels(spec)
+        return _prompt_channels(attention)
     return heads * (latent.kv_rank + latent.rope_dim), heads * latent.kv_rank
 
 
@@ -87,8 +118,8 @@ def expert_elements(spec: ModelSpec) -> int:
     return layers * matrices * spec.hidden_size * spec.experts.intermediate_size
 
 
-def _windows(spec: ModelSpec) -> list[int]:
-    return [spec.window(layer) for layer in range(spec.num_layers)]
+def _seen(length: int, window: int) -> int:
+    return min(length, window) if window else length
 
 
 def _sum_seen(length: int, window: int) -> int:

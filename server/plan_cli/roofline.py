@@ -87,9 +87,11 @@ def weight_traffic(plan: Plan, tokens: int) -> int:
 def kv_traffic(plan: Plan, length: int) -> int:
     """Bytes of keys and values that one rank reads for a token that sees ``length`` tokens."""
     spec = rank_spec(plan.model.spec, plan.config.model.ranks)
-    per_layer = layer_kv_bytes(spec, plan.config.cache.format)
-    windows = (spec.window(layer) for layer in range(spec.num_layers))
-    return per_layer * sum(min(length, window) if window else length for window in windows)
+    return sum(
+        layer_kv_bytes(spec, layer, plan.config.cache.format)
+        * (min(length, spec.window(layer)) if spec.window(layer) else length)
+        for layer in range(spec.num_layers)
+    )
 
 
 def _width(format: str) -> float:

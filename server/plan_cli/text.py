@@ -103,7 +103,7 @@ def _shape(spec: ModelSpec, facts: Mapping[str, Any]) -> str:
     heads = spec.attention
     text = (
         f"{spec.family}, {spec.num_layers} layers, hidden {spec.hidden_size}, "
-        f"{heads.num_query_heads}/{heads.num_kv_heads} heads of {heads.head_dim}, vocabulary "
+        f"{spec.heads_in_words}, vocabulary "
         f"{spec.vocab_size}, {facts['everything']['parameters']:,} parameters"
     )
     if heads.latent is not None:

@@ -16,7 +16,7 @@ from server.startup.supported_models import unserved_by, unserved_features
 from weights.config.family import Family
 from weights.config.rope import KINDS
 from weights.families import FAMILIES
-from weights.spec import ModelSpec, NormPlacement, ParallelBlock, PositionKind, QkNorm
+from weights.spec import ModelSpec, NormPlacement, ParallelBlock, PositionKind, QkNorm, RopeScaling
 
 ENDPOINTS = ("/v1/completions", "/v1/chat/completions")  # a chat needs a template
 
@@ -54,6 +54,10 @@ def as_text() -> str:
     """The table, and what holds for all families."""
     rows = table()
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    elsewhere = [
+        f"{'not on ' + device:<12}  {', '.join(names)}"
+        for device, names in _not_served_on(model_families()).items()
+    ]
     lines = [
         "  ".join((*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[4]))
         for row in rows
@@ -66,6 +70,7 @@ def as_text() -> str:
             "",
             f"endpoints     {' '.join(ENDPOINTS)} (a chat needs a chat template)",
             f"devices       {', '.join(_devices(backends()))}",
+            *elsewhere,
             f"quantization  at load, {quantized}",
             "rotary positions may be scaled: " + ", ".join(_scalings()),
         )
@@ -100,6 +105,16 @@ def _describe(family: Family) -> ModelFamily:
     )
 
 
+def _not_served_on(families: Iterable[ModelFamily]) -> dict[str, list[str]]:
+    """By device the families that it does not compute."""
+    found: dict[str, list[str]] = {}
+    for family in families:
+        for device in _devices(backends()):
+            if device not in family.devices:
+                found.setdefault(device, []).append(family.family)
+    return found
+
+
 def _can_run(spec: ModelSpec, backend: Backend) -> bool:
     return not unserved_features(spec) and unserved_by(backend, spec) is None
 
@@ -122,6 +137,7 @@ def _attention(spec: ModelSpec, keys: frozenset[str]) -> tuple[str, ...]:
     heads = "grouped heads" if grouped else "multi-head"
     found = {
         "windows": "sliding_window" in keys,
+        "heads of two sizes": spec.local_attention is not None,
         "q/k norms": spec.attention.qk_norm is not QkNorm.NONE,
         "soft caps": spec.attention.soft_cap is not None,
     }
@@ -138,6 +154,7 @@ def _positions(spec: ModelSpec, keys: frozenset[str]) -> tuple[str, ...]:
         "not in every layer": bool(spec.rotary_layers),
         "two thetas": spec.local_rope is not None,
         "or alibi": "alibi" in keys,
+        "in some pairs": spec.rope.scaling is RopeScaling.PROPORTIONAL,
     }
     return ("rotary", *(name for name, there in found.items() if there))
 

@@ -119,8 +119,7 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
     spec, config = model.spec, plan.config
     shape = (
         f"{spec.family}, {spec.num_layers} layers, hidden {spec.hidden_size}, "
-        f"{spec.attention.num_query_heads}/{spec.attention.num_kv_heads} heads of "
-        f"{spec.attention.head_dim}, vocabulary {spec.vocab_size}"
+        f"{spec.heads_in_words}, vocabulary {spec.vocab_size}"
     )
     length = f"{plan.max_model_len} tokens"
     if plan.max_model_len < plan.model_max_len:

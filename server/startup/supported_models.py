@@ -24,6 +24,8 @@ from server.memory.layer_program import (
     Product,
     Scale,
     ScaleQueries,
+    StreamScale,
+    ValueNorm,
     attend_normalises,
     embedding_program,
     layer_program,
@@ -50,6 +52,14 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield "RMS norms with weights of each head's own"
     if attention.latent is not None:
         yield "latent attention"
+    if attention.values_are_keys and not attention.value_norm:
+        yield "values that are the keys, without a norm of their own"
+    if spec.stream_scale and (
+        spec.parallel is not ParallelBlock.NONE
+        or norm.placement not in (NormPlacement.PRE, NormPlacement.BOTH)
+        or spec.residual_scale != 1.0
+    ):
+        yield "a scale of the stream in such a block"
     if attention.sinks:
         yield "attention sinks"
     if spec.mlp.activation is Activation.XIELU and spec.mlp.gated:
@@ -65,7 +75,10 @@ def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
     declined = backend.parts.kernels.declined(operations_of(spec))
     if declined:
         return f"it has no {', '.join(declined)} there"
-    head_dim, width = spec.attention.head_dim, spec.hidden_size
+    heads = tuple(map(spec.layer_attention, spec.kinds_of_layers))
+    if len({one.heads for one in heads}) > 1 and not backend.unlike_heads:
+        return "its layers have heads of two sizes"
+    head_dim, width = max(one.head_dim for one in heads), spec.hidden_size
     if spec.attention.qk_norm is QkNorm.WHOLE:
         width = max(width, spec.attention.query_size)
     if backend.max_head_dim is not None and head_dim > backend.max_head_dim:
@@ -78,7 +91,8 @@ def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
 def operations_of(spec: ModelSpec) -> tuple[str, ...]:
     """The operations that serving a model runs, as kernels names them: those of its layers'
     program, and what is done before and behind them."""
-    steps = (*embedding_program(spec), *layer_program(spec))
+    kinds = map(spec.as_layer, spec.kinds_of_layers)
+    steps = (*embedding_program(spec), *(step for kind in kinds for step in layer_program(kind)))
     in_layers = (name for step in steps for name in _kernels_of(step, spec))
     return tuple(dict.fromkeys((*_AROUND_LAYERS, *in_layers)))
 
@@ -103,6 +117,8 @@ def _kernels_of(step: Operation, spec: ModelSpec) -> tuple[str, ...]:
             if spec.mlp.activation is Activation.XIELU:
                 return ("xielu",)
             return ("gated_activation" if spec.mlp.gated else "activation",)
-        case Add() | Scale() | Clip() | ScaleQueries():
+        case ValueNorm():
+            return ("add_rms_norm",)
+        case Add() | Scale() | StreamScale() | Clip() | ScaleQueries():
             return ()  # torch's own
     assert_never(step)

@@ -261,12 +261,12 @@ def _gate_and_up_swapped(real: Any) -> Any:
     return lambda up, kind: real(torch.cat(up.chunk(2, dim=1)[::-1], dim=1), kind)
 
 
-@BUGS.wraps("one layer's cache for all", "chunked equals whole", Attention, "attend")
+@BUGS.wraps("one layer's cache for all", "chunked equals whole", Attention, "cache_layer")
 def _one_layers_cache_for_all(real: Any) -> Any:
-    def attend(self: Attention, step: Any, qkv: Any, *normed: Any) -> Any:
-        return real(replace(self, place=0), step, qkv, *normed)
+    def cache_layer(self: Attention, cache: Any) -> Any:
+        return real(replace(self, cached=replace(self.cached, place=0)), cache)
 
-    return attend
+    return cache_layer
 
 
 # -- what other kinds of models have --------------------------------------------------------------

@@ -11,13 +11,22 @@ from server.execution.build import BuiltRunner
 from server.memory.kinds import MemoryKind
 from tests.execution import stepping
 from tests.parity.family_checkpoints import CASES as FAMILY_CASES
-from tests.parity.family_checkpoints import GPT, OPT, WINDOW, Case, write_case
+from tests.parity.family_checkpoints import GEMMA4, GPT, OPT, WINDOW, Case, write_case
 
 WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 8, "vocab_size": 64}
 CASES = {
     "output norms, norms over all heads": Case("Olmo2Config", WIDE),
     "four norms, caps, windows": Case(
         "Gemma2Config", WIDE | {"head_dim": 32, "sliding_window": WINDOW}
+    ),
+    "heads of two sizes": Case(
+        "Gemma4TextConfig",
+        WIDE
+        | {
+            **GEMMA4,
+            **{"global_head_dim": 64, "vocab_size_per_layer_input": 64},
+            **{"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        },
     ),
     "norms of heads": Case("Qwen3Config", WIDE | {"head_dim": 128}),
     "scales": Case(
@@ -49,7 +58,12 @@ def test_a_largest_step_and_the_weights_are_as_planned(
 ) -> None:
     write_case(CASES[name], tmp_path)
     built = stepping.built(
-        tmp_path, format=format, max_model_len=256, max_num_batched_tokens=1024, max_num_seqs=8
+        tmp_path,
+        format=format,
+        max_model_len=256,
+        max_num_batched_tokens=1024,
+        max_num_seqs=8,
+        num_blocks=512,
     )
     measured = built.runner.warm_up()
     planned = built.layout.bytes(MemoryKind.ACTIVATIONS)

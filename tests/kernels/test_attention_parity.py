@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -101,6 +102,32 @@ def test_what_lies_outside_a_context_has_no_influence():
     before = run(step)
     step.cache.nan_to_num_(nan=1e30)
     assert torch.equal(run(step), before)
+
+
+def test_a_layers_blocks_may_lie_apart_with_those_of_others_between():
+    """The middle of three layers in one place: the same bits, and nothing else is touched."""
+    step = make_step([(1, 50), (12, 30), (3, 517)])
+    others = torch.full((step.cache.shape[0], 3, *step.cache.shape[1:]), torch.nan)
+    apart = others[:, 1]
+    apart.copy_(step.cache)
+    rows = step.metadata
+    metadata = kernels.prepare_attention(
+        query_start_loc=rows.query_start_loc,
+        seq_lens=rows.seq_lens,
+        block_tables=rows.block_tables,
+        slot_mapping=rows.slot_mapping,
+        positions=rows.positions,
+        shape=dataclasses.replace(step.shape, block_rows=3 * 2 * step.shape.num_kv_heads),
+    )
+    got = kernels.paged_attention(step.q, apart, metadata, scale=step.scale)
+    assert torch.equal(got, run(step))
+    with pytest.raises(ValueError, match="blocks lie"):
+        kernels.paged_attention(step.q, apart, rows, scale=step.scale)
+    new = torch.randn(rows.slot_mapping.shape[0], *step.k.shape[1:])
+    for cache in (apart, step.cache):
+        kernels.rotary_store_kv(step.q.clone(), new.clone(), new, cache, rows.slot_mapping)
+    assert torch.equal(apart.nan_to_num(7.0), step.cache.nan_to_num(7.0))
+    assert others[:, 0].isnan().all() and others[:, 2].isnan().all()
 
 
 def test_an_empty_step():

@@ -10,6 +10,7 @@ from kernels import reference
 
 HEAD_DIM, ORIGINAL = 64, 512
 SCALINGS = {
+    "proportional": {"factor": 1.0, "proportion": 0.25},
     "none": {},
     "linear": {"factor": 4.0},
     "dynamic": {"factor": 2.0},
@@ -30,6 +31,8 @@ def oracle(name: str, factors: dict, theta: float, original: int, positions: int
     rope = {"rope_type": "default" if kind == "none" else kind, "rope_theta": theta, **factors}
     if kind in ("llama3", "yarn"):
         rope["original_max_position_embeddings"] = original
+    if kind == "proportional":
+        rope["partial_rotary_factor"] = rope.pop("proportion")
     config = LlamaConfig(
         hidden_size=4 * HEAD_DIM,
         num_attention_heads=4,

@@ -88,7 +88,7 @@ def largest_step(options: Mapping[str, Any]) -> dict[str, Any]:
     release = StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows))
 
     def work() -> None:
-        handle = runner.forward_layers(plan, 1)
+        handle = runner.forward_layers(plan, runner.layers_to_measure)
         runner.sample(handle, None)
         runner.forward(release)
 

@@ -82,6 +82,6 @@ def test_lists_take_no_more_than_is_planned(windows, rows):
         max_logit_rows=16,
         max_logprobs=0,
     )
-    shape = attention_shape(model, config)
-    planned = dict(phases(model, shape, logit_rows=16, num_top=0)[1].tensors)["work_list"]
+    shape = attention_shape(model, 0, config)
+    planned = dict(phases(model, [shape], logit_rows=16, num_top=0)[1].tensors)["work_list"]
     assert 0 < held_bytes(model, shape, rows) <= planned

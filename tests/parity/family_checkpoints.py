@@ -65,6 +65,13 @@ LAYER_HEAD_NORMS = {"q_layernorm": 3.0, "k_layernorm": 3.0}
 SMALL_EMBEDDING = {"embed_tokens": 0.1, "embeddings_layernorm": 0.15}
 
 SHARPER = {"q_proj": 2.5}
+GEMMA4: dict[str, Any] = {
+    "head_dim": 16,
+    "num_hidden_layers": 6,
+    "sliding_window": WINDOW,
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": VOCAB,
+}
 # Streams that never grow: sharper matrices.
 POST_NORM = {"c_attn": 3.0, "positions_embed": 0.4, "mlp.c_proj": 0.3}
 
@@ -276,6 +283,41 @@ CASES: dict[str, tuple[Case, ...]] = {
                     "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
                 },
                 "query_pre_attn_scalar": 1,
+            },
+            SMALL_EMBEDDING,
+        ),
+    ),
+    "gemma4": (
+        Case(
+            "Gemma4TextConfig",
+            {
+                **GEMMA4,
+                "num_hidden_layers": 4,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "num_key_value_heads": 4,
+                "global_head_dim": 32,
+                "attention_k_eq_v": True,
+                "num_global_key_value_heads": 1,
+                "final_logit_softcapping": 5.0,
+            },
+            SMALL_EMBEDDING,
+        ),
+        Case(
+            "Gemma4TextConfig",
+            {
+                **GEMMA4,
+                "global_head_dim": 48,
+                "layer_types": ["full_attention", *["sliding_attention"] * 2] * 2,
+                "rope_parameters": {
+                    "full_attention": {
+                        "rope_type": "proportional",
+                        "partial_rotary_factor": 0.5,
+                        "rope_theta": 500.0,
+                    },
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+                },
+                "attention_bias": True,
+                "tie_word_embeddings": False,
             },
             SMALL_EMBEDDING,
         ),
@@ -566,11 +608,7 @@ CASES: dict[str, tuple[Case, ...]] = {
                 },
             },
         ),
-        Case(
-            "StableLmConfig",
-            {"qk_layernorm": True, "use_parallel_residual": True},
-            LAYER_HEAD_NORMS,
-        ),
+        Case("StableLmConfig", {"qk_layernorm": True}, LAYER_HEAD_NORMS),
     ),
 }
 
@@ -650,3 +688,6 @@ def sharpen(model: Any, case: Case, seed: int) -> None:
             if part in name:
                 values *= factor
         parameter.copy_(values)
+    for name, buffer in sorted(model.named_buffers()):
+        if name.endswith("layer_scalar"):
+            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)

@@ -84,12 +84,12 @@ def test_published_bytes_of_a_token() -> None:
         ("qwen3-235b-a22b", 94 * 2 * 4 * 128 * 2),
     ):
         spec = find_preset(name).spec
-        assert spec.num_layers * layer_kv_bytes(spec, "bf16") == expected
+        assert spec.num_layers * layer_kv_bytes(spec, 0, "bf16") == expected
 
 
 def test_a_quantised_cache_has_a_scale_for_each_heads_key_and_value() -> None:
     spec = find_preset("llama-3-8b").spec
-    assert layer_kv_bytes(spec, "fp8") == 2 * 8 * (128 + 4)
+    assert layer_kv_bytes(spec, 0, "fp8") == 2 * 8 * (128 + 4)
     narrow, wide = plan("llama-3-8b", kv="fp8"), plan("llama-3-8b")
     ratio = narrow.memory.concurrent_sequences / wide.memory.concurrent_sequences
     assert ratio == pytest.approx(2 * 128 / 132, rel=0.001)

@@ -45,9 +45,13 @@ def test_a_config_alone_is_planned(family: Family, tmp_path: Path) -> None:
     assert made.model.spec == spec and made.fits
     told = answer(made)
     assert told["everything"]["parameters"] == num_parameters(spec)
-    kept = 2 * 2 * spec.attention.num_kv_heads * spec.attention.head_dim * spec.num_layers
+    heads = map(spec.layer_attention, range(spec.num_layers))
+    kept = sum(2 * 2 * one.num_kv_heads * one.head_dim for one in heads)
     assert told["capacity"]["kv_bytes_per_token"] == kept  # K and V of 2 bytes
-    assert len(told["notes"]) == 1 and "no .safetensors file in the folder" in told["notes"][0]
+    first, *of_the_device = told["notes"]
+    assert "no .safetensors file in the folder" in first
+    unlike = spec.local_attention is not None  # planned for a GPU, which does not compute these
+    assert ["heads of two sizes" in note for note in of_the_device] == [True] * unlike
 
 
 @pytest.mark.parametrize("name", PUBLISHED_CONFIGS)

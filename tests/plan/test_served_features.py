@@ -32,9 +32,9 @@ COMPUTED = {
     "max_positions tied_unembedding parameter_dtype rope windows local_rope rotary_layers "
     "position_offset unembedding_bias bos_token_id eos_token_ids parallel embedding_scale "
     "rounded_embedding_scale alibi embedding_norm "
-    "residual_scale logit_scale logit_soft_cap embedding_size",
+    "residual_scale logit_scale logit_soft_cap embedding_size local_attention stream_scale",
     AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap "
-    "qk_norm_bias qkv_clip query_scale",
+    "qk_norm_bias qkv_clip query_scale value_norm",
     MlpSpec: "intermediate_size activation gated bias",
     NormSpec: "kind epsilon bias placement unit_offset",
 }
@@ -47,6 +47,7 @@ NOT_COMPUTED: dict[type, dict[str, Any]] = {
         "latent": LatentSpec(32, 8, 16),
         "qk_norm": QkNorm.EACH_HEAD,
         "qk_norm_after_rotary": True,
+        "values_are_keys": True,  # without a norm of them
     },
     MlpSpec: {},
     NormSpec: {"weight": False},

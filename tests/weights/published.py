@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from weights.spec import Activation, ModelSpec, ParallelBlock, PositionKind, QkNorm
+from weights.spec import (
+    Activation,
+    AttentionSpec,
+    ModelSpec,
+    ParallelBlock,
+    PositionKind,
+    QkNorm,
+)
 
 # Totals of every parameter, tied tables once: model cards, papers, or the files' own headers.
 PARAMETERS = {
@@ -123,6 +130,7 @@ ROUNDED = {
     "ministral-3-14b": (13.5e9, 0.001),
     "gemma-3-4b": (3_209e6 + 675e6, 0.001),  # without and with the embedding: table 1 of the report
     "gemma-3-12b": (10_759e6 + 1_012e6, 0.001),
+    "gemma-4-31b": (30.7e9, 0.001),
     "gemma-3-27b": (25_600e6 + 1_416e6, 0.001),
     "qwen3-235b-a22b": (235e9, 0.001),
     "qwen3-coder-480b-a35b": (480e9, 0.001),
@@ -197,6 +205,7 @@ CLASSES = {
     "gemma2": "Gemma2Config",
     "gemma3": "Gemma3TextConfig",
     "glm4": "Glm4Config",
+    "gemma4": "Gemma4TextConfig",
     "gpt1": "OpenAIGPTConfig",
     "gpt2": "GPT2Config",
     "gpt_bigcode": "GPTBigCodeConfig",
@@ -277,6 +286,8 @@ def _usual(spec: ModelSpec) -> dict[str, Any]:
         "hidden_act": _ACTIVATIONS[spec.mlp.activation],
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
     }
+    if spec.local_attention is not None:
+        facts |= _gemma4(spec, spec.local_attention)
     if spec.family in ("falcon", *_RENAMED) or attention.latent is not None:
         del facts["head_dim"]  # these state it otherwise
     if any(spec.windows):
@@ -306,6 +317,17 @@ def _experts(spec: ModelSpec) -> dict[str, Any]:
         facts["n_shared_experts"] = experts.shared_size // experts.intermediate_size
         facts["first_k_dense_replace"] = experts.num_dense_layers
     return facts
+
+
+def _gemma4(spec: ModelSpec, local: AttentionSpec) -> dict[str, Any]:
+    return {
+        "num_key_value_heads": local.num_kv_heads,
+        "head_dim": local.head_dim,
+        "num_global_key_value_heads": spec.attention.num_kv_heads,
+        "global_head_dim": spec.attention.head_dim,
+        "attention_k_eq_v": spec.attention.values_are_keys,
+        "hidden_size_per_layer_input": 0,
+    }
 
 
 def _falcon(spec: ModelSpec) -> dict[str, Any]:

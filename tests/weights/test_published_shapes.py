@@ -31,7 +31,7 @@ PRESETS = read_presets()
 ONE_TENSOR_A_MATRIX = (
     *("llama", "mistral", "ministral3", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi"),
     *("olmo", "olmo2", "olmo3", "starcoder2", "smollm3", "granite", "cohere2", "seed_oss"),
-    *("gptj", "gpt_neo", "opt", "exaone4", "stablelm"),
+    *("gptj", "gpt_neo", "opt", "exaone4", "stablelm", "gemma4"),
 )
 UNEVEN = "gpt-3-13b"  # 40 heads of 128 beside a width of 5140: as published, and no config class's
 
@@ -133,7 +133,7 @@ def test_multi_query_in_a_parallel_block_shares_one_head_and_one_norm() -> None:
 
 def test_latent_attention_caches_one_row_and_widens_it_head_by_head() -> None:
     v3 = spec("deepseek-v3")
-    assert v3.kv_elements_per_token == 512 + 64
+    assert v3.kv_elements(0) == 512 + 64
     counts = census(v3).components
     assert counts[Component.LATENT] == Count(2 * 61, 61 * 7168 * (1536 + 512 + 64))
     assert counts[Component.QUERY] == Count(61 * 128, 61 * 128 * (128 + 64) * 1536)
@@ -170,11 +170,12 @@ def test_transformers_counts_as_many_parameters_and_the_same_windows(name: str) 
     config = transformers_config(ours)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    held = [parameter.numel() for parameter in model.parameters()]
-    held += [one.numel() for name, one in model.named_buffers() if "correction_bias" in name]
-    assert sum(held) == num_parameters(ours)
+    saved = ("correction_bias", "layer_scalar")  # buffers that are learned all the same
+    held = [*model.parameters()]
+    held += [tensor for name, tensor in model.named_buffers() if name.endswith(saved)]
+    assert sum(tensor.numel() for tensor in held) == num_parameters(ours)
     if ours.family in ONE_TENSOR_A_MATRIX:
-        shapes = Counter(tuple(parameter.shape) for parameter in model.parameters())
+        shapes = Counter(tuple(tensor.shape) for tensor in held)
         assert shapes == Counter(parameter.shape for parameter in inventory(ours))
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and any(ours.windows):

@@ -102,7 +102,7 @@ def test_every_key_reaches_the_spec() -> None:
     latent = {"kv_lora_rank": 32, "q_lora_rank": 48, "qk_rope_head_dim": 4, "v_head_dim": 6}
     spec = shape_spec(shape(head_dim=10, **latent), "own.toml")
     assert spec.attention.latent == LatentSpec(32, 4, 6, 48)
-    assert spec.kv_elements_per_token == 32 + 4 and spec.rope.dim == 4
+    assert spec.kv_elements(0) == 32 + 4 and spec.rope.dim == 4
     learned = shape_spec(shape(position="learned"), "own.toml")
     assert learned.position is PositionKind.LEARNED
 

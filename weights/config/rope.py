@@ -23,6 +23,7 @@ KINDS = {
     "yarn": RopeScaling.YARN,
     "longrope": RopeScaling.LONGROPE,
     "su": RopeScaling.LONGROPE,  # its first name
+    "proportional": RopeScaling.PROPORTIONAL,
 }
 _MAX_POSITIONS = 1 << 31
 # transformers' names of layers that see all and of layers with a window.
@@ -78,12 +79,14 @@ def read_ropes(
     defaults: RopeDefaults,
     local_theta_key: str | None = None,
     local_theta: float = 10000.0,
+    local_head_dim: int | None = None,
 ) -> tuple[RopeSpec, RopeSpec]:
     """(of layers that see all, of layers with a window).
 
     The newer form of config.json has an object for each in ``rope_parameters``. In the older one
     ``rope_scaling`` is the former's alone, and the latter turn by ``local_theta_key``, or by the
-    same theta where a family has no such key.
+    same theta where a family has no such key. ``local_head_dim`` is that of layers with a window
+    where it is another.
     """
     by_type = facts.raw("rope_parameters")
     if isinstance(by_type, dict) and {FULL, SLIDING} & by_type.keys():
@@ -107,7 +110,7 @@ def read_ropes(
     if local_theta_key is not None:
         facts.only(local_theta_key, None, "rope_parameters says it for each kind of layer")
         defaults = replace(defaults, theta=local_theta)
-    return rope, _rope(facts, local, head_dim, max_positions, defaults)
+    return rope, _rope(facts, local, local_head_dim or head_dim, max_positions, defaults)
 
 
 def _rope(
@@ -117,7 +120,12 @@ def _rope(
     max_positions: int,
     defaults: RopeDefaults,
 ) -> RopeSpec:
-    dim = _dim(facts, scaling, head_dim, defaults.partial)
+    proportion = 1.0
+    if scaling is not None and _kind(scaling, defaults.kinds) is RopeScaling.PROPORTIONAL:
+        proportion = scaling.number("partial_rotary_factor", 1.0, high=1.0)
+        dim = _dim(facts, None, head_dim, None)
+    else:
+        dim = _dim(facts, scaling, head_dim, defaults.partial)
     facts.only("rope_interleaved", defaults.interleaved, "so this architecture pairs its channels")
     theta = _theta(facts, scaling, defaults.theta)
     kind = _kind(scaling, defaults.kinds)
@@ -131,6 +139,8 @@ def _rope(
     original = _original_max_positions(facts, scaling, kind, max_positions)
     factor = _factor(scaling, kind, max_positions / original)
     scaled = replace(plain, scaling=kind, factor=factor, original_max_positions=original)
+    if kind is RopeScaling.PROPORTIONAL:
+        return replace(scaled, proportion=proportion)
     if kind is RopeScaling.LLAMA3:
         return _llama3(scaling, scaled)
     if kind is RopeScaling.YARN:
@@ -176,7 +186,8 @@ def scaling_object(facts: ConfigReader, defaults: RopeDefaults) -> ConfigReader 
 
 def _checked(scaling: ConfigReader | None, defaults: RopeDefaults) -> ConfigReader | None:
     if scaling is not None:
-        if defaults.partial is None:
+        proportional = _kind(scaling, defaults.kinds) is RopeScaling.PROPORTIONAL
+        if defaults.partial is None and not proportional:
             scaling.only("partial_rotary_factor", 1, "this architecture rotates whole heads")
         alpha = {"alpha"} if defaults.alpha else set[str]()
         scaling.finish_closed(_KNOWN | defaults.own | alpha)
@@ -223,7 +234,7 @@ def _factor(scaling: ConfigReader, kind: RopeScaling, ratio: float) -> float:
         if ratio < 1.0:
             raise scaling.error("factor", "is missing and the context is shorter than trained")
         return ratio
-    factor = scaling.number("factor")
+    factor = scaling.number("factor", 1.0 if kind is RopeScaling.PROPORTIONAL else None)
     if factor < 1.0:
         raise scaling.error("factor", f"is {factor:g}; a context can only be stretched: at least 1")
     return factor

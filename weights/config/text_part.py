@@ -23,19 +23,25 @@ _RENAMES = (
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.", "model."),
 )
-_REASON = "of the image part, which is not served"
+_REASON = "of the image or sound part, which is not served"
 _SKIPPED = {
     prefix: _REASON
-    for name in ("vision_tower", "multi_modal_projector", "visual")
+    for name in (
+        *("vision_tower", "multi_modal_projector", "visual", "audio_tower"),
+        *("embed_vision", "embed_audio"),
+    )
     for prefix in (f"{name}.", f"model.{name}.")
 }
-# Facts of images alone: how many tokens one has, which ids stand for it, how it is projected.
+# Facts of images and sound alone: how many tokens one has, which ids stand for it, how it is
+# projected.
 _IMAGE_KEYS = words(
     """
     vision_config image_token_index image_token_id mm_tokens_per_image boi_token_index
     eoi_token_index spatial_merge_size multimodal_projector_bias projector_hidden_act
     vision_feature_layer vision_feature_select_strategy image_seq_length video_token_id
-    vision_token_id vision_start_token_id vision_end_token_id
+    vision_token_id vision_start_token_id vision_end_token_id audio_config audio_token_id
+    boi_token_id eoi_token_id boa_token_id eoa_token_id eoa_token_index
+    vision_soft_tokens_per_image
     """
 )
 # How the channels that turn are shared out over time, height and width. Positions of text are the
@@ -67,6 +73,7 @@ WRAPPERS = (
         "gemma3_text",
         {"vocab_size": 262208, "num_attention_heads": 8},
     ),
+    Wrapper("Gemma4ForConditionalGeneration", "gemma4", "gemma4_text"),
     Wrapper("Mistral3ForConditionalGeneration", "mistral3", "mistral"),
     Wrapper("LlavaForConditionalGeneration", "llava", "llama"),
     Wrapper(

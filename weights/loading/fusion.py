@@ -1,7 +1,7 @@
 """How parameters are held: which of them share one matrix, and under what name. No torch.
 
 embedding_projection         where the embedding has a width of its own
-layers.{i}.attention.qkv     rows: query, key, value
+layers.{i}.attention.qkv     rows: query, key, value, of these what the layer has
 layers.{i}.attention.output
 layers.{i}.mlp.gate_up       rows: gate, up (gated)    layers.{i}.mlp.up (not gated)
 layers.{i}.mlp.down
@@ -55,7 +55,7 @@ def _linears(spec: ModelSpec) -> Iterator[FusedLinear]:
         yield FusedLinear("embedding_projection", ("embedding_projection",))
     for index in range(spec.num_layers):
         attention, mlp = f"layers.{index}.attention", f"layers.{index}.mlp"
-        qkv = tuple(f"{attention}.{part}" for part in ("query", "key", "value"))
+        qkv = tuple(f"{attention}.{part}" for part in spec.layer_attention(index).projections)
         yield FusedLinear(f"{attention}.qkv", qkv)
         yield FusedLinear(f"{attention}.output", (f"{attention}.output",))
         if spec.mlp.gated:

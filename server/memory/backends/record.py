@@ -85,6 +85,7 @@ class Backend:
     compiles_kernels: bool = False  # when a form of one is first run
     own_memory: bool = False  # the device has memory of its own, which nothing else needs
     weighs_dtype: bool = False  # 16-bit products may be slower than float32's: auto times them
+    unlike_heads: bool = False  # layers may have heads of two sizes, which share pages
     max_head_dim: int | None = None
     max_width: int | None = None  # of a row that is normalised
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from server.engine.engine_config import EngineConfig, ModelConfig
 from server.memory.backends.registry import backend_named
 from server.memory.kinds import MemoryKind
-from server.memory.kv_groups import attention_shape
+from server.memory.kv_groups import attention_shapes, narrowest_rows, pages
 from server.memory.layout import decode_graph_sizes
 from server.memory.phases import Phase
 from server.memory.planner.plan import MemoryPlan
@@ -58,8 +58,9 @@ def _graphs_formula(plan: MemoryPlan) -> str:
 
 
 def _workspace_formula(model: ModelSpec, config: EngineConfig) -> str:
-    shape = attention_shape(rank_spec(model, config.model.ranks), config)
-    regions = backend_named(config.model.backend).parts.kernels.attention_regions(shape)
+    regions_of = backend_named(config.model.backend).parts.kernels.attention_regions
+    shapes = attention_shapes(rank_spec(model, config.model.ranks), config)
+    regions = max(map(regions_of, shapes), key=lambda regions: sum(regions.values()))
     if not regions:
         return "none: in batch-invariant mode no row is cut"
     return f"attention's scratch: {_sum(regions.items())} B"
@@ -68,7 +69,10 @@ def _workspace_formula(model: ModelSpec, config: EngineConfig) -> str:
 def _kv_formula(plan: MemoryPlan) -> str:
     """A block is a page, which holds the layers of one group: all layers, but with windows."""
     config, layers = plan.config, len(plan.kv.groups[0].layer_ids)
-    heads = rank_spec(plan.layout.model, config.model.ranks).attention
+    model = rank_spec(plan.layout.model, config.model.ranks)
+    if len({model.kv_elements(layer) for layer in range(model.num_layers)}) > 1:
+        return _unlike_kv_formula(plan, model)
+    heads = model.attention
     rows, channels = heads.cached_rows
     kept = "1 latent row" if heads.latent else f"2 (K, V) x {rows // 2} heads"
     if config.cache.format in FORMATS:
@@ -78,6 +82,25 @@ def _kv_formula(plan: MemoryPlan) -> str:
     return (
         f"{plan.kv.num_blocks} blocks x {config.cache.block_size} tokens x {layers} layers "
         f"x {kept} x {numbers}"
+    )
+
+
+def _unlike_kv_formula(plan: MemoryPlan, model: ModelSpec) -> str:
+    """A place holds a whole number of layers of either kind of heads."""
+    places, elements = pages(model)
+    kinds = " or ".join(
+        f"{elements // model.kv_elements(kind)} x 2 (K, V) x {heads.num_kv_heads} heads "
+        f"x {heads.head_dim}"
+        for kind, heads in ((k, model.layer_attention(k)) for k in model.kinds_of_layers)
+    )
+    format = plan.config.cache.format
+    if format in FORMATS:
+        held = f"{get_format(format).bytes_per_element} B"
+    else:
+        held = f"1 B and a scale of 4 B for every {narrowest_rows(model)}"
+    return (
+        f"{plan.kv.num_blocks} blocks x {plan.config.cache.block_size} tokens x {places} places "
+        f"x {elements} numbers of layers alike ({kinds}) x {held}"
     )
 
 

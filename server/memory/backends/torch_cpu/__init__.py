@@ -19,4 +19,5 @@ TORCH = Backend(
     auto_dtype="float32 where its weights take at most 1 GiB, or where 16-bit products are slower "
     "on this CPU and it fits, else the checkpoint's",
     weighs_dtype=True,
+    unlike_heads=True,
 )

@@ -12,7 +12,7 @@ from server.memory.backends.parts import Accounting, Parts
 from server.memory.backends.record import FoundDevice
 from server.memory.intermediates import phases, sample_rows
 from server.memory.kinds import MemoryKind
-from server.memory.kv_groups import attention_shape
+from server.memory.kv_groups import attention_shapes
 from server.memory.phases import Phase
 from server.memory.runner_buffers import LogitLimits
 from weights.formats import tensor_bytes
@@ -45,9 +45,11 @@ def logit_limits(model: ModelSpec, config: EngineConfig) -> LogitLimits:
 def step_phases(
     model: ModelSpec, config: EngineConfig, tokens: int, logit_rows: int
 ) -> tuple[Phase, ...]:
-    shape = replace(attention_shape(model, config), max_num_batched_tokens=tokens)
+    shapes = [
+        replace(shape, max_num_batched_tokens=tokens) for shape in attention_shapes(model, config)
+    ]
     num_top = config.scheduler.max_logprobs
-    return phases(model, shape, logit_rows=logit_rows, num_top=num_top)
+    return phases(model, shapes, logit_rows=logit_rows, num_top=num_top)
 
 
 def auto_format(model: ModelSpec, stored: str) -> str:

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 from kernels.footprint.gpu_linear import gpu_product_temporaries
 from kernels.footprint.gpu_sampling import logprob_workspace_bytes, sampling_workspace_bytes
-from server.memory.layer_program import AddNorm, Clip, Operation, Product, ScaleQueries, Value
+from server.memory.layer_program import (
+    AddNorm,
+    Clip,
+    Operation,
+    Product,
+    ScaleQueries,
+    StreamScale,
+    Value,
+)
 from server.memory.phases import Phase, Tensors, forward_phases, logit_phases, query_factors
 from weights.spec import ModelSpec
 
@@ -47,8 +55,10 @@ def gpu_phases(
             batch_invariant=batch_invariant,
         )
 
+    kinds = map(model.as_layer, model.kinds_of_layers)
+    footprint = GpuFootprint(tokens, element_bytes, scratch)
     return (
-        *forward_phases(model, GpuFootprint(tokens, element_bytes, scratch)),
+        *(phase for kind in kinds for phase in forward_phases(kind, footprint)),
         *_logit_phases(model, tokens, rows, element_bytes, logit_rows, num_top, scratch),
     )
 
@@ -76,7 +86,7 @@ class GpuFootprint:
             case AddNorm():
                 (_, normed), *_ = made  # the sum is made, whether or not it is read
                 return (Phase(step.name, (("normed", normed), ("total", normed))),)
-            case Clip():
+            case Clip() | StreamScale():
                 return (Phase(step.name, ()),)
             case ScaleQueries():
                 return (Phase(step.name, query_factors(self.tokens)),)
