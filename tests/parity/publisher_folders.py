@@ -59,7 +59,7 @@ class Published:
 
 def write_published(family: str, folder: Path) -> Any:
     """Writes the family's folder, and returns the model that it holds, in float32."""
-    row = PUBLISHED.get(family, AS_SAVED)
+    row = PUBLISHED[family]
     model = write_case(case_of(family, row), folder)
     saved = json.loads((folder / "config.json").read_text())
     config = in_words_of_4(saved, row)
@@ -172,7 +172,6 @@ def _all(
     return change
 
 
-AS_SAVED = Published("the names that transformers 5 saves, in the words of transformers 4")
 _INV_FREQ = _with_frequencies("model.layers.{i}.self_attn.rotary_emb.inv_freq")
 _PHI3_CODE = {
     "AutoConfig": "configuration_phi3.Phi3Config",

@@ -10,7 +10,7 @@ import pytest
 from tests.execution import stepping
 from tests.parity import oracle
 from tests.parity.family_checkpoints import VOCAB
-from tests.parity.publisher_folders import write_published
+from tests.parity.publisher_folders import PUBLISHED, write_published
 from weights.checkpoint.folder import open_checkpoint
 from weights.families import FAMILIES
 from weights.inventory import num_parameters
@@ -36,3 +36,8 @@ def test_a_publishers_folder_gives_the_logits_of_transformers(family: str, tmp_p
     assert float(error) <= 1e-4
     assert built.report.held_bytes == 4 * num_parameters(built.model)
     assert len(open_checkpoint(tmp_path).file_sizes) == 2
+
+
+def test_every_family_has_a_publishers_folder() -> None:
+    assert set(PUBLISHED) == {family.name for family in FAMILIES}
+    assert all(len(row.names_from) > 12 for row in PUBLISHED.values())
