@@ -128,7 +128,8 @@ def test_filled_up_batches_answer_as_full_ones(
     checks.batched_equals_alone(one)
     checks.short_of_blocks_equals_plenty(one)
     assert one.replays > 50
-    assert all(built.runner.graphs.captured == (16,) for built in one.made)
+    ran = [built for built in one.made if built.device.replays]  # one told its sizes alone
+    assert [built.runner.graphs.captured for built in ran] == [(16,)] * 2
 
 
 def check(bug: PlantedBug, one: Setting) -> None:
