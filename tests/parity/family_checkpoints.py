@@ -608,7 +608,11 @@ CASES: dict[str, tuple[Case, ...]] = {
                 },
             },
         ),
-        Case("StableLmConfig", {"qk_layernorm": True}, LAYER_HEAD_NORMS),
+        Case(
+            "StableLmConfig",
+            {"qk_layernorm": True, "use_parallel_residual": True},
+            LAYER_HEAD_NORMS,
+        ),
     ),
 }
 

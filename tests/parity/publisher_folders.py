@@ -95,7 +95,7 @@ def _rope_in_words_of_4(rope: Config, row: Published) -> Config:
         if key not in ("rope_theta", "partial_rotary_factor", "rope_type")
     }
     told: Config = {row.theta: rope["rope_theta"], "rope_scaling": None}
-    if "partial_rotary_factor" in rope:
+    if "partial_rotary_factor" in rope and row.partial not in row.absent:
         told[row.partial] = rope["partial_rotary_factor"]
     if rope["rope_type"] != "default":
         told["rope_scaling"] = {row.scaling_word: rope["rope_type"], **scaling}
@@ -215,6 +215,24 @@ PUBLISHED: dict[str, Published] = {
         absent=("_sliding_window_pattern",),
         local_theta="rope_local_base_freq",
     ),
+    "gemma4": Published(
+        "google/gemma-4-31B-it's text_config, which states wide heads once and its ropes by kind",
+        config={
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "rope_parameters": {
+                "full_attention": {
+                    "partial_rotary_factor": 0.25,
+                    "rope_theta": 1000000.0,
+                    "rope_type": "proportional",
+                },
+                "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+            },
+            **dict.fromkeys(("rope_theta", "rope_scaling", "partial_rotary_factor")),
+            "use_bidirectional_attention": "vision",
+        },
+        absent=("per_layer_config",),
+    ),
     "phi3": Published(
         "microsoft/Phi-3.5-mini-instruct and Phi-4-mini-instruct: fused as "
         "vllm/model_executor/models/phi3.py expects; their code is that of transformers",
@@ -259,6 +277,61 @@ PUBLISHED: dict[str, Published] = {
             }
         },
     ),
+    "apertus": Published(
+        "swiss-ai/Apertus-8B-2509, whose scaling has both words; act_fn's buffers are loaded by "
+        "vllm/model_executor/models/apertus.py",
+        config={
+            "mlp_bias": False,
+            "post_norm": False,
+            "qk_norm": True,
+            "rope_scaling": {
+                "factor": 8.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 32,
+                "rope_type": "llama3",
+                "type": "llama3",
+            },
+        },
+    ),
+    "hunyuan_v1_dense": Published(
+        "tencent/Hunyuan-7B-Instruct, with the keys of its mixtures and of images; names as "
+        "vllm/model_executor/models/hunyuan_v1.py",
+        config={
+            "add_classification_head": False,
+            "anyres_pooling_size": 2,
+            "attention_head_dim": 32,
+            "cla_share_factor": 2,
+            "class_num": 0,
+            "dense_list": [64, 0],
+            "eod_token_id": 3,
+            "im_start_id": 5,
+            "kv_lora_rank": None,
+            "mlp_bias": False,
+            "norm_type": "rms",
+            "num_experts": 1,
+            "num_media_embeds": 257,
+            "num_shared_expert": 1,
+            "org_vocab_size": 500,
+            "pool_type": "last",
+            "position_embedding_xdrope": False,
+            "use_cla": False,
+            "use_mixed_mlp_moe": False,
+            "use_mla": False,
+            "use_qk_norm": True,
+            "use_rotary_pos_emb": True,
+            "vit_mapping_type": "resampler",
+            "vit_norm_type": "fused",
+            "vit_token": 64,
+        },
+        scaling_word="type",
+    ),
+    "glm": Published(
+        "zai-org/glm-4-9b-chat-hf: gate and up fused, queries, keys and values not; the part that "
+        "turns is left out (mlx-lm#1698)",
+        absent=("layer_types", "partial_rotary_factor"),
+    ),
+    "helium": Published("kyutai/helium-1-2b"),
     "olmo": Published("allenai/OLMo-7B-0724-hf", config={"attention_dropout": 0.0}),
     "olmo2": Published("allenai/OLMo-2-1124-7B"),
     "olmo3": Published("allenai/Olmo-3-1025-7B", absent=()),
@@ -426,20 +499,6 @@ PUBLISHED: dict[str, Published] = {
         tensors=_all(
             _with_masks("transformer.h.{i}.attn", torch.float32), _without("transformer.")
         ),
-    ),
-    "hunyuan_v1_dense": Published(
-        "tencent/Hunyuan-1.8B-Instruct, whose file says what its mixtures have",
-        config={
-            "add_classification_head": False,
-            "class_num": 0,
-            "num_experts": 1,
-            "norm_type": "rms",
-            "position_embedding_xdrope": False,
-            "use_cla": False,
-            "use_mla": False,
-            "use_qk_norm": True,
-            "use_rotary_pos_emb": True,
-        },
     ),
     "ministral": Published("mistralai/Ministral-8B-Instruct-2410, by its own class", absent=()),
     "ministral3": Published("mistralai/Ministral-3-3B-Base-2512's text_config"),

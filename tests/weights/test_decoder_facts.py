@@ -137,6 +137,12 @@ def test_what_a_file_leaves_out_is_the_config_classs_default() -> None:
     assert read("exaone4", sliding_window=None).rotary_layers == ()
     assert read("smollm3").rotary_layers == (True, True, True, False) * 2
     assert read("opt").position_offset == 2
+    glm = read("glm", vocab_size=151552)
+    assert (glm.rope.dim, glm.attention.head_dim, glm.attention.qkv_bias) == (64, 128, True)
+    assert (glm.norm.epsilon, glm.eos_token_ids) == (1.5625e-7, (151329, 151336, 151338))
+    helium = read("helium")
+    assert (helium.rope.theta, helium.norm.epsilon) == (100000.0, 1e-8)
+    assert (helium.attention.head_dim, helium.eos_token_ids) == (128, (2,))
     rope = {"original_max_position_embeddings": 9, "llama_4_scaling_beta": 0}
     assert read("ministral3", rope_parameters=rope).attention.query_scale is None
 

@@ -3,6 +3,8 @@ half of each head's channels turn, neighbours as pairs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from weights.config import decoders
 from weights.config.facts import ConfigReader
 from weights.config.family import Family
@@ -10,13 +12,14 @@ from weights.config.rope import RopeDefaults
 from weights.spec import ModelSpec
 
 _ROPE = RopeDefaults(partial=0.5, interleaved=True)
+_EOS = (151329, 151336, 151338)
 
 
 def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(
         facts, kv_heads=2, head_dim=128, qkv_bias=facts.flag("attention_bias", True)
     )
-    return decoders.read_decoder(
+    spec = decoders.read_decoder(
         facts,
         family="glm",
         attention=attention,
@@ -24,6 +27,9 @@ def _read(facts: ConfigReader) -> ModelSpec:
         max_positions=131072,
         rope=_ROPE,
     )
+    if "eos_token_id" in facts:
+        return spec
+    return replace(spec, eos_token_ids=tuple(one for one in _EOS if one < spec.vocab_size))
 
 
 FAMILY = Family(

@@ -67,9 +67,11 @@ FAMILY = Family(
     skips=decoders.SKIPS,
     harmless=words(
         """
-        pretraining_tp eod_token_id moe_topk moe_intermediate_size moe_layer_num_skipped
-        moe_drop_tokens moe_random_routing_dropped_token num_shared_expert cla_share_factor
-        pool_type dense_list
+        pretraining_tp eod_token_id org_vocab_size pool_type dense_list cla_share_factor
+        moe_topk moe_intermediate_size moe_layer_num_skipped moe_drop_tokens
+        moe_random_routing_dropped_token num_shared_expert routed_scaling_factor norm_topk_prob
+        group_limited_greedy topk_group anyres_pooling_size vit_input_resolution
+        vit_mapping_type vit_norm_type vit_patch vit_token
         """
     ),
     read=_read,
