@@ -44,7 +44,7 @@ def read_decoder(
     rope: RopeDefaults | RopeSpec = LLAMA,
     tied: bool = False,
     bos: int | None = None,
-    eos: int | None = None,
+    eos: int | tuple[int, ...] | None = None,
     position: PositionKind = PositionKind.ROTARY,
     hidden_key: str = "hidden_size",
     layers_key: str = "num_hidden_layers",

@@ -146,14 +146,17 @@ class ConfigReader:
             return
         raise self.error(key, f"is {shown(value)}; only {shown(allowed)} is served: {why}")
 
-    def token_ids(self, key: str, vocab_size: int, default: int | None) -> tuple[int, ...]:
+    def token_ids(
+        self, key: str, vocab_size: int, default: int | tuple[int, ...] | None
+    ) -> tuple[int, ...]:
         """One id or a list of ids, each below ``vocab_size``; () where there is none.
 
-        The reference class's ``default`` holds where the key is absent and the id exists.
+        The reference class's ``default`` holds where the key is absent, as far as the ids exist.
         """
         self._read.add(key)
         if key not in self._config:
-            return (default,) if default is not None and default < vocab_size else ()
+            given = default if isinstance(default, tuple) else () if default is None else (default,)
+            return tuple(one for one in given if one < vocab_size)
         value = self._config[key]
         ids = [] if value is None else value if isinstance(value, list) else [value]
         for token_id in ids:

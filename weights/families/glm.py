@@ -3,8 +3,6 @@ half of each head's channels turn, neighbours as pairs."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from weights.config import decoders
 from weights.config.facts import ConfigReader
 from weights.config.family import Family
@@ -19,17 +17,15 @@ def _read(facts: ConfigReader) -> ModelSpec:
     attention = decoders.read_attention(
         facts, kv_heads=2, head_dim=128, qkv_bias=facts.flag("attention_bias", True)
     )
-    spec = decoders.read_decoder(
+    return decoders.read_decoder(
         facts,
         family="glm",
         attention=attention,
         norm=decoders.rms_norm(facts, 1.5625e-7),
         max_positions=131072,
         rope=_ROPE,
+        eos=_EOS,
     )
-    if "eos_token_id" in facts:
-        return spec
-    return replace(spec, eos_token_ids=tuple(one for one in _EOS if one < spec.vocab_size))
 
 
 FAMILY = Family(

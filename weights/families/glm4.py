@@ -23,6 +23,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
         norm=decoders.rms_norm(facts, 1.5625e-7, NormPlacement.BOTH),
         max_positions=131072,
         rope=_ROPE,
+        eos=(151329, 151336, 151338),
     )
 
 
