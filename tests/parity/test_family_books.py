@@ -41,16 +41,21 @@ def first_fast() -> list[Any]:
 
 def bytes_of_one_token(model: Any) -> int:
     """Keys and values that transformers keeps of one token, in all layers. Its GPT-1 keeps none:
-    there it is what its one matrix for queries, keys and values makes."""
-    if model.config.model_type == "openai-gpt":
-        return BYTES * 2 * model.config.n_embd * model.config.n_layer
+    there it is what its one matrix for queries, keys and values makes. Its newer Falcon keeps a
+    key-value head once for each query head that reads it: here each counts once."""
+    config = model.config
+    if config.model_type == "openai-gpt":
+        return BYTES * 2 * config.n_embd * config.n_layer
     with torch.inference_mode():
         cache = model(torch.tensor([[5]]), use_cache=True).past_key_values
-    return sum(
+    kept = sum(
         one.numel() * one.element_size()
         for layer in cache.layers
         for one in (layer.keys, layer.values)
     )
+    if config.model_type == "falcon" and config.new_decoder_architecture:
+        return kept * config.num_kv_heads // config.num_attention_heads
+    return kept
 
 
 def assert_every_tensor_is_in_the_inventory(folder: Path, parameters: int) -> ModelSpec:
