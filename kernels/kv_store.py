@@ -49,22 +49,27 @@ def check_cache_layer(cache_layer: Tensor, kv_scales: Tensor | None = None) -> N
 
 
 def _check_qkv(
-    q: Tensor, k: Tensor, v: Tensor, cache_layer: Tensor, kv_scales: Tensor | None
+    q: Tensor, k: Tensor | None, v: Tensor | None, cache_layer: Tensor, kv_scales: Tensor | None
 ) -> None:
     """A quantised cache takes any floats, as long as q, k and v have the same."""
     dtypes = (cache_layer.dtype,) if kv_scales is None else (q.dtype,)
     check_dtype("q", q, FLOATS)
-    for name, heads in (("q", q), ("k", k), ("v", v)):
+    check_both("k", k, "v", v)
+    kept = tuple((name, one) for name, one in (("k", k), ("v", v)) if one is not None)
+    for name, heads in (("q", q), *kept):
         _check_heads(name, heads, q.shape[0], cache_layer, dtypes)
-    for name, heads in (("k", k), ("v", v)):
+    for name, heads in kept:
         if heads.shape[1] != cache_layer.shape[2]:
             raise ValueError(
                 f"{name} has {heads.shape[1]} heads; cache_layer has {cache_layer.shape[2]}"
             )
 
 
-def _check_norms(q_norm: Tensor | None, k_norm: Tensor | None, head_dim: int) -> None:
-    check_both("q_norm", q_norm, "k_norm", k_norm)
+def _check_norms(
+    q_norm: Tensor | None, k_norm: Tensor | None, head_dim: int, *, keys: bool
+) -> None:
+    if keys:
+        check_both("q_norm", q_norm, "k_norm", k_norm)
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
         if norm is not None:
             check_shape(name, norm, (head_dim,))
@@ -90,8 +95,8 @@ def _check_turn(
 
 def rotary_store_kv(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     cache_layer: Tensor,
     slot_mapping: Tensor,
     *,
@@ -107,8 +112,9 @@ def rotary_store_kv(
 ) -> None:
     """Turns q and k in place (where ``cos_sin`` is given) and writes k and v to their slots.
 
-    q is [T, Hq, hd]; k and v are [T, Hkv, hd]; views of one qkv tensor are fine. cache_layer is
-    [num_blocks, 2, Hkv, block_size, hd] of their dtype. Token t goes to block
+    q is [T, Hq, hd]; k and v are [T, Hkv, hd]; views of one qkv tensor are fine. Without k and v
+    queries alone are normalised and turned, on a CPU: their layer reads another's cache.
+    cache_layer is [num_blocks, 2, Hkv, block_size, hd] of their dtype. Token t goes to block
     ``slot_mapping[t] // block_size`` at offset ``slot_mapping[t] % block_size``; slots [T] int64
     are distinct. On a GPU a token with a negative slot is padding: neither its q and k nor the
     cache are written, and its position is not looked up. cos_sin [P, dim] float32 comes from
@@ -129,7 +135,7 @@ def rotary_store_kv(
     """
     check_cache_layer(cache_layer, kv_scales)
     _check_qkv(q, k, v, cache_layer, kv_scales)
-    _check_norms(q_norm, k_norm, q.shape[2])
+    _check_norms(q_norm, k_norm, q.shape[2], keys=k is not None)
     check_shape("slot_mapping", slot_mapping, (q.shape[0],))
     check_dtype("slot_mapping", slot_mapping, (torch.int64,))
     _check_turn(positions, cos_sin, tokens=q.shape[0], head_dim=q.shape[2])
@@ -147,8 +153,14 @@ def rotary_store_kv(
     )
     run = select("rotary_store_kv", cache_layer.device)
     norms = None
-    if q_norm is not None and k_norm is not None:
-        norms = HeadNorms(q_norm, k_norm, norm_epsilon, norm_weight_offset, norm_after_turn)
+    if q_norm is not None:
+        norms = HeadNorms(
+            q_norm,
+            q_norm if k_norm is None else k_norm,
+            norm_epsilon,
+            norm_weight_offset,
+            norm_after_turn,
+        )
     run(q, k, v, cache_layer, slot_mapping, positions, cos_sin, interleaved, norms, kv_scales)
 
 

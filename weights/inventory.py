@@ -18,6 +18,7 @@ from weights.spec import (
     AttentionSpec,
     ExpertsSpec,
     LatentSpec,
+    LayerInputSpec,
     ModelSpec,
     NormPlacement,
     ParallelBlock,
@@ -31,6 +32,7 @@ class Component(StrEnum):
     numbers of a learned activation count as biases."""
 
     EMBEDDING = "embedding"
+    LAYER_EMBEDDING = "layer_embedding"
     KEY = "key"
     QUERY = "query"
     VALUE = "value"
@@ -159,6 +161,8 @@ def _parameters(spec: ModelSpec, layers: Iterable[int]) -> Iterator[Parameter]:
     yield Parameter("embedding.weight", vocabulary, Component.EMBEDDING, Split.VOCABULARY)
     if spec.embedding_size:
         yield from _projection("embedding_projection", spec.hidden_size, spec.embedding_size)
+    if spec.layer_input is not None:
+        yield from _layer_inputs(spec, spec.layer_input)
     if spec.position is PositionKind.LEARNED:
         table = (spec.position_offset + spec.max_positions, spec.hidden_size)
         yield Parameter("position_embedding.weight", table, Component.POSITION, Split.REPLICATED)
@@ -174,6 +178,16 @@ def _parameters(spec: ModelSpec, layers: Iterable[int]) -> Iterator[Parameter]:
         yield Parameter("unembedding.weight", vocabulary, Component.UNEMBEDDING, Split.VOCABULARY)
     if spec.unembedding_bias:
         yield Parameter("unembedding.bias", vocabulary[:1], Component.BIAS, Split.VOCABULARY)
+
+
+def _layer_inputs(spec: ModelSpec, inputs: LayerInputSpec) -> Iterator[Parameter]:
+    """What all layers' inputs come from."""
+    table, width = "layer_embedding.weight", spec.num_layers * inputs.size
+    shape = (inputs.vocab_size, width)
+    yield Parameter(table, shape, Component.LAYER_EMBEDDING, Split.REPLICATED)
+    yield from _projection("layer_input_projection", width, spec.hidden_size)
+    weight = "layer_input_norm.weight"
+    yield Parameter(weight, (inputs.size,), Component.NORM, Split.REPLICATED)
 
 
 def _projection(name: str, rows: int, columns: int) -> Iterator[Parameter]:
@@ -199,6 +213,11 @@ def _layer(spec: ModelSpec, index: int, num_experts: int) -> Iterator[Parameter]
         yield from _mlp(f"{name}.mlp", spec, spec.mlp.intermediate_size)
     if outputs:
         yield from _norm(f"{name}.mlp_output_norm", spec)
+    if spec.layer_input is not None:
+        size, hidden = spec.layer_input.size, spec.hidden_size
+        yield from _projection(f"{name}.layer_input.gate", size, hidden)
+        yield from _projection(f"{name}.layer_input.projection", hidden, size)
+        yield from _norm(f"{name}.layer_input_norm", spec)
     if spec.stream_scale:
         yield Parameter(f"{name}.stream_scale", (1,), Component.NORM, Split.REPLICATED)
 
@@ -262,6 +281,8 @@ def _qk_norm(name: str, attention: AttentionSpec, offset: bool) -> Iterator[Para
         return
     parts = (("query", attention.num_query_heads), ("key", attention.num_kv_heads))
     for part, heads in parts:
+        if part not in attention.projections:
+            continue
         weight = f"{name}.{part}_norm.weight"
         head_dim = attention.head_dim
         if attention.qk_norm is QkNorm.HEAD:

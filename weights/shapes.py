@@ -30,6 +30,7 @@ from weights.spec import (
     AttentionSpec,
     ExpertsSpec,
     LatentSpec,
+    LayerInputSpec,
     MlpSpec,
     ModelSpec,
     NormSpec,
@@ -139,6 +140,9 @@ def shape_spec(document: Mapping[str, Any], where: str) -> ModelSpec:
         local_rope=_rope(facts, "local_rope_theta", local, positions) if own_theta else None,
         local_attention=None if local == attention else local,
         stream_scale=facts.flag("stream_scale", False),
+        num_kv_shared_layers=_shared_layers(facts, windows, layers),
+        shared_intermediate_size=facts.integer("shared_intermediate_size", 0, low=0),
+        layer_input=_layer_input(facts),
         position_offset=facts.integer("position_offset", 0, low=0),
         embedding_scale=facts.number("embedding_scale", 1.0),
         embedding_norm=facts.flag("embedding_norm", False),
@@ -226,6 +230,19 @@ def _windows(facts: ConfigReader, layers: int) -> tuple[int, ...]:
             raise facts.error("full_every", "needs a window for the other layers")
         return ()
     return tuple(0 if every and layer % every == 0 else window for layer in range(1, layers + 1))
+
+
+def _shared_layers(facts: ConfigReader, windows: tuple[int, ...], layers: int) -> int:
+    key = "num_kv_shared_layers"
+    shared = facts.integer(key, 0, low=0, high=layers - 1)
+    if windows and set(windows[: layers - shared]) != set(windows):
+        raise facts.error(key, f"is {shared}: no layer before these keeps what some of them read")
+    return shared
+
+
+def _layer_input(facts: ConfigReader) -> LayerInputSpec | None:
+    size = facts.integer("layer_input_size", 0, low=0, high=1 << 16)
+    return LayerInputSpec(size, facts.integer("vocab_size")) if size else None
 
 
 def _experts(facts: ConfigReader, layers: int) -> ExpertsSpec | None:

@@ -156,6 +156,7 @@ class AttentionSpec:
     latent: LatentSpec | None = None
     value_norm: bool = False
     values_are_keys: bool = False
+    own_kv: bool = True  # False: no keys and values of its own, it reads another layer's
 
     @property
     def query_size(self) -> int:
@@ -170,6 +171,8 @@ class AttentionSpec:
     @property
     def projections(self) -> dict[str, int]:
         """The projections of what a layer is given to its heads, and the channels of each."""
+        if not self.own_kv:
+            return {"query": self.query_size}
         values = {} if self.values_are_keys else {"value": self.kv_size}
         return {"query": self.query_size, "key": self.kv_size, **values}
 
@@ -242,6 +245,17 @@ class NormSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerInputSpec:
+    """Inputs of each layer beside the stream (Gemma 3n and 4): a token has ``size`` channels for
+    each of the layers, from a table of their own of ``vocab_size`` rows and from its embedding.
+    Behind its MLP a layer narrows the stream to ``size``, weighs its input with it, and adds the
+    result, widened and normalised."""
+
+    size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One decoder-only transformer.
 
@@ -260,6 +274,9 @@ class ModelSpec:
     their cap). A ``rounded_embedding_scale`` is rounded to the format of the weights first, as
     Gemma's is. ``stream_scale`` says that each layer has a number that multiplies the stream behind
     it, ``embedding_norm`` that the embedding is normalised before the first layer.
+    The last ``num_kv_shared_layers`` have no keys and values of their own, and an MLP of
+    ``shared_intermediate_size`` where that is not 0; ``layer_input`` are what layers are given
+    beside the stream.
     ``embedding_size`` is the width of the tables of tokens where matrices without a bias lead from
     it to ``hidden_size`` and back, as in OPT 350m; 0 where it is ``hidden_size`` itself.
 
@@ -298,6 +315,9 @@ class ModelSpec:
     unembedding_bias: bool = False
     embedding_size: int = 0
     stream_scale: bool = False
+    num_kv_shared_layers: int = 0
+    shared_intermediate_size: int = 0
+    layer_input: LayerInputSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("windows", "rotary_layers"):
@@ -329,7 +349,22 @@ class ModelSpec:
     def layer_attention(self, layer: int) -> AttentionSpec:
         """The layer's heads."""
         local = self.local_attention
-        return local if local is not None and self.window(layer) else self.attention
+        heads = local if local is not None and self.window(layer) else self.attention
+        return heads if self.kv_layer(layer) == layer else replace(heads, own_kv=False)
+
+    def kv_layer(self, layer: int) -> int:
+        """The layer whose keys and values it reads: its own but for the last
+        ``num_kv_shared_layers``, which read the last one before them that looks back alike."""
+        owners = self.num_layers - self.num_kv_shared_layers
+        if layer < owners:
+            return layer
+        return max(i for i in range(owners) if self.window(i) == self.window(layer))
+
+    def layer_mlp(self, layer: int) -> MlpSpec:
+        """The layer's plain MLP, which may have another width where keys and values are shared."""
+        if not self.shared_intermediate_size or self.kv_layer(layer) == layer:
+            return self.mlp
+        return replace(self.mlp, intermediate_size=self.shared_intermediate_size)
 
     @property
     def heads_in_words(self) -> str:
@@ -344,11 +379,13 @@ class ModelSpec:
     def as_layer(self, layer: int) -> ModelSpec:
         """The model in which every layer's heads are like this one's: what is the same in all of
         its layers may be asked of it."""
-        if self.local_attention is None:
+        if self.local_attention is None and not self.num_kv_shared_layers:
             return self
         return replace(
             self,
             attention=self.layer_attention(layer),
+            mlp=self.layer_mlp(layer),
+            num_kv_shared_layers=0,
             local_attention=None,
             rope=self.layer_rope(layer) or self.rope,
             local_rope=None,
@@ -357,8 +394,9 @@ class ModelSpec:
 
     @property
     def kinds_of_layers(self) -> tuple[int, ...]:
-        """The first layer of each kind of heads: one where all have the same."""
-        if self.local_attention is None:
+        """The first layer of each kind: of heads, and of those with keys of their own and those
+        without. One where all are alike."""
+        if self.local_attention is None and not self.num_kv_shared_layers:
             return (0,)
         kinds: dict[AttentionSpec, int] = {}
         for layer in range(self.num_layers):

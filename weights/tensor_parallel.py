@@ -59,6 +59,7 @@ def rank_spec(spec: ModelSpec, ranks: int) -> ModelSpec:
         spec,
         attention=_rank_attention(spec.attention, ranks),
         local_attention=None if local is None else _rank_attention(local, ranks),
+        shared_intermediate_size=ceil_div(spec.shared_intermediate_size, ranks),
         mlp=replace(mlp, intermediate_size=ceil_div(mlp.intermediate_size, ranks)),
         experts=experts,
     )

@@ -25,7 +25,11 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> None:
 
 
 def _turn(
-    q: Tensor, k: Tensor, cos_sin: Tensor | None, positions: Tensor | None, interleaved: bool
+    q: Tensor,
+    k: Tensor | None,
+    cos_sin: Tensor | None,
+    positions: Tensor | None,
+    interleaved: bool,
 ) -> None:
     if cos_sin is not None and positions is not None:
         cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=2)
@@ -33,17 +37,21 @@ def _turn(
             _rotate(heads, cos, sin, interleaved)
 
 
-def _normalise(q: Tensor, k: Tensor, norms: HeadNorms) -> None:
+def _normalise(q: Tensor, k: Tensor | None, norms: HeadNorms) -> None:
     """RMSNorm over the channels of each head, in place."""
     for heads, weight in ((q, norms.query), (k, norms.key)):
+        if heads is None:
+            continue
         values = heads.float()
         square = values.pow(2).mean(dim=-1, keepdim=True)
         factor = weight.float() + norms.weight_offset if norms.weight_offset else weight
         heads.copy_(values.mul_(square.add_(norms.epsilon).rsqrt_()).mul_(factor))
 
 
-def _side_by_side(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+def _side_by_side(q: Tensor, k: Tensor | None) -> tuple[Tensor, ...]:
     """q and k as one tensor where they are neighbours in one qkv tensor: half the operations."""
+    if k is None:
+        return (q,)
     tokens, heads, head_dim = q.shape
     follows = k.storage_offset() == q.storage_offset() + heads * head_dim
     shared = q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
@@ -54,8 +62,8 @@ def _side_by_side(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
 
 def rotary_store_kv(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     cache_layer: Tensor,
     slot_mapping: Tensor,
     positions: Tensor | None,
@@ -71,6 +79,8 @@ def rotary_store_kv(
     _turn(q, k, cos_sin, positions, interleaved)
     if norms is not None and norms.after_turn:
         _normalise(q, k, norms)
+    if k is None or v is None:
+        return
     _, _, num_heads, block_size, head_dim = cache_layer.shape
     blocks = slot_mapping.div(block_size, rounding_mode="floor")
     # Within a block rows of head_dim are numbered (K|V * num_heads + head) * block_size + offset.

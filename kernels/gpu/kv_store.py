@@ -21,8 +21,8 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 def rotary_store_kv(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     cache_layer: Tensor,
     slot_mapping: Tensor,
     positions: Tensor | None,
@@ -31,6 +31,10 @@ def rotary_store_kv(
     norms: HeadNorms | None = None,
     kv_scales: Tensor | None = None,
 ) -> None:
+    if k is None or v is None:
+        raise NotImplementedError(
+            "a GPU turns no queries without keys; leave such a model to a CPU"
+        )
     tokens, q_heads, head_dim = q.shape
     if tokens == 0:
         return

@@ -131,8 +131,10 @@ class Attention:
         is given beside ``qkv``, normalised already, takes the place of what is in it."""
         heads, tokens = self.heads, qkv.shape[0]
         by_head = qkv.view(tokens, -1, heads.head_dim)
-        q, k = by_head[:, : heads.num_query_heads], self._keys(by_head)
-        v = by_head[:, -heads.num_kv_heads :]
+        q = by_head[:, : heads.num_query_heads]
+        k = v = None
+        if heads.own_kv:
+            k, v = self._keys(by_head), by_head[:, -heads.num_kv_heads :]
         q_norm, k_norm = self.q_norm, self.k_norm
         if query is not None and key is not None:
             q, k = (one.view(tokens, -1, heads.head_dim) for one in (query, key))
@@ -241,7 +243,7 @@ def build_layer(
     prefix = f"layers.{index}"
     attention = _attention(spec, index, tensors, positions)
     steps = program.layer_program(spec.as_layer(index))
-    mlp = Mlp(spec.mlp, _activation_numbers(spec, f"{prefix}.mlp.activation", tensors))
+    mlp = Mlp(spec.layer_mlp(index), _activation_numbers(spec, f"{prefix}.mlp.activation", tensors))
 
     def bound(operation: program.LayerOperation, dying: frozenset[str]) -> Call:
         reads, writes = operation.reads, tuple(value.name for value in operation.writes)
@@ -261,6 +263,8 @@ def build_layer(
             case program.StreamScale():
                 scale = tensors[f"{prefix}.{operation.weight}"]
                 return _making(lambda x: x.mul_(scale), reads, writes, dying)
+            case program.WeighInput():
+                return _weighing(spec, index, reads, writes, dying)
             case program.ValueNorm():
                 return _making(attention.normalised_values, reads, writes, dying)
             case program.Clip():
@@ -299,7 +303,7 @@ def _attention(
         None if rope is None else positions.rotary[rope],
         rope is not None and rope.interleaved,
         _head_norm(spec, tensors, f"{name}.query_norm", heads.num_query_heads),
-        _head_norm(spec, tensors, f"{name}.key_norm", heads.num_kv_heads),
+        _head_norm(spec, tensors, f"{name}.key_norm", heads.num_kv_heads) if heads.own_kv else None,
     )
 
 
@@ -320,6 +324,40 @@ def _activation_numbers(
     if spec.mlp.activation is not Activation.XIELU:
         return ()
     return tuple(tensors[f"{name}.{number}"] for number in XIELU_NUMBERS)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What all layers are given beside the stream."""
+
+    size: int  # P
+    table: torch.Tensor  # [V, layers P]
+    projection: Linear
+    norm: Norm  # of P channels
+
+    def __call__(self, token_ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """[T], [T, D] -> [T, layers P]"""
+        projected = self.projection(hidden).mul_(hidden.shape[1] ** -0.5)
+        normed = self.norm(projected.view(-1, self.size))[0].view(projected.shape)
+        del projected
+        scale = torch.tensor(self.size**0.5).to(self.table.dtype).item()
+        rows = kernels.embedding(token_ids, self.table).mul_(scale)
+        return normed.add_(rows).mul_(2.0**-0.5)
+
+
+def build_layer_inputs(
+    spec: ModelSpec, linears: Mapping[str, LinearWeight], tensors: Mapping[str, torch.Tensor]
+) -> LayerInputs | None:
+    """None for a model whose layers have none."""
+    if spec.layer_input is None:
+        return None
+    name, width = "layer_input_projection", spec.num_layers * spec.layer_input.size
+    return LayerInputs(
+        spec.layer_input.size,
+        tensors["layer_embedding"],
+        Linear(name, linears[name], (width, spec.hidden_size)),
+        build_norm(spec, tensors, "layer_input_norm"),
+    )
 
 
 def build_norm(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], name: str) -> Norm:
@@ -386,6 +424,21 @@ def _scaling_queries(
         lengths = step.positions.div(scale.length, rounding_mode="floor")
         factors = lengths.float().log1p_().mul_(scale.beta).add_(1.0).to(qkv.dtype)
         qkv[:, :size].mul_(factors.unsqueeze(1))
+
+    return call
+
+
+def _weighing(
+    spec: ModelSpec, index: int, reads: Names, writes: Names, dying: frozenset[str]
+) -> Call:
+    """The layer's input times the activated gate."""
+    (gate, inputs), (out,) = reads, writes
+    size = spec.layer_input.size if spec.layer_input else 0
+    kind, take = spec.mlp.activation.value, _taking(gate, dying)
+    part = slice(index * size, (index + 1) * size)
+
+    def call(values: Values, step: StepTensors) -> None:
+        values[out] = kernels.activation(take(values), kind).mul_(values[inputs][:, part])
 
     return call
 

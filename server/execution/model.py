@@ -17,6 +17,7 @@ from server.execution.layers import (
     PositionTables,
     StepTensors,
     build_layer,
+    build_layer_inputs,
     build_norm,
 )
 from server.memory.layout import rotary_ropes
@@ -52,6 +53,7 @@ class Decoder:
         self.final_norm = None if normed else build_norm(spec, tensors, "final_norm")
         vocabulary = (spec.vocab_size, spec.table_width)
         self.unembedding = Linear("unembedding", linears["unembedding"], vocabulary)
+        self.layer_inputs = build_layer_inputs(spec, linears, tensors)
         self.project_in = self.project_out = None
         if spec.embedding_size:
             inward = (spec.hidden_size, spec.embedding_size)
@@ -69,6 +71,8 @@ class Decoder:
         so one of each is enough to measure by.
         """
         values = {"hidden": self._embed(step)}
+        if self.layer_inputs is not None:
+            values["layer_inputs"] = self.layer_inputs(step.token_ids, values["hidden"])
         for layer in self.layers[:num_layers]:
             layer.run(values, step)
         return values["hidden"], values.get("residual")

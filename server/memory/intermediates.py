@@ -25,6 +25,7 @@ from server.memory.layer_program import (
     Attend,
     Clip,
     Embed,
+    LayerInputs,
     Norm,
     Operation,
     Product,
@@ -33,6 +34,7 @@ from server.memory.layer_program import (
     StreamScale,
     Value,
     ValueNorm,
+    WeighInput,
 )
 from server.memory.phases import Phase, Tensors, forward_phases, logit_phases, query_factors
 from server.units import ceil_div
@@ -140,6 +142,17 @@ class CpuFootprint:
                 inside = _normalising_heads(model, tokens, element)
                 return (Phase(step.name, (*made, ("norm_temporary", inside))),)
             case Add() | Scale():
+                return (Phase(step.name, made),)
+            case LayerInputs():
+                _, (_, size) = made
+                wide = step.writes[1].channels
+                held = product_temporaries(tokens, model.hidden_size, wide, element)
+                normed = _normalising_rows(model, tokens * wide, element)
+                return (
+                    Phase("layer_input_projection", (("layer_inputs", size), *held)),
+                    Phase(step.name, normed),
+                )
+            case WeighInput():
                 return (Phase(step.name, made),)
             case ValueNorm():
                 rows = tokens * model.attention.kv_size

@@ -119,10 +119,12 @@ def layer_groups(model: ModelSpec) -> tuple[tuple[int, ...], ...]:
 
 
 def _layers_alike(model: ModelSpec) -> Iterable[list[int]]:
-    """Layers that look back alike, by their windows; their heads are alike, too."""
+    """Layers that look back alike, by their windows; their heads are alike, too. Those that read
+    another's keys and values keep nothing."""
     layers: dict[int, list[int]] = {window: [] for window in windows_of(model)}
     for layer in range(model.num_layers):
-        layers[model.window(layer)].append(layer)
+        if model.kv_layer(layer) == layer:
+            layers[model.window(layer)].append(layer)
     return layers.values()
 
 
@@ -138,6 +140,7 @@ class CachePart:
 
 def cache_part(model: ModelSpec, layer: int) -> CachePart:
     """Raises ValueError for a layer that the model has not."""
+    layer = model.kv_layer(layer)
     for group, layers in enumerate(layer_groups(model)):
         if layer in layers:
             size = model.kv_elements(layer)

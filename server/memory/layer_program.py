@@ -83,6 +83,18 @@ class StreamScale(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class LayerInputs(Step):
+    """The embedding, unchanged, and the inputs of all layers side by side, [T, layers P]: its
+    product with ``layer_input_projection``, each layer's channels normalised, and the tokens' rows
+    of a table of their own, both halves weighed alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeighInput(Step):
+    """The activation of a gate [T, P] times the layer's own channels of all layers' inputs."""
+
+
+@dataclass(frozen=True, slots=True)
 class ValueNorm(Step):
     """[T, channels of the layer's projections] -> values [T, Hkv hd], each head normalised without
     weights: of the keys, before their own norm, where the values have no projection."""
@@ -127,6 +139,7 @@ LayerOperation = (
     | Norm
     | QkNorm
     | ValueNorm
+    | WeighInput
     | Add
     | Scale
     | StreamScale
@@ -136,9 +149,9 @@ LayerOperation = (
     | Attend
     | Activate
 )
-Operation = Embed | LayerOperation
+Operation = Embed | LayerInputs | LayerOperation
 LayerProgram = tuple[LayerOperation, ...]
-EmbeddingProgram = tuple[Embed | Product | Add | Scale | Norm, ...]
+EmbeddingProgram = tuple[Embed | LayerInputs | Product | Add | Scale | Norm, ...]
 
 _OUTPUT_NORMS = (NormPlacement.OUTPUT, NormPlacement.BOTH)
 
@@ -165,6 +178,9 @@ def embedding_program(model: ModelSpec) -> EmbeddingProgram:
         embed += (Scale("embedding_scale", ("hidden",), (hidden,), model.embedding_scale),)
     if model.embedding_norm:
         embed += (Norm("embedding_norm", ("hidden",), (hidden,), "embedding_norm"),)
+    if model.layer_input is not None:
+        inputs = Value("layer_inputs", model.num_layers * model.layer_input.size)
+        embed += (LayerInputs("layer_inputs", ("hidden",), (hidden, inputs)),)
     return embed
 
 
@@ -201,7 +217,22 @@ def _layer_of_sums(model: ModelSpec) -> LayerProgram:
         *_mlp(model, "normed", "hidden"),
         *(_norm(model, "mlp_output_norm", "hidden", "hidden") if outputs else ()),
         Add("stream", ("hidden", "residual"), (stream,)),
+        *_layer_input(model, stream),
         StreamScale("stream_scale", ("hidden",), (stream,), "stream_scale"),
+    )
+
+
+def _layer_input(model: ModelSpec, stream: Value) -> LayerProgram:
+    if model.layer_input is None:
+        return ()
+    size = model.layer_input.size
+    gate, out = Value("gate", size), Value("out", model.hidden_size)
+    return (
+        Product("layer_gate", ("hidden",), (gate,), "layer_input.gate", model.hidden_size),
+        WeighInput("layer_input", ("gate", "layer_inputs"), (gate,)),
+        Product("layer_projection", ("gate",), (out,), "layer_input.projection", size),
+        *_norm(model, "layer_input_norm", "out", "out"),
+        Add("layer_stream", ("out", "hidden"), (stream,)),
     )
 
 
@@ -260,14 +291,15 @@ def _attention(model: ModelSpec, reads: str, writes: str) -> LayerProgram:
     apart = heads.qk_norm is not spec.QkNorm.NONE and not attend_normalises(model)
     clip, scale = heads.qkv_clip, heads.query_scale
     attended_of = ("qkv", *(("query", "key") if apart else ()))
-    if heads.value_norm:
+    normed_values = heads.value_norm and heads.own_kv
+    if normed_values:
         attended_of += ("value",)
     return (
         Product("qkv", (reads,), (qkv,), "attention.qkv", hidden),
         *((Clip("qkv_clip", ("qkv",), (qkv,), clip),) if clip else ()),
         *((ScaleQueries("query_scale", ("qkv",), (qkv,), scale),) if scale else ()),
         *((QkNorm("qk_norm", ("qkv",), normed),) if apart else ()),
-        *((ValueNorm("value_norm", ("qkv",), (value,)),) if heads.value_norm else ()),
+        *((ValueNorm("value_norm", ("qkv",), (value,)),) if normed_values else ()),
         Attend("attention", attended_of, (attended,)),
         Product("attention_output", ("attended",), (out,), "attention.output", heads.query_size),
     )

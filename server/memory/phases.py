@@ -45,24 +45,29 @@ class Footprint(Protocol):
 def forward_phases(model: ModelSpec, footprint: Footprint) -> Iterator[Phase]:
     """Every moment from the tokens to what the last layer leaves, of a model whose layers are
     alike: one is added up."""
-    yield from add_up(embedding_program(model), footprint)
-    yield from add_up(layer_program(model), footprint)
+    embedding = embedding_program(model)
+    yield from add_up(embedding, footprint)
+    yield from add_up(layer_program(model), footprint, before=embedding)
 
 
-def add_up(program: Sequence[Operation], footprint: Footprint) -> Iterator[Phase]:
+def add_up(
+    program: Sequence[Operation], footprint: Footprint, before: Sequence[Operation] = ()
+) -> Iterator[Phase]:
     """Every moment of ``program``, in order, with all that is alive then.
 
     What the program is given has the size of what it hands on under that name: the plan is of a
-    layer between others.
+    layer between others. What no layer makes has the size that the program ``before`` gave it.
     """
     sizes = {
-        value.name: footprint.bytes_of(step, value) for step in program for value in step.writes
+        value.name: footprint.bytes_of(step, value)
+        for step in (*before, *program)
+        for value in step.writes
     }
     alive = {name: sizes[name] for name in given(program)}
     for step, dying in zip(program, last_reads(program), strict=True):
-        before = tuple(alive.items())
+        held = tuple(alive.items())
         for moment in footprint.moments(step):
-            yield Phase(moment.name, (*before, *moment.tensors))
+            yield Phase(moment.name, (*held, *moment.tensors))
         for name in dying:
             del alive[name]
         alive |= {value.name: footprint.bytes_of(step, value) for value in step.writes}

@@ -74,8 +74,8 @@ def _blocks(plan: Plan, spec: ModelSpec, chunk: int, of: str) -> str:
     computed."""
     size, per_layer = plan.config.cache.block_size, []
     for window in windows_of(spec):
-        firsts = [layers[0] for layers in layer_groups(spec)]
-        counted = firsts if of == "groups" else range(spec.num_layers)
+        groups = layer_groups(spec)
+        counted = [one for layers in groups for one in (layers[:1] if of == "groups" else layers)]
         count = sum(spec.window(layer) == window for layer in counted)
         blocks = f"ceil(length / {size})"
         if window:

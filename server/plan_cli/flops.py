@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from weights.inventory import Component, tally
 from weights.spec import AttentionSpec, ModelSpec
 
-_NO_PRODUCT = frozenset({Component.EMBEDDING, Component.POSITION, Component.NORM, Component.BIAS})
+_TABLES = {Component.EMBEDDING, Component.LAYER_EMBEDDING, Component.POSITION}
+_NO_PRODUCT = frozenset({*_TABLES, Component.NORM, Component.BIAS})
 
 
 @dataclass(frozen=True, slots=True)

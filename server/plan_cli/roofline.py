@@ -75,7 +75,8 @@ def weight_traffic(plan: Plan, tokens: int) -> int:
     by_component = plan.memory.layout.weights
     if not spec.tied_unembedding:
         nbytes -= by_component[Component.EMBEDDING]
-    nbytes -= by_component.get(Component.POSITION, 0)
+    for table in (Component.POSITION, Component.LAYER_EMBEDDING):
+        nbytes -= by_component.get(table, 0)
     if spec.experts is not None:
         count, chosen = spec.experts.count, spec.experts.chosen
         idle = count * (1 - chosen / count) ** tokens  # experts that no token is expected to choose

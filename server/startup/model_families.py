@@ -138,6 +138,7 @@ def _attention(spec: ModelSpec, keys: frozenset[str]) -> tuple[str, ...]:
     found = {
         "windows": "sliding_window" in keys,
         "heads of two sizes": spec.local_attention is not None,
+        "shared keys": "num_kv_shared_layers" in keys,
         "q/k norms": spec.attention.qk_norm is not QkNorm.NONE,
         "soft caps": spec.attention.soft_cap is not None,
     }

@@ -19,6 +19,7 @@ from server.memory.layer_program import (
     Attend,
     Clip,
     Embed,
+    LayerInputs,
     Norm,
     Operation,
     Product,
@@ -26,6 +27,7 @@ from server.memory.layer_program import (
     ScaleQueries,
     StreamScale,
     ValueNorm,
+    WeighInput,
     attend_normalises,
     embedding_program,
     layer_program,
@@ -54,6 +56,8 @@ def _unserved(spec: ModelSpec) -> Iterator[str]:
         yield "latent attention"
     if attention.values_are_keys and not attention.value_norm:
         yield "values that are the keys, without a norm of their own"
+    if spec.layer_input is not None and not spec.stream_scale:
+        yield "inputs of each layer, without a scale of the stream"
     if spec.stream_scale and (
         spec.parallel is not ParallelBlock.NONE
         or norm.placement not in (NormPlacement.PRE, NormPlacement.BOTH)
@@ -78,6 +82,8 @@ def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
     heads = tuple(map(spec.layer_attention, spec.kinds_of_layers))
     if len({one.heads for one in heads}) > 1 and not backend.unlike_heads:
         return "its layers have heads of two sizes"
+    if spec.num_kv_shared_layers and not backend.unlike_heads:
+        return "its last layers read the keys and values of others"
     head_dim, width = max(one.head_dim for one in heads), spec.hidden_size
     if spec.attention.qk_norm is QkNorm.WHOLE:
         width = max(width, spec.attention.query_size)
@@ -117,6 +123,10 @@ def _kernels_of(step: Operation, spec: ModelSpec) -> tuple[str, ...]:
             if spec.mlp.activation is Activation.XIELU:
                 return ("xielu",)
             return ("gated_activation" if spec.mlp.gated else "activation",)
+        case LayerInputs():
+            return ("embedding", "linear", "add_rms_norm")
+        case WeighInput():
+            return ("activation",)
         case ValueNorm():
             return ("add_rms_norm",)
         case Add() | Scale() | StreamScale() | Clip() | ScaleQueries():

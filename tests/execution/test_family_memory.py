@@ -28,6 +28,16 @@ CASES = {
             **{"attention_k_eq_v": True, "num_global_key_value_heads": 1},
         },
     ),
+    "shared keys, inputs of layers": Case(
+        "Gemma4TextConfig",
+        WIDE
+        | GEMMA4
+        | {
+            "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2,
+            **{"global_head_dim": 64, "num_kv_shared_layers": 3, "use_double_wide_mlp": True},
+            **{"hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": 64},
+        },
+    ),
     "norms of heads": Case("Qwen3Config", WIDE | {"head_dim": 128}),
     "scales": Case(
         "GraniteConfig", WIDE | {"residual_multiplier": 0.3, "embedding_multiplier": 4.0}

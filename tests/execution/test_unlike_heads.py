@@ -93,6 +93,22 @@ def test_a_page_of_gemma_4_is_full() -> None:
     assert sum(layer_kv_bytes(spec, layer, "bf16") for layer in range(60)) == of_a_token
 
 
+@pytest.mark.parametrize(
+    ("name", "owners", "a_group"), [("gemma-4-e2b", 15, {3, 6}), ("gemma-4-e4b", 24, {2, 4})]
+)
+def test_layers_that_read_others_keep_nothing(name: str, owners: int, a_group: set[int]) -> None:
+    spec = find_preset(name).spec
+    groups = layer_groups(spec)
+    assert {len(group) for group in groups} == a_group
+    assert sorted(sum(groups, ())) == list(range(owners))
+    last = {
+        window: max(i for i in range(owners) if spec.window(i) == window) for window in (0, 512)
+    }
+    for layer in range(owners, spec.num_layers):
+        assert cache_part(spec, layer) == cache_part(spec, last[spec.window(layer)])
+        assert list(spec.layer_attention(layer).projections) == ["query"]
+
+
 def test_a_page_that_its_group_does_not_fill_costs_as_much() -> None:
     spec = MODELS["pages that are not full"]  # five narrow layers in three groups, one wide one
     kv = kv_cache_spec(spec, CacheConfig(block_size=16, num_blocks=8, format="f32"))

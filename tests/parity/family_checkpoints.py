@@ -322,6 +322,22 @@ CASES: dict[str, tuple[Case, ...]] = {
             },
             SMALL_EMBEDDING,
         ),
+        Case(
+            "Gemma4TextConfig",
+            {
+                **GEMMA4,
+                "num_hidden_layers": 7,
+                "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2
+                + ["full_attention"],
+                "num_key_value_heads": 1,
+                "global_head_dim": 32,
+                "num_kv_shared_layers": 4,
+                "use_double_wide_mlp": True,
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": VOCAB,
+            },
+            SMALL_EMBEDDING,
+        ),
     ),
     "phi3": (
         Case("Phi3Config", {"sliding_window": WINDOW}),

@@ -18,6 +18,7 @@ from weights.spec import (
     AttentionSpec,
     ExpertsSpec,
     LatentSpec,
+    LayerInputSpec,
     MlpSpec,
     ModelSpec,
     NormSpec,
@@ -32,15 +33,17 @@ COMPUTED = {
     "max_positions tied_unembedding parameter_dtype rope windows local_rope rotary_layers "
     "position_offset unembedding_bias bos_token_id eos_token_ids parallel embedding_scale "
     "rounded_embedding_scale alibi embedding_norm "
-    "residual_scale logit_scale logit_soft_cap embedding_size local_attention stream_scale",
+    "residual_scale logit_scale logit_soft_cap embedding_size local_attention stream_scale "
+    "num_kv_shared_layers shared_intermediate_size",
     AttentionSpec: "num_query_heads num_kv_heads head_dim scale qkv_bias output_bias soft_cap "
-    "qk_norm_bias qkv_clip query_scale value_norm",
+    "qk_norm_bias qkv_clip query_scale value_norm own_kv",
     MlpSpec: "intermediate_size activation gated bias",
     NormSpec: "kind epsilon bias placement unit_offset",
 }
 NOT_COMPUTED: dict[type, dict[str, Any]] = {
     ModelSpec: {
         "experts": ExpertsSpec(4, 2, 32),
+        "layer_input": LayerInputSpec(8, 512),  # without a scale of the stream
     },
     AttentionSpec: {
         "sinks": True,

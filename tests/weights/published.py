@@ -130,6 +130,8 @@ ROUNDED = {
     "ministral-3-14b": (13.5e9, 0.001),
     "gemma-3-4b": (3_209e6 + 675e6, 0.001),  # without and with the embedding: table 1 of the report
     "gemma-3-12b": (10_759e6 + 1_012e6, 0.001),
+    "gemma-4-e2b": (2.3e9 + 262144 * 35 * 256, 0.005),  # published without layers' tables
+    "gemma-4-e4b": (4.5e9 + 262144 * 42 * 256, 0.02),
     "gemma-4-31b": (30.7e9, 0.001),
     "gemma-3-27b": (25_600e6 + 1_416e6, 0.001),
     "qwen3-235b-a22b": (235e9, 0.001),
@@ -326,7 +328,12 @@ def _gemma4(spec: ModelSpec, local: AttentionSpec) -> dict[str, Any]:
         "num_global_key_value_heads": spec.attention.num_kv_heads,
         "global_head_dim": spec.attention.head_dim,
         "attention_k_eq_v": spec.attention.values_are_keys,
-        "hidden_size_per_layer_input": 0,
+        "hidden_size_per_layer_input": spec.layer_input.size if spec.layer_input else 0,
+        "num_kv_shared_layers": spec.num_kv_shared_layers,
+        "use_double_wide_mlp": bool(spec.shared_intermediate_size),
+        "layer_types": [
+            "sliding_attention" if window else "full_attention" for window in spec.windows
+        ],
     }
 
 

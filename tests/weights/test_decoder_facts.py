@@ -8,7 +8,7 @@ import pytest
 
 from weights import families
 from weights.errors import CheckpointError
-from weights.spec import Activation, ModelSpec, ParallelBlock, RopeSpec
+from weights.spec import Activation, LayerInputSpec, ModelSpec, ParallelBlock, RopeSpec
 
 
 def read(family: str, **facts: Any) -> ModelSpec:
@@ -118,6 +118,10 @@ SLIDING = [*TYPES, "sliding_attention"]
             },
             "long_factor has 0",
         ),
+        ("gemma4", {"enable_moe_block": True}, "enable_moe_block is true.*experts beside the MLP"),
+        ("gemma4", {"num_kv_shared_layers": 3}, "no layer before these keeps"),
+        ("gemma4", {"per_layer_config": {"7": {"head_dim": 9}}}, "the same of every layer"),
+        ("gemma4", {"use_bidirectional_attention": "all"}, "text looks back alone"),
         ("ernie4_5", {"rope_interleaved": False}, "rope_interleaved is false"),
     ],
 )
@@ -143,6 +147,11 @@ def test_what_a_file_leaves_out_is_the_config_classs_default() -> None:
     helium = read("helium")
     assert (helium.rope.theta, helium.norm.epsilon) == (100000.0, 1e-8)
     assert (helium.attention.head_dim, helium.eos_token_ids) == (128, (2,))
+    gemma4 = read("gemma4")
+    assert gemma4.windows == (512,) * 5 + (0, 512, 0)  # the last sees all
+    assert gemma4.attention.heads == (4, 2, 512) and gemma4.layer_attention(0).heads == (4, 2, 256)
+    assert (gemma4.rope.theta, gemma4.rope.proportion, gemma4.rope.dim) == (1e6, 0.25, 512)
+    assert gemma4.layer_input == LayerInputSpec(256, 262144)
     rope = {"original_max_position_embeddings": 9, "llama_4_scaling_beta": 0}
     assert read("ministral3", rope_parameters=rope).attention.query_scale is None
 

@@ -1,6 +1,7 @@
 """Gemma 4, its text part (Google 2026): Gemma 3's block, but layers that see all have wider heads
 than those with a window and rotary frequencies in a part of their pairs, values are normalised, and
-each layer's stream is scaled. Its norms multiply by their weights as they stand."""
+each layer's stream is scaled. In the small ones each layer has inputs of its own, and the last ones
+read the keys and values of others. Its norms multiply by their weights as they stand."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from typing import Any
 
 from weights.config import decoders
 from weights.config.facts import ConfigReader
-from weights.config.family import SIZES, Family, Source
+from weights.config.family import Family, Skip, Source
 from weights.config.keys import words
 from weights.config.rope import RopeDefaults, read_ropes
 from weights.spec import (
     AttentionSpec,
+    LayerInputSpec,
     ModelSpec,
     NormPlacement,
     QkNorm,
@@ -25,9 +27,6 @@ from weights.strict_json import shown
 
 def _read(facts: ConfigReader) -> ModelSpec:
     facts.only("enable_moe_block", False, "experts beside the MLP are not served yet")
-    facts.only("num_kv_shared_layers", 0, "layers that read another's keys are not served yet")
-    if facts.integer("hidden_size_per_layer_input", 256, low=0):
-        raise facts.error("hidden_size_per_layer_input", "is not 0, and only 0 is served yet")
     bias = facts.flag("attention_bias", False)
     local = decoders.read_attention(
         facts,
@@ -43,6 +42,9 @@ def _read(facts: ConfigReader) -> ModelSpec:
     if windows:  # the last layer sees all, whatever the file says
         windows = (*windows[:-1], 0)
         windows = windows if any(windows) else ()
+    shared = _shared_layers(facts, windows)
+    mlp = decoders.read_mlp(facts, key="hidden_activation", default="gelu_pytorch_tanh")
+    wide = facts.flag("use_double_wide_mlp", False) and shared
     attention = _global_attention(facts, local, windows)
     max_positions = decoders.max_positions(facts, 131072)
     if facts.raw("use_bidirectional_attention") != "vision":  # of tokens of an image
@@ -53,7 +55,7 @@ def _read(facts: ConfigReader) -> ModelSpec:
         family="gemma4",
         attention=attention,
         local_attention=local if windows and local != attention else None,
-        mlp=decoders.read_mlp(facts, key="hidden_activation", default="gelu_pytorch_tanh"),
+        mlp=mlp,
         norm=decoders.rms_norm(facts, placement=NormPlacement.BOTH),
         max_positions=max_positions,
         tied=True,
@@ -64,9 +66,27 @@ def _read(facts: ConfigReader) -> ModelSpec:
         rounded_embedding_scale=True,
         logit_soft_cap=facts.cap("final_logit_softcapping", None),
         stream_scale=True,
+        num_kv_shared_layers=shared,
+        shared_intermediate_size=2 * mlp.intermediate_size if wide else 0,
+        layer_input=_layer_input(facts),
         bos=2,
         eos=1,
     )
+
+
+def _shared_layers(facts: ConfigReader, windows: tuple[int, ...]) -> int:
+    """The last layers, which read the keys and values of the last one before them of their kind."""
+    key, layers = "num_kv_shared_layers", decoders.num_layers(facts)
+    shared = facts.integer(key, 0, low=0, high=layers - 1)
+    if windows and set(windows[: layers - shared]) != set(windows):
+        raise facts.error(key, f"is {shared}: no layer before these keeps what some of them read")
+    return shared
+
+
+def _layer_input(facts: ConfigReader) -> LayerInputSpec | None:
+    size = facts.integer("hidden_size_per_layer_input", 256, low=0, high=1 << 16)
+    rows = facts.integer("vocab_size_per_layer_input", 262144)
+    return LayerInputSpec(size, rows) if size else None
 
 
 def _global_attention(
@@ -118,6 +138,12 @@ def _ropes(
     return rope, local_rope
 
 
+# Published folders hold them for every layer.
+_UNUSED = tuple(
+    Skip(f"model.layers.{{i}}.self_attn.{name}.weight", "another layer's keys and values are read")
+    for name in ("k_proj", "v_proj", "k_norm")
+)
+
 FAMILY = Family(
     name="gemma4",
     architecture="Gemma4ForCausalLM",
@@ -130,14 +156,14 @@ FAMILY = Family(
         *decoders.QK_NORMS,
         *decoders.GATED_MLP,
         Source("model.layers.{i}.layer_scalar", ("layers.{i}.stream_scale",)),
+        Source("model.embed_tokens_per_layer.weight", ("layer_embedding.weight",)),
+        *decoders.linear("model.per_layer_model_projection", "layer_input_projection"),
+        *decoders.linear("model.per_layer_projection_norm", "layer_input_norm"),
+        *decoders.in_layer("per_layer_input_gate", "layer_input.gate"),
+        *decoders.in_layer("per_layer_projection", "layer_input.projection"),
+        *decoders.in_layer("post_per_layer_input_norm", "layer_input_norm"),
     ),
-    skips=decoders.SKIPS,
-    harmless=words(
-        """
-        cache_implementation num_experts top_k_experts moe_intermediate_size use_double_wide_mlp
-        vocab_size_per_layer_input
-        """
-    ),
+    skips=(*decoders.SKIPS, *_UNUSED),
+    harmless=words("cache_implementation num_experts top_k_experts moe_intermediate_size"),
     read=_read,
-    sizes={**SIZES, "hidden_size_per_layer_input": 0},
 )

@@ -1,6 +1,8 @@
 """How parameters are held: which of them share one matrix, and under what name. No torch.
 
 embedding_projection         where the embedding has a width of its own
+layer_input_projection       where layers have inputs of their own, as two more in each:
+layers.{i}.layer_input.gate, layers.{i}.layer_input.projection
 layers.{i}.attention.qkv     rows: query, key, value, of these what the layer has
 layers.{i}.attention.output
 layers.{i}.mlp.gate_up       rows: gate, up (gated)    layers.{i}.mlp.up (not gated)
@@ -47,12 +49,15 @@ def held_name(parameter: str) -> str:
 _TABLES = {
     "embedding.weight": "embedding",
     "position_embedding.weight": "position_embedding",
+    "layer_embedding.weight": "layer_embedding",
 }
 
 
 def _linears(spec: ModelSpec) -> Iterator[FusedLinear]:
     if spec.embedding_size:
         yield FusedLinear("embedding_projection", ("embedding_projection",))
+    if spec.layer_input is not None:
+        yield FusedLinear("layer_input_projection", ("layer_input_projection",))
     for index in range(spec.num_layers):
         attention, mlp = f"layers.{index}.attention", f"layers.{index}.mlp"
         qkv = tuple(f"{attention}.{part}" for part in spec.layer_attention(index).projections)
@@ -63,6 +68,10 @@ def _linears(spec: ModelSpec) -> Iterator[FusedLinear]:
         else:
             yield FusedLinear(f"{mlp}.up", (f"{mlp}.up",))
         yield FusedLinear(f"{mlp}.down", (f"{mlp}.down",))
+        if spec.layer_input is not None:
+            for part in ("gate", "projection"):
+                name = f"layers.{index}.layer_input.{part}"
+                yield FusedLinear(name, (name,))
     if spec.embedding_size:
         yield FusedLinear("unembedding_projection", ("unembedding_projection",))
     if not spec.tied_unembedding:

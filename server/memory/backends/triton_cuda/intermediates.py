@@ -16,6 +16,7 @@ from kernels.footprint.gpu_sampling import logprob_workspace_bytes, sampling_wor
 from server.memory.layer_program import (
     AddNorm,
     Clip,
+    LayerInputs,
     Operation,
     Product,
     ScaleQueries,
@@ -94,6 +95,9 @@ class GpuFootprint:
                 (out,) = step.writes
                 held = self.scratch(self.tokens, step.columns, out.channels)
                 return (Phase(step.name, (*made, *held)),)
+            case LayerInputs():
+                _, (_, wide) = made
+                return (Phase(step.name, (("projected", wide), ("layer_inputs", wide))),)
             case _:
                 return (Phase(step.name, made),)
 
