@@ -175,6 +175,8 @@ class Attention:
         """The layer's part of the pool, [blocks, 2, Hkv, block_size, hd]: all of its place, or as
         many elements of each block as its heads keep."""
         place, block_size = cache[self.cached.place], cache.shape[-2]
+        if place.shape[2:] == (self.heads.num_kv_heads, block_size, self.heads.head_dim):
+            return place
         elements = 2 * self.heads.kv_size * block_size
         start = self.cached.elements_before * block_size
         part = place.flatten(1)[:, start : start + elements]

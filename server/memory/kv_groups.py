@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kernels.footprint.attention import AttentionShape
 from server.engine.engine_config import CacheConfig, EngineConfig
@@ -28,6 +29,8 @@ from server.memory.kinds import ELEMENT_BYTES
 from server.units import ceil_div
 from weights.formats import QUANTISED, tensor_bytes
 from weights.spec import ModelSpec, PositionKind
+
+_MODELS = 16  # whose groups are remembered: a plan asks for one model's at every size that it tries
 
 
 def kv_cache_spec(model: ModelSpec, cache: CacheConfig) -> KVCacheSpec:
@@ -62,6 +65,7 @@ def narrowest_rows(model: ModelSpec) -> int:
     return min(model.layer_attention(kind).cached_rows[1] for kind in model.kinds_of_layers)
 
 
+@lru_cache(maxsize=_MODELS)
 def windows_of(model: ModelSpec) -> tuple[int, ...]:
     """The different windows of the model's layers, in tokens, 0 for layers that see all."""
     return tuple(sorted({model.window(layer) for layer in range(model.num_layers)}))
@@ -96,6 +100,7 @@ def attention_shape(model: ModelSpec, layer: int, config: EngineConfig) -> Atten
     )
 
 
+@lru_cache(maxsize=_MODELS)
 def pages(model: ModelSpec) -> tuple[int, int]:
     """(places of a page, elements that a place has for each token)."""
     elements = math.lcm(*(model.kv_elements(layer) for layer in range(model.num_layers)))
@@ -108,6 +113,7 @@ def pages(model: ModelSpec) -> tuple[int, int]:
     return places, elements
 
 
+@lru_cache(maxsize=_MODELS)
 def layer_groups(model: ModelSpec) -> tuple[tuple[int, ...], ...]:
     """The layers of each group, in the order in which block tables are held."""
     places, elements = pages(model)
