@@ -13,6 +13,7 @@ from torch.nn.functional import rms_norm
 from kernels.backends import TRITON_CUDA
 from kernels.bench.row import Call, Contender, Goal, Limit, Row
 from kernels.footprint import ceil_div
+from kernels.types import HeadNorms
 
 DTYPE = torch.bfloat16
 EPSILON = 1e-6
@@ -106,7 +107,7 @@ def own_store(
     for _ in range(sets):
         qkv, cache, slots, table = _store_inputs(tokens, heads, kv_heads, head_dim, device)
         q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
-        norms = (weight, weight, EPSILON, 0.0)
+        norms = HeadNorms(weight, weight, EPSILON)
         calls.append(partial(store, q, k, v, cache, slots, positions, table, False, norms, None))
     return calls
 
