@@ -15,7 +15,18 @@ import pytest
 # share fixtures of a session too.
 _ONE_PROCESS = ("tests/image/",)
 # Where modules are that take long: they begin first, so that no core is idle at the end.
-_FIRST = ("image", "soak", "invariants", "equivalence", "memory", "page", "execution", "e2e", "gpu")
+_FIRST = (
+    "image",
+    "soak",
+    "invariants",
+    "equivalence",
+    "memory",
+    "page",
+    "execution",
+    "plan",
+    "e2e",
+    "gpu",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -173,14 +174,28 @@ def test_changes_to_a_load_that_was_asked_fit_when_they_are_typed(
     hold_both_changes("llama-3.1-8b", device, flags)
 
 
+# Every preset is tried with all of these by the sweep, and with every fifth by `make test-slow`,
+# where the first is another one for the next preset.
+DEVICES_AND_FLAGS = (
+    *itertools.product(
+        ("1GiB", "3GiB", "24GiB", "h100", "h200"), (*TIGHT, {"max-model-len": "512"})
+    ),
+    *(("h100", flags) for flags in LOADS),
+)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(("first", "model"), [*enumerate(read_presets())])
+def test_both_changes_fit_when_they_are_typed_for_every_preset(first: int, model: str) -> None:
+    for device, flags in DEVICES_AND_FLAGS[first % 5 :: 5]:
+        hold_both_changes(model, device, flags)
+
+
+@pytest.mark.sweep
 @pytest.mark.parametrize("model", read_presets())
-def test_both_changes_fit_when_they_are_typed_for_every_preset(model: str) -> None:
-    for device in ("1GiB", "3GiB", "24GiB", "h100", "h200"):
-        for flags in (*TIGHT, {"max-model-len": "512"}):
-            hold_both_changes(model, device, flags)
-    for flags in LOADS:
-        hold_both_changes(model, "h100", flags)
+def test_all_changes_fit_when_they_are_typed_for_every_preset(model: str) -> None:
+    for device, flags in DEVICES_AND_FLAGS:
+        hold_both_changes(model, device, flags)
 
 
 def test_a_length_that_is_offered_beside_a_number_that_was_given_fits_them_all() -> None:
