@@ -32,7 +32,7 @@ class Component(StrEnum):
     numbers of a learned activation count as biases."""
 
     EMBEDDING = "embedding"
-    LAYER_EMBEDDING = "layer_embedding"
+    LAYER_INPUTS = "layer_inputs"  # the table of what layers are given beside the stream
     KEY = "key"
     QUERY = "query"
     VALUE = "value"
@@ -184,7 +184,7 @@ def _layer_inputs(spec: ModelSpec, inputs: LayerInputSpec) -> Iterator[Parameter
     """What all layers' inputs come from."""
     table, width = "layer_embedding.weight", spec.num_layers * inputs.size
     shape = (inputs.vocab_size, width)
-    yield Parameter(table, shape, Component.LAYER_EMBEDDING, Split.REPLICATED)
+    yield Parameter(table, shape, Component.LAYER_INPUTS, Split.REPLICATED)
     yield from _projection("layer_input_projection", width, spec.hidden_size)
     weight = "layer_input_norm.weight"
     yield Parameter(weight, (inputs.size,), Component.NORM, Split.REPLICATED)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from weights.inventory import Component, tally
 from weights.spec import AttentionSpec, ModelSpec
 
-_TABLES = {Component.EMBEDDING, Component.LAYER_EMBEDDING, Component.POSITION}
+_TABLES = {Component.EMBEDDING, Component.LAYER_INPUTS, Component.POSITION}
 _NO_PRODUCT = frozenset({*_TABLES, Component.NORM, Component.BIAS})
 
 

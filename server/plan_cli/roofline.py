@@ -75,7 +75,7 @@ def weight_traffic(plan: Plan, tokens: int) -> int:
     by_component = plan.memory.layout.weights
     if not spec.tied_unembedding:
         nbytes -= by_component[Component.EMBEDDING]
-    for table in (Component.POSITION, Component.LAYER_EMBEDDING):
+    for table in (Component.POSITION, Component.LAYER_INPUTS):
         nbytes -= by_component.get(table, 0)
     if spec.experts is not None:
         count, chosen = spec.experts.count, spec.experts.chosen

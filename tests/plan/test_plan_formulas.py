@@ -66,7 +66,9 @@ def added(text: str) -> int:
 
 
 def multiplied(text: str) -> int:
-    """``2 blocks x 3 tokens x 4 B``, with words that are no numbers left out."""
+    """``2 blocks x 3 tokens x 4 B``, with words that are no numbers left out, and what is told
+    behind a semicolon."""
+    text = text.partition(";")[0]
     return calculate(re.sub(r"[^0-9+*()]", "", text.replace("(K, V)", "").replace(" x ", "*")))
 
 
@@ -108,7 +110,9 @@ def hold_sequences(facts: dict[str, Any]) -> None:
     token = int(found[2]) * int(found[3])
     for line in facts["capacity"]["sequences"]:
         each, computed = (
-            calculate(blocks.replace(" layers x ", " * ").replace("length", str(line["length"])))
+            calculate(
+                re.sub(r" (layers|groups) x ", " * ", blocks).replace("length", str(line["length"]))
+            )
             * token
             for blocks in (found[1], found[1] if chunk is None else chunk[1])
         )

@@ -89,18 +89,20 @@ def _unlike_kv_formula(plan: MemoryPlan, model: ModelSpec) -> str:
     """A place holds a whole number of layers of either kind of heads."""
     places, elements = pages(model)
     kinds = " or ".join(
-        f"{elements // model.kv_elements(kind)} x 2 (K, V) x {heads.num_kv_heads} heads "
-        f"x {heads.head_dim}"
-        for kind, heads in ((k, model.layer_attention(k)) for k in model.kinds_of_layers)
+        dict.fromkeys(
+            f"{elements // model.kv_elements(kind)} x 2 (K, V) x {heads.num_kv_heads} heads "
+            f"x {heads.head_dim}"
+            for kind, heads in ((k, model.layer_attention(k)) for k in model.kinds_of_layers)
+        )
     )
-    format = plan.config.cache.format
+    format, width = plan.config.cache.format, narrowest_rows(model)
     if format in FORMATS:
-        held = f"{get_format(format).bytes_per_element} B"
+        held = f"{elements} numbers x {get_format(format).bytes_per_element} B"
     else:
-        held = f"1 B and a scale of 4 B for every {narrowest_rows(model)}"
+        held = f"{elements // width} rows x ({width} x 1 B + a scale of 4 B)"
     return (
         f"{plan.kv.num_blocks} blocks x {plan.config.cache.block_size} tokens x {places} places "
-        f"x {elements} numbers of layers alike ({kinds}) x {held}"
+        f"x {held}; a place has layers alike: {kinds}"
     )
 
 
