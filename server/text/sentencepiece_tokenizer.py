@@ -48,8 +48,8 @@ def symbols(model: SentencePieceModel) -> list[AddedToken]:
 
 
 def find_merges(model: SentencePieceModel) -> Sequence[tuple[str, str]]:
-    """Each pair of pieces that makes a third, the third's of the lowest id first: SentencePiece
-    keeps no merges, it joins whatever two make a piece of the highest score."""
+    """Each pair of pieces that makes a third, the third's of the highest score first, and of the
+    lower id where scores are equal: SentencePiece keeps no merges, it joins by score."""
     usable = (PieceType.NORMAL, PieceType.USER_DEFINED)
     texts = {piece.text for piece in model.pieces if piece.type in usable}
     work = sum(len(text) ** 2 for text in texts)
@@ -57,7 +57,7 @@ def find_merges(model: SentencePieceModel) -> Sequence[tuple[str, str]]:
         raise CheckpointError(f"its pieces are too long to find their merges ({work} steps)")
     return [
         (piece.text[:place], piece.text[place:])
-        for piece in model.pieces
+        for piece in sorted(model.pieces, key=lambda piece: -piece.score)
         if piece.text in texts
         for place in range(1, len(piece.text))
         if piece.text[:place] in texts and piece.text[place:] in texts

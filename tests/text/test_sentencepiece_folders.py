@@ -6,6 +6,7 @@ import importlib
 import itertools
 import math
 import random
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import sentencepiece
 
 from server.errors import StartupError
 from server.text.sentencepiece_model import PieceType, read_sentencepiece_model
-from server.text.sentencepiece_tokenizer import find_merges
+from server.text.sentencepiece_tokenizer import find_merges, sentencepiece_tokenizer
 from server.text.tokenizer import Tokenizer
 from server.text.vocabulary_files import command
 from tests.text.mixed_lines import mixed_lines
@@ -185,6 +186,27 @@ def part(number: int, content: bytes) -> bytes:
 
 def flag(number: int, value: int) -> bytes:
     return varint(number << 3) + varint(value)
+
+
+def piece(text: str, score: float = 0.0, type: PieceType = PieceType.NORMAL) -> bytes:
+    told = varint(2 << 3 | 5) + struct.pack("<f", score)
+    return part(1, part(1, text.encode()) + told + flag(3, type))
+
+
+@pytest.mark.parametrize("scores", [(-5.0, -1.0), (-1.0, -5.0)], ids=["bc first", "ab first"])
+def test_the_highest_score_is_joined_first_whatever_the_ids(scores: tuple[float, float]) -> None:
+    """A trainer numbers pieces by their scores; whoever edits a model need not."""
+    ab, bc = scores
+    joined = (piece("ab", ab), piece("bc", bc))
+    letters = (piece(one, -10.0) for one in ("▁", "a", "b", "c"))
+    trainer = part(2, flag(3, 2))
+    normalizer = part(3, flag(3, 0) + flag(4, 0))
+    data = b"".join((piece("<unk>", 0.0, PieceType.UNKNOWN), *joined, *letters))
+    data += trainer + normalizer
+    model = read_sentencepiece_model(data, "tokenizer.model")
+    ours = sentencepiece_tokenizer(model, None, {}, {}, "tokenizer.model")
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=data)
+    assert ours.encode("abc").ids == theirs.encode("abc") == ([4, 2] if bc > ab else [1, 6])
 
 
 UNKNOWN = part(1, part(1, b"<unk>") + flag(3, 2))
