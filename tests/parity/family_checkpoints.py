@@ -598,6 +598,7 @@ CASES: dict[str, tuple[Case, ...]] = {
             {"ffn_dim": 96, "do_layer_norm_before": False, "word_embed_proj_dim": 32},
             base=OPT,
         ),
+        Case("OPTConfig", {"ffn_dim": 96, "layer_norm_elementwise_affine": False}, base=OPT),
     ),
     "gpt1": (
         Case("OpenAIGPTConfig", gains=POST_NORM, base=GPT),

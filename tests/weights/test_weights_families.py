@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.plan.published_configs import PUBLISHED_CONFIGS
 from weights import families
 from weights.config.writer import config_for
 from weights.errors import CheckpointError
@@ -38,30 +39,7 @@ TINYLLAMA: dict[str, Any] = {
     "vocab_size": 32000,
 }
 
-GPT2: dict[str, Any] = {
-    "activation_function": "gelu_new",
-    "architectures": ["GPT2LMHeadModel"],
-    "attn_pdrop": 0.1,
-    "bos_token_id": 50256,
-    "embd_pdrop": 0.1,
-    "eos_token_id": 50256,
-    "initializer_range": 0.02,
-    "layer_norm_epsilon": 1e-05,
-    "model_type": "gpt2",
-    "n_ctx": 1024,
-    "n_embd": 768,
-    "n_head": 12,
-    "n_layer": 12,
-    "n_positions": 1024,
-    "resid_pdrop": 0.1,
-    "summary_activation": None,
-    "summary_first_dropout": 0.1,
-    "summary_proj_to_labels": True,
-    "summary_type": "cls_index",
-    "summary_use_proj": True,
-    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
-    "vocab_size": 50257,
-}
+GPT2: dict[str, Any] = PUBLISHED_CONFIGS["gpt-2-small"]
 
 
 def read(config: dict[str, Any], **changes: Any) -> ModelSpec:

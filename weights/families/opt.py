@@ -16,7 +16,7 @@ _OFFSET = 2  # rows before the first position's
 def _read(facts: ConfigReader) -> ModelSpec:
     hidden, bias = facts.integer("hidden_size"), facts.flag("enable_bias", True)
     facts.only("_remove_final_layer_norm", False, "the last sum is normalised")
-    facts.only("layer_norm_elementwise_affine", True, "norms without weights are not computed yet")
+    affine = facts.flag("layer_norm_elementwise_affine", True)
     before = facts.flag("do_layer_norm_before", True)
     embedding_size = facts.integer("word_embed_proj_dim", hidden)
     return decoders.read_decoder(
@@ -35,7 +35,12 @@ def _read(facts: ConfigReader) -> ModelSpec:
             gated=False,
             bias=bias,
         ),
-        norm=NormSpec(NormKind.LAYER, 1e-5, NormPlacement.PRE if before else NormPlacement.POST),
+        norm=NormSpec(
+            NormKind.LAYER,
+            1e-5,
+            NormPlacement.PRE if before else NormPlacement.POST,
+            weight=affine,
+        ),
         position=PositionKind.LEARNED,
         max_positions=2048,
         position_offset=_OFFSET,

@@ -115,30 +115,21 @@ def tiny_bloom(
     parameter_dtype: str = "f32",
 ) -> ModelSpec:
     """A bloom; ``hidden_size`` must be a multiple of ``num_heads``, which may be any number."""
-    head_dim = hidden_size // num_heads
-    return ModelSpec(
-        family="bloom",
-        architecture="BloomForCausalLM",
-        vocab_size=vocab_size,
+    like = tiny_gpt2(
+        num_heads=num_heads,
         hidden_size=hidden_size,
         num_layers=num_layers,
-        attention=AttentionSpec(
-            num_query_heads=num_heads,
-            num_kv_heads=num_heads,
-            head_dim=head_dim,
-            scale=head_dim**-0.5,
-            qkv_bias=True,
-            output_bias=True,
-        ),
-        mlp=MlpSpec(4 * hidden_size, Activation.GELU_TANH, gated=False, bias=True),
-        norm=NormSpec(NormKind.LAYER, 1e-5),
-        position=PositionKind.ALIBI,
+        vocab_size=vocab_size,
         max_positions=max_positions,
-        tied_unembedding=tied,
+        tied=tied,
         parameter_dtype=parameter_dtype,
+    )
+    return replace(
+        like,
+        family="bloom",
+        architecture="BloomForCausalLM",
+        position=PositionKind.ALIBI,
         embedding_norm=True,
-        bos_token_id=BOS_TOKEN_ID,
-        eos_token_ids=(EOS_TOKEN_ID,),
     )
 
 
