@@ -12,14 +12,14 @@ import torch
 
 import kernels
 from kernels import LinearWeight
-from server.execution.layers import (
+from server.execution.layer_parts import (
     Linear,
     PositionTables,
     StepTensors,
-    build_layer,
     build_layer_inputs,
     build_norm,
 )
+from server.execution.layers import build_layer
 from server.memory.layout import rotary_ropes
 from weights.spec import ModelSpec, NormPlacement, PositionKind, RopeSpec
 

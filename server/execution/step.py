@@ -15,7 +15,7 @@ import kernels
 from kernels import AttentionMetadata, AttentionShape
 from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
 from server.execution.device import Device
-from server.execution.layers import StepTensors
+from server.execution.layer_parts import StepTensors
 from server.execution.live_bytes import PeakMeter, storage_bytes
 from server.execution.model import Decoder
 from server.execution.packet import Span

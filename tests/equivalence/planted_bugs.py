@@ -20,7 +20,7 @@ from kernels.footprint import row_state
 from server.engine.step import ScheduledRow
 from server.engine.step_plan import AdmittedRow, PlannedRow
 from server.execution import model_runner, sampling_batch
-from server.execution.layers import Attention, Norm
+from server.execution.layer_parts import Attention, Norm
 from server.execution.model import Decoder
 from server.execution.rows import Rows
 from server.execution.sampler import Sampler

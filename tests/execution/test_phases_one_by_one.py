@@ -11,7 +11,7 @@ import pytest
 
 import kernels
 from server.execution.build import BuiltRunner, build_runner
-from server.execution.layers import Attention
+from server.execution.layer_parts import Attention
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
 from tests.engine_configs import engine_config

@@ -9,7 +9,7 @@ import torch
 
 import kernels
 from server.execution.build import BuiltRunner
-from server.execution.layers import Mlp
+from server.execution.layer_parts import Mlp
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
 from server.memory.intermediates import sample_rows

@@ -12,8 +12,8 @@ import torch
 
 from kernels.types import PLAIN
 from server.engine.engine_config import CacheConfig
-from server.execution import layers
-from server.execution.layers import Attention
+from server.execution import layer_parts
+from server.execution.layer_parts import Attention
 from server.memory.kv_groups import cache_part, kv_cache_spec, layer_groups, layer_kv_bytes, pages
 from server.memory.layout import build_layout
 from tests.engine_configs import engine_config
@@ -126,6 +126,8 @@ def test_two_layers_in_one_part_answer_otherwise(
         return stepping.greedy(stepping.built(tmp_path, max_model_len=256).runner, PROMPT, 24)
 
     assert greedy() == theirs
-    real = layers.cache_part
-    monkeypatch.setattr(layers, "cache_part", lambda *of: replace(real(*of), elements_before=0))
+    real = layer_parts.cache_part
+    monkeypatch.setattr(
+        layer_parts, "cache_part", lambda *of: replace(real(*of), elements_before=0)
+    )
     assert greedy() != theirs

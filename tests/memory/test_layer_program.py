@@ -12,7 +12,8 @@ from kernels.backends import KernelBackend
 from server.engine.request import SamplingParams
 from server.engine.step_plan import PlannedRow, StepPlan
 from server.execution.build import BuiltRunner, build_runner
-from server.execution.layers import DecoderLayer, Linear, StepTensors, Values
+from server.execution.layer_parts import Linear, StepTensors
+from server.execution.layers import DecoderLayer, Values
 from server.execution.warm_up import largest_plan
 from server.memory.layer_program import (
     Activate,
