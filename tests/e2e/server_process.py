@@ -128,14 +128,17 @@ class ServerProcess:
     def holds(self, clients: Collection[int]) -> int:
         """How many connections from these ports of clients the server has accepted and not closed.
 
-        The kernel's table says so: a socket that nobody holds has no inode.
+        The kernel's table says so: a socket that nobody holds has no inode. The table is read in
+        pieces: where it changes meanwhile, a row may come twice.
         """
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         ports = [[int(row[end].split(":")[1], 16) for end in (1, 2)] for row in rows]
-        return sum(
-            here == self.port and there in clients and row[9] != "0"
+        held = {
+            there
             for row, (here, there) in zip(rows, ports, strict=True)
-        )
+            if here == self.port and row[9] != "0"
+        }
+        return len(held.intersection(clients))
 
     def engine_pid(self) -> int:
         """The one child that is the engine. Fails where there is not exactly one."""
