@@ -24,7 +24,7 @@ from loadtest.stats.measures import (
     MEASURES,
     Estimate,
     Floats,
-    weighted_percentiles,
+    percentiles_drawn_anew,
 )
 from loadtest.stats.objectives import wilson
 from loadtest.stats.records import RequestRecord
@@ -108,8 +108,8 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> l
     tail = (1 - CONFIDENCE) / max(1, len(values) * len(COMPARED) + has_rates) / 2
     found = []
     for name, (of_a, of_b) in values.items():
-        for percentile in COMPARED:
-            estimates = _percentile_ratio(of_a, of_b, percentile, tail)
+        ratios = _percentile_ratios(of_a, of_b, tail)
+        for percentile, estimates in zip(COMPARED, ratios, strict=True):
             found.append(Difference(f"{name} p{percentile:g}", *estimates, True))
     if has_rates:
         found.append(Difference("output tokens/s", *_mean_ratio(rates[0], rates[1], tail), False))
@@ -133,25 +133,24 @@ def _record(fields: Mapping[str, Any]) -> RequestRecord:
     return RequestRecord(**{**fields, "token_times": tuple(fields["token_times"])})
 
 
-def _percentile_ratio(
-    a: list[list[float]], b: list[list[float]], percentile: float, tail: float
-) -> tuple[float, float, Estimate]:
-    share = np.array([percentile / 100.0])
-    draws = []
-    points = []
+def _percentile_ratios(
+    a: list[list[float]], b: list[list[float]], tail: float
+) -> list[tuple[float, float, Estimate]]:
+    """Of each percentile that is compared: a's, b's, and their ratio."""
+    shares = np.array(COMPARED) / 100.0
+    points, draws = [], []
     for side, seed in ((a, 1), (b, 2)):
         values = np.array([value for values in side for value in values])
         owners = np.repeat(np.arange(len(side)), [len(values) for values in side])
-        order = np.argsort(values, kind="stable")
-        ranked, owner_of = values[order], owners[order]
-        generator = np.random.default_rng(seed)
-        points.append(float(weighted_percentiles(ranked, np.ones(ranked.size, int), share)[0]))
-        drawn = np.empty(DRAWS)
-        for number in range(DRAWS):
-            counts = np.bincount(generator.integers(0, len(side), len(side)), minlength=len(side))
-            drawn[number] = weighted_percentiles(ranked, counts[owner_of], share)[0]
+        point, drawn = percentiles_drawn_anew(
+            values, owners, len(side), shares, draws=DRAWS, seed=seed
+        )
+        points.append(point)
         draws.append(drawn)
-    return points[0], points[1], _ratio(points[0], points[1], draws[1] / draws[0], tail)
+    return [
+        (float(of_a), float(of_b), _ratio(float(of_a), float(of_b), drawn, tail))
+        for of_a, of_b, drawn in zip(*points, (draws[1] / draws[0]).T, strict=True)
+    ]
 
 
 def _token_rates(results: Sequence[Mapping[str, Any]]) -> Floats:

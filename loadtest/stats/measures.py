@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 RESAMPLES = 400
 CONFIDENCE = 0.95
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
+_WEIGHTS_AT_ONCE = 2**20  # 8 MiB of them, as many draws at a time as that holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +157,11 @@ def percentile_intervals(
     A percentile is the smallest value that at least so many per cent do not exceed. One sort
     serves all draws: a draw is a weight for each owner.
     """
-    order = np.argsort(values, kind="stable")
-    ranked, owner_of = values[order], owners[order]
-    draw = np.random.default_rng(seed)
-    names, owner_of = np.unique(owner_of, return_inverse=True)
+    names, owner_of = np.unique(owners, return_inverse=True)
     wanted = np.array(percentiles) / 100.0
-    found = np.empty((RESAMPLES, len(percentiles)))
-    for number in range(RESAMPLES):
-        drawn = np.bincount(draw.integers(0, names.size, names.size), minlength=names.size)
-        found[number] = weighted_percentiles(ranked, drawn[owner_of], wanted)
-    point = weighted_percentiles(ranked, np.ones(ranked.size, np.int64), wanted)
+    point, found = percentiles_drawn_anew(
+        values, owner_of, names.size, wanted, draws=RESAMPLES, seed=seed
+    )
     edges = (1 - CONFIDENCE) / 2 * 100
     low, high = np.percentile(found, (edges, 100 - edges), axis=0)
     return [
@@ -174,9 +170,41 @@ def percentile_intervals(
     ]
 
 
-def weighted_percentiles(ranked: Floats, weights: NDArray[np.int64], shares: Floats) -> Floats:
-    """The smallest of ``ranked`` [n] whose weights up to it reach each share of all weights."""
-    reached = np.cumsum(weights)
-    places = np.searchsorted(reached, np.ceil(shares * reached[-1] - 1e-9), side="left")
+def percentiles_drawn_anew(
+    values: Floats,
+    owners: NDArray[np.int64],
+    num_owners: int,
+    shares: Floats,
+    *,
+    draws: int,
+    seed: int,
+) -> tuple[Floats, Floats]:
+    """The percentiles [shares] of ``values`` [n], and those of each draw [draws, shares].
+
+    ``owners`` [n] are below ``num_owners``. A draw takes so many of them, with replacement.
+    """
+    order = np.argsort(values, kind="stable")
+    ranked, owner_of = values[order], owners[order]
+    generator = np.random.default_rng(seed)
+    found = np.empty((draws, shares.size))
+    at_once = max(1, _WEIGHTS_AT_ONCE // max(ranked.size, num_owners))
+    for first in range(0, draws, at_once):
+        rows = min(at_once, draws - first)
+        drawn = generator.integers(0, num_owners, (rows, num_owners))
+        drawn += num_owners * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * num_owners).reshape(rows, num_owners)
+        found[first : first + rows] = _weighted_percentiles(ranked, counts[:, owner_of], shares)
+    (point,) = _weighted_percentiles(ranked, np.ones((1, ranked.size), np.int64), shares)
+    return point, found
+
+
+def _weighted_percentiles(ranked: Floats, weights: NDArray[np.int64], shares: Floats) -> Floats:
+    """[draws, shares]: the smallest of ``ranked`` [n] whose ``weights`` [draws, n] up to it reach
+    each share of all weights."""
+    reached = np.cumsum(weights, axis=1)
+    wanted = np.ceil(np.multiply.outer(reached[:, -1], shares) - 1e-9)
+    places = np.stack(
+        [np.count_nonzero(reached < column[:, None], axis=1) for column in wanted.T], axis=1
+    )
     found: Floats = ranked[np.minimum(places, ranked.size - 1)]
     return found
