@@ -96,8 +96,10 @@ _NEVER = 1_000_000_000
 def no_full_collections() -> Iterator[None]:
     """Young objects are still collected, which takes microseconds; a full collection walks all that
     a run has kept, tens of milliseconds in which nothing gets its true time. It waits for the end.
+    What a caller has frozen stays frozen.
     """
     young, middle, old = gc.get_threshold()
+    frozen_before = gc.get_freeze_count() > 0
     gc.collect()
     gc.freeze()
     gc.set_threshold(young, middle, _NEVER)
@@ -105,7 +107,8 @@ def no_full_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(young, middle, old)
-        gc.unfreeze()
+        if not frozen_before:
+            gc.unfreeze()
 
 
 # What the system allows this process.
