@@ -15,7 +15,7 @@ from loadtest.workload.scenario import Scenario, read_scenario
 
 SCENARIO: dict[str, Any] = {
     "name": "scripted",
-    "arrivals": {"kind": "constant", "rate": 20.0},
+    "arrivals": {"kind": "constant", "rate": 50.0},
     "run": {"requests": 20},
     "requests": [{"prompt_tokens": 8, "output_tokens": 5}],
 }

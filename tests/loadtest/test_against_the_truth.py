@@ -87,13 +87,13 @@ def test_a_stall_is_hidden_by_a_closed_loop_and_shown_by_an_open_one(fake_port: 
     """Coordinated omission: a second without answers is one slow answer of a closed loop, and
     twenty late ones of a schedule of 20 requests a second."""
     script = {"first": 0.01, "gap": 0.0}
-    load = {"run": {"seconds": 3.0}, "requests": [{"prompt_tokens": 8, "output_tokens": 1}]}
+    load = {"run": {"seconds": 2.0}, "requests": [{"prompt_tokens": 8, "output_tokens": 1}]}
     whole = Options(timeout_s=20, warm_up=0.0)
 
     def measured(arrivals: dict[str, Any]) -> RunResult:
         get(fake_port, "/stall/0")
         one = scenario(script, arrivals=arrivals, **load)
-        stall = threading.Timer(1.0, get, (fake_port, "/stall/1.0"))
+        stall = threading.Timer(0.5, get, (fake_port, "/stall/1.0"))
         stall.start()
         try:
             return run(fake_port, one, whole)
