@@ -82,6 +82,8 @@ def _left_as_it_was() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()  # the rest, as tests/conftest.py has it
 
 
 @pytest.mark.usefixtures("_left_as_it_was")
