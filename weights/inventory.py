@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from math import prod
+from types import MappingProxyType
 
 from weights.formats import get_quantised, tensor_bytes
 from weights.spec import (
@@ -113,6 +115,7 @@ def inventory(spec: ModelSpec) -> tuple[Parameter, ...]:
     return tuple(_parameters(spec, range(spec.num_layers)))
 
 
+@lru_cache(maxsize=16)  # a plan asks for one model's at every size that it tries
 def tally(spec: ModelSpec) -> Mapping[Parameter, int]:
     """Parameters by what they are, and how many are alike: all but their names.
 
@@ -132,7 +135,7 @@ def tally(spec: ModelSpec) -> Mapping[Parameter, int]:
                 _count(alike, parameter, times * spec.experts.count)
     for parameter in _parameters(spec, ()):
         _count(alike, parameter, 1)
-    return alike
+    return MappingProxyType(alike)
 
 
 def num_parameters(spec: ModelSpec) -> int:

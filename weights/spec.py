@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 
 
 class NormKind(StrEnum):
@@ -196,6 +197,11 @@ class AttentionSpec:
         return 2 * self.num_kv_heads, self.head_dim
 
 
+@lru_cache(maxsize=16)  # a plan asks for each layer's, at every size that it tries
+def _without_kv(heads: AttentionSpec) -> AttentionSpec:
+    return replace(heads, own_kv=False)
+
+
 @dataclass(frozen=True, slots=True)
 class MlpSpec:
     intermediate_size: int
@@ -350,19 +356,23 @@ class ModelSpec:
         """The layer's heads."""
         local = self.local_attention
         heads = local if local is not None and self.window(layer) else self.attention
-        return heads if self.kv_layer(layer) == layer else replace(heads, own_kv=False)
+        return heads if self.keeps_kv(layer) else _without_kv(heads)
+
+    def keeps_kv(self, layer: int) -> bool:
+        """Whether the layer has keys and values of its own."""
+        return layer < self.num_layers - self.num_kv_shared_layers
 
     def kv_layer(self, layer: int) -> int:
         """The layer whose keys and values it reads: its own but for the last
         ``num_kv_shared_layers``, which read the last one before them that looks back alike."""
-        owners = self.num_layers - self.num_kv_shared_layers
-        if layer < owners:
+        if self.keeps_kv(layer):
             return layer
-        return max(i for i in range(owners) if self.window(i) == self.window(layer))
+        owners = range(self.num_layers - self.num_kv_shared_layers)
+        return max(i for i in owners if self.window(i) == self.window(layer))
 
     def layer_mlp(self, layer: int) -> MlpSpec:
         """The layer's plain MLP, which may have another width where keys and values are shared."""
-        if not self.shared_intermediate_size or self.kv_layer(layer) == layer:
+        if not self.shared_intermediate_size or self.keeps_kv(layer):
             return self.mlp
         return replace(self.mlp, intermediate_size=self.shared_intermediate_size)
 
