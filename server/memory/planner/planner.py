@@ -11,8 +11,9 @@ Torch-free: the same arithmetic plans for a machine that is not there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from server.engine.engine_config import EngineConfig
 from server.engine.kv_spec import KVCacheSpec
@@ -36,7 +37,10 @@ from server.units import format_size
 from weights.spec import ModelSpec
 from weights.tensor_parallel import rank_spec
 
+BesideThePool = Callable[[ModelSpec, EngineConfig], Mapping[MemoryKind, int]]
+
 PREFIX_SHARE = 1.25  # room for cached prefixes beside the live sequences
+_CONFIGS = 64  # whose bytes a search for what fits remembers
 
 
 def plan_memory(model: ModelSpec, args: EngineArgs, available_bytes: int) -> MemoryPlan:
@@ -64,14 +68,18 @@ def changes_that_fit(
     larger: Larger = more_memory,
 ) -> tuple[Change, ...]:
     """The two smallest changes to what was refused; see server.memory.planner.suggestions."""
+    # To look for the least memory is to ask for the same sizes again.
+    beside = lru_cache(maxsize=_CONFIGS)(_beside_the_pool)
 
     def fits(changed: EngineArgs, available: int) -> bool:
-        if changed.max_model_len is None:  # of auto's lengths the shortest fits first
+        length = changed.max_model_len
+        if length is None:  # of auto's lengths the shortest fits first
             block_size = refusal.config.cache.block_size
-            shortest = min(changed.block_size or block_size, model.max_positions)
-            changed = replace(changed, max_model_len=shortest, whole_load=False)
+            length = min(changed.block_size or block_size, model.max_positions)
+            changed = replace(changed, max_model_len=length, whole_load=False)
         try:
-            size_memory(model, changed, available)
+            _check_length(model, length)
+            _split(model, changed, length, available, beside)
         except StartupError:
             return False
         return True
@@ -95,10 +103,9 @@ def size_memory(model: ModelSpec, args: EngineArgs, available_bytes: int) -> Mem
         DoesNotFit: names what broke the budget, and by how much.
         StartupError: a length that the model has no positions for.
     """
-    length, most = args.max_model_len, max_context(model)
+    length = args.max_model_len
     if length is not None:
-        if length > most:
-            raise StartupError(f"--max-model-len {length} exceeds the model's {most} positions")
+        _check_length(model, length)
         return _sized(model, args, length, available_bytes)
     if model.max_positions > MAX_MODEL_LEN:
         # auto would fill half of the machine with the cache of a context that cannot be meant
@@ -115,12 +122,18 @@ def size_memory(model: ModelSpec, args: EngineArgs, available_bytes: int) -> Mem
     return _sized(model, args, longest, available_bytes)
 
 
+def _check_length(model: ModelSpec, length: int) -> None:
+    most = max_context(model)
+    if length > most:
+        raise StartupError(f"--max-model-len {length} exceeds the model's {most} positions")
+
+
 def _longest(model: ModelSpec, args: EngineArgs, available_bytes: int) -> int | None:
     """The longest max_model_len of whole blocks that fits; None where not even one block does."""
 
     def fits(length: int) -> bool:
         try:
-            _sized(model, args, length, available_bytes)
+            _split(model, args, length, available_bytes)
         except DoesNotFit:
             return False
         return True
@@ -133,14 +146,7 @@ def _sized(
     model: ModelSpec, args: EngineArgs, max_model_len: int, available_bytes: int
 ) -> MemoryPlan:
     """The plan for one length. Raises DoesNotFit."""
-    config = resolve_engine(args, model, max_model_len)
-    kv_bytes, limit = _pool_bytes(model, args, config, available_bytes)
-    one_block = kv_of(model, config)
-    num_blocks = kv_bytes // one_block.page_bytes
-    needed = blocks_at_once(args.least_sequences, one_block, config)
-    if num_blocks < needed:
-        raise _pool_too_small(kv_bytes, needed * one_block.page_bytes, args, config, limit)
-    config = replace(config, cache=replace(config.cache, num_blocks=num_blocks))
+    config, limit = _split(model, args, max_model_len, available_bytes)
     return MemoryPlan(
         layout=build_layout(model, config),
         kv=kv_of(model, config),
@@ -148,6 +154,25 @@ def _sized(
         pool_limit=limit,
         model_max_len=model.max_positions,
     )
+
+
+def _split(
+    model: ModelSpec,
+    args: EngineArgs,
+    max_model_len: int,
+    available_bytes: int,
+    beside_the_pool: BesideThePool | None = None,
+) -> tuple[EngineConfig, str]:
+    """(the sizes with the blocks that the pool has room for, what set them). Raises DoesNotFit."""
+    config = resolve_engine(args, model, max_model_len)
+    beside = (beside_the_pool or _beside_the_pool)(model, config)
+    kv_bytes, limit = _pool_bytes(model, args, config, available_bytes, beside)
+    one_block = kv_of(model, config)
+    num_blocks = kv_bytes // one_block.page_bytes
+    needed = blocks_at_once(args.least_sequences, one_block, config)
+    if num_blocks < needed:
+        raise _pool_too_small(kv_bytes, needed * one_block.page_bytes, args, config, limit)
+    return replace(config, cache=replace(config.cache, num_blocks=num_blocks)), limit
 
 
 def kv_of(model: ModelSpec, config: EngineConfig) -> KVCacheSpec:
@@ -162,17 +187,17 @@ def blocks_at_once(sequences: int, kv: KVCacheSpec, config: EngineConfig) -> int
 
 
 def _pool_bytes(
-    model: ModelSpec, args: EngineArgs, config: EngineConfig, available_bytes: int
+    model: ModelSpec,
+    args: EngineArgs,
+    config: EngineConfig,
+    available_bytes: int,
+    beside: Mapping[MemoryKind, int],
 ) -> tuple[int, str]:
-    """(bytes for the KV pool, what set them).
+    """(bytes for the KV pool, what set them), with all that must fit ``beside`` it.
 
     Raises DoesNotFit where the rest alone does not fit, or leaves less than was asked for the pool.
     """
     backend = backend_named(config.model.backend)
-    rest = build_layout(model, config)
-    beside: dict[MemoryKind, int] = {
-        kind: rest.bytes(kind) for kind in planned_kinds(backend) if kind is not MemoryKind.KV_CACHE
-    }
     _refuse_rows(model, config)
     _refuse_beside(beside, available_bytes, config)
     kv = kv_of(model, config)
@@ -193,6 +218,13 @@ def _pool_bytes(
         }
     limit = min(bounds, key=lambda name: bounds[name])
     return bounds[limit], limit
+
+
+def _beside_the_pool(model: ModelSpec, config: EngineConfig) -> Mapping[MemoryKind, int]:
+    """Bytes of all that a plan lists but the pool, by kind."""
+    rest = build_layout(model, config)
+    kinds = planned_kinds(backend_named(config.model.backend))
+    return {kind: rest.bytes(kind) for kind in kinds if kind is not MemoryKind.KV_CACHE}
 
 
 def _refuse_rows(model: ModelSpec, config: EngineConfig) -> None:
