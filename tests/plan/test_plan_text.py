@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +18,6 @@ from tests.plan.plans import plan, text_of, told
 from weights.inventory import num_parameters
 from weights.presets import find_preset, read_presets
 from weights.shapes import shape_spec
-
-SLOW = pytest.mark.slow
 
 
 def test_the_grid_says_what_fits_where() -> None:
@@ -41,13 +41,19 @@ def test_the_rule_of_thumb_holds_for_some_and_is_denied_for_others() -> None:
 WIDEST = ("gpt-3", "palm-540b", "qwen3-235b-a22b", "gemma-3-27b", "llama-3.1-405b", "phi-2")
 
 
-@pytest.mark.parametrize(
-    "model", [name if name in WIDEST else pytest.param(name, marks=SLOW) for name in read_presets()]
-)
-def test_the_text_fits_100_columns(model: str) -> None:
-    for device in ("h200", "24GiB"):
-        for line in text_of(model, device).splitlines():
-            assert len(line) <= WIDTH, line
+def models_and_devices() -> Iterator[Any]:
+    """The widest on both, each other preset on one, in turn, and on the other in the sweep."""
+    for number, name in enumerate(read_presets()):
+        devices = ("h200", "24GiB")[:: 1 if number % 2 else -1]
+        marks = ((), ()) if name in WIDEST else (pytest.mark.slow, pytest.mark.sweep)
+        for device, mark in zip(devices, marks, strict=True):
+            yield pytest.param(name, device, marks=mark)
+
+
+@pytest.mark.parametrize(("model", "device"), list(models_and_devices()))
+def test_the_text_fits_100_columns(model: str, device: str) -> None:
+    for line in text_of(model, device).splitlines():
+        assert len(line) <= WIDTH, line
 
 
 def test_a_refusal_tells_why_and_what_would_fit() -> None:
