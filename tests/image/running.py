@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from tests.e2e.server_process import http_get
 from tests.image.container_engine import CommandFailed, ContainerEngine
 
 _POLL_S = 0.2
@@ -39,7 +40,7 @@ class RunningQuire:
         return f"http://127.0.0.1:{self.port}"
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30)
+        return http_get(self.url + path, timeout=30)
 
     def complete(self, **fields: Any) -> dict[str, Any]:
         answer = httpx.post(f"{self.url}/v1/completions", json=fields, timeout=120)

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.server_process import free_port
+from tests.e2e.server_process import free_port, http_get
 from tests.image.container_engine import ContainerEngine
 from tests.image.image_builds import PROMETHEUS, QUIRE, Images
 from tests.image.manifests import COMPOSE
@@ -34,7 +34,7 @@ class Stack:
     def query(self, expression: str) -> list[dict[str, Any]]:
         """What Prometheus answers, one entry a series; empty while it is not up."""
         try:
-            answer = httpx.get(
+            answer = http_get(
                 f"{self.prometheus_url}/api/v1/query", params={"query": expression}, timeout=10
             )
         except httpx.TransportError:
@@ -110,5 +110,5 @@ def test_prometheus_sees_quire(stack: Stack) -> None:
     wait_until("engine up", lambda: stack.value("quire_engine_up") == 1, 60)
     assert stack.value("quire_memory_total_bytes") == device["total_bytes"]
     assert stack.value('sum(quire_requests_total{route="/v1/completions"})') is not None
-    rules = httpx.get(f"{stack.prometheus_url}/api/v1/rules", timeout=10).json()["data"]["groups"]
+    rules = http_get(f"{stack.prometheus_url}/api/v1/rules", timeout=10).json()["data"]["groups"]
     assert rules and all(rule["health"] != "err" for group in rules for rule in group["rules"])

@@ -7,9 +7,7 @@ import os
 import re
 from pathlib import Path
 
-import httpx
-
-from tests.e2e.server_process import SAMPLE, ServerProcess
+from tests.e2e.server_process import SAMPLE, ServerProcess, http_get
 from tests.living import is_running
 
 _ANONYMOUS = re.compile(r"^Anonymous:\s+(\d+) kB$", re.MULTILINE)
@@ -74,7 +72,7 @@ def descendants(pid: int) -> list[int]:
 
 def samples(server: ServerProcess) -> list[tuple[str, str, float]]:
     """Each sample of /metrics: name, labels, value."""
-    text = httpx.get(server.base_url + "/metrics", timeout=30).text
+    text = http_get(server.base_url + "/metrics").text
     return [(name, labels, float(value)) for name, labels, value in SAMPLE.findall(text)]
 
 
