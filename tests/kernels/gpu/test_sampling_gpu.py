@@ -30,8 +30,11 @@ def test_the_same_tokens_as_the_reference(vocab, seed, device, watch):
     check(*random_case(100 * vocab + seed, vocab), device, **SMALL)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(84))
+# Each of six vocabularies with each remainder that random_case looks at; the sweep has more.
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(n, marks=pytest.mark.slow if n < 42 else pytest.mark.sweep) for n in range(84)],
+)
 def test_the_same_tokens_as_the_reference_over_many_mixes(seed, device, watch):
     check(*random_case(seed, [5, 37, 100, 190, 257, 600][seed % 6]), device, **SMALL)
 
