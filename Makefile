@@ -107,7 +107,7 @@ mutants: $(SETUP_TEST)
 	$(BIN)/python -m tests.mutants --only "$(ONLY)" --jobs $(JOBS)
 
 # Thirteen minutes: a good client beside heavy ones, in seconds, then ten minutes of traffic with crashing
-# clients, after which every count is equal and nothing is left. test-slow does a minute of it.
+# clients, after which every count is equal and nothing is left. test-slow does half a minute of it.
 soak: $(SETUP_TEST)
 	$(BIN)/python -m tests.soak $(ARGS)
 
