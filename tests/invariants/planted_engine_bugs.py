@@ -1,7 +1,7 @@
 """Bugs to plant in the engine: each is one mistake that somebody could make.
 
 A bug is a function that patches the product. Its docstring says what is wrong. What has to notice
-it is a short run of the state machine, or where STORIES names one, that story.
+it is CI's search of the state machine, or where STORIES names one, that story.
 """
 
 from __future__ import annotations
