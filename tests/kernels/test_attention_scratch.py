@@ -65,9 +65,17 @@ FEATURES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-@pytest.mark.parametrize("rows", [*FULL_WAVES, MIXED, [(1, 600)] * 64], ids=str)
-@pytest.mark.parametrize("name", FEATURES)
+STEPS = (*FULL_WAVES, MIXED, [(1, 600)] * 64)
+DTYPES = (torch.float32, torch.bfloat16)
+# Every step with every feature, in one type or the other: each type with every step and feature.
+STEPS_WITH_FEATURES = [
+    pytest.param(name, rows, DTYPES[(place + step) % 2], id=f"{name}-{rows[:3]}")
+    for place, name in enumerate(FEATURES)
+    for step, rows in enumerate(STEPS)
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "dtype"), STEPS_WITH_FEATURES)
 def test_torch_allocates_what_was_announced_beyond_the_workspace(name, rows, dtype):
     features = FEATURES[name]
     step = make_step(rows, heads=(16, 4), head_dim=128, dtype=dtype, features=features)
