@@ -14,17 +14,20 @@ import pytest
 # With --dist loadfile a module's tests are one process's, since its fixtures are dear; these rooms
 # share fixtures of a session too.
 _ONE_PROCESS = ("tests/image/",)
-# Where modules are that take long: they begin first, so that no core is idle at the end.
+# Where modules are that take long, the longest first, so that no core is idle at the end.
 _FIRST = (
     "image",
-    "soak",
+    "parity",
     "invariants",
     "equivalence",
-    "memory",
-    "page",
-    "execution",
-    "plan",
+    "soak",
+    "loadtest",
+    "kernels",
     "e2e",
+    "memory",
+    "execution",
+    "page",
+    "plan",
     "gpu",
 )
 
