@@ -28,7 +28,7 @@ def crowd_request(index: int) -> dict[str, Any]:
     """One of 32 different requests: greedy and seeded, long and short, one or two choices."""
     return {
         "prompt": f"{PROMPT} {index} " + "def f(x): " * (index % 7),
-        "max_tokens": 5 + 3 * (index % 11),
+        "max_tokens": 3 + 2 * (index % 11),
         "temperature": 0 if index % 2 else 0.9,
         "seed": 1000 + index,
         "n": 1 + (index % 5 == 0),
@@ -96,7 +96,7 @@ def multibyte_answer(server: ServerProcess) -> tuple[dict[str, Any], str]:
 def test_stop_strings_inside_multibyte_text(server: ServerProcess) -> None:
     body, text = multibyte_answer(server)
     wide = [i for i, one in enumerate(text) if ord(one) > 0x800 and one != "\ufffd"]
-    stops = {text[i] for i in wide[:3]} | {text[i : i + 2] for i in wide[:3]} | {text[-2:]}
+    stops = {text[i] for i in wide[:2]} | {text[i : i + 2] for i in wide[1:3]} | {text[-2:]}
     for stop in sorted(stops):
         whole = server.post(**body, stop=[stop]).json()
         (choice,) = whole["choices"]

@@ -97,7 +97,7 @@ def test_sigterm_truncates_none_of_16_streams_and_exits_0(start: Start) -> None:
     """The engine stands still until the server is seen to drain: no stream ends before."""
     server = start(drain_timeout=600)
     engine = server.engine_pid()
-    with Streams(server, 16, 400) as streams:
+    with Streams(server, 16, 200) as streams:
         reading = streams.read_in_background()
         os.kill(engine, signal.SIGSTOP)
         server.terminate()

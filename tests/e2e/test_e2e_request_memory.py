@@ -30,7 +30,7 @@ def test_an_answer_tells_the_blocks_that_its_tokens_took(server: ServerProcess) 
 
 
 def test_a_live_request_answers_by_its_label_until_it_ends(server: ServerProcess) -> None:
-    body = {"prompt": "a", "max_tokens": 900, "ignore_eos": True, "n": 2}
+    body = {"prompt": "a", "max_tokens": 400, "ignore_eos": True, "n": 2}
     found: list[httpx.Response] = []
 
     def work() -> None:
