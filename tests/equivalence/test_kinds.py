@@ -23,16 +23,20 @@ def setting(folder: Path) -> Setting:
     return Setting(folder, known={})
 
 
-# Others than these are for `make test-slow`, which has them all in other blocks.
-IN_MAKE_TEST = (
-    "batched equals alone",
-    "chunked equals whole",
-    "cached equals uncached",
-    "preempted equals not",
+# Windows meet caches and preemptions; what else a kind has is done to each token, whatever the way.
+# `make test-slow` has every check of every kind in other blocks.
+WINDOWS = "windows, caps, four norms"
+OF_WINDOWS = ("batched equals alone", "cached equals uncached", "preempted equals not")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        *((kind, "chunked equals whole") for kind in checks.KINDS),
+        *((WINDOWS, name) for name in OF_WINDOWS),
+    ],
+    indirect=["folder"],
 )
-
-
-@pytest.mark.parametrize("name", IN_MAKE_TEST)
 def test_answers_are_equal(name: str, setting: Setting) -> None:
     checks.CHECKS[name](setting)
 

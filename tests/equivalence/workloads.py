@@ -74,7 +74,7 @@ def growing() -> list[EngineRequest]:
     """Short prompts that grow to several blocks each."""
     samplings = (GREEDY, SEEDED, replace(SEEDED, seed=8), replace(GREEDY, frequency_penalty=0.7))
     return [
-        request(f"growing {i}", prompt(40 + i, 30 - i), replace(sampling, max_tokens=60))
+        request(f"growing {i}", prompt(40 + i, 30 - i), replace(sampling, max_tokens=40))
         for i, sampling in enumerate(samplings)
     ]
 
