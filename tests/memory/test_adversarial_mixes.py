@@ -57,10 +57,10 @@ def assert_within_the_plan(found: Mapping[str, Any]) -> None:
     assert found["resident_peak"] >= plan["activations"] / 1.15
 
 
-@pytest.mark.parametrize("budget", ["small", "least"])
-def test_adversarial_mixes_stay_within_the_plan(budget: str, folder: Path) -> None:
-    found = serve(folder, SMALL if budget == "small" else LEAST, 0, 8)
-    assert found["blocks"] == (4 * LEAST_BLOCKS if budget == "small" else LEAST_BLOCKS)
+def test_adversarial_mixes_stay_within_the_least_plan(folder: Path) -> None:
+    """`make test-slow` has many more, at a larger budget too."""
+    found = serve(folder, LEAST, 0, 8)
+    assert found["blocks"] == LEAST_BLOCKS
     assert_within_the_plan(found)
     assert {"finished", "left", "refused CAPACITY"} <= found["counts"].keys()
 
@@ -81,6 +81,7 @@ def test_hundreds_of_adversarial_mixes_stay_within_the_plan(folder: Path, count:
         assert_within_the_plan(found)
         wanted = {"finished", "left", "refused CAPACITY", "refused CONTEXT_LENGTH"}
         assert wanted <= found["counts"].keys()
+    assert (small["blocks"], least["blocks"]) == (4 * LEAST_BLOCKS, LEAST_BLOCKS)
     assert least["preemptions"] > 0
 
 

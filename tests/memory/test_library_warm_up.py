@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NO_MKL = "torch is built without MKL"
-# MKL's buffers are those of a process: they are counted in a fresh one.
+# MKL's buffers are those of a process: for each number of threads they are counted in a fork of one
+# that has imported everything and computed nothing.
 PROBE = f"""
-import ctypes, sys
+import ctypes, os, sys
 from pathlib import Path
 import torch
 import kernels
@@ -26,26 +27,36 @@ if held is None:
     sys.exit("{NO_MKL}")
 held.restype = ctypes.c_int64
 buffers = ctypes.c_int()
-torch.set_num_threads(int(sys.argv[1]))
 config = resolve({{"model-dir": str(DEMO_MODEL_DIR), "device": "cpu"}}, {{}})
 model = read_model(config)
-warm_libraries(engine_settings(config, model).config, model.spec)
-before = held(ctypes.byref(buffers))
-products = ((1408, 256, 512), (4096, 256, 256), (512, 256, 512), (256, 704, 512))
-for out_features, in_features, most_rows in products:  # the unembedding has half a step's rows
-    weight = kernels.pack_linear(torch.zeros(out_features, in_features), "f32", None)
-    for rows in range(1, most_rows + 1, 8):
-        kernels.linear(torch.zeros(rows, in_features), weight)
-print(held(ctypes.byref(buffers)) - before)
+
+def measure(threads):
+    torch.set_num_threads(threads)
+    warm_libraries(engine_settings(config, model).config, model.spec)
+    before = held(ctypes.byref(buffers))
+    products = ((1408, 256, 512), (4096, 256, 256), (512, 256, 512), (256, 704, 512))
+    for out_features, in_features, most_rows in products:  # the unembedding has half a step's rows
+        weight = kernels.pack_linear(torch.zeros(out_features, in_features), "f32", None)
+        for rows in range(1, most_rows + 1, 8):
+            kernels.linear(torch.zeros(rows, in_features), weight)
+    print(held(ctypes.byref(buffers)) - before, flush=True)
+
+for threads in map(int, sys.argv[1:]):
+    child = os.fork()
+    if not child:
+        measure(threads)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"failed on {{threads}} threads")
 """
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_no_product_of_the_model_makes_mkl_keep_more(threads: int) -> None:
+def test_no_product_of_the_model_makes_mkl_keep_more() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, str(threads)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", PROBE, "1", "2"], cwd=ROOT, capture_output=True, text=True
     )
     if NO_MKL in done.stderr:
         pytest.skip(NO_MKL)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 2**20
+    on_one, on_two = map(int, done.stdout.split())
+    assert max(on_one, on_two) < 2**20

@@ -23,7 +23,7 @@ from weights.synthetic.checkpoint import write_checkpoint
 MIB = 2**20
 ROOT = Path(__file__).parents[2]
 SHARE = 0.02
-FEW = ("wide mlp", "multi-query", "gpt2, relu, untied", "untied, large vocabulary")
+FEW = ("wide mlp", "multi-query", "gpt2, relu, untied")  # one of each format and set of limits
 SWEEP = pytest.mark.sweep
 Measured = Mapping[str, Any]
 
