@@ -125,7 +125,7 @@ def assert_attributed(found: list[ShortRun]) -> None:
 def test_wherever_memory_fails_the_others_go_on(
     name: str, requests: tuple[EngineRequest, ...], on_cpu: Runner
 ) -> None:
-    found = fail_everywhere(on_cpu, requests, spread(30 if name == "mixed" else 8))
+    found = fail_everywhere(on_cpu, requests, spread(30 if name == "mixed" else 4))
     if name == "mixed":
         assert_attributed(found)
     else:
@@ -136,7 +136,7 @@ def test_wherever_memory_fails_the_others_go_on(
 def test_wherever_memory_fails_on_a_device_the_others_go_on(
     name: str, requests: tuple[EngineRequest, ...], on_device: Runner
 ) -> None:
-    found = fail_everywhere(on_device, requests, spread(16 if name == "mixed" else 4))
+    found = fail_everywhere(on_device, requests, spread(8 if name == "mixed" else 3))
     if name != "mixed":
         assert all(short.ended == [name] for short in found)
 
