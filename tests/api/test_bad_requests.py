@@ -9,11 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from server.api.app import create_app
 from server.metrics.stats import Outcome
 from tests.api.api_client import client_of, with_client
-from tests.api.api_fakes import FakeEngine, make_state
+from tests.api.api_fakes import FakeEngine, RecordingMetrics, make_state
 from tests.api.bad_requests import BadRequest, ServerFacts, cases
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,12 +46,22 @@ def test_the_table_is_large_enough() -> None:
     assert len(CASES) >= 150
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_refused_for_little_work_and_the_canary_sings(case: BadRequest) -> None:
+@pytest.fixture(scope="module")
+def shared() -> tuple[FakeEngine, RecordingMetrics, FastAPI]:
+    """One application for every case: to describe its routes takes longer than a case."""
     engine = FakeEngine(token_delay=0.002)
-    state = make_state(engine)
+    metrics = RecordingMetrics()
+    return engine, metrics, create_app(make_state(engine, metrics=metrics))
 
-    async with client_of(create_app(state)) as client:
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_refused_for_little_work_and_the_canary_sings(
+    case: BadRequest, shared: tuple[FakeEngine, RecordingMetrics, FastAPI]
+) -> None:
+    engine, metrics, app = shared
+    engine.seen.clear()
+    metrics.records.clear()
+    async with client_of(app) as client:
         canary = asyncio.create_task(client.post("/v1/completions", json=CANARY))
         await asyncio.sleep(0.002)
         started = time.process_time()
@@ -63,7 +74,7 @@ async def test_refused_for_little_work_and_the_canary_sings(case: BadRequest) ->
     assert len(engine.seen) == 1  # nothing of the bad request reached the engine
     assert not engine.open
     if case.method == "POST" and case.path in ("/v1/completions", "/v1/chat/completions"):
-        outcomes = [record.outcome for record in state.metrics.records]
+        outcomes = [record.outcome for record in metrics.records]
         assert sorted(outcomes) == [Outcome.INVALID, Outcome.LENGTH]
 
 
