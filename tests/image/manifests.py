@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ COMPOSE = ROOT / "docker-compose.yml"
 CORE_GROUPS = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "autoscaling/v2"}
 
 
-def documents(folder: Path = KUBERNETES) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every YAML document below ``folder`` with the file that it is in."""
-    for file in sorted(folder.rglob("*.yaml")):
-        for document in yaml.safe_load_all(file.read_text(encoding="utf-8")):
-            yield file, document
+@cache
+def documents() -> tuple[tuple[Path, dict[str, Any]], ...]:
+    """Every YAML document below KUBERNETES with its file: read once, and changed by nobody."""
+    return tuple(
+        (file, document)
+        for file in sorted(KUBERNETES.rglob("*.yaml"))
+        for document in yaml.safe_load_all(file.read_text(encoding="utf-8"))
+    )
 
 
 def objects() -> Iterator[tuple[Path, dict[str, Any]]]:
