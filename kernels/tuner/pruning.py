@@ -7,7 +7,9 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +18,8 @@ from kernels.gate.offline import SHARED_LIMITS, WARP_SIZE, Figures, NotCompiled
 from kernels.gate.offline_launch import compiling_launches
 from kernels.tuner.problem import Candidate, Problem
 from kernels.tuning import trying
+
+Launched = TypeVar("Launched")
 
 MOST_WORKERS = 14
 REGISTERS = 65536  # of a multiprocessor (CUDA C++ programming guide, compute capabilities)
@@ -62,25 +66,37 @@ class Checked:
 def check(problem: Problem, index: int, arch: int) -> Checked:
     """Compiles what the launchers would launch, at the problem's shapes."""
     candidate = problem.candidates[index]
-    rows = problem.rows(candidate, arch)
     figures: dict[str, Figures] = {}
     try:
-        with trying(rows, arch) as trial, compiling_launches(arch) as launches:
-            for shape in problem.shapes:
-                for call in shape.make(torch.device("meta"), 1):
-                    call()
+        launches = launch_offline(problem, candidate, arch, compiling_launches)
     except (NotCompiled, LookupError, ValueError) as error:
         return Checked(problem.name, index, f"{type(error).__name__}: {error}")
     for launch in launches:
         known = figures.setdefault(launch.kernel, launch.figures)
         figures[launch.kernel] = max(known, launch.figures, key=_taken)
+    return Checked(problem.name, index, why_dropped(problem, candidate, figures, arch))
+
+
+def launch_offline(
+    problem: Problem,
+    candidate: Candidate,
+    arch: int,
+    launching: Callable[[int], AbstractContextManager[list[Launched]]],
+) -> list[Launched]:
+    """What ``launching`` (of kernels.gate.offline_launch) notes of the launches at the problem's
+    shapes. Raises RuntimeError where none of them looks a row of the candidate up."""
+    rows = problem.rows(candidate, arch)
+    with trying(rows, arch) as trial, launching(arch) as launches:
+        for shape in problem.shapes:
+            for call in shape.make(torch.device("meta"), 1):
+                call()
     missed = [row.kernel for row in rows if row not in trial.found]
     if missed:
         raise RuntimeError(
             f"{problem.name}: no launch looks up {', '.join(missed)} under"
             f" {[dict(row.when) for row in rows]}: the problem's conditions are not its shapes'"
         )
-    return Checked(problem.name, index, why_dropped(problem, candidate, figures, arch))
+    return launches
 
 
 def check_all(
