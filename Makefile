@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The stamps carry a checksum of what was installed, so that a fresh checkout's file times do not
 # matter and a second start takes no network.
-SUM := $(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d" " -f1)
+SUM := $(shell cat pyproject.toml setup.py constraints.txt Makefile kernels/cpu/csrc/* | cksum | cut -d" " -f1)
 SETUP := $(VENV)/.setup-$(SUM)
 SETUP_TEST := $(VENV)/.setup-test-$(SUM)
 LOADTEST_PORT ?= 8123

@@ -14,6 +14,7 @@ from types import ModuleType
 
 from kernels.footprint.attention import AttentionShape, cpu_attention_regions
 from kernels.footprint.gpu_attention import gpu_attention_regions
+from kernels.footprint.native_attention import native_attention_regions
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,31 @@ TORCH_CPU = KernelBackend(
         "xielu": "kernels.cpu.elementwise:xielu",
     },
     attention_regions=cpu_attention_regions,
+)
+
+_OF_TORCH = (
+    *("commit_tokens", "copy_blocks", "count_tokens", "gather_blocks", "gather_step"),
+    *("sample", "scatter_blocks", "token_logprobs", "varlen_attention", "write_rows"),
+)
+
+NATIVE_CPU = KernelBackend(
+    name="native",
+    device_type="cpu",
+    operations={
+        **{name: TORCH_CPU.operations[name] for name in _OF_TORCH},
+        "activation": "kernels.cpu.native.elementwise:activation",
+        "add_layer_norm": "kernels.cpu.native.elementwise:add_layer_norm",
+        "add_rms_norm": "kernels.cpu.native.elementwise:add_rms_norm",
+        "embedding": "kernels.cpu.native.elementwise:embedding",
+        "gated_activation": "kernels.cpu.native.elementwise:gated_activation",
+        "linear": "kernels.cpu.native.linear:linear",
+        "pack_linear": "kernels.cpu.native.linear:pack_linear",
+        "paged_attention": "kernels.cpu.native.attention:paged",
+        "prepare_attention": "kernels.cpu.native.attention:prepare_step",
+        "rotary_store_kv": "kernels.cpu.native.attention:rotary_store_kv",
+        "xielu": "kernels.cpu.native.elementwise:xielu",
+    },
+    attention_regions=native_attention_regions,
 )
 
 TRITON_CUDA = KernelBackend(

@@ -34,10 +34,8 @@ def prepare_step(
 
     Raises ValueError where these do not fit together.
     """
-    starts, contexts = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
+    starts, contexts = checked_rows(metadata, shape)
     lengths = [after - before for before, after in itertools.pairwise(starts)]
-    blocks = metadata.block_tables.shape[1]
-    _check_rows(starts, lengths, contexts, metadata.slot_mapping.shape[0], blocks, shape)
     rows, lists = StepRows(starts, contexts, True, shape), {}
     if isinstance(metadata.work, AttentionWork):  # of another group of the same step
         rows, lists = metadata.work.rows, metadata.work.lists
@@ -49,14 +47,11 @@ def prepare_step(
     )
 
 
-def _check_rows(
-    starts: list[int],
-    lengths: list[int],
-    contexts: list[int],
-    tokens: int,
-    max_blocks: int,
-    shape: AttentionShape,
-) -> None:
+def checked_rows(metadata: AttentionMetadata, shape: AttentionShape) -> tuple[list[int], list[int]]:
+    """Where each row's tokens start, and the contexts. Raises ValueError where these do not fit
+    together, or into ``shape``."""
+    starts, contexts = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
+    tokens, max_blocks = metadata.slot_mapping.shape[0], metadata.block_tables.shape[1]
     if starts[0] != 0 or starts[-1] != tokens:
         raise ValueError(
             f"query_start_loc runs from {starts[0]} to {starts[-1]}; it must run from 0 to"
@@ -69,7 +64,10 @@ def _check_rows(
             f"slot_mapping has {tokens} tokens; at most {shape.max_num_batched_tokens} fit"
         )
     room = min(shape.max_model_len, max_blocks * shape.block_size)
-    for row, (length, context) in enumerate(zip(lengths, contexts, strict=True)):
+    for row, ((start, end), context) in enumerate(
+        zip(itertools.pairwise(starts), contexts, strict=True)
+    ):
+        length = end - start
         if length < 1:
             raise ValueError(f"query_start_loc gives row {row} {length} tokens; it must have some")
         if not length <= context <= room:
@@ -77,6 +75,7 @@ def _check_rows(
                 f"seq_lens[{row}] is {context}; it must be in {length} .. {room}: its tokens of"
                 " this step at least, and no more than max_model_len or its block table holds"
             )
+    return starts, contexts
 
 
 def paged(

@@ -1,0 +1,58 @@
+/* Which levels this library has, and which of them this processor and its system run. Compiled
+ * without flags of any level: nothing here may need one. */
+#include "levels.h"
+
+#include <string.h>
+
+static int runs_portable(void) { return 1; }
+
+#if defined(__x86_64__)
+static int runs_avx2(void) {
+    __builtin_cpu_init(); /* asks the system too, by XGETBV, whether it keeps the registers */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+#endif
+
+static const struct {
+    const struct qr_kernels *kernels;
+    int (*runs)(void);
+} levels[] = {
+#if defined(__x86_64__)
+    {&qr_avx2, runs_avx2},
+#endif
+    {&qr_portable, runs_portable},
+};
+
+enum { LEVELS = sizeof levels / sizeof *levels };
+
+/* The name of a level, the best one first; NULL behind the last. */
+QR_EXPORT const char *qr_level_name(int64_t index) {
+    return index >= 0 && index < LEVELS ? levels[index].kernels->name : NULL;
+}
+
+/* The kernels of a level; NULL where there is none of that name or it does not run here. */
+QR_EXPORT const struct qr_kernels *qr_level(const char *name) {
+    for (int i = 0; i < LEVELS; i++)
+        if (strcmp(levels[i].kernels->name, name) == 0)
+            return levels[i].runs() ? levels[i].kernels : NULL;
+    return NULL;
+}
+
+/* Bytes of an operation's arguments, of a call (-1) and of what a step brings (-2). */
+QR_EXPORT int64_t qr_struct_bytes(int64_t operation) {
+    switch (operation) {
+    case -2: return sizeof(struct qr_step);
+    case -1: return sizeof(struct qr_call);
+    case QR_OP_LINEAR: return sizeof(struct qr_linear);
+    case QR_OP_ATTENTION: return sizeof(struct qr_attention);
+    case QR_OP_EMBEDDING: return sizeof(struct qr_embedding);
+    case QR_OP_NORM: return sizeof(struct qr_norm);
+    case QR_OP_ACTIVATION: return sizeof(struct qr_activation);
+    case QR_OP_SUM: return sizeof(struct qr_sum);
+    case QR_OP_PACK: return sizeof(struct qr_pack);
+    case QR_OP_QUERY_SCALE: return sizeof(struct qr_query_scale);
+    case QR_OP_ROTARY_STORE: return sizeof(struct qr_rotary_store);
+    default: return 0;
+    }
+}

@@ -1,0 +1,98 @@
+"""Programs of calls into the native library, and the threads and the level that run them.
+
+Pointers are taken from tensors when a call is made: whoever makes a program keeps these alive and
+where they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.native.library import Level, Pool, level, levels_here
+from kernels.cpu.native.structs import ARGUMENTS, Call, NumberFormat, Step
+
+_OPERATION = {struct: operation for operation, struct in ARGUMENTS.items()}
+FORMATS = {
+    torch.float32: NumberFormat.F32,
+    torch.bfloat16: NumberFormat.BF16,
+    torch.float16: NumberFormat.F16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The level and the threads that programs run on."""
+
+    level: Level
+    pool: Pool
+
+
+_level_name: str | None = None  # None: the best that runs here
+
+
+def choose_level(name: str | None) -> None:
+    """Which level runs from now on; None for the best one. Raises NativeUnavailable."""
+    global _level_name
+    if name is not None:
+        level(name)
+    _level_name = name
+
+
+def runtime() -> Runtime:
+    """With as many threads as torch was told to use. Raises NativeUnavailable."""
+    name = levels_here()[0] if _level_name is None else _level_name
+    return Runtime(level(name), _pool(torch.get_num_threads()))
+
+
+@cache
+def _pool(threads: int) -> Pool:
+    return Pool(threads)
+
+
+class Program:
+    """Calls that run one after the other, every one on all threads."""
+
+    def __init__(self, arguments: Sequence[ctypes.Structure]) -> None:
+        self._arguments = tuple(arguments)  # the calls point to them
+        self._calls = (Call * len(self._arguments))(
+            *(Call(_OPERATION[type(one)], ctypes.addressof(one)) for one in self._arguments)
+        )
+
+    def __len__(self) -> int:
+        return len(self._arguments)
+
+    def run(self, step: Step, count: int | None = None) -> None:
+        """The first ``count`` calls, or all of them."""
+        how = runtime()
+        how.pool.run(how.level, self._calls, len(self) if count is None else count, step)
+
+
+def run_once(arguments: ctypes.Structure, step: Step) -> None:
+    """One operation by itself."""
+    Program((arguments,)).run(step)
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def of_tokens(tokens: int) -> Step:
+    """A step of which an operation wants to know no more than the number of rows."""
+    return Step(tokens=tokens)
+
+
+def all_float32(named: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Raises ValueError for one that is not float32 with elements of a row side by side."""
+    for name, tensor in named:
+        if tensor is None:
+            continue
+        if tensor.dtype is not torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype}; native kernels compute on float32 rows")
+        if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{name} has strides {list(tensor.stride())}; the last must be 1")

@@ -1,0 +1,34 @@
+"""How the native kernels of a CPU lay a matrix down, and what a product holds beside it. No torch.
+
+The layout is that of kernels/cpu/csrc: tiles of TILE output channels, whose inputs are padded to an
+even number, or in int8 to whole groups.
+"""
+
+from __future__ import annotations
+
+TILE = 16  # output channels of a tile
+GROUP = 64  # inputs that share a scale in int8
+SCALE_BYTES = 2  # bfloat16
+
+_ELEMENT = {"f32": 4, "bf16": 2, "f16": 2}
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def packed_bytes(channels: int, inputs: int, format: str) -> int:
+    """Exact bytes of a packed matrix [channels, inputs]."""
+    wide = _up(channels, TILE)
+    if format == "int8":
+        return wide * (_up(inputs, GROUP) + _up(inputs, GROUP) // GROUP * SCALE_BYTES)
+    return wide * _up(inputs, 2) * _ELEMENT[format]
+
+
+def product_scratch_bytes(rows: int, inputs: int, format: str, threads: int) -> int:
+    """Bytes that a product of up to ``rows`` rows works in: the rows as it reads them, and each
+    thread's sums of a tile."""
+    if format == "int8":
+        padded = _up(inputs, GROUP)
+        return rows * (2 * padded + padded // GROUP * 4)
+    return 4 * (rows * _up(inputs, 2) + threads * rows * TILE)
