@@ -24,7 +24,7 @@ from server.config.values import (
     zero_or,
 )
 from server.memory.backends.record import Backend
-from server.memory.backends.registry import AUTO, devices
+from server.memory.backends.registry import AUTO, backends, devices
 from server.memory.backends.words import (
     auto_device,
     by_place,
@@ -48,6 +48,10 @@ def _shown(text: Text) -> str:
 
 def _device_values() -> tuple[str, ...]:
     return AUTO, *devices()
+
+
+def _backend_values() -> tuple[str, ...]:
+    return tuple(backend.name for backend in backends())
 
 
 def _pool(backend: Backend) -> str:
@@ -109,6 +113,13 @@ OPTIONS: tuple[Option, ...] = (
         AUTO,
         lambda: "|".join(_device_values()),
         lambda: f"where the model runs; auto is {auto_device()}",
+    ),
+    Option(
+        "backend",
+        auto_or(choice_of(_backend_values)),
+        AUTO,
+        lambda: "|".join((AUTO, *_backend_values())),
+        "what computes there: auto is the device's default, native its C kernels",
     ),
     Option(
         "dtype",

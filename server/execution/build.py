@@ -107,7 +107,10 @@ def build_runner(
     buffers = allocate(layout, device.torch_device, None if filling is None else filling())
     tables = fill_position_tables(model, config.scheduler.max_model_len, buffers)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
-    decoder = Decoder(model, loaded.linears, loaded.tensors, tables)
+    if backend.packs_tables and model.tied_unembedding:
+        loaded.tensors["embedding"] = loaded.linears["unembedding"].weight
+    make: Callable[..., Decoder] = backend.load(backend.decoder_at)
+    decoder = make(model, loaded.linears, loaded.tensors, tables, layout, buffers)
     with using(backend.parts.kernels):
         runner = ModelRunner(
             decoder,

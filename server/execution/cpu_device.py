@@ -9,6 +9,7 @@ from time import perf_counter
 
 import torch
 
+from kernels.cpu.native.program import runtime
 from server.engine.engine_config import EngineConfig
 from server.execution.device import Event, Graph, OpenedDevice, Work
 from server.execution.library_warm_up import warm_libraries
@@ -79,6 +80,15 @@ class CpuDevice:
         """Everything is done."""
 
 
+class NativeCpuDevice(CpuDevice):
+    """The same, computed on by native kernels."""
+
+    @property
+    def description(self) -> str:
+        """The level of the kernels."""
+        return runtime().level.name.upper()
+
+
 def open_cpu(config: EngineConfig, model_dir: Path) -> OpenedDevice:
     """Makes the libraries set themselves up, then takes the base reading.
 
@@ -89,3 +99,14 @@ def open_cpu(config: EngineConfig, model_dir: Path) -> OpenedDevice:
     warm_libraries(config, resolve(document).spec(document))
     gc.collect()
     return OpenedDevice(CpuDevice(), CpuMemory(take()))
+
+
+def open_native(config: EngineConfig, model_dir: Path) -> OpenedDevice:
+    """As open_cpu; native kernels keep nothing that the layout does not list.
+
+    Raises:
+        CheckpointError: the folder is refused.
+    """
+    open_checkpoint(model_dir)
+    gc.collect()
+    return OpenedDevice(NativeCpuDevice(), CpuMemory(take()))

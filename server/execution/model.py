@@ -20,7 +20,7 @@ from server.execution.layer_parts import (
     build_norm,
 )
 from server.execution.layers import build_layer
-from server.memory.layout import rotary_ropes
+from server.memory.layout import Layout, rotary_ropes
 from weights.spec import ModelSpec, NormPlacement, PositionKind, RopeSpec
 
 
@@ -114,6 +114,18 @@ class Decoder:
         if self.embedding_scale != 1.0:
             hidden = hidden * self.embedding_scale
         return hidden if self.embedding_norm is None else self.embedding_norm(hidden)[0]
+
+
+def build_decoder(
+    spec: ModelSpec,
+    linears: Mapping[str, LinearWeight],
+    tensors: Mapping[str, torch.Tensor],
+    tables: PositionTables,
+    layout: Layout,
+    buffers: Mapping[str, torch.Tensor],
+) -> Decoder:
+    """The decoder of a checkpoint, of which every operation is called by itself."""
+    return Decoder(spec, linears, tensors, tables)
 
 
 def fill_position_tables(

@@ -109,7 +109,7 @@ class ModelRunner:
         )
         self.slots = Slots(device, layout, buffers)
         self._backend = backend_named(config.model.backend)
-        self._kernels = self._backend.parts.kernels
+        self.kernels = self._backend.parts.kernels  # that its work is done with
         self.limits = self._backend.parts.logit_limits(decoder.spec, config)
         self.step = DeviceStep(decoder, layout, buffers, device, self.limits)
         sizes = decode_graph_sizes(config) if self._backend.captures_graphs else ()
@@ -194,7 +194,7 @@ class ModelRunner:
 
     def forward_layers(self, plan: StepPlan, num_layers: int | None) -> Forwarded | RowsChanged:
         """As ``forward``, through the first ``num_layers`` layers only (to measure by)."""
-        with using(self._kernels), attribute_oom(row.row for row in plan.rows):
+        with using(self.kernels), attribute_oom(row.row for row in plan.rows):
             return self._forward(plan, num_layers)
 
     def _forward(self, plan: StepPlan, num_layers: int | None) -> Forwarded | RowsChanged:
@@ -246,7 +246,7 @@ class ModelRunner:
         rows, work, slot, on = handle.rows, handle.work, handle.slot, handle.tensors
         self.rows.append(rows)
         self._last = None  # once
-        with using(self._kernels), attribute_oom(row.row for row in handle.plan.rows):
+        with using(self.kernels), attribute_oom(row.row for row in handle.plan.rows):
             self.device.run(lambda: self.step.sample(rows, work, on, slot.tensors))
         events = StepEvents(handle.started, handle.forwarded, self.device.record())
         pending = PendingStep(handle.plan, work, handle.params, slot.views, events, self.step.peak)

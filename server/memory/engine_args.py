@@ -15,8 +15,8 @@ QUEUE_TIMEOUT_S = 60
 class EngineArgs:
     """What the operator asked for, by the names of the options: None or "auto" where it was left.
 
-    ``backend`` is what placement decided on, which has no option: None until then. Sizes are in
-    bytes, times in seconds. Of ``quire plan`` alone are: ``kv_format``, the KV cache's
+    ``backend`` is None until placement has decided, where it was left to that. Sizes are in bytes,
+    times in seconds. Of ``quire plan`` alone are: ``kv_format``, the KV cache's
     where it is another than the model's; ``ranks``, the number of devices that share each layer, of
     which one is planned; and ``whole_load``, which asks, where both sizes are given, for a cache
     that holds ``max_num_seqs`` sequences of ``max_model_len`` tokens at once; without it, one at

@@ -12,10 +12,10 @@ Nothing here imports torch: the same arithmetic serves a plan made before any we
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kernels.backends import attention_workspace_bytes
-from server.engine.engine_config import EngineConfig, ModelConfig
+from server.engine.engine_config import EngineConfig
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_named
 from server.memory.graph_sizes import graph_sizes
@@ -30,9 +30,8 @@ from server.memory.runner_buffers import (
     slot_shapes,
 )
 from weights.formats import QUANTISED
-from weights.inventory import tally
 from weights.spec import ModelSpec, PositionKind, RopeScaling, RopeSpec
-from weights.tensor_parallel import rank_shape, rank_spec
+from weights.tensor_parallel import rank_spec
 
 _STRETCHING = (RopeScaling.LINEAR, RopeScaling.DYNAMIC, RopeScaling.YARN)
 
@@ -124,7 +123,7 @@ def build_layout(model: ModelSpec, config: EngineConfig) -> Layout:
             sizes.max_num_batched_tokens,
             sizes.logit_rows,
         ),
-        weights=_weights(model, config.model),
+        weights=backend.parts.weights(model, config.model),
         pinned=io_buffers(slot_shapes(part, config)) if backend.own_memory else (),
         graph_phase=graph_phase,
     )
@@ -153,16 +152,6 @@ def decode_graph_sizes(config: EngineConfig) -> tuple[int, ...]:
     """The batch sizes that a runner captures decode steps for, where it captures any; rising."""
     sizes = config.scheduler
     return graph_sizes(min(sizes.max_num_seqs, sizes.logit_rows, sizes.max_num_batched_tokens))
-
-
-def _weights(model: ModelSpec, how: ModelConfig) -> dict[str, int]:
-    by_component: dict[str, int] = {}
-    for parameter, times in tally(model).items():
-        held = replace(parameter, shape=rank_shape(parameter, how.ranks))
-        nbytes = times * held.num_bytes(how.format, how.quantization)
-        component = str(parameter.component)
-        by_component[component] = by_component.get(component, 0) + nbytes
-    return by_component
 
 
 def _kv_cache(model: ModelSpec, config: EngineConfig) -> tuple[Buffer, ...]:

@@ -9,7 +9,7 @@ from server.config.server_config import ServerConfig
 from server.errors import StartupError
 from server.memory.accounting.process import machine_memory
 from server.memory.backends.record import Backend, FoundDevice, Unusable
-from server.memory.backends.registry import AUTO, candidates
+from server.memory.backends.registry import AUTO, backend_named, candidates
 from server.memory.backends.words import places
 from server.memory.engine_args import EngineArgs
 from server.memory.planner.resolve_args import batch_sizes
@@ -49,7 +49,7 @@ def place(
     passed_over: list[str] = []
     reasons: list[str] = []
     refusal: StartupError | None = None
-    for backend in candidates(args.device):
+    for backend in _asked(args):
         if device not in (None, backend.device):
             continue
         try:
@@ -68,7 +68,23 @@ def place(
             passed_over.append(f"{backend.name}: {error}")
             continue
         return _placement(config, backend, found, passed_over)
-    raise refusal or _nothing_there(args.device, reasons)
+    raise refusal or _nothing_there(args, reasons)
+
+
+def _asked(args: EngineArgs) -> tuple[Backend, ...]:
+    """
+    Raises:
+        StartupError: --backend names one that is not the device's.
+    """
+    if args.backend is None:
+        return candidates(args.device)
+    backend = backend_named(args.backend)
+    if args.device not in (AUTO, backend.device):
+        raise StartupError(
+            f"--backend {backend.name} computes on {backend.place}, and --device is {args.device}:"
+            f" leave one of them out"
+        )
+    return (backend,)
 
 
 def _placement(
@@ -112,10 +128,13 @@ def _refuse_options(args: EngineArgs, backend: Backend) -> None:
     batch_sizes(args, backend)
 
 
-def _nothing_there(device: str, reasons: Iterable[str]) -> StartupError:
+def _nothing_there(args: EngineArgs, reasons: Iterable[str]) -> StartupError:
+    device, why = args.device, "; ".join(reasons)
+    if args.backend is not None:
+        return StartupError(f"--backend {args.backend}: {why}; leave it out for the default")
     last = candidates(AUTO)[-1]
     missing = places(lambda backend: backend.device == device)
     elsewhere = (
         "" if last.device == device else f"; --device {last.device} serves without {missing}"
     )
-    return StartupError(f"--device {device}: {'; '.join(reasons)}{elsewhere}")
+    return StartupError(f"--device {device}: {why}{elsewhere}")

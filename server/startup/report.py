@@ -53,7 +53,7 @@ def print_report(report: str) -> None:
 
 def determinism(format: str, backend: Backend, *, batch_invariant: bool = False) -> str:
     """What equal requests may expect of each other, whatever shares their batch."""
-    if batch_invariant:
+    if batch_invariant or backend.bit_equal:
         return "equal requests get equal tokens and log-probabilities, bit for bit, in any batch"
     if format == "f32":
         return (

@@ -89,6 +89,9 @@ def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
         width = max(width, spec.attention.query_size)
     if backend.max_head_dim is not None and head_dim > backend.max_head_dim:
         return f"heads of {head_dim} are wider than {backend.max_head_dim}"
+    odd = next((one.head_dim for one in heads if one.head_dim % backend.head_dim_multiple), None)
+    if odd is not None:
+        return f"heads of {odd} are no multiple of {backend.head_dim_multiple}"
     if backend.max_width is not None and width > backend.max_width:
         return f"rows of {width} are wider than {backend.max_width}"
     return None

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "port": ("9000", 9000),
     "served-model-name": ("mine", "mine"),
     "device": ("cpu", "cpu"),
+    "backend": ("torch", "torch"),
     "dtype": ("float32", "float32"),
     "quantization": ("int4", "int4"),
     "max-model-len": ("2048", 2048),
@@ -66,7 +67,7 @@ def toml_file(folder: Path, text: str) -> str:
 
 def test_the_table_the_fields_and_the_examples_name_the_same_options() -> None:
     names = [option.field for option in (*OPTIONS, DEBUG_CHECK_INVARIANTS)]
-    no_options = {"backend", "kv_format", "ranks", "whole_load"}
+    no_options = {"kv_format", "ranks", "whole_load"}
     asked = {field.name for field in fields(EngineArgs)} - no_options
     assert set(names) == {field.name for field in fields(ServerConfig)} - {"engine"} | asked
     assert len(names) == len(set(names))

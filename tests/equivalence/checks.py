@@ -28,11 +28,13 @@ from tests.parity import oracle
 
 @dataclass(frozen=True)
 class Setting:
-    """A checkpoint to check with, and the block size of its cache."""
+    """A checkpoint to check with, its cache's block size, and what computes in which numbers."""
 
     folder: Path
     block_size: int = 16
     known: dict[tuple[str, ...], Run] | None = None  # plain runs to use again, by request ids
+    backend: str = "torch"
+    format: str = "f32"
 
     def plain(self, requests: Sequence[EngineRequest]) -> Run:
         """The workload one request at a time: whole prompts, no prefix cache, no preemption."""
@@ -43,7 +45,13 @@ class Setting:
         return known[names]
 
     def built(self, num_tokens: int = 4096) -> harness.BuiltRunner:
-        return harness.built_runner(self.folder, block_size=self.block_size, num_tokens=num_tokens)
+        return harness.built_runner(
+            self.folder,
+            block_size=self.block_size,
+            num_tokens=num_tokens,
+            backend=self.backend,
+            format=self.format,
+        )
 
     def crowded(self, requests: Sequence[EngineRequest], budget: int = 64) -> harness.BuiltRunner:
         """Its pool holds between two and three of the longest of ``requests``."""

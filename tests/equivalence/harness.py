@@ -84,9 +84,11 @@ def runner_config(block_size: int, num_tokens: int, **changes: object) -> Engine
     return engine_config(**(sizes | pool | {"max_model_len": 256, "max_logprobs": 8} | changes))
 
 
-def built_runner(folder: Path, *, block_size: int = 16, num_tokens: int = 4096) -> BuiltRunner:
+def built_runner(
+    folder: Path, *, block_size: int = 16, num_tokens: int = 4096, **changes: object
+) -> BuiltRunner:
     """A poisoned runner whose pool holds ``num_tokens`` tokens."""
-    config = runner_config(block_size, num_tokens)
+    config = runner_config(block_size, num_tokens, **changes)
     return build_runner(folder, config, poison=True, warm_up=False)
 
 

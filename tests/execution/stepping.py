@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kernels.dispatch import using
 from server.engine.request import SamplingParams
 from server.engine.step_plan import AdmittedRow, LogprobArrays, PlannedRow, StepPlan, StepResult
 from server.execution.build import BuiltRunner, build_runner
@@ -110,4 +111,5 @@ def all_logits(runner: ModelRunner, ids: list[int]) -> torch.Tensor:
         raise AssertionError("the step kept no hidden states")
     hidden = handle.tensors.hidden
     runner.forward(StepPlan(2, released=(0,)))
-    return runner.decoder.logits(hidden)
+    with using(runner.kernels):
+        return runner.decoder.logits(hidden)

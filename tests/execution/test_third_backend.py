@@ -260,7 +260,9 @@ def test_a_name_means_one_backend_and_one_format() -> None:
         register(replace(THIRD, place="elsewhere"))
     with pytest.raises(ValueError, match="another format named 'int8'"):
         register(replace(THIRD, name="fourth", packed_formats=(replace(SCALED, name="int8"),)))
-    with pytest.raises(ValueError, match="unknown backend 'fourth'; known: torch, triton, third"):
+    with pytest.raises(
+        ValueError, match="unknown backend 'fourth'; known: torch, native, triton, third"
+    ):
         backend_named("fourth")
     with registered(replace(THIRD, name="fourth", packed_formats=())):
         assert backend_named("fourth").place == THIRD.place

@@ -23,6 +23,7 @@ from tests.equivalence import harness
 from tests.equivalence.harness import Run
 from tests.equivalence.workloads import GREEDY, request
 from tests.execution import stepping
+from tests.native_kernels import native_is_there
 from tests.parity import oracle
 from tests.parity.family_checkpoints import (
     CASES,
@@ -36,6 +37,7 @@ from tests.parity.family_checkpoints import (
 from weights import families
 from weights.inventory import num_parameters
 
+NATIVE = native_is_there()
 NUM_GREEDY = 24
 LENGTHS = (1, 17, 75)
 PROMPTS = {
@@ -57,8 +59,12 @@ class Checkpoint:
     folder: Path
     model: Any
 
-    def built(self, block_size: int = 16, num_tokens: int = 4096) -> BuiltRunner:
-        return harness.built_runner(self.folder, block_size=block_size, num_tokens=num_tokens)
+    def built(
+        self, block_size: int = 16, num_tokens: int = 4096, backend: str = "torch"
+    ) -> BuiltRunner:
+        return harness.built_runner(
+            self.folder, block_size=block_size, num_tokens=num_tokens, backend=backend
+        )
 
     def tight(self, block_size: int) -> BuiltRunner:
         """Its pool holds one of the longest answers and a little: some are preempted."""
@@ -147,9 +153,11 @@ def _check_whole(case: tuple[str, int], folder: Path) -> None:
 
     built = checkpoint.tight(block_size=16)
     assert num_parameters(built.model) == num_saved(checkpoint.model)
-    logits = stepping.all_logits(built.runner, longest)
     theirs = oracle.logits(checkpoint.model, longest)
-    assert float((logits - theirs).abs().max() / theirs.abs().max()) <= 1e-4
+    others = [checkpoint.built(num_tokens=128, backend="native")] if NATIVE else []
+    for runner in (built.runner, *(other.runner for other in others)):
+        logits = stepping.all_logits(runner, longest)
+        assert float((logits - theirs).abs().max() / theirs.abs().max()) <= 1e-4
 
     run = harness.run(built, requests(), budget=BUDGET, prefix_caching=True)
     assert run.preemptions and run.mixed_steps and run.most_rows >= 2

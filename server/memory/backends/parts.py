@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernels.backends import KernelBackend
-from server.engine.engine_config import EngineConfig
+from server.engine.engine_config import EngineConfig, ModelConfig
 from server.memory.accounting.reading import MemoryReading
 from server.memory.kinds import MemoryKind, Shapes
 from server.memory.phases import Phase
 from server.memory.runner_buffers import LogitLimits
+from weights.inventory import tally
 from weights.spec import ModelSpec
+from weights.tensor_parallel import rank_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +38,26 @@ def no_buffers(model: ModelSpec, config: EngineConfig) -> Shapes:
     return ()
 
 
+def plain_weights(model: ModelSpec, how: ModelConfig) -> dict[str, int]:
+    """Bytes of a rank's weights by component of the inventory, held as their formats say."""
+    by_component: dict[str, int] = {}
+    for parameter, times in tally(model).items():
+        held = replace(parameter, shape=rank_shape(parameter, how.ranks))
+        nbytes = times * held.num_bytes(how.format, how.quantization)
+        component = str(parameter.component)
+        by_component[component] = by_component.get(component, 0) + nbytes
+    return by_component
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The code of a backend that needs no device.
 
     ``phases`` lists the intermediates of a step of so many tokens and rows of logits,
     ``logit_limits`` says how these rows are cut, ``auto_format`` is --dtype auto of a checkpoint's
-    format, and ``buffers`` lists what the backend keeps beside the runner's buffers
-    (server.memory.runner_buffers), the KV cache, the rotary tables and attention's scratch.
+    format, ``weights`` are the bytes of weights as the backend holds them, and ``buffers`` lists
+    what it keeps beside the runner's buffers (server.memory.runner_buffers), the KV cache, the
+    rotary tables and attention's scratch.
     """
 
     kernels: KernelBackend
@@ -51,4 +65,5 @@ class Parts:
     logit_limits: Callable[[ModelSpec, EngineConfig], LogitLimits]
     phases: Callable[[ModelSpec, EngineConfig, int, int], tuple[Phase, ...]]
     auto_format: Callable[[ModelSpec, str], str]
+    weights: Callable[[ModelSpec, ModelConfig], dict[str, int]] = plain_weights
     buffers: Callable[[ModelSpec, EngineConfig], Shapes] = no_buffers

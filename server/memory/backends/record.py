@@ -57,12 +57,15 @@ class Backend:
     ``name`` is the backend's own, ``device`` what --device, /memory and the metrics call what it
     runs on, and ``place`` what a message does ("a GPU"): several backends may have one device.
     ``preference`` is the order in which --device auto tries them, the largest first, and a device's
-    name those of that device; None is tried under its device's name alone, as if it were 0.
+    name those of that device; None is taken where --backend names it, or where its device has no
+    other.
     ``found_where`` ends the sentence that auto takes the device where ...
 
     ``find`` is () -> FoundDevice, and raises Unusable with the reason where the backend cannot
     compute here; ``parts_at`` is a server.memory.backends.parts.Parts. Both need no torch.
-    ``device_at`` and ``open_device`` are imported by the engine process only: they need it.
+    ``device_at``, ``open_device`` and ``decoder_at`` are imported by the engine process only: they
+    need it. ``packs_tables`` says that the decoder reads a tied embedding from the packed
+    unembedding, so that the table is held once.
     """
 
     name: str
@@ -77,16 +80,20 @@ class Backend:
     defaults: Defaults
     equal_bits: str  # what promises equal requests more than 16 bits do
     auto_dtype: str  # in words, what Parts.auto_format does
+    decoder_at: str = "server.execution.model:build_decoder"
     quantisations: tuple[str, ...] = ()  # that --quantization may name
     suggested_quantisations: tuple[str, ...] = ()  # of these, when memory is short
     packed_formats: tuple[QuantisedFormat, ...] = ()  # that no other backend knows
     batch_invariant: bool = False  # whether --batch-invariant is served
+    bit_equal: bool = False  # an answer is the same bits in any batch, unasked
     captures_graphs: bool = False
     compiles_kernels: bool = False  # when a form of one is first run
     own_memory: bool = False  # the device has memory of its own, which nothing else needs
     weighs_dtype: bool = False  # 16-bit products may be slower than float32's: auto times them
+    packs_tables: bool = False
     unlike_heads: bool = False  # layers may have heads of two sizes, which share pages
     max_head_dim: int | None = None
+    head_dim_multiple: int = 1
     max_width: int | None = None  # of a row that is normalised
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from server.memory.backends.native_cpu import NATIVE
 from server.memory.backends.record import Backend
 from server.memory.backends.torch_cpu import TORCH
 from server.memory.backends.triton_cuda import TRITON
@@ -83,12 +84,12 @@ def backend_named(name: str) -> Backend:
 
 
 def candidates(device: str) -> tuple[Backend, ...]:
-    """Those that may serve --device ``device``, the preferred one first; the last is the device's
-    last resort. Raises ValueError for a device that no backend has."""
-    if device == AUTO:
-        found = [backend for backend in backends() if backend.preference is not None]
-    else:
-        found = [backend for backend in backends() if backend.device == device]
+    """Those that may serve --device ``device`` unasked, the preferred one first; the last is the
+    device's last resort. Raises ValueError for a device that no backend has."""
+    found = [backend for backend in backends() if backend.preference is not None]
+    if device != AUTO:
+        of_device = [backend for backend in backends() if backend.device == device]
+        found = [backend for backend in found if backend in of_device] or of_device
     if not found:
         raise ValueError(f"unknown device {device!r}; known: {', '.join((AUTO, *devices()))}")
     return tuple(sorted(found, key=lambda backend: -(backend.preference or 0)))
@@ -106,5 +107,5 @@ def backend_of(args: EngineArgs) -> Backend:
     return candidates(args.device)[-1]
 
 
-for backend in (TORCH, TRITON):
+for backend in (TORCH, NATIVE, TRITON):
     register(backend)

@@ -1,0 +1,26 @@
+"""The CPU through native kernels, in memory that is shared with the whole machine."""
+
+from __future__ import annotations
+
+from server.memory.backends.record import Backend, Defaults
+
+NATIVE = Backend(
+    name="native",
+    device="cpu",
+    place="a CPU",
+    preference=None,
+    found_where="there is no other",
+    find="server.memory.backends.native_cpu.parts:find_native",
+    parts_at="server.memory.backends.native_cpu.parts:PARTS",
+    device_at="server.execution.cpu_device:NativeCpuDevice",
+    open_device="server.execution.cpu_device:open_native",
+    decoder_at="server.execution.native_decoder:build_decoder",
+    defaults=Defaults(block_size=16, max_num_seqs=32, max_num_batched_tokens=512),
+    equal_bits="it is so there without",
+    auto_dtype="the checkpoint's",
+    bit_equal=True,
+    packs_tables=True,
+    unlike_heads=True,
+    max_head_dim=512,
+    head_dim_multiple=8,
+)
