@@ -154,7 +154,7 @@ def _check_whole(case: tuple[str, int], folder: Path) -> None:
     built = checkpoint.tight(block_size=16)
     assert num_parameters(built.model) == num_saved(checkpoint.model)
     theirs = oracle.logits(checkpoint.model, longest)
-    others = [checkpoint.built(num_tokens=128, backend="native")] if NATIVE else []
+    others = [checkpoint.built(backend="native")] if NATIVE else []
     for runner in (built.runner, *(other.runner for other in others)):
         logits = stepping.all_logits(runner, longest)
         assert float((logits - theirs).abs().max() / theirs.abs().max()) <= 1e-4
