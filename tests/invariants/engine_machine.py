@@ -27,7 +27,7 @@ from tests.invariants.engine_oracle import Promise, Visits
 # took as long as all that the engine and its checks do. Below 2**24 hypothesis draws evenly.
 SEEDS = st.integers(0, 2**24 - 1)
 # How much of the search CI has: what every planted bug must be noticed in.
-EXAMPLES, STEPS = 250, 60
+EXAMPLES, STEPS = 400, 60
 # Of each group; None sees all.
 WINDOWS: tuple[tuple[int | None, ...], ...] = (
     *((None,),) * 4,

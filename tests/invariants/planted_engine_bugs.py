@@ -59,6 +59,15 @@ STORIES: dict[str, Callable[[], None]] = {
         windows.test_a_sequence_holds_its_window_and_no_more_however_long_it_gets
     ),
     "forget_before_it_is_cached": windows.test_what_leaves_a_window_stays_cached,
+    "hit_without_a_window_block": (
+        windows.test_a_hit_needs_of_a_window_group_only_what_the_next_token_sees
+    ),
+    "share_what_is_used_again": (
+        windows.test_what_a_protected_sequence_uses_again_is_shared_with_nobody
+    ),
+    "hit_the_whole_prompt": partial(
+        prefix.test_the_same_prompt_is_found_in_whole_blocks_and_never_whole, 8, 4
+    ),
     "fork_after_the_window_has_moved": (
         windows.test_choices_get_what_they_see_of_the_prompt_before_the_first_one_frees_it
     ),
