@@ -38,7 +38,7 @@ from weights import families
 from weights.inventory import num_parameters
 
 NATIVE = native_is_there()
-NUM_GREEDY = 24
+NUM_GREEDY = 48
 LENGTHS = (1, 17, 75)
 PROMPTS = {
     length: np.random.default_rng(length).integers(3, VOCAB, size=length).tolist()
