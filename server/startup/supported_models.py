@@ -12,6 +12,7 @@ from typing import assert_never
 
 from server.memory import layer_program as program
 from server.memory.backends.record import Backend
+from server.memory.kv_groups import layer_groups
 from server.memory.layer_program import (
     Activate,
     Add,
@@ -92,6 +93,9 @@ def unserved_by(backend: Backend, spec: ModelSpec) -> str | None:
     odd = next((one.head_dim for one in heads if one.head_dim % backend.head_dim_multiple), None)
     if odd is not None:
         return f"heads of {odd} are no multiple of {backend.head_dim_multiple}"
+    groups = len(layer_groups(spec))
+    if backend.max_kv_groups is not None and groups > backend.max_kv_groups:
+        return f"its KV cache has {groups} groups, more than {backend.max_kv_groups}"
     if backend.max_width is not None and width > backend.max_width:
         return f"rows of {width} are wider than {backend.max_width}"
     return None

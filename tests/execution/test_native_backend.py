@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kernels.cpu.native import library
+from kernels.cpu.native.structs import MOST_GROUPS
 from server.config.server_config import resolve
 from server.engine.events import ChoiceOutput
 from server.engine.request import EngineRequest, SamplingParams
@@ -20,6 +21,7 @@ from server.memory.kinds import MemoryKind
 from server.memory.program_values import value_places
 from server.startup.model_info import ModelInfo, engine_settings, read_model
 from server.startup.report import served_determinism
+from server.startup.supported_models import unserved_by
 from server.worker.build import BuiltEngine, build_engine
 from tests.native_kernels import needs_native
 from weights.spec import ModelSpec
@@ -101,6 +103,21 @@ def test_it_is_taken_where_it_is_named(tmp_path: Path) -> None:
         read(folder, backend="blas")
     with pytest.raises(StartupError, match="--quantization int4 needs a GPU"):
         read(folder, backend="native", quantization="int4")
+
+
+def test_more_kv_groups_than_a_step_can_name_are_refused_before_it_is_built() -> None:
+    most = NATIVE.max_kv_groups
+    assert most == MOST_GROUPS
+    spec = tiny_llama(num_layers=most + 1)
+    apart = replace(spec, windows=(*(4,) * most, 0))  # one layer of its own kind: groups of one
+    assert unserved_by(NATIVE, spec) is None
+    assert unserved_by(NATIVE, apart) == f"its KV cache has {most + 1} groups, more than {most}"
+
+
+def test_it_needs_no_asking_for_equal_bits(tmp_path: Path) -> None:
+    folder = written(tmp_path, MODELS["tied"])
+    with pytest.raises(StartupError, match="leave it out; answers are equal to the bit without it"):
+        read(folder, backend="native", **{"batch-invariant": "on"})
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ struct qr_kv_group {
     const int64_t *slot_mapping; /* [tokens] */
 };
 
-enum { QR_MOST_GROUPS = 32 };
+enum { QR_MOST_GROUPS = 128 };
 
 struct qr_step {
     int32_t tokens;
@@ -92,7 +92,7 @@ struct qr_embedding {
     int32_t of_positions;
 };
 
-/* out = norm(x + residual), and total = x + residual; both [tokens, width], or of so many rows. */
+/* out = norm(x + residual), and total = x + residual; both [tokens, width]. */
 struct qr_norm {
     const float *x;
     const float *residual; /* or NULL: then there is no total */
@@ -102,7 +102,6 @@ struct qr_norm {
     const float *bias;   /* likewise */
     int64_t x_stride;
     int64_t width;
-    int64_t rows; /* 0: the step's tokens */
     float epsilon;
     int32_t heads;   /* that are normalised each by itself */
     int32_t centred; /* LayerNorm; else RMSNorm */

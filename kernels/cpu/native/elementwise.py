@@ -54,10 +54,9 @@ def norm_call(
     epsilon: float,
     heads: int = 1,
     centred: bool,
-    rows: int = 0,
 ) -> structs.Norm:
-    """``weight`` and ``bias`` are float32, with what is added to them. ``rows`` of 0 are the
-    step's tokens. x may be strided from row to row."""
+    """``weight`` and ``bias`` are float32, with what is added to them. x may be strided from row to
+    row."""
     own = any(one is not None and one.dim() == 2 for one in (weight, bias))
     return structs.Norm(
         address(x),
@@ -68,7 +67,6 @@ def norm_call(
         address(bias),
         x.stride(0),
         out.shape[1],
-        rows,
         epsilon,
         heads,
         centred,

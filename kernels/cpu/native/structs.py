@@ -8,7 +8,7 @@ from __future__ import annotations
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
-MOST_GROUPS = 32
+MOST_GROUPS = 128
 
 
 class Operation(IntEnum):
@@ -108,7 +108,6 @@ class Norm(Structure):
         ("bias", c_void_p),
         ("x_stride", c_int64),
         ("width", c_int64),
-        ("rows", c_int64),
         ("epsilon", c_float),
         ("heads", c_int32),
         ("centred", c_int32),

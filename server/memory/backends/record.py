@@ -94,6 +94,7 @@ class Backend:
     unlike_heads: bool = False  # layers may have heads of two sizes, which share pages
     max_head_dim: int | None = None
     head_dim_multiple: int = 1
+    max_kv_groups: int | None = None  # that one step can name
     max_width: int | None = None  # of a row that is normalised
 
     def __post_init__(self) -> None:

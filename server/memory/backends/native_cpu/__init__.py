@@ -16,11 +16,12 @@ NATIVE = Backend(
     open_device="server.execution.cpu_device:open_native",
     decoder_at="server.execution.native_decoder:build_decoder",
     defaults=Defaults(block_size=16, max_num_seqs=32, max_num_batched_tokens=512),
-    equal_bits="it is so there without",
+    equal_bits="answers are equal to the bit without it",
     auto_dtype="the checkpoint's",
     bit_equal=True,
     packs_tables=True,
     unlike_heads=True,
     max_head_dim=512,
     head_dim_multiple=8,
+    max_kv_groups=128,
 )
