@@ -28,7 +28,8 @@ def packed_bytes(channels: int, inputs: int, format: str) -> int:
 def product_scratch_bytes(rows: int, inputs: int, format: str, threads: int) -> int:
     """Bytes that a product of up to ``rows`` rows works in: the rows as it reads them, and each
     thread's sums of a tile."""
+    sums = 4 * threads * rows * TILE
     if format == "int8":
         padded = _up(inputs, GROUP)
-        return rows * (2 * padded + padded // GROUP * 4)
-    return 4 * (rows * _up(inputs, 2) + threads * rows * TILE)
+        return rows * (2 * padded + padded // GROUP * 4) + sums
+    return 4 * rows * _up(inputs, 2) + sums
