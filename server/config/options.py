@@ -271,7 +271,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
 )
 
-# Read from its variable alone: for debugging Quire itself, not for serving.
+# Read from their variables alone: for testing Quire itself, not for serving.
+CPU_LEVEL = Option(
+    "cpu-level",
+    read_text,
+    None,
+    "LEVEL",
+    "instruction level of the CPU's own kernels, instead of the best that has been tested",
+)
 DEBUG_CHECK_INVARIANTS = Option(
     "debug-check-invariants",
     read_switch,
@@ -279,6 +286,7 @@ DEBUG_CHECK_INVARIANTS = Option(
     "on|off",
     "check the KV cache's invariants after every step (slow)",
 )
+VARIABLES = (CPU_LEVEL, DEBUG_CHECK_INVARIANTS)
 
 
 # How flags are taken from a command line: each at most once.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from server.config.options import DEBUG_CHECK_INVARIANTS, DEMO_MODEL_DIR, OPTIONS, PREFIX, Option
+from server.config.options import DEMO_MODEL_DIR, OPTIONS, PREFIX, VARIABLES, Option
 from server.errors import StartupError
 from server.memory.engine_args import EngineArgs, refuse_few_tokens
 
@@ -73,11 +73,9 @@ def resolve(
     _refuse_unknown_variables(variables)
     _refuse_unknown_flags(flags)
     values: dict[str, Any] = {}  # by field: the table and the fields agree
-    for option in OPTIONS:
+    for option in (*OPTIONS, *VARIABLES):
         text, source = _first_source(option, flags, variables, from_file, config_file)
         values[option.field] = None if text is None else _read(option, text, source)
-    strict, source = _first_source(DEBUG_CHECK_INVARIANTS, {}, variables, {}, None)
-    values[DEBUG_CHECK_INVARIANTS.field] = _read(DEBUG_CHECK_INVARIANTS, str(strict), source)
     names = [field.name for field in fields(EngineArgs) if field.name in values]
     engine = EngineArgs(**{name: values.pop(name) for name in names})
     _refuse(engine)
@@ -147,7 +145,7 @@ def _scalar_text(path: str, key: str, value: object) -> str:
 
 
 def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
-    known = [option.variable for option in (*OPTIONS, DEBUG_CHECK_INVARIANTS)] + [f"{PREFIX}CONFIG"]
+    known = [option.variable for option in (*OPTIONS, *VARIABLES)] + [f"{PREFIX}CONFIG"]
     for name in variables:
         if name.startswith(PREFIX) and name not in known:
             raise StartupError(f"unknown variable {name}{near(name, known)}")

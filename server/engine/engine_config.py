@@ -25,7 +25,8 @@ class ModelConfig:
     layer multiplies by, where it is another. ``backend`` is the name of its record;
     ``batch_invariant``, which a GPU heeds, asks for answers that are the same bits in any batch.
     Plans alone may have several ``ranks`` that share each layer, of which these are one's sizes.
-    ``num_threads`` compute where the backend is a CPU's.
+    ``num_threads`` compute where the backend is a CPU's, and ``cpu_level`` is its kernels'
+    instruction level where one was asked for.
     """
 
     format: str
@@ -34,6 +35,7 @@ class ModelConfig:
     batch_invariant: bool = False
     ranks: int = 1
     num_threads: int = 8
+    cpu_level: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from time import perf_counter
 
 import torch
 
-from kernels.cpu.native.program import runtime
+from kernels.cpu.native.levels import choose_level, chosen_level
 from server.engine.engine_config import EngineConfig
 from server.execution.device import Event, Graph, OpenedDevice, Work
 from server.execution.library_warm_up import warm_libraries
@@ -86,7 +86,7 @@ class NativeCpuDevice(CpuDevice):
     @property
     def description(self) -> str:
         """The level of the kernels."""
-        return runtime().level.name.upper()
+        return chosen_level().name.upper()
 
 
 def open_cpu(config: EngineConfig, model_dir: Path) -> OpenedDevice:
@@ -102,11 +102,14 @@ def open_cpu(config: EngineConfig, model_dir: Path) -> OpenedDevice:
 
 
 def open_native(config: EngineConfig, model_dir: Path) -> OpenedDevice:
-    """As open_cpu; native kernels keep nothing that the layout does not list.
+    """As open_cpu; native kernels keep nothing that the layout does not list. Placement has seen
+    that the level runs here.
 
     Raises:
         CheckpointError: the folder is refused.
     """
     open_checkpoint(model_dir)
+    if config.model.cpu_level is not None:
+        choose_level(config.model.cpu_level)
     gc.collect()
     return OpenedDevice(NativeCpuDevice(), CpuMemory(take()))

@@ -15,12 +15,13 @@ QUEUE_TIMEOUT_S = 60
 class EngineArgs:
     """What the operator asked for, by the names of the options: None or "auto" where it was left.
 
-    ``backend`` is None until placement has decided, where it was left to that. Sizes are in bytes,
-    times in seconds. Of ``quire plan`` alone are: ``kv_format``, the KV cache's
-    where it is another than the model's; ``ranks``, the number of devices that share each layer, of
-    which one is planned; and ``whole_load``, which asks, where both sizes are given, for a cache
-    that holds ``max_num_seqs`` sequences of ``max_model_len`` tokens at once; without it, one at
-    least, which is what a server needs to start.
+    ``backend`` is None until placement has decided, where it was left to that; ``cpu_level`` is the
+    instruction level that a CPU's own kernels must run. Sizes are in bytes, times in seconds. Of
+    ``quire plan`` alone are: ``kv_format``, the KV cache's where it is another than the model's;
+    ``ranks``, the number of devices that share each layer, of which one is planned; and
+    ``whole_load``, which asks, where both sizes are given, for a cache that holds ``max_num_seqs``
+    sequences of ``max_model_len`` tokens at once; without it, one at least, which is what a server
+    needs to start.
     """
 
     device: str = "auto"
@@ -37,6 +38,7 @@ class EngineArgs:
     max_queued_requests: int = MAX_QUEUED_REQUESTS
     queue_timeout: float = QUEUE_TIMEOUT_S
     threads: int | None = None
+    cpu_level: str | None = None
     kv_format: str | None = None
     ranks: int = 1
     whole_load: bool = False

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from server.config.options import CPU_LEVEL
 from server.config.server_config import ServerConfig
 from server.errors import StartupError
 from server.memory.accounting.process import machine_memory
 from server.memory.backends.record import Backend, FoundDevice, Unusable
-from server.memory.backends.registry import AUTO, backend_named, candidates
+from server.memory.backends.registry import AUTO, backend_named, backends, candidates
 from server.memory.backends.words import places
 from server.memory.engine_args import EngineArgs
 from server.memory.planner.resolve_args import batch_sizes
@@ -46,6 +47,7 @@ def place(
             serves the model.
     """
     args, device = config.engine, None
+    _refuse_level(args)
     passed_over: list[str] = []
     reasons: list[str] = []
     refusal: StartupError | None = None
@@ -54,6 +56,7 @@ def place(
             continue
         try:
             found = find(backend)
+            backend.check_level(args.cpu_level)
         except Unusable as unusable:
             reasons.append(str(unusable))
             passed_over.append(f"{backend.name}: {unusable}")
@@ -69,6 +72,24 @@ def place(
             continue
         return _placement(config, backend, found, passed_over)
     raise refusal or _nothing_there(args, reasons)
+
+
+def _refuse_level(args: EngineArgs) -> None:
+    """
+    Raises:
+        StartupError: a level is asked for that does not run here, or of a backend without levels.
+    """
+    if args.cpu_level is None:
+        return
+    variable = f"{CPU_LEVEL.variable}={args.cpu_level}"
+    asked = [backend for backend in _asked(args) if backend.level_at is not None]
+    if not asked:
+        named = " or ".join(each.name for each in backends() if each.level_at is not None)
+        raise StartupError(f"{variable} is for --backend {named}: name that too, or leave it out")
+    try:
+        asked[0].check_level(args.cpu_level)
+    except Unusable as unusable:
+        raise StartupError(f"{variable}: {unusable}") from unusable
 
 
 def _asked(args: EngineArgs) -> tuple[Backend, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config.options import DEBUG_CHECK_INVARIANTS, DEMO_MODEL_DIR, OPTIONS, Option
+from server.config.options import DEMO_MODEL_DIR, OPTIONS, VARIABLES, Option
 from server.config.server_config import (
     ServerConfig,
     limit_thread_spinning,
@@ -66,7 +66,7 @@ def toml_file(folder: Path, text: str) -> str:
 
 
 def test_the_table_the_fields_and_the_examples_name_the_same_options() -> None:
-    names = [option.field for option in (*OPTIONS, DEBUG_CHECK_INVARIANTS)]
+    names = [option.field for option in (*OPTIONS, *VARIABLES)]
     no_options = {"kv_format", "ranks", "whole_load"}
     asked = {field.name for field in fields(EngineArgs)} - no_options
     assert set(names) == {field.name for field in fields(ServerConfig)} - {"engine"} | asked
@@ -166,6 +166,15 @@ def test_the_books_are_checked_after_every_step_by_a_variable_alone(tmp_path: Pa
         resolve({}, {"QUIRE_DEBUG_CHECK_INVARIANTS": "yes"})
     with pytest.raises(StartupError, match="unknown key 'debug-check-invariants'"):
         resolve({}, {}, toml_file(tmp_path, "debug-check-invariants = true\n"))
+
+
+def test_a_level_of_the_kernels_is_named_by_a_variable_alone() -> None:
+    assert resolve({}, {}).engine.cpu_level is None
+    assert resolve({}, {"QUIRE_CPU_LEVEL": "portable"}).engine.cpu_level == "portable"
+    with pytest.raises(StartupError, match="QUIRE_CPU_LEVEL: must not be empty"):
+        resolve({}, {"QUIRE_CPU_LEVEL": ""})
+    with pytest.raises(StartupError, match="unknown option --cpu-level"):
+        resolve({"cpu-level": "portable"}, {})
 
 
 def test_the_queue_holds_a_mean_prompt_in_every_place_and_always_one_of_any_length() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.cpu.native import library
+from kernels.cpu.native import levels, library
 from kernels.cpu.native.structs import MOST_GROUPS
 from server.config.server_config import resolve
 from server.engine.events import ChoiceOutput
@@ -103,6 +103,38 @@ def test_it_is_taken_where_it_is_named(tmp_path: Path) -> None:
         read(folder, backend="blas")
     with pytest.raises(StartupError, match="--quantization int4 needs a GPU"):
         read(folder, backend="native", quantization="int4")
+
+
+def test_a_level_is_named_by_a_variable(tmp_path: Path) -> None:
+    folder = written(tmp_path, MODELS["tied"])
+    chosen = levels.chosen_level().name
+
+    def start(level: str, **flags: str) -> ModelInfo:
+        named = {"model-dir": str(folder), "threads": "1", "max-model-len": "64", **flags}
+        return read_model(resolve(named, {"QUIRE_CPU_LEVEL": level}))
+
+    try:
+        engine = build(start("portable", backend="native"))
+        assert engine.facts.cpu_capability == "PORTABLE"
+    finally:
+        levels.choose_level(chosen)
+    with pytest.raises(StartupError, match=r"^QUIRE_CPU_LEVEL=best: there is no level 'best'; the"):
+        start("best", backend="native")
+    with pytest.raises(StartupError, match=r"QUIRE_CPU_LEVEL=portable is for --backend native"):
+        start("portable", backend="torch")
+    for above in set(library.levels()) - set(library.levels_here()):
+        with pytest.raises(StartupError, match=f"QUIRE_CPU_LEVEL={above}: this processor does not"):
+            start(above, backend="native")
+
+
+def test_a_level_that_was_not_tested_here_is_not_taken_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = written(tmp_path, MODELS["tied"])
+    monkeypatch.setattr(levels, "tested_levels", lambda: ())
+    monkeypatch.setattr(levels, "_chosen", None)
+    with pytest.raises(StartupError, match=r"--backend native: of its levels none has been tested"):
+        read(folder, backend="native")
 
 
 def test_more_kv_groups_than_a_step_can_name_are_refused_before_it_is_built() -> None:

@@ -86,7 +86,9 @@ def level(name: str) -> Level:
         raise NativeUnavailable(f"there is no level {name!r}; there are {', '.join(levels())}")
     address = library().qr_level(name.encode())
     if not address:
-        raise NativeUnavailable(f"this processor does not run its level {name!r}")
+        raise NativeUnavailable(
+            f"this processor does not run its level {name!r}; it runs {', '.join(levels_here())}"
+        )
     return Level(name, address)
 
 

@@ -14,7 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kernels.cpu.native.library import Level, Pool, level, levels_here
+from kernels.cpu.native.levels import chosen_level
+from kernels.cpu.native.library import Level, Pool
 from kernels.cpu.native.structs import ARGUMENTS, Call, NumberFormat, Step
 
 _OPERATION = {struct: operation for operation, struct in ARGUMENTS.items()}
@@ -33,21 +34,9 @@ class Runtime:
     pool: Pool
 
 
-_level_name: str | None = None  # None: the best that runs here
-
-
-def choose_level(name: str | None) -> None:
-    """Which level runs from now on; None for the best one. Raises NativeUnavailable."""
-    global _level_name
-    if name is not None:
-        level(name)
-    _level_name = name
-
-
 def runtime() -> Runtime:
     """With as many threads as torch was told to use. Raises NativeUnavailable."""
-    name = levels_here()[0] if _level_name is None else _level_name
-    return Runtime(level(name), _pool(torch.get_num_threads()))
+    return Runtime(chosen_level(), _pool(torch.get_num_threads()))
 
 
 @cache

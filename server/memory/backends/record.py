@@ -64,8 +64,9 @@ class Backend:
     ``find`` is () -> FoundDevice, and raises Unusable with the reason where the backend cannot
     compute here; ``parts_at`` is a server.memory.backends.parts.Parts. Both need no torch.
     ``device_at``, ``open_device`` and ``decoder_at`` are imported by the engine process only: they
-    need it. ``packs_tables`` says that the decoder reads a tied embedding from the packed
-    unembedding, so that the table is held once.
+    need it. ``level_at`` is (name or None) -> None, of a backend with several instruction levels;
+    it raises Unusable. ``packs_tables`` says that the decoder reads a tied embedding from the
+    packed unembedding, so that the table is held once.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Backend:
     equal_bits: str  # what promises equal requests more than 16 bits do
     auto_dtype: str  # in words, what Parts.auto_format does
     decoder_at: str = "server.execution.model:build_decoder"
+    level_at: str | None = None  # see ``check_level``
     quantisations: tuple[str, ...] = ()  # that --quantization may name
     suggested_quantisations: tuple[str, ...] = ()  # of these, when memory is short
     packed_formats: tuple[QuantisedFormat, ...] = ()  # that no other backend knows
@@ -112,6 +114,14 @@ class Backend:
         """The device as it is now. Raises Unusable."""
         found: FoundDevice = self.load(self.find)()
         return found
+
+    def check_level(self, asked: str | None) -> None:
+        """That the instruction level that was asked for runs here, or where none was, one that the
+        backend takes by itself; ``level_at`` says of that. Raises Unusable."""
+        if self.level_at is not None:
+            self.load(self.level_at)(asked)
+        elif asked is not None:
+            raise Unusable("its instruction level cannot be chosen")
 
     def load(self, where: str) -> Any:
         """The object "module:object" of this record."""

@@ -43,6 +43,7 @@ def resolve_engine(
             args.batch_invariant,
             args.ranks,
             args.threads or ASSUMED_THREADS,
+            args.cpu_level,
         ),
         CacheConfig(
             block_size=args.block_size or backend.defaults.block_size,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kernels.cpu.native import program
+from kernels.cpu.native import levels as choice
 from kernels.cpu.native.library import NativeUnavailable, levels, levels_here
 from tests.native_kernels import native_is_there
 
@@ -25,10 +25,10 @@ def native_level(request: pytest.FixtureRequest) -> Iterator[str]:
     except NativeUnavailable as error:
         pytest.skip(f"no native kernels: {error}")
     if name not in here:
-        pytest.skip(f"this processor does not run the level {name}")
-    before, threads = program._level_name, torch.get_num_threads()
-    program.choose_level(name)
-    torch.manual_seed(0)
-    yield name
-    program.choose_level(before)
+        pytest.skip(f"this processor does not run the level {name}: it runs {', '.join(here)}")
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "_chosen", name)
+        torch.manual_seed(0)
+        yield name
     torch.set_num_threads(threads)

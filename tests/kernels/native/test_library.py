@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kernels.cpu.native import levels as choice
 from kernels.cpu.native import library as native
-from kernels.cpu.native import program
 from kernels.cpu.native.library import NativeUnavailable
 from kernels.cpu.native.structs import ARGUMENTS, Call, Operation, Step
 
@@ -36,12 +36,10 @@ def test_levels_that_there_are_not(native_level: str) -> None:
     with pytest.raises(NativeUnavailable, match=r"there is no level .best.; there are .*portable"):
         native.level("best")
     with pytest.raises(NativeUnavailable, match="there is no level 'best'"):
-        program.choose_level("best")
-    assert program.runtime().level.name == native_level
+        choice.choose_level("best")
+    assert choice.chosen_level().name == native_level
     assert native.levels()[-1] == "portable"
     assert native.levels_here()[-1] == "portable"
-    program.choose_level(None)
-    assert program.runtime().level.name == native.levels_here()[0]
 
 
 def test_a_missing_file(found_anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -50,7 +48,7 @@ def test_a_missing_file(found_anew: pytest.MonkeyPatch, tmp_path: Path) -> None:
         with pytest.raises(NativeUnavailable, match=r"not built: .* no C compiler .*install quire"):
             ask()
     with pytest.raises(NativeUnavailable, match="not built"):
-        program.choose_level("portable")
+        choice.choose_level("portable")
 
 
 def test_a_file_that_is_no_library(found_anew: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.cpu.native import program, structs
+from kernels.cpu.native import structs
 from kernels.cpu.native.elementwise import embedding_call
+from kernels.cpu.native.levels import choose_level
 from kernels.cpu.native.library import levels_here
 from kernels.cpu.native.linear import pack_linear
 from kernels.cpu.native.program import address, run_once
@@ -123,7 +124,7 @@ def test_every_level_that_fuses_has_the_same_bits(native_level: str) -> None:
     here = product(x, pack_linear(plain, "int8"))
     for other in levels_here():
         if other not in UNFUSED:
-            program.choose_level(other)
+            choose_level(other)
             assert torch.equal(product(x, pack_linear(plain, "int8")), here)
 
 

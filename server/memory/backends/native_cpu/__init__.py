@@ -15,6 +15,7 @@ NATIVE = Backend(
     device_at="server.execution.cpu_device:NativeCpuDevice",
     open_device="server.execution.cpu_device:open_native",
     decoder_at="server.execution.native_decoder:build_decoder",
+    level_at="server.memory.backends.native_cpu.parts:check_level",
     defaults=Defaults(block_size=16, max_num_seqs=32, max_num_batched_tokens=512),
     equal_bits="answers are equal to the bit without it",
     auto_dtype="the checkpoint's",

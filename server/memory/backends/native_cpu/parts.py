@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernels.backends import NATIVE_CPU
-from kernels.cpu.native.library import NativeUnavailable, levels_here
+from kernels.cpu.native.levels import chosen_level
+from kernels.cpu.native.library import NativeUnavailable, level, library
 from kernels.footprint.native_linear import packed_bytes, product_scratch_bytes
 from server.engine.engine_config import EngineConfig, ModelConfig
 from server.memory.backends.parts import Parts
@@ -21,12 +22,23 @@ from weights.spec import ModelSpec
 
 
 def find_native() -> FoundDevice:
-    """This machine. Raises Unusable where its library is not there or does not run here."""
+    """This machine. Raises Unusable where its library is not there or cannot be loaded."""
     try:
-        levels_here()
+        library()
     except NativeUnavailable as error:
         raise Unusable(str(error)) from error
     return torch_cpu.find_cpu()
+
+
+def check_level(asked: str | None) -> None:
+    """Raises Unusable where the level, or without a name the one that is taken, does not run."""
+    try:
+        if asked is None:
+            chosen_level()
+        else:
+            level(asked)
+    except NativeUnavailable as error:
+        raise Unusable(str(error)) from error
 
 
 def weights(model: ModelSpec, how: ModelConfig) -> dict[str, int]:
