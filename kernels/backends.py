@@ -85,8 +85,8 @@ TORCH_CPU = KernelBackend(
 )
 
 _OF_TORCH = (
-    *("commit_tokens", "copy_blocks", "count_tokens", "gather_blocks", "gather_step"),
-    *("sample", "scatter_blocks", "token_logprobs", "varlen_attention", "write_rows"),
+    *("copy_blocks", "count_tokens", "gather_blocks", "scatter_blocks", "token_logprobs"),
+    *("varlen_attention", "write_rows"),
 )
 
 NATIVE_CPU = KernelBackend(
@@ -97,13 +97,16 @@ NATIVE_CPU = KernelBackend(
         "activation": "kernels.cpu.native.elementwise:activation",
         "add_layer_norm": "kernels.cpu.native.elementwise:add_layer_norm",
         "add_rms_norm": "kernels.cpu.native.elementwise:add_rms_norm",
+        "commit_tokens": "kernels.cpu.native.step_inputs:commit_tokens",
         "embedding": "kernels.cpu.native.elementwise:embedding",
         "gated_activation": "kernels.cpu.native.elementwise:gated_activation",
+        "gather_step": "kernels.cpu.native.step_inputs:gather_step",
         "linear": "kernels.cpu.native.linear:linear",
         "pack_linear": "kernels.cpu.native.linear:pack_linear",
         "paged_attention": "kernels.cpu.native.attention:paged",
         "prepare_attention": "kernels.cpu.native.attention:prepare_step",
         "rotary_store_kv": "kernels.cpu.native.attention:rotary_store_kv",
+        "sample": "kernels.cpu.native.sampling:sample",
         "xielu": "kernels.cpu.native.elementwise:xielu",
     },
     attention_regions=native_attention_regions,

@@ -94,7 +94,10 @@ class Decoder:
         if self.project_out is not None:
             hidden = self.project_out(hidden)
         product = self.unembedding(hidden)
-        logits = product.float() if out is None else out.copy_(product)
+        return self.scaled(product.float() if out is None else out.copy_(product))
+
+    def scaled(self, logits: torch.Tensor) -> torch.Tensor:
+        """[R, V] as the model reads them, in place."""
         if self.spec.logit_scale != 1.0:
             logits.mul_(self.spec.logit_scale)
         cap = self.spec.logit_soft_cap

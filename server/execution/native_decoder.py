@@ -1,8 +1,8 @@
 """The decoder on native kernels: a step's layers are one program, made once and run by one call.
 
 What each operation of the layer program (server.memory.layer_program) comes to is said here; its
-values lie where server.memory.program_values puts them. The final norm and the logits are the
-decoder's own. Letters in shapes as in the layer program.
+values lie where server.memory.program_values puts them. What comes behind the layers are calls of
+their own (server.execution.native_head). Letters in shapes as in the layer program.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from server.execution.layer_parts import (
     build_norm,
 )
 from server.execution.model import Decoder
+from server.execution.native_head import NativeFinalNorm, NativeUnembedding
 from server.memory import layer_program as program
 from server.memory.layout import Layout
 from server.memory.program_values import ValuePlaces, value_places
@@ -95,6 +96,9 @@ class NativeDecoder(Decoder):
                     f"products work in {needed} bytes; the layout has {room.scratch.nbytes}"
                 )
         self._program = Program(calls)
+        self._unembedding = NativeUnembedding(maker.unembedding())
+        normed = self.final_norm is not None
+        self._final_norm = NativeFinalNorm(maker.final_norm()) if normed else None
         self._attention = [call for call in calls if isinstance(call, structs.Attention)]
         self._workspace: Tensor | None = None
         values = room.of(places.layers[0])
@@ -124,6 +128,18 @@ class NativeDecoder(Decoder):
         self._program.run(native, self._ends[-1 if num_layers is None else num_layers])
         residual = None if self._residual is None else self._residual[:tokens]
         return self._hidden[:tokens], residual
+
+    def pick(self, x: Tensor, residual: Tensor | None, rows: Tensor | None) -> Tensor:
+        """As Decoder.pick."""
+        if self._final_norm is None:
+            return super().pick(x, residual, rows)
+        return self._final_norm(x, residual, rows)
+
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """As Decoder.logits."""
+        if self.project_out is not None:
+            hidden = self.project_out(hidden)
+        return self.scaled(self._unembedding(hidden, out))
 
 
 class _ProgramMaker:
@@ -168,6 +184,19 @@ class _ProgramMaker:
                     yield self._norm(norm, reads[0], writes[0])
                 case _:
                     assert_never(step)
+
+    def final_norm(self) -> structs.Norm:
+        """Of rows anywhere."""
+        room = self.room.of(self.places.layers[0])["hidden"]
+        return self._norm(build_norm(self.spec, self.tensors, "final_norm"), room, room)
+
+    def unembedding(self) -> structs.Linear:
+        """Of rows anywhere, to anywhere."""
+        weight = self.linears["unembedding"]
+        self._check_shape("unembedding", (self.spec.vocab_size, self.spec.table_width))
+        room = self.room.values.view(-1)  # an address that is always replaced
+        bias = self._wide(weight.bias)
+        return linear_call(weight, room, room, self.room.scratch, bias=bias, most=self.room.most)
 
     def layer(self, index: int) -> Calls:
         spec, prefix = self.spec, f"layers.{index}"
@@ -255,14 +284,16 @@ class _ProgramMaker:
 
     def _product(self, name: str, x: Tensor, out: Tensor) -> structs.Linear:
         weight = self.linears[name]
-        if weight.shape != (out.shape[1], x.shape[1]):
-            raise ValueError(
-                f"{name} is {weight.shape}; the model needs {(out.shape[1], x.shape[1])}"
-            )
+        self._check_shape(name, (out.shape[1], x.shape[1]))
         if x.data_ptr() == out.data_ptr():
             raise ValueError(f"{name} cannot be multiplied in place")
         bias = self._wide(weight.bias)
         return linear_call(weight, x, out, self.room.scratch, bias=bias, most=self.room.most)
+
+    def _check_shape(self, name: str, needed: tuple[int, int]) -> None:
+        shape = self.linears[name].shape
+        if shape != needed:
+            raise ValueError(f"{name} is {shape}; the model needs {needed}")
 
     def _norm(
         self,

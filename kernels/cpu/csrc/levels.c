@@ -53,6 +53,9 @@ QR_EXPORT int64_t qr_struct_bytes(int64_t operation) {
     case QR_OP_PACK: return sizeof(struct qr_pack);
     case QR_OP_QUERY_SCALE: return sizeof(struct qr_query_scale);
     case QR_OP_ROTARY_STORE: return sizeof(struct qr_rotary_store);
+    case QR_OP_GATHER_STEP: return sizeof(struct qr_gather_step);
+    case QR_OP_COMMIT_TOKENS: return sizeof(struct qr_commit_tokens);
+    case QR_OP_SAMPLE: return sizeof(struct qr_sample);
     default: return 0;
     }
 }

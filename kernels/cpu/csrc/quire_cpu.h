@@ -96,7 +96,8 @@ struct qr_embedding {
 struct qr_norm {
     const float *x;
     const float *residual; /* or NULL: then there is no total */
-    float *total;          /* may be x or residual */
+    const int32_t *rows;   /* [tokens] of x and residual, or NULL: one after the other */
+    float *total;          /* may be x or residual without rows; or out */
     float *out;
     const float *weight; /* [width / heads], or [width] where each head has its own; or NULL */
     const float *bias;   /* likewise */
@@ -190,5 +191,77 @@ struct qr_attention {
     int32_t cache_format; /* enum qr_format */
     int32_t group;        /* whose block table */
 };
+
+/* Words of a row's record, as kernels/footprint/row_state.py has them. */
+enum {
+    QR_ROW_COUNTS = 0,
+    QR_ROW_TOP_K = 1,
+    QR_ROW_KEY = 2,
+    QR_ROW_FLOATS_AT = 4,
+    QR_ROW_FLOATS = 6,
+    QR_ROW_COUNTS_OUTPUT = 1
+};
+
+/* A packet, and where its columns begin. */
+struct qr_step_table {
+    const int32_t *packet;
+    int32_t rows_at;
+    int32_t starts_at;
+    int32_t computed_at;
+    int32_t samples_at;
+    int32_t outputs_at;
+};
+
+/* What a step's rows come to, filled up to num_rows. */
+struct qr_gather_step {
+    struct qr_step_table table;
+    const int32_t *records; /* [rows, words] */
+    int64_t words;
+    int64_t *token_ids;
+    int64_t *positions;
+    int64_t *slot_mapping;
+    int32_t *query_start_loc;
+    int32_t *seq_lens;
+    int32_t *block_tables; /* [num_rows, max_blocks] */
+    float *floats;         /* [QR_ROW_FLOATS, floats_stride] */
+    int64_t *top_k;
+    int64_t *keys;
+    int64_t *output_positions;
+    int64_t max_blocks;
+    int64_t floats_stride;
+    int32_t table_at; /* words of a record */
+    int32_t tokens_at;
+    int32_t num_rows;
+    int32_t block_size;
+};
+
+/* The step's tokens are those that were chosen. */
+struct qr_commit_tokens {
+    struct qr_step_table table;
+    int32_t *records; /* [rows, words] */
+    int64_t words;
+    const int64_t *token_ids;  /* [tokens] */
+    const uint8_t *non_finite; /* [tokens] */
+    int32_t *results;          /* [tokens] the token, or -1 */
+    int32_t *output_counts;    /* [rows, vocab] */
+    int64_t vocab;
+    int64_t max_tokens;
+    int32_t tokens_at;
+    int32_t num_rows;
+};
+
+/* A token for each row of logits [tokens, vocab]; 0 where these are not all numbers. */
+struct qr_sample {
+    const float *logits;
+    int64_t vocab;
+    const float *temperature; /* [tokens], 0: the best one */
+    const int64_t *keys;      /* [tokens], read where a token is drawn */
+    const int64_t *positions;
+    int64_t *token_ids;
+    uint8_t *non_finite;
+};
+
+/* Between the most and the least Gumbel noise, with room for rounding (kernels/cpu/sampling.py). */
+#define QR_GUMBEL_SPAN 26.1f
 
 #endif

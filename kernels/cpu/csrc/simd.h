@@ -40,6 +40,9 @@ INLINE vf vf_exp2_whole(vf n) {
 INLINE vf vf_where_less(vf a, vf b, vf x, vf y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
+INLINE int vf_any_equal(vf a, vf b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0;
+}
 /* The four sums ((x0 + x1) + (x2 + x3)) + ((x4 + x5) + (x6 + x7)), of each of four vectors. */
 INLINE void vf_sums_of_four(vf a, vf b, vf c, vf d, float to[4]) {
     vf halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
@@ -91,6 +94,12 @@ INLINE vf vf_exp2_whole(vf n) {
     return (vf)((__builtin_convertvector(n, whole) + 127) << 23);
 }
 INLINE vf vf_where_less(vf a, vf b, vf x, vf y) { return vf_where(a < b, x, y); }
+INLINE int vf_any_equal(vf a, vf b) {
+    vm equal = a == b;
+    int any = 0;
+    for (int i = 0; i < LANES; i++) any |= equal[i];
+    return any;
+}
 INLINE void vf_sums_of_four(vf a, vf b, vf c, vf d, float to[4]) {
     const vf all[4] = {a, b, c, d};
     for (int i = 0; i < 4; i++) {

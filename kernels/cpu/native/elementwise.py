@@ -61,6 +61,7 @@ def norm_call(
     return structs.Norm(
         address(x),
         address(residual),
+        None,
         address(total),
         address(out),
         address(weight),

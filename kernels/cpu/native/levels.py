@@ -53,17 +53,18 @@ def default_level(machine: str | None = None) -> str:
     )
 
 
-_chosen: str | None = None  # None: the default
+_chosen: Level | None = None  # None: the default, which was not asked for yet
 
 
 def choose_level(name: str | None) -> None:
     """Which level runs from now on; None for the default one. Raises NativeUnavailable."""
     global _chosen
-    if name is not None:
-        level(name)
-    _chosen = name
+    _chosen = None if name is None else level(name)
 
 
 def chosen_level() -> Level:
     """Raises NativeUnavailable."""
-    return level(default_level() if _chosen is None else _chosen)
+    global _chosen
+    if _chosen is None:
+        _chosen = level(default_level())
+    return _chosen

@@ -60,15 +60,21 @@ def library() -> ctypes.CDLL:
 
 def levels() -> tuple[str, ...]:
     """The levels that the library has, the best one first. Raises NativeUnavailable."""
-    names: list[str] = []
-    while (name := library().qr_level_name(len(names))) is not None:
-        names.append(name.decode())
-    return tuple(names)
+    return tuple(_addresses(library()))
 
 
 def levels_here() -> tuple[str, ...]:
     """Those that this processor runs, the best one first. Raises NativeUnavailable."""
-    return tuple(name for name in levels() if library().qr_level(name.encode()))
+    return tuple(name for name, address in _addresses(library()).items() if address)
+
+
+@cache  # every program asks for its level
+def _addresses(of: ctypes.CDLL) -> dict[str, int | None]:
+    """Where the kernels of each level are, None for one that does not run here."""
+    names: list[bytes] = []
+    while (name := of.qr_level_name(len(names))) is not None:
+        names.append(name)
+    return {name.decode(): of.qr_level(name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ def level(name: str) -> Level:
     run."""
     if name not in levels():
         raise NativeUnavailable(f"there is no level {name!r}; there are {', '.join(levels())}")
-    address = library().qr_level(name.encode())
+    address = _addresses(library())[name]
     if not address:
         raise NativeUnavailable(
             f"this processor does not run its level {name!r}; it runs {', '.join(levels_here())}"

@@ -62,9 +62,22 @@ class Program:
         how.pool.run(how.level, self._calls, len(self) if count is None else count, step)
 
 
+_OneCall = Call * 1
+
+
 def run_once(arguments: ctypes.Structure, step: Step) -> None:
     """One operation by itself."""
-    Program((arguments,)).run(step)
+    _run_one(arguments, step, runtime().pool)
+
+
+def run_alone(arguments: ctypes.Structure, step: Step) -> None:
+    """One operation by itself, on the thread that asks: for what is not worth waking others."""
+    _run_one(arguments, step, _pool(1))
+
+
+def _run_one(arguments: ctypes.Structure, step: Step, pool: Pool) -> None:
+    call = Call(_OPERATION[type(arguments)], ctypes.addressof(arguments))
+    pool.run(chosen_level(), _OneCall(call), 1, step)
 
 
 def address(tensor: Tensor | None) -> int | None:

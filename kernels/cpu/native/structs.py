@@ -23,6 +23,9 @@ class Operation(IntEnum):
     ROTARY_STORE = 6
     PACK = 7
     QUERY_SCALE = 8
+    GATHER_STEP = 9
+    COMMIT_TOKENS = 10
+    SAMPLE = 11
 
 
 class NumberFormat(IntEnum):
@@ -102,6 +105,7 @@ class Norm(Structure):
     _fields_ = (
         ("x", c_void_p),
         ("residual", c_void_p),
+        ("rows", c_void_p),
         ("total", c_void_p),
         ("out", c_void_p),
         ("weight", c_void_p),
@@ -199,6 +203,69 @@ class Attention(Structure):
     )
 
 
+class StepTable(Structure):
+    _fields_ = (
+        ("packet", c_void_p),
+        ("rows_at", c_int32),
+        ("starts_at", c_int32),
+        ("computed_at", c_int32),
+        ("samples_at", c_int32),
+        ("outputs_at", c_int32),
+    )
+
+
+class GatherStep(Structure):
+    _fields_ = (
+        ("table", StepTable),
+        ("records", c_void_p),
+        ("words", c_int64),
+        ("token_ids", c_void_p),
+        ("positions", c_void_p),
+        ("slot_mapping", c_void_p),
+        ("query_start_loc", c_void_p),
+        ("seq_lens", c_void_p),
+        ("block_tables", c_void_p),
+        ("floats", c_void_p),
+        ("top_k", c_void_p),
+        ("keys", c_void_p),
+        ("output_positions", c_void_p),
+        ("max_blocks", c_int64),
+        ("floats_stride", c_int64),
+        ("table_at", c_int32),
+        ("tokens_at", c_int32),
+        ("num_rows", c_int32),
+        ("block_size", c_int32),
+    )
+
+
+class CommitTokens(Structure):
+    _fields_ = (
+        ("table", StepTable),
+        ("records", c_void_p),
+        ("words", c_int64),
+        ("token_ids", c_void_p),
+        ("non_finite", c_void_p),
+        ("results", c_void_p),
+        ("output_counts", c_void_p),
+        ("vocab", c_int64),
+        ("max_tokens", c_int64),
+        ("tokens_at", c_int32),
+        ("num_rows", c_int32),
+    )
+
+
+class Sample(Structure):
+    _fields_ = (
+        ("logits", c_void_p),
+        ("vocab", c_int64),
+        ("temperature", c_void_p),
+        ("keys", c_void_p),
+        ("positions", c_void_p),
+        ("token_ids", c_void_p),
+        ("non_finite", c_void_p),
+    )
+
+
 ARGUMENTS: dict[Operation, type[Structure]] = {
     Operation.LINEAR: Linear,
     Operation.ATTENTION: Attention,
@@ -209,4 +276,7 @@ ARGUMENTS: dict[Operation, type[Structure]] = {
     Operation.ROTARY_STORE: RotaryStore,
     Operation.PACK: Pack,
     Operation.QUERY_SCALE: QueryScale,
+    Operation.GATHER_STEP: GatherStep,
+    Operation.COMMIT_TOKENS: CommitTokens,
+    Operation.SAMPLE: Sample,
 }

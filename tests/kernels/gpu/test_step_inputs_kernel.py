@@ -195,6 +195,10 @@ def test_counts_are_rebuilt_and_nothing_else_is_touched(backend: Backend) -> Non
 
 
 def test_chosen_tokens_follow_their_rows(backend: Backend) -> None:
+    assert_committed(backend)
+
+
+def assert_committed(backend: Backend) -> None:
     given = case(16, [1, 40, 1, 3, 1], seed=3)
     given.rows[:, row_state.COUNTS] = torch.tensor([3, 1, 0, 3, 1, 0, 3], dtype=torch.int32)
     last = given.table.computed_at + given.given - 1

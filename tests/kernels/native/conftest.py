@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels.cpu.native import levels as choice
-from kernels.cpu.native.library import NativeUnavailable, levels, levels_here
+from kernels.cpu.native.library import NativeUnavailable, level, levels, levels_here
 from tests.native_kernels import native_is_there
 
 
@@ -28,7 +28,7 @@ def native_level(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(f"this processor does not run the level {name}: it runs {', '.join(here)}")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "_chosen", name)
+        patch.setattr(choice, "_chosen", level(name))
         torch.manual_seed(0)
         yield name
     torch.set_num_threads(threads)

@@ -18,7 +18,7 @@ from server.memory.phases import Phase, logit_phases
 from server.memory.program_values import value_places
 from weights.inventory import Component, inventory
 from weights.loading.fusion import fused_linears
-from weights.spec import ModelSpec
+from weights.spec import ModelSpec, NormPlacement
 
 
 def find_native() -> FoundDevice:
@@ -118,23 +118,22 @@ def _logit_phases(model: ModelSpec, config: EngineConfig, rows: int) -> Iterator
     vocab, num_top = model.vocab_size, config.scheduler.max_logprobs
     sampled = min(rows, config.scheduler.max_num_seqs)
     picked = 4 * (rows + sampled) * model.hidden_size
+    normed = model.norm.placement is not NormPlacement.POST
     ranked, drawn = (min(most, sample_rows(vocab)) * vocab for most in (rows, sampled))
     logits = ("logits", 4 * rows * vocab)
-    scratch = product_scratch_bytes(
-        rows, model.table_width, config.model.format, config.model.num_threads
-    )
+    product: tuple[tuple[str, int], ...] = ()
+    if model.embedding_size:  # narrowed first, by a product of its own
+        scratch = product_scratch_bytes(
+            rows, model.hidden_size, config.model.format, config.model.num_threads
+        )
+        product = (("product_scratch", scratch),)
     return logit_phases(
         model,
         tokens=0,
         rows=rows + sampled,
         element_bytes=4,
-        final_norm=(
-            ("picked_hidden", picked),
-            ("picked_residual", picked),
-            ("total", picked),
-            ("normed", picked),
-        ),
-        logits=(logits, ("product_scratch", scratch)),
+        final_norm=(("normed" if normed else "picked_hidden", picked),),
+        logits=(logits, *product),
         logprobs=(
             logits,
             ("logprob_temporary", LOGPROB_TEMPORARY * ranked),
