@@ -33,7 +33,12 @@ from server.memory.backends.words import (
     quantisations,
     quantised_where,
 )
-from server.memory.engine_args import MAX_MODEL_LEN, MAX_QUEUED_REQUESTS, QUEUE_TIMEOUT_S
+from server.memory.engine_args import (
+    MAX_MODEL_LEN,
+    MAX_QUEUED_REQUESTS,
+    QUEUE_TIMEOUT_S,
+    USUAL_TOKENS,
+)
 
 DEMO_MODEL_DIR = Path(__file__).resolve().parents[2] / "weights" / "demo" / "checkpoint"
 PREFIX = "QUIRE_"
@@ -58,7 +63,10 @@ def _pool(backend: Backend) -> str:
     """What the KV cache takes by itself (server.memory.planner.planner)."""
     if backend.own_memory:
         return "all that is left"
-    return "what max-num-seqs needs, at most half of the free memory"
+    return (
+        f"what max-num-seqs sequences of {USUAL_TOKENS} tokens need (of max-model-len, where both "
+        "are given), at least one of max-model-len, at most half of the free memory"
+    )
 
 
 def _quantization_values() -> tuple[str, ...]:

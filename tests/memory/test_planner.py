@@ -71,12 +71,30 @@ def test_a_larger_pool_takes_its_pages_and_nothing_else(
     assert spare >= 0 and (backend == "cpu" or spare < bounded.kv.page_bytes)
 
 
-def test_by_default_the_pool_holds_max_num_seqs_and_a_quarter_for_prefixes() -> None:
+def test_by_default_the_pool_holds_usual_sequences_and_a_quarter_for_prefixes() -> None:
     plan = plan_memory(MODEL, ASKED, 8 * GIB)
-    assert plan.capacity_tokens == 8 * 1024 * 5 // 4
+    assert plan.capacity_tokens == 8 * 512 * 5 // 4
     assert plan.kinds["kv_cache"] == plan.capacity_tokens * TOKEN
+    assert plan.concurrent_sequences == 5
+    assert plan.pool_limit == "max-num-seqs x 512 tokens x 1.25"
+    short = plan_memory(replace(MODEL, max_positions=256), ASKED, 8 * GIB)
+    assert short.capacity_tokens == 8 * 256 * 5 // 4
+    assert short.pool_limit == "max-num-seqs x max-model-len x 1.25"
+
+
+def test_by_default_the_pool_holds_one_whole_sequence_at_least() -> None:
+    plan = plan_memory(replace(MODEL, max_positions=8192), ASKED, 8 * GIB)
+    assert plan.max_model_len == plan.capacity_tokens == 8192
+    assert plan.pool_limit == "max-model-len"
+
+
+def test_where_both_sizes_are_given_the_pool_holds_them_and_a_quarter_for_prefixes() -> None:
+    plan = plan_memory(MODEL, replace(ASKED, max_num_seqs=8, max_model_len=1024), 8 * GIB)
+    assert plan.capacity_tokens == 8 * 1024 * 5 // 4
     assert plan.concurrent_sequences == 10
     assert plan.pool_limit == "max-num-seqs x max-model-len x 1.25"
+    one = plan_memory(MODEL, replace(ASKED, max_num_seqs=None, max_model_len=1024), 8 * GIB)
+    assert one.capacity_tokens == 32 * 512 * 5 // 4
 
 
 def test_a_smaller_budget_comes_first() -> None:
@@ -130,7 +148,7 @@ def test_a_whole_load_holds_every_sequence_at_its_full_length() -> None:
 
 
 def test_half_of_the_available_memory_is_the_most() -> None:
-    request = replace(ASKED, max_num_seqs=64)
+    request = replace(ASKED, max_num_seqs=64, max_model_len=1024)
     plan = plan_memory(MODEL, request, 64 * MIB)
     assert plan.pool_limit == "half of the available memory"
     assert plan.capacity_tokens == 32 * MIB // TOKEN // 16 * 16
@@ -215,7 +233,7 @@ def test_every_kind_has_a_formula_with_the_numbers_put_in() -> None:
     plan = plan_memory(MODEL, ASKED, 8 * GIB)
     lines = formulas(plan)
     assert set(lines) == {str(kind) for kind in MemoryKind}
-    assert lines["kv_cache"] == "640 blocks x 16 tokens x 4 layers x 2 (K, V) x 2 heads x 8 x 4 B"
+    assert lines["kv_cache"] == "320 blocks x 16 tokens x 4 layers x 2 (K, V) x 2 heads x 8 x 4 B"
     assert lines["weights"].startswith(f"{plan.kinds['weights'] // 4} parameters x 4 B (f32)")
 
 

@@ -3,8 +3,9 @@
 What must fit beside the pool (weights, intermediates, buffers) is taken off first. The pool takes
 the budget that was given (--kv-cache-memory), which is refused where there is less. Without one it
 takes all that is left on a GPU; on a CPU, whose memory is everybody's, the least of what is left,
-half of what the machine has available, and what max_num_seqs sequences of max_model_len tokens
-need plus a quarter for cached prefixes.
+half of what the machine has available, and what max_num_seqs sequences of USUAL_TOKENS need plus a
+quarter for cached prefixes, but room for one of max_model_len. Where both were given, so many
+sequences of that length are what was asked for.
 Torch-free: the same arithmetic plans for a machine that is not there.
 """
 
@@ -19,7 +20,7 @@ from server.engine.engine_config import EngineConfig
 from server.engine.kv_spec import KVCacheSpec
 from server.errors import StartupError
 from server.memory.backends.registry import backend_named
-from server.memory.engine_args import MAX_MODEL_LEN, EngineArgs
+from server.memory.engine_args import MAX_MODEL_LEN, USUAL_TOKENS, EngineArgs
 from server.memory.kinds import MemoryKind
 from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import build_layout, max_context
@@ -201,8 +202,6 @@ def _pool_bytes(
     _refuse_rows(model, config)
     _refuse_beside(beside, available_bytes, config)
     kv = kv_of(model, config)
-    all_at_once = blocks_at_once(config.scheduler.max_num_seqs, kv, config)
-    useful = math.ceil(all_at_once * PREFIX_SHARE) * kv.page_bytes
     left = available_bytes - sum(beside.values())
     asked = args.kv_cache_memory
     if asked is not None:
@@ -211,13 +210,28 @@ def _pool_bytes(
         return asked, "--kv-cache-memory"
     bounds = {"what the weights and buffers leave": left}
     if not backend.own_memory:  # what the cache takes others lack
+        wanted, useful = _useful_blocks(args, kv, config)
         bounds = {
-            "max-num-seqs x max-model-len x 1.25": useful,
+            wanted: useful * kv.page_bytes,
             "half of the available memory": available_bytes // 2,
             **bounds,
         }
     limit = min(bounds, key=lambda name: bounds[name])
     return bounds[limit], limit
+
+
+def _useful_blocks(args: EngineArgs, kv: KVCacheSpec, config: EngineConfig) -> tuple[str, int]:
+    """(what they are for, blocks that a CPU's pool has use for)."""
+    sizes = config.scheduler
+    length = sizes.max_model_len
+    if args.max_num_seqs is None or args.max_model_len is None:
+        length = min(length, USUAL_TOKENS)
+    all_at_once = kv.blocks_at_once(sizes.max_num_seqs, length, sizes.max_num_batched_tokens)
+    useful, one = math.ceil(all_at_once * PREFIX_SHARE), blocks_at_once(1, kv, config)
+    if one > useful:
+        return "max-model-len", one
+    tokens = "max-model-len" if length == sizes.max_model_len else f"{length} tokens"
+    return f"max-num-seqs x {tokens} x 1.25", useful
 
 
 def _beside_the_pool(model: ModelSpec, config: EngineConfig) -> Mapping[MemoryKind, int]:
