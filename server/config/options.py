@@ -34,6 +34,7 @@ from server.memory.backends.words import (
     quantised_where,
 )
 from server.memory.engine_args import (
+    LEAST_PROMPT_TOKENS,
     MAX_MODEL_LEN,
     MAX_QUEUED_REQUESTS,
     QUEUE_TIMEOUT_S,
@@ -66,6 +67,17 @@ def _pool(backend: Backend) -> str:
     return (
         f"what max-num-seqs sequences of {USUAL_TOKENS} tokens need (of max-model-len, where both "
         "are given), at least one of max-model-len, at most half of the free memory"
+    )
+
+
+def _step_tokens(backend: Backend) -> str:
+    """Tokens of a step by default (server.memory.planner.resolve_args)."""
+    most = str(backend.defaults.max_num_batched_tokens)
+    if backend.defaults.thread_step_flops is None:
+        return most
+    return (
+        f"what the threads compute in some 0.4 s, at most {most}, at least {LEAST_PROMPT_TOKENS} "
+        "more than max-num-seqs"
     )
 
 
@@ -170,10 +182,7 @@ OPTIONS: tuple[Option, ...] = (
         auto_or(integer(1, 2**20)),
         "auto",
         "auto|TOKENS",
-        lambda: (
-            "tokens computed in one step; auto is "
-            + by_place(lambda backend: backend.defaults.max_num_batched_tokens, ", ")
-        ),
+        lambda: "tokens computed in one step; auto is " + by_place(_step_tokens, ", "),
     ),
     Option(
         "block-size",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.memory.flops import token_flops
 from server.plan_cli.capacity import (
     LengthCapacity,
     by_length,
@@ -11,7 +12,6 @@ from server.plan_cli.capacity import (
     largest_max_model_len,
 )
 from server.plan_cli.explain import line_formulas
-from server.plan_cli.flops import token_flops
 from server.plan_cli.grid import what_if
 from server.plan_cli.make import Plan
 from server.plan_cli.roofline import StepTime, decode_step, prefill_step

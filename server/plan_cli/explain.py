@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from server.memory.flops import AttentionFlops, TokenFlops, token_flops
 from server.memory.kv_groups import layer_groups, layer_kv_bytes, windows_of
 from server.plan_cli.capacity import largest_max_model_len
-from server.plan_cli.flops import AttentionFlops, TokenFlops, token_flops
 from server.plan_cli.make import Plan
 from server.plan_cli.roofline import StepTime
 from weights.census import census

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.memory.flops import expert_elements, token_flops
 from server.memory.kinds import MemoryKind
 from server.memory.kv_groups import layer_kv_bytes
-from server.plan_cli.flops import expert_elements, token_flops
 from server.plan_cli.make import Plan
 from server.units import ceil_div
 from weights.formats import QUANTISED, get_format

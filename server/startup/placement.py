@@ -12,8 +12,8 @@ from server.memory.accounting.process import machine_memory
 from server.memory.backends.record import Backend, FoundDevice, Unusable
 from server.memory.backends.registry import AUTO, backend_named, backends, candidates
 from server.memory.backends.words import places
-from server.memory.engine_args import EngineArgs
-from server.memory.planner.resolve_args import batch_sizes
+from server.memory.engine_args import EngineArgs, refuse_few_tokens
+from server.memory.planner.resolve_args import num_seqs
 from server.startup.api_memory import api_memory
 from server.startup.supported_models import unserved_by
 from weights.spec import ModelSpec
@@ -146,7 +146,8 @@ def _refuse_options(args: EngineArgs, backend: Backend) -> None:
         raise StartupError(
             f"--batch-invariant needs {serving}, {here}: leave it out; {backend.equal_bits} there"
         )
-    batch_sizes(args, backend)
+    if args.max_num_batched_tokens is not None:
+        refuse_few_tokens(args.max_num_batched_tokens, num_seqs(args, backend))
 
 
 def _nothing_there(args: EngineArgs, reasons: Iterable[str]) -> StartupError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.plan_cli.flops import token_flops
+from server.memory.flops import token_flops
 from server.plan_cli.roofline import decode_step, kv_traffic, prefill_step, weight_traffic
 from tests.plan.plans import plan
 from weights.inventory import Component, inventory

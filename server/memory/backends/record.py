@@ -43,11 +43,17 @@ class FoundDevice:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What sizes come to where the operator leaves them open. Tokens and sequences."""
+    """What sizes come to where the operator leaves them open. Tokens and sequences.
+
+    ``thread_step_flops`` are the floating-point operations that a thread is given in one step: of a
+    model that asks for more, a step has fewer than ``max_num_batched_tokens``
+    (server.memory.planner.resolve_args).
+    """
 
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    thread_step_flops: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from kernels.footprint.attention import ASSUMED_THREADS
 from server.engine.engine_config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import backend_of
-from server.memory.engine_args import EngineArgs, refuse_few_tokens
+from server.memory.engine_args import LEAST_PROMPT_TOKENS, EngineArgs, refuse_few_tokens
+from server.memory.flops import token_flops
 from weights.formats import FORMATS
 from weights.spec import ModelSpec
 
@@ -14,6 +15,7 @@ QUEUED_TOKENS_A_REQUEST = 1024  # what the queue holds, as a mean over its reque
 LOGIT_ELEMENTS = 2**21  # rows x vocabulary of logits to hold at once, but a row a sequence
 MAX_LOGIT_ROWS = 256  # likewise
 MAX_LOGPROBS = 20
+_MULTIPLE = 16  # of the tokens that a step is given by itself
 
 
 def resolve_engine(
@@ -30,7 +32,10 @@ def resolve_engine(
         ValueError: the device or the dtype is none that there is.
     """
     backend = backend_of(args)
-    seqs, tokens = batch_sizes(args, backend)
+    threads = args.threads or ASSUMED_THREADS
+    seqs = num_seqs(args, backend)
+    tokens = args.max_num_batched_tokens or _step_tokens(seqs, threads, backend, model)
+    refuse_few_tokens(tokens, seqs)
     format = format_of(args.dtype)
     # A step may lack rows for scoring prompts, which are cut, but never for its sequences' tokens:
     # those that are last in rank would wait until others end.
@@ -42,7 +47,7 @@ def resolve_engine(
             args.quantization,
             args.batch_invariant,
             args.ranks,
-            args.threads or ASSUMED_THREADS,
+            threads,
             args.cpu_level,
         ),
         CacheConfig(
@@ -67,16 +72,25 @@ def resolve_engine(
     )
 
 
-def batch_sizes(args: EngineArgs, backend: Backend) -> tuple[int, int]:
-    """(sequences computed at once, tokens of a step).
+def num_seqs(args: EngineArgs, backend: Backend) -> int:
+    """Sequences computed at once."""
+    return args.max_num_seqs or backend.defaults.max_num_seqs
 
-    Raises:
-        StartupError: a step has fewer tokens than sequences.
+
+def _step_tokens(seqs: int, threads: int, backend: Backend, model: ModelSpec) -> int:
+    """Tokens of a step where that was left open: a token of each sequence, and of prompts as many
+    as may hold up the others.
+
+    A step ends for all of its rows at once. So its work is bounded, and not measured: a chunk's
+    length does not depend on what else the machine did when the server was started.
     """
-    seqs = args.max_num_seqs or backend.defaults.max_num_seqs
-    tokens = args.max_num_batched_tokens or max(seqs, backend.defaults.max_num_batched_tokens)
-    refuse_few_tokens(tokens, seqs)
-    return seqs, tokens
+    defaults = backend.defaults
+    most = defaults.max_num_batched_tokens
+    if defaults.thread_step_flops is not None:
+        of_a_token = 2 * token_flops(model).layers
+        tokens = threads * defaults.thread_step_flops // of_a_token // _MULTIPLE * _MULTIPLE
+        most = min(most, tokens)
+    return max(most, seqs + LEAST_PROMPT_TOKENS)
 
 
 def format_of(dtype: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from server.memory.backends.record import Backend, Defaults
+from server.memory.backends.record import Backend
+from server.memory.backends.torch_cpu import CPU_DEFAULTS
 
 NATIVE = Backend(
     name="native",
@@ -16,7 +17,7 @@ NATIVE = Backend(
     open_device="server.execution.cpu_device:open_native",
     decoder_at="server.execution.native_decoder:build_decoder",
     level_at="server.memory.backends.native_cpu.parts:check_level",
-    defaults=Defaults(block_size=16, max_num_seqs=32, max_num_batched_tokens=512),
+    defaults=CPU_DEFAULTS,
     equal_bits="answers are equal to the bit without it",
     auto_dtype="the checkpoint's",
     bit_equal=True,
