@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{options.name}: prompts of {options.prompt_tokens} tokens, "
         f"{options.output_tokens} generated, {len(os.sched_getaffinity(0))} cores"
     )
-    with _model(options) as folder:
+    with model_folder(options.model_dir, options.synthetic) as folder:
         rounds = [_round(folder, options) for _ in range(options.rounds)]
     rows = [_row(size, rounds) for size in options.concurrencies]
     print(f"{'users':>6}  {'offline tokens/s':>28}  {'HTTP tokens/s':>28}  {'kept':>22}")
@@ -269,12 +269,12 @@ def _report(options: Options, rows: Sequence[Row]) -> dict[str, object]:
 
 
 @contextmanager
-def _model(options: Options) -> Iterator[Path]:
+def model_folder(model_dir: Path, synthetic: str | None) -> Iterator[Path]:
     """The checkpoint's folder; of a synthetic one for as long as it is needed."""
-    if options.synthetic is None:
-        yield options.model_dir
+    if synthetic is None:
+        yield model_dir
         return
-    spec = {**shapes(), **gpu_shapes()}[options.synthetic]
+    spec = {**shapes(), **gpu_shapes()}[synthetic]
     with tempfile.TemporaryDirectory(prefix="quire-bench-") as name:
         folder = Path(name)
         write_checkpoint(spec, folder, seed=0, format=spec.parameter_dtype, sharp=False)
