@@ -101,5 +101,5 @@ def test_of_equals_the_lowest_token_is_chosen() -> None:
 
 
 def test_a_draw_without_a_key_is_refused() -> None:
-    with pytest.raises(ValueError, match="give params.key and position"):
+    with pytest.raises(ValueError, match=r"give params\.key and position"):
         sampled(torch.zeros(1, 4), SamplingTensors(torch.ones(1)))
