@@ -1,0 +1,1 @@
+"""Benchmarks of the native kernels of a CPU: ``python -m kernels.bench.cpu``."""
