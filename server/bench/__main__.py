@@ -3,7 +3,8 @@
     python -m server.bench gpu     measures the engine's rows on a GPU instead,
     python -m server.bench books   what the accountant costs and how fast /metrics answers,
     python -m server.bench http    what serving over HTTP costs,
-    python -m server.bench together    when prompts that arrive together have their first tokens.
+    python -m server.bench together   when prompts that arrive together have their first tokens,
+    python -m server.bench peers   how it stands beside llama.cpp on this CPU.
 
 Only sets the process up; the bench itself is server.bench.engine.
 """
@@ -36,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from server.bench.together import main as run_together
 
         return run_together(given[1:])
+    if given[:1] == ["peers"]:
+        from server.bench.peers.command import main as run_peers
+
+        return run_peers(given[1:])
     from server.bench.engine import main as run
 
     return run(arguments)

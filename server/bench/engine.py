@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from server.bench.serving import Batch, bench_config, decode_step_bytes, serve_batch
+from server.bench.serving import Batch, Served, bench_config, decode_step_bytes, serve_batch
 from server.bench.shapes import shapes
 from server.engine.engine_config import ModelConfig
 from server.engine.events import StepStats
@@ -138,7 +138,11 @@ def measure_bandwidth() -> float:
 
 def run_round(built: BuiltRunner, batch: int, options: Options, seed: int) -> Round:
     """One batch from submission to its last token."""
-    served = serve_batch(built, options.batch(batch), seed)
+    return rates(serve_batch(built, options.batch(batch), seed), batch)
+
+
+def rates(served: Served, batch: int) -> Round:
+    """Of a batch that was served. Raises ValueError where its steps were of one kind only."""
     prefill, decode = served.prefill_steps, served.full_decode_steps(batch)
     if not prefill or not decode:
         raise ValueError("the round had no step of prefill or no full step of decode")
@@ -210,7 +214,7 @@ def _print(
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "device": {"kind": "cpu", "name": _cpu_name(), "threads": options.threads},
+        "device": {"kind": "cpu", "name": cpu_name(), "threads": options.threads},
         "model": {"name": name, "parameters": num_parameters(built.model)},
         "format": built.layout.config.model.format,
         "prompt_tokens": options.prompt_tokens,
@@ -220,7 +224,7 @@ def _print(
         "batches": [asdict(figure) for figure in figures],
     }
     print(f"model {name}: {num_parameters(built.model):,} parameters in {report['format']}")
-    print(f"device {_cpu_name()}, {options.threads} threads, reads {bandwidth / 1e9:.1f} GB/s")
+    print(f"device {cpu_name()}, {options.threads} threads, reads {bandwidth / 1e9:.1f} GB/s")
     print(f"prompts of {options.prompt_tokens} tokens, {options.output_tokens} generated each")
     print(f"{'batch':>5}  {'prefill tokens/s':>32}  {'decode tokens/s':>32}  of bandwidth")
     for figure in figures:
@@ -231,7 +235,7 @@ def _print(
     print(json.dumps(report))
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from server.bench.peers import PeerOutcome, transformers_outcome
+from server.bench.peers.transformers import PeerOutcome, transformers_outcome
 from server.bench.record import EngineRow, Load, Outcome, Record
 from server.bench.serving import Served, bench_config, decode_step_bytes, serve_batch
 from server.bench.shapes import gpu_shapes

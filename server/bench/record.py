@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from server.bench.peers import PeerOutcome
+from server.bench.peers.transformers import PeerOutcome
 from server.bench.serving import Batch
 
 _COLUMNS = ("TPOT ms", "tokens/s", "of floor", "idle", "first ms", "prefill/s")

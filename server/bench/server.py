@@ -26,19 +26,40 @@ def started_server(arguments: Sequence[str]) -> Iterator[int]:
     Raises:
         SystemExit: it ended, or was not ready in time.
     """
-    with socket.socket() as one:
-        one.bind((HOST, 0))
-        port = int(one.getsockname()[1])
-    command = [sys.executable, "-m", "server", "serve", *arguments, "--port", str(port)]
+    port = free_port()
+    with started(serve_command(arguments, port), port):
+        yield port
+
+
+@contextmanager
+def started(
+    command: Sequence[str], port: int, ready: str = "/ready", poll_s: float = 0.05
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs any server while entered; yields its process once ``ready`` answers 200.
+
+    Raises:
+        SystemExit: it ended, or was not ready in time.
+    """
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        _wait_ready(process, port)
-        yield port
+        _wait_ready(process, port, ready, poll_s)
+        yield process
     finally:
         process.kill()
         process.wait()
+
+
+def serve_command(arguments: Sequence[str], port: int) -> list[str]:
+    """Of our own server."""
+    return [sys.executable, "-m", "server", "serve", *arguments, "--port", str(port)]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind((HOST, 0))
+        return int(one.getsockname()[1])
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
@@ -52,15 +73,15 @@ def get(port: int, path: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def _wait_ready(process: subprocess.Popen[bytes], port: int) -> None:
+def _wait_ready(process: subprocess.Popen[bytes], port: int, ready: str, poll_s: float) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise SystemExit(f"the server ended with exit code {process.returncode}")
         try:
-            if get(port, "/ready")[0] == 200:
+            if get(port, ready)[0] == 200:
                 return
         except OSError:
             pass  # it does not listen yet
-        time.sleep(0.05)
+        time.sleep(poll_s)
     raise SystemExit(f"the server was not ready within {START_S:.0f} s")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from server.bench import gpu as bench_gpu
-from server.bench import peers as bench_peers
+from server.bench.peers import transformers as bench_peers
 from server.bench.record import EngineRow
 from server.bench.serving import Batch, serve
 from server.bench.shapes import gpu_shapes

@@ -1,0 +1,1 @@
+"""What this machine's users have beside us, measured in turns with our own."""
