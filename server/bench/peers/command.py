@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         llama = build(options.cache, threads)
         small = MODELS["demo"].gguf(options.cache, "bf16", llama.gguf_package)
-        facts = {**llama.facts(small), "system line": llama.system_line(small)}
+        facts = {**llama.facts(small), "its system line": llama.system_line(small)}
     except PeerError as error:
         print(f"server.bench peers: {error}", file=sys.stderr)
         return EXIT_REFUSED

@@ -22,6 +22,12 @@ from weights.spec import ModelSpec
 
 # What a format's matrices are written as; vectors, and the positions' table, stay float32.
 FORMATS = {"f32": "F32", "bf16": "BF16", "f16": "F16", "int8": "Q8_0"}
+_FILE_TYPES = {
+    "f32": "ALL_F32",
+    "bf16": "MOSTLY_BF16",
+    "f16": "MOSTLY_F16",
+    "int8": "MOSTLY_Q8_0",
+}
 _NORMAL, _CONTROL = 1, 3  # kinds of tokens in a GGUF vocabulary
 
 _LLAMA = {
@@ -68,6 +74,7 @@ def write_gguf(folder: Path, path: Path, format: str, package: Path) -> None:
         raise ValueError(f"no GGUF file is written of {spec.family} in {format}")
     writer = gguf.GGUFWriter(path, spec.family)
     _describe(writer, spec)
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[format]])
     _vocabulary(writer, folder, spec)
     wanted = gguf.GGMLQuantizationType[FORMATS[format]]
     for name, tensor in _tensors(folder, checkpoint.file_sizes, spec):

@@ -79,7 +79,7 @@ class LlamaCpp:
         raise PeerError(f"llama-batched-bench gave no figure: {said[-300:]!r}")
 
     def facts(self, model: Path) -> dict[str, str]:
-        """Its commit, and what it says of itself and of the processor. Raises PeerError."""
+        """Its commit, how it was built, and what it runs on. Raises PeerError."""
         [found] = json.loads(
             self._run(
                 "llama-bench",
@@ -87,11 +87,9 @@ class LlamaCpp:
             )
         )
         return {
-            "package": f"llama-cpp-python {VERSION}",
-            "commit": str(found["build_commit"]),
-            "backend": str(found["backends"]),
-            "processor": str(found["cpu_info"]),
-            "build": ", ".join(f"{name}={value}" for name, value in _SETTINGS.items()),
+            "llama.cpp": f"{found['build_commit']}, of llama-cpp-python {VERSION}",
+            "its build": ", ".join(f"{name}={value}" for name, value in _SETTINGS.items()),
+            "its backend": f"{found['backends']} on {found['cpu_info']}",
         }
 
     def system_line(self, model: Path) -> str:
