@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from kernels.bench.cpu.limits import CpuLimits
-from server.bench.peers import command, gguf_files, models, row
+from server.bench.peers import command, gguf_files, llama_cpp, models, row
 from server.bench.peers.http_load import ask_together, prompts
 from server.bench.peers.llama_cpp import LlamaCpp, PeerError
 from server.bench.peers.report import Report
@@ -156,6 +156,53 @@ def test_a_server_that_is_not_there_is_an_error_and_no_wait() -> None:
         pass
     with pytest.raises(OSError):
         ask_together(port, prompts(2, 5, 100, seed=0), 4)
+
+
+# -- llama.cpp's programs ----------------------------------------------------------------------
+
+
+def programs(folder: Path, script: str) -> LlamaCpp:
+    """Each of them is ``script``."""
+    for name in ("llama-batched-bench", "llama-bench", "llama-server"):
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    return LlamaCpp(folder, folder, 2)
+
+
+def test_a_batchs_speed_is_read_from_what_llama_cpp_says(tmp_path: Path) -> None:
+    said = """echo loading; echo '{"speed_pp": 20.5, "speed_tg": 7.25}'"""
+    found = programs(tmp_path, said).batch_speed(Path("m.gguf"), 8, 64, 32)
+    assert (found.prefill, found.decode) == (20.5, 7.25)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo no model >&2; exit 3", "exit code 3: no model"),
+        ("echo nothing", "no figure"),
+    ],
+)
+def test_a_program_that_gives_no_figure_is_an_error(
+    script: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PeerError, match=words):
+        programs(tmp_path, script).batch_speed(Path("m.gguf"), 1, 8, 8)
+
+
+def test_its_servers_system_line_is_kept(tmp_path: Path) -> None:
+    said = "echo '0.1 I system_info: n_threads = 2 | AVX2 = 1 |' >&2; exec sleep 60"
+    line = programs(tmp_path, said).system_line(Path("m.gguf"))
+    assert line == "system_info: n_threads = 2 | AVX2 = 1 |"
+    with pytest.raises(PeerError, match="nothing of its system"):
+        programs(tmp_path, "exit 1").system_line(Path("m.gguf"))
+
+
+def test_sources_that_are_not_the_known_ones_are_not_unpacked(tmp_path: Path) -> None:
+    (tmp_path / f"llama_cpp_python-{llama_cpp.VERSION}.tar.gz").write_bytes(b"other")
+    with pytest.raises(PeerError, match="SHA-256"):
+        llama_cpp.build(tmp_path, 2)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # -- GGUF --------------------------------------------------------------------------------------
