@@ -95,7 +95,7 @@ class LlamaCpp:
     def system_line(self, model: Path) -> str:
         """What its server says of the instructions that it uses. Raises PeerError."""
         with subprocess.Popen(
-            self.server_command(model, free_port(), 1, 64),
+            [*self.server_command(model, free_port(), 1, 64), "--verbosity", "4"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
