@@ -75,14 +75,15 @@ def _engine(model: str, format: str, bench: Bench) -> list[Comparison]:
     gguf = MODELS[model].gguf(bench.cache, format, bench.llama.gguf_package)
     serve_batch(built, WARM, seed=-1)
     decode, prefill, eight = Pairs(), Pairs(), Pairs()
+    bench.measure_limits()
     for turn in bench.rounds():
-        bench.measure_limits()
         decode.ours.append(rates(serve_batch(built, ONE, turn), 1).decode)
         decode.theirs.append(_theirs(bench, gguf, ONE).decode)
         prefill.ours.append(rates(serve_batch(built, PROMPT, turn), 1).prefill)
         prefill.theirs.append(_theirs(bench, gguf, PROMPT).prefill)
         eight.ours.append(rates(serve_batch(built, EIGHT, turn), 8).decode)
         eight.theirs.append(_theirs(bench, gguf, EIGHT).decode)
+    bench.measure_limits()
     name = f"{model} {format}"
     goal = _DECODE_GOALS.get(model) or _DECODE_GOALS[format]
     return [
