@@ -21,11 +21,15 @@ from server.execution.layer_parts import (
 )
 from server.execution.layers import build_layer
 from server.memory.layout import Layout, rotary_ropes
+from weights.loading.tensor_reader import torch_dtype
 from weights.spec import ModelSpec, NormPlacement, PositionKind, RopeSpec
 
 
 class Decoder:
-    """The forward pass of one checkpoint. Holds weights and tables of positions, no other state."""
+    """The forward pass of one checkpoint. Holds weights and tables of positions, no other state.
+
+    ``format`` is that of the weights, which a packed table does not tell.
+    """
 
     def __init__(
         self,
@@ -33,14 +37,14 @@ class Decoder:
         linears: Mapping[str, LinearWeight],
         tensors: Mapping[str, torch.Tensor],
         tables: PositionTables,
+        format: str,
     ) -> None:
         self.spec = spec
         self.embedding = tensors["embedding"]  # [V, D]
         self.embedding_scale = spec.embedding_scale
         if spec.rounded_embedding_scale:
-            self.embedding_scale = (
-                torch.tensor(spec.embedding_scale).to(self.embedding.dtype).item()
-            )
+            rounded = torch.tensor(spec.embedding_scale).to(torch_dtype(format))
+            self.embedding_scale = rounded.item()
         positions = tensors.get("position_embedding")  # [offset + P, D]
         self.position_table = None if positions is None else positions[spec.position_offset :]
         self.embedding_norm = (
@@ -128,7 +132,7 @@ def build_decoder(
     buffers: Mapping[str, torch.Tensor],
 ) -> Decoder:
     """The decoder of a checkpoint, of which every operation is called by itself."""
-    return Decoder(spec, linears, tensors, tables)
+    return Decoder(spec, linears, tensors, tables, layout.config.model.format)
 
 
 def fill_position_tables(

@@ -76,9 +76,10 @@ class NativeDecoder(Decoder):
         linears: Mapping[str, LinearWeight],
         tensors: Mapping[str, Tensor],
         tables: PositionTables,
+        format: str,
         room: Room,
     ) -> None:
-        super().__init__(spec, linears, tensors, tables)
+        super().__init__(spec, linears, tensors, tables, format)
         self._room = room  # the calls point into it
         places = value_places(spec)
         maker = _ProgramMaker(spec, linears, tensors, tables, room, places, self)
@@ -452,4 +453,4 @@ def build_decoder(
         buffers["wide_vectors"],
         layout.config.scheduler.max_num_batched_tokens,
     )
-    return NativeDecoder(spec, linears, tensors, tables, room)
+    return NativeDecoder(spec, linears, tensors, tables, layout.config.model.format, room)
