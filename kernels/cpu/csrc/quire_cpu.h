@@ -16,7 +16,7 @@
 #define QR_TILE 16
 /* Sums of floating-point products are chains of so many inputs each, added up in order. */
 #define QR_CHAIN 512
-/* Inputs that share a scale in int8, of a channel's weights and of a row. */
+/* Inputs of a channel whose weights share a scale in int8. */
 #define QR_GROUP 64
 
 enum qr_format { QR_F32, QR_BF16, QR_F16, QR_INT8 };

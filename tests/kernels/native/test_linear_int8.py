@@ -12,18 +12,18 @@ from kernels.cpu.native.levels import choose_level
 from kernels.cpu.native.library import levels_here
 from kernels.cpu.native.linear import pack_linear
 from kernels.cpu.native.program import address, run_once
-from kernels.footprint.native_linear import GROUP, TILE
+from kernels.footprint.native_linear import GROUP, ROW_GROUP, TILE
 from kernels.linears import LinearWeight
 from tests.kernels.native.test_linear import product
 
-SHAPES = [(1, 1), (15, 63), (17, 64), (50, 65), (33, 257), (130, 1030)]
+SHAPES = [(1, 1), (15, 63), (16, 32), (17, 64), (50, 65), (33, 257), (130, 1030)]
 UNFUSED = ("portable",)  # levels that round a product before it is added
 
 
-def in_groups(values: Tensor) -> Tensor:
-    """[n, inputs] as [n, groups, GROUP], padded with zeros."""
+def in_groups(values: Tensor, size: int = GROUP) -> Tensor:
+    """[n, inputs] as [n, groups, size], padded with zeros to whole groups of weights."""
     missing = -values.shape[1] % GROUP
-    return torch.nn.functional.pad(values, (0, missing)).view(values.shape[0], -1, GROUP)
+    return torch.nn.functional.pad(values, (0, missing)).view(values.shape[0], -1, size)
 
 
 def weight_numbers(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def weight_numbers(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def row_numbers(x: Tensor) -> tuple[Tensor, Tensor]:
-    groups = in_groups(x)
+    groups = in_groups(x, ROW_GROUP)
     largest = groups.abs().amax(dim=2)
     tiny = largest < 2.0**-120
     factor = torch.where(tiny, torch.zeros(()), torch.tensor(127.0) / largest)
@@ -49,10 +49,11 @@ def row_numbers(x: Tensor) -> tuple[Tensor, Tensor]:
 def model(x: Tensor, weight: Tensor, *, fused: bool) -> Tensor:
     """Sums of groups as integers, each times both scales added to the output in float32."""
     (rows, row_scales), (channels, scales) = row_numbers(x), weight_numbers(weight)
+    channels = channels.view(channels.shape[0], -1, ROW_GROUP)
     total = torch.zeros(x.shape[0], weight.shape[0])
     for group in range(rows.shape[1]):
         sums = rows[:, group] @ channels[:, group].T
-        both = scales[:, group] * row_scales[:, group, None]
+        both = scales[:, group * ROW_GROUP // GROUP] * row_scales[:, group, None]
         if fused:
             total = (sums.double() * both.double() + total.double()).float()
         else:
