@@ -7,7 +7,7 @@ The loader, the planner, the accountant and the synthetic checkpoints all read t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -51,8 +51,8 @@ class Component(StrEnum):
     BIAS = "bias"
 
 
-# What a quantised format holds. The unembedding keeps the plain format, tied or not: every logit
-# depends on it directly, and it is one matrix among hundreds.
+# What a quantised format holds, unless a backend says otherwise. The unembedding keeps the plain
+# format, tied or not: every logit depends on it directly, and it is one matrix among hundreds.
 QUANTISABLE = frozenset(
     {
         Component.QUERY,
@@ -105,9 +105,15 @@ class Parameter:
         return get_quantised(held).matrix_bytes(*self.shape)
 
 
-def held_format(component: str, format: str, quantization: str | None) -> str:
-    """The format that a component's parameters are held in."""
-    return format if quantization is None or component not in QUANTISABLE else quantization
+def held_format(
+    component: str,
+    format: str,
+    quantization: str | None,
+    quantised: Container[str] = QUANTISABLE,
+) -> str:
+    """The format that a component's parameters are held in; ``quantised`` are the components that
+    a quantised format holds."""
+    return format if quantization is None or component not in quantised else quantization
 
 
 def inventory(spec: ModelSpec) -> tuple[Parameter, ...]:

@@ -37,7 +37,6 @@ from server.startup.model_info import ModelInfo, engine_settings
 from server.startup.report import ReportInput, print_report, startup_report, version_report
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
-from weights.inventory import held_format
 
 log = logging.getLogger("quire.server")
 
@@ -188,13 +187,14 @@ class HttpServer:
 
     def _gauge_sources(self) -> GaugeSources:
         held = self._model.plan.config.model
+        held_format = self._model.placement.backend.parts.held_format
         return GaugeSources(
             engine=lambda: engine_gauges(self._live_gauges()),
             engine_up=lambda: self.supervisor.serves,
             memory=self._reading,
             planned=lambda: self._model.plan.kinds,
             weights=lambda: [
-                (component, held_format(component, held.format, held.quantization), nbytes)
+                (component, held_format(self._model.spec, component, held), nbytes)
                 for component, nbytes in self._weights().items()
             ],
             host_bytes=process_resident,

@@ -156,9 +156,7 @@ OPTIONS: tuple[Option, ...] = (
         none_or(choice_of(_quantization_values)),
         "none",
         lambda: "|".join(_quantization_values()),
-        lambda: (
-            "format of the matrices in the model's layers, made while loading" + quantised_where()
-        ),
+        lambda: "format of the model's matrices, made while loading" + quantised_where(),
     ),
     Option(
         "max-model-len",

@@ -99,6 +99,7 @@ def build_runner(
         model,
         format=config.model.format,
         quantization=config.model.quantization,
+        quantised=backend.parts.quantised(model),
         device=device.torch_device,
         pack=partial(_pack, backend.parts.kernels, batch_invariant=config.model.batch_invariant),
         progress=progress,
@@ -161,7 +162,7 @@ def _check(model: ModelSpec, config: EngineConfig, backend: Backend) -> None:
         raise StartupError(f"this model cannot run on {backend.place}: {problem}")
     sizes, quantization = config.scheduler, config.model.quantization
     if quantization is not None and quantization not in backend.quantisations:
-        raise StartupError(f"{backend.place} multiplies no weights in {quantization}")
+        raise StartupError(f"the backend {backend.name} multiplies no weights in {quantization}")
     if sizes.max_model_len > max_context(model):
         raise StartupError(
             f"max_model_len is {sizes.max_model_len}; the model has positions for"

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from kernels import AttentionWorkspace, LinearWeight
+from server.memory.backends.registry import backend_named
 from server.memory.kinds import MemoryKind
 from server.memory.layout import Layout
 from weights.inventory import Parameter, inventory
@@ -27,7 +28,8 @@ class HeldBytes:
     """Measures weights by component, and persistent buffers by kind, whenever asked.
 
     A storage counts once, for the first that holds it: a tied unembedding adds nothing. A fused
-    linear's bytes are divided over its parameters by their planned sizes.
+    linear's bytes are divided over its parameters by their planned sizes; what pads it is its last
+    matrix's.
     """
 
     def __init__(
@@ -70,11 +72,11 @@ class HeldBytes:
 
     def _add(self, totals: dict[str, int], parameters: tuple[Parameter, ...], nbytes: int) -> None:
         """Divides ``nbytes`` over the parameters' components; the last takes the rest."""
-        config = self._layout.config
-        sizes = [p.num_bytes(config.model.format, config.model.quantization) for p in parameters]
+        how = self._layout.config.model
+        size_of = backend_named(how.backend).parts.parameter_bytes
         left = nbytes
-        for parameter, size in zip(parameters[:-1], sizes, strict=False):
-            share = nbytes * size // sum(sizes)
+        for parameter in parameters[:-1]:
+            share = size_of(self._layout.model, parameter, how)
             totals[parameter.component] = totals.get(parameter.component, 0) + share
             left -= share
         last = parameters[-1].component
@@ -82,7 +84,7 @@ class HeldBytes:
 
     def _parameters_of(self, linear: str) -> tuple[Parameter, ...]:
         parts = self._parts.get(linear, (linear,))
-        wanted = [f"{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+        wanted = [f"{part}.{kind}" for kind in ("bias", "weight") for part in parts]
         return tuple(self._parameters[name] for name in wanted if name in self._parameters)
 
 

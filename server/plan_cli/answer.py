@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from server.memory.flops import token_flops
@@ -24,7 +25,6 @@ from server.plan_cli.split import (
     weights_share,
 )
 from weights.census import census
-from weights.inventory import Component, tally
 
 
 def answer(plan: Plan, *, explain: bool = False) -> dict[str, Any]:
@@ -125,10 +125,8 @@ def _census(plan: Plan) -> tuple[dict[str, Any], dict[str, int], dict[str, Any]]
     """By component, of the whole model as held; the matrices' total; and everything's, with the
     convention that it is counted by."""
     counts = census(plan.model.spec)
-    nbytes: dict[Component, int] = {}
-    for parameter, times in tally(plan.model.spec).items():
-        held = times * parameter.num_bytes(plan.config.model.format, plan.config.model.quantization)
-        nbytes[parameter.component] = nbytes.get(parameter.component, 0) + held
+    parts = plan.target.placement.backend.parts
+    nbytes = parts.weights(plan.model.spec, replace(plan.config.model, ranks=1))
     components = {
         str(component): {
             "matrices": count.matrices,

@@ -40,17 +40,14 @@ def _formats(plan: Plan) -> list[tuple[str, str]]:
     """(of the weights, of the cache): the plan's own first."""
     model, plain = plan.config.model, plan.config.model.format
     own = (model.quantization or plain, plan.config.cache.format)
-    quantised = plan.target.placement.backend.quantisations
-    if not quantised:
-        return list(dict.fromkeys((own, ("f32", "f32"), ("bf16", "bf16"))))
+    backend = plan.target.placement.backend
+    if not backend.own_memory:
+        at_load = ((name, plain) for name in backend.quantisations)
+        return list(dict.fromkeys((own, ("f32", "f32"), ("bf16", "bf16"), *at_load)))
     narrow = plain if get_format(plain).bytes_per_element == 2 else "bf16"
     plains = dict.fromkeys((plain, narrow))
     pairs = [(weights, kv) for weights in plains for kv in (weights, NARROW_KV)]
-    pairs += [
-        (weights, kv)
-        for weights in plan.target.placement.backend.quantisations
-        for kv in (plain, NARROW_KV)
-    ]
+    pairs += [(weights, kv) for weights in backend.quantisations for kv in (plain, NARROW_KV)]
     return list(dict.fromkeys((own, *pairs)))
 
 

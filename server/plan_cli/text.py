@@ -117,7 +117,7 @@ def _shape(spec: ModelSpec, facts: Mapping[str, Any]) -> str:
 def _held(request: Mapping[str, Any]) -> str:
     text = f"{request['format']}"
     if request["quantization"]:
-        text += f", layers' matrices in {request['quantization']}"
+        text += f", matrices in {request['quantization']}"
     text += f", KV cache in {request['kv_format']}, blocks of {request['block_size']}"
     text += f"; {request['max_num_seqs']} sequences, {request['max_num_batched_tokens']} tokens"
     text += " a step"

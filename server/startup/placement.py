@@ -11,7 +11,7 @@ from server.errors import StartupError
 from server.memory.accounting.process import machine_memory
 from server.memory.backends.record import Backend, FoundDevice, Unusable
 from server.memory.backends.registry import AUTO, backend_named, backends, candidates
-from server.memory.backends.words import places
+from server.memory.backends.words import places, server_of
 from server.memory.engine_args import EngineArgs, refuse_few_tokens
 from server.memory.planner.resolve_args import num_seqs
 from server.startup.api_memory import api_memory
@@ -136,13 +136,13 @@ def refuse_model(model: ModelSpec, backend: Backend) -> None:
 def _refuse_options(args: EngineArgs, backend: Backend) -> None:
     here, quantization = f"and this server computes on {backend.place}", args.quantization
     if quantization is not None and quantization not in backend.quantisations:
-        serving = places(lambda each: quantization in each.quantisations)
+        serving = server_of(lambda each: quantization in each.quantisations, backend.device)
         raise StartupError(
-            f"--quantization {quantization} needs {serving}, {here}: leave it out, or take "
-            "--dtype bfloat16 for half of float32's bytes"
+            f"--quantization {quantization} needs {serving}, {here} with {backend.name}: leave it "
+            "out, or take --dtype bfloat16 for half of float32's bytes"
         )
     if args.batch_invariant and not backend.batch_invariant:
-        serving = places(lambda each: each.batch_invariant)
+        serving = server_of(lambda each: each.batch_invariant, backend.device)
         raise StartupError(
             f"--batch-invariant needs {serving}, {here}: leave it out; {backend.equal_bits} there"
         )

@@ -162,7 +162,7 @@ def _device(facts: ReportInput) -> str:
 
 def _quantised(facts: ReportInput) -> str:
     quantization = facts.model.plan.config.model.quantization
-    return "" if quantization is None else f", layers' matrices in {quantization}"
+    return "" if quantization is None else f", matrices in {quantization}"
 
 
 def _widened(facts: ReportInput) -> str:

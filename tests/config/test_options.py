@@ -244,6 +244,9 @@ def test_threads_stop_spinning_unless_the_operator_says_otherwise(
 
 
 def test_quantised_matrices_are_refused_where_a_cpu_computes() -> None:
-    with pytest.raises(StartupError, match=r"--quantization int8 needs a GPU.* leave it out"):
-        read_model(resolve({"quantization": "int8"}, {}))
+    refused = r"--quantization int4 needs a GPU, and this server computes on a CPU.* leave it out"
+    with pytest.raises(StartupError, match=refused):
+        read_model(resolve({"quantization": "int4"}, {}))
+    with pytest.raises(StartupError, match=r"int8 needs a GPU or --backend native, .* with torch:"):
+        read_model(resolve({"quantization": "int8", "backend": "torch"}, {}))
     assert resolve({"quantization": "none"}, {}).engine.quantization is None

@@ -28,13 +28,15 @@ from tests.parity import oracle
 
 @dataclass(frozen=True)
 class Setting:
-    """A checkpoint to check with, its cache's block size, and what computes in which numbers."""
+    """A checkpoint to check with, its cache's block size, and what computes in which numbers, with
+    matrices in which."""
 
     folder: Path
     block_size: int = 16
     known: dict[tuple[str, ...], Run] | None = None  # plain runs to use again, by request ids
     backend: str = "torch"
     format: str = "f32"
+    quantization: str | None = None
 
     def plain(self, requests: Sequence[EngineRequest]) -> Run:
         """The workload one request at a time: whole prompts, no prefix cache, no preemption."""
@@ -51,6 +53,7 @@ class Setting:
             num_tokens=num_tokens,
             backend=self.backend,
             format=self.format,
+            quantization=self.quantization,
         )
 
     def crowded(self, requests: Sequence[EngineRequest], budget: int = 64) -> harness.BuiltRunner:

@@ -1,5 +1,5 @@
 """Native kernels: an answer is the same to the bit whatever shares its batch, its chunks and its
-cache, in 16 bits too; and in float32 it is the exact one up to rounding."""
+cache, in 16 and 8 bits too; and in float32 it is the exact one up to rounding."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from tests.native_kernels import needs_native
 
 pytestmark = needs_native
 
-FORMATS = ("bf16", "f32", "f16")  # of one kind after the other
+# Checkpoints by kind, the format of their weights, and that of matrices where they are quantised.
+SETTINGS = (
+    ("llama", "bf16", None),
+    ("gpt2", "f32", None),
+    ("bloom", "f16", None),
+    ("llama", "bf16", "int8"),
+)
 
 
 @pytest.fixture(scope="module", params=checks.SPECS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checks.write(str(request.param), tmp_path_factory.mktemp("kind"))
 
 
-@pytest.fixture(scope="module")
-def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checks.write(kind, tmp_path_factory.mktemp("kind"))
-
-
-@pytest.fixture(scope="module")
-def setting(kind: str, folder: Path) -> Setting:
-    format = FORMATS[list(checks.SPECS).index(kind) % len(FORMATS)]
-    return Setting(folder, known={}, backend="native", format=format)
+@pytest.fixture(scope="module", params=SETTINGS, ids=str)
+def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    kind, format, quantization = request.param
+    folder = checks.write(kind, tmp_path_factory.mktemp("kind"))
+    return Setting(folder, known={}, backend="native", format=format, quantization=quantization)
 
 
 IN_MAKE_TEST = (
@@ -58,6 +60,7 @@ def test_answers_are_the_same_bits_in_other_blocks(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounding, "APART", 0.0)
-    setting = Setting(folder, 64, known={}, backend="native", format="bf16")
-    for check in checks.CHECKS.values():
-        check(setting)
+    for quantization in (None, "int8"):
+        setting = Setting(folder, 64, {}, "native", "bf16", quantization)
+        for check in checks.CHECKS.values():
+            check(setting)

@@ -73,9 +73,12 @@ def serve(engine: BuiltEngine, prompts: Sequence[Sequence[int]]) -> dict[str, li
     return {n: [t for o in outputs if o.request_id == n for t in o.token_ids] for n in names}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_it_serves_and_its_books_balance(folder: Path, dtype: str) -> None:
-    model = read(folder, backend="native", dtype=dtype)
+@pytest.mark.parametrize(
+    ("dtype", "quantization"),
+    [("float32", "none"), ("bfloat16", "none"), ("float16", "none"), ("bfloat16", "int8")],
+)
+def test_it_serves_and_its_books_balance(folder: Path, dtype: str, quantization: str) -> None:
+    model = read(folder, backend="native", dtype=dtype, quantization=quantization)
     engine, plan = build(model), model.plan
     got = serve(engine, PROMPTS)
     if dtype == "float32":

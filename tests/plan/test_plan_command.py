@@ -104,7 +104,7 @@ def test_it_fits_and_costs_no_torch_and_little_more_than_its_interpreter() -> No
         (("gpt-3", "--tp", "two"), '"two" is not a whole number'),
         (("gpt-3", "--max-model-len", "4096", "--device", "h200"), "exceeds the model's 2048"),
         (("gpt-3", "--dtype", "int7"), "--dtype: 'int7' is not one of"),
-        (("gpt-3", "--device", "cpu", "--quantization", "int8"), "needs a GPU"),
+        (("gpt-3", "--device", "cpu", "--quantization", "int4"), "needs a GPU"),
         (("gpt-3", "--kv-cache-dtype", "int2"), "invalid choice: 'int2'"),
         (("--shape", "/no/such.toml"), "/no/such.toml: No such file"),
         (("gpt-3", "--shape", "own.toml"), "gpt-3 and --shape own.toml: give one of them"),

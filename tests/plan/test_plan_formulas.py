@@ -28,6 +28,8 @@ WAYS: tuple[Way, ...] = (
     ("l4", "int8", 4, {"quantization": "int4", "block-size": "16"}),
     ("a100-80", None, 1, {"batch-invariant": "on"}),
     ("cpu", None, 1, {}),
+    ("cpu", None, 1, {"backend": "native"}),
+    ("cpu", None, 1, {"backend": "native", "quantization": "int8"}),
 )
 
 # Numbers, + - * / and the functions that formulas name, and nothing else.
@@ -80,9 +82,9 @@ def listed(text: str) -> int:
 
 def weights(text: str) -> int:
     plain = re.search(r"(\d+) (?:parameters|others) x (\d) B \(\w+\)", text)
-    quantised = re.search(r"their scales \((\d+) B\)", text)
+    more = re.search(r"their scales \((\d+) B\)|(\d+) B that pad", text)
     assert plain is not None
-    return int(plain[1]) * int(plain[2]) + (int(quantised[1]) if quantised else 0)
+    return int(plain[1]) * int(plain[2]) + (int(more[1] or more[2]) if more else 0)
 
 
 def hold_split(facts: dict[str, Any]) -> None:

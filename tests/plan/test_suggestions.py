@@ -116,11 +116,16 @@ def test_a_start_prints_both() -> None:
     assert "; what would fit: --quantization int8 or " in message
 
 
-def test_a_cpu_is_offered_no_quantisation_and_no_other_device() -> None:
+def test_a_cpu_is_offered_what_its_backend_serves_and_no_other_device() -> None:
     spec = tiny_llama(num_layers=40, hidden_size=256, num_query_heads=8, intermediate_size=1024)
-    changes = changes_that_fit(spec, CPU, 100 * MIB, refusal(spec, CPU, 100 * MIB))
+    of_torch = replace(CPU, backend="torch")
+    changes = changes_that_fit(spec, of_torch, 100 * MIB, refusal(spec, of_torch, 100 * MIB))
     assert changes[0].option == "--dtype bfloat16"
     assert "quantization" not in "".join(change.option for change in changes)
+    native = replace(CPU, backend="native")
+    changes = changes_that_fit(spec, native, 100 * MIB, refusal(spec, native, 100 * MIB))
+    options = [change.option for change in changes]
+    assert options == ["--dtype bfloat16", "--quantization int8"]
 
 
 def asked_again(model: str, device: str, flags: dict[str, str], change: str) -> Plan:

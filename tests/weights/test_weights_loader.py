@@ -123,7 +123,6 @@ def test_every_parameter_is_held_once(tmp_path: Path, spec: ModelSpec) -> None:
 
     expected = sum(parameter.num_bytes("bf16") for parameter in inventory(spec))
     assert sum(storage.nbytes() for storage in storages.values()) == expected
-    assert model.report.held_bytes == expected
 
 
 def test_a_tied_unembedding_shares_the_embeddings_storage(tmp_path: Path) -> None:
@@ -301,7 +300,6 @@ def test_the_report_adds_up_and_the_transient_peak_is_one_chunk(tmp_path: Path) 
     assert seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert 0 < report.peak_transient_bytes <= 8 << 20
-    assert report.peak_bytes == report.held_bytes + report.peak_transient_bytes
 
 
 def test_bytes_that_need_no_conversion_pass_no_staging_buffer(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ weights.loading.pinned_reader stand in for the staging chunk.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from weights import families
 from weights.checkpoint.folder import Checkpoint
 from weights.checkpoint.matching import Matching, SkippedTensor, match, tied_copies_differ
 from weights.formats import get_format, get_quantised
-from weights.inventory import QUANTISABLE, Parameter, inventory
+from weights.inventory import QUANTISABLE, Component, Parameter, held_format, inventory
 from weights.loading.fusion import FusedLinear, fused_linears, held_name, plain_tensors
 from weights.loading.pinned_reader import CopyStream, PinnedReader
 from weights.loading.tensor_reader import TensorReader, torch_dtype
@@ -41,27 +41,23 @@ class Pack(Protocol[_PackedOut]):
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """``tensors`` counts those read into parameters; ``held_bytes`` are the parameters' bytes, tied
-    weights once; ``peak_transient_bytes`` what was allocated beside them, at most, at one time;
-    ``unprefixed``: the file's names lack the family's prefix."""
+    """``tensors`` counts those read into parameters; ``peak_transient_bytes`` were allocated beside
+    what is held, at most, at one time; ``unprefixed``: the file's names lack the family's
+    prefix."""
 
     format: str
     tensors: int
     bytes_read: int
     seconds: float
-    held_bytes: int
     peak_transient_bytes: int
     skipped: tuple[SkippedTensor, ...]
     unprefixed: bool
 
-    @property
-    def peak_bytes(self) -> int:
-        return self.held_bytes + self.peak_transient_bytes
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel(Generic[_Packed]):
-    """``linears`` by the names of weights.loading.fusion, packed; ``tensors``: tables and norms."""
+    """``linears`` by the names of weights.loading.fusion, packed; ``tensors``: tables and norms. A
+    tied embedding that is quantised is the packed unembedding alone."""
 
     linears: dict[str, _Packed]
     tensors: dict[str, torch.Tensor]
@@ -74,6 +70,7 @@ def load(
     *,
     format: str,
     quantization: str | None = None,
+    quantised: Container[str] = QUANTISABLE,
     device: torch.device | str = "cpu",
     pack: Pack[_Packed],
     progress: Progress | None = None,
@@ -81,9 +78,10 @@ def load(
 ) -> LoadedModel[_Packed]:
     """Every parameter of ``spec`` in ``format`` on ``device``.
 
-    With a ``quantization``, the matrices of weights.inventory.QUANTISABLE are packed in that format
-    instead; their biases keep ``format``. ``copies`` are a GPU's: tensors then pass through pinned
-    memory, read by several threads; without, one thread reads into place.
+    With a ``quantization``, the matrices of ``quantised`` components are packed in that format
+    instead, each as soon as it was read; their biases keep ``format``. ``copies`` are a GPU's:
+    tensors then pass through pinned memory, read by several threads; without, one thread reads into
+    place.
 
     Raises CheckpointError, before any tensor is read, where tensors are missing, unexpected or of
     the wrong shape; ValueError for a format that there is not.
@@ -94,7 +92,7 @@ def load(
     started = time.monotonic()
     matching = match(checkpoint, families.resolve(checkpoint.config), spec)
     counter = _ByteCounter(matching.bytes_to_read, progress)
-    assembly = _Assembly(spec, format, quantization, torch.device(device), pack)
+    assembly = _Assembly(spec, format, quantization, quantised, torch.device(device), pack)
     with _reader(checkpoint, counter.add, copies) as reader:
         _check_tied_copies(matching, reader)
         for placement in matching.placements:
@@ -112,7 +110,6 @@ def load(
         tensors=len(matching.placements),
         bytes_read=counter.done,
         seconds=time.monotonic() - started,
-        held_bytes=sum(p.num_bytes(format, quantization) for p in inventory(spec)),
         peak_transient_bytes=staging_bytes + assembly.peak_unpacked_bytes,
         skipped=matching.skipped,
         unprefixed=matching.unprefixed,
@@ -154,19 +151,24 @@ class _Assembly(Generic[_Packed]):
         spec: ModelSpec,
         format: str,
         quantization: str | None,
+        quantised: Container[str],
         device: torch.device,
         pack: Pack[_Packed],
     ) -> None:
         self._spec = spec
         self._format = format
         self._quantization = quantization
+        self._quantised = quantised
         self._device = device
         self._pack = pack
         self._parameters = {parameter.name: parameter for parameter in inventory(spec)}
-        self._owners = {part: linear for linear in fused_linears(spec) for part in linear.parts}
+        linears = fused_linears(spec)
+        if spec.tied_unembedding and self._held_format(Component.EMBEDDING) != format:
+            linears += (FusedLinear("unembedding", ("embedding",)),)
+        self._owners = {part: linear for linear in linears for part in linear.parts}
         self._waiting = {
             linear.name: sum(name.rpartition(".")[0] in linear.parts for name in self._parameters)
-            for linear in fused_linears(spec)
+            for linear in linears
         }
         self._open: dict[str, torch.Tensor] = {}
         self._plain: dict[str, torch.Tensor] = {}
@@ -208,22 +210,25 @@ class _Assembly(Generic[_Packed]):
 
     def finish(self) -> tuple[dict[str, _Packed], dict[str, torch.Tensor]]:
         """(packed linears, plain tensors by the names that the model uses)."""
-        if self._spec.tied_unembedding:
+        if self._spec.tied_unembedding and "embedding" not in self._owners:
             # The same storage: a tied unembedding costs nothing where the format allows.
             table = self._plain["embedding.weight"]
             self._linears["unembedding"] = self._pack(table, self._format)
-        names = plain_tensors(self._spec)
+        names = (
+            name
+            for name in plain_tensors(self._spec)
+            if name.rpartition(".")[0] not in self._owners
+        )
         return self._linears, {held_name(name): self._plain[name] for name in names}
 
     def _pack_fused(self, linear: FusedLinear) -> _Packed:
         weight = self._open.pop(f"{linear.name}.weight")
         bias = self._open.pop(f"{linear.name}.bias", None)
-        format = self._quantization if self._is_quantised(linear) else None
-        return self._pack(weight, format or self._format, bias)
-
-    def _is_quantised(self, linear: FusedLinear) -> bool:
         first = self._parameters[f"{linear.parts[0]}.weight"]
-        return self._quantization is not None and first.component in QUANTISABLE
+        return self._pack(weight, self._held_format(first.component), bias)
+
+    def _held_format(self, component: str) -> str:
+        return held_format(component, self._format, self._quantization, self._quantised)
 
     def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=torch_dtype(self._format), device=self._device)

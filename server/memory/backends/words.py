@@ -22,8 +22,19 @@ def places(serves: Callable[[Backend], bool]) -> str:
 
 
 def only(serves: Callable[[Backend], bool]) -> str:
-    """Ends a help text: where alone an option is served; empty where all serve it."""
-    return "" if all(map(serves, backends())) else f"; on {places(serves)} only"
+    """Ends a help text: where alone an option is served; empty where every place has a backend
+    that serves it."""
+    served = places(serves)
+    return "" if served == places(lambda _: True) else f"; on {served} only"
+
+
+def server_of(serves: Callable[[Backend], bool], device: str) -> str:
+    """What would serve, for one whose device is ``device``: other places, or another backend of
+    this one."""
+    able = [each for each in backends() if serves(each)]
+    here = [f"--backend {each.name}" for each in able if each.device == device]
+    elsewhere = [each.place for each in able if each.device != device]
+    return " or ".join(dict.fromkeys((*elsewhere, *here)))
 
 
 def by_place(words: Callable[[Backend], object], separator: str) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from server.engine.engine_config import EngineConfig, ModelConfig
+from server.engine.engine_config import EngineConfig
 from server.memory.backends.registry import backend_named
 from server.memory.kinds import MemoryKind
 from server.memory.kv_groups import attention_shapes, narrowest_rows, pages
-from server.memory.layout import decode_graph_sizes
+from server.memory.layout import Layout, decode_graph_sizes
 from server.memory.phases import Phase
 from server.memory.planner.plan import MemoryPlan
 from weights.formats import FORMATS, get_format
-from weights.inventory import QUANTISABLE, tally
+from weights.inventory import tally
 from weights.spec import ModelSpec
 from weights.tensor_parallel import rank_shape, rank_spec
 
@@ -23,7 +23,7 @@ def formulas(plan: MemoryPlan) -> dict[str, str]:
     model, config = plan.layout.model, plan.config
     tied = ", tied unembedding counted once" if model.tied_unembedding else ""
     return {
-        "weights": f"{_weights_formula(model, config.model)}{tied}",
+        "weights": f"{_weights_formula(plan.layout)}{tied}",
         "kv_cache": _kv_formula(plan),
         "activations": f"largest phase of the largest step, {_phase(plan.layout.peak_phase)} B, "
         f"at {config.scheduler.max_num_batched_tokens} tokens",
@@ -106,21 +106,24 @@ def _unlike_kv_formula(plan: MemoryPlan, model: ModelSpec) -> str:
     )
 
 
-def _weights_formula(model: ModelSpec, how: ModelConfig) -> str:
+def _weights_formula(layout: Layout) -> str:
     """Elements in a quantised format and the others, of one rank."""
+    how = layout.config.model
     width = get_format(how.format).bytes_per_element
-    quantised = others = quantised_bytes = 0
-    for parameter, times in tally(model).items():
+    held_format = backend_named(how.backend).parts.held_format
+    quantised = others = 0
+    for parameter, times in tally(layout.model).items():
         held = replace(parameter, shape=rank_shape(parameter, how.ranks))
-        if how.quantization is not None and parameter.component in QUANTISABLE:
+        if held_format(layout.model, parameter.component, how) != how.format:
             quantised += times * held.num_elements
-            quantised_bytes += times * held.num_bytes(how.format, how.quantization)
         else:
             others += times * held.num_elements
     rank = f" (one rank of {how.ranks})" if how.ranks > 1 else ""
+    more_bytes = layout.bytes(MemoryKind.WEIGHTS) - others * width
     if how.quantization is None:
-        return f"{others} parameters x {width} B ({how.format}){rank}"
+        padding = f" + {more_bytes} B that pad matrices" if more_bytes else ""
+        return f"{others} parameters x {width} B ({how.format}){padding}{rank}"
     return (
-        f"{quantised} parameters of layers' matrices in {how.quantization} with their scales "
-        f"({quantised_bytes} B) + {others} others x {width} B ({how.format}){rank}"
+        f"{quantised} parameters of matrices in {how.quantization} with their scales "
+        f"({more_bytes} B) + {others} others x {width} B ({how.format}){rank}"
     )

@@ -17,7 +17,6 @@ from server.memory.kinds import MemoryKind
 from server.memory.planner.formulas import formulas
 from server.memory.planner.plan import MemoryPlan
 from server.units import format_size
-from weights.inventory import held_format
 
 Parts = list[dict[str, Any]]
 
@@ -46,6 +45,7 @@ class MemoryReport:
         self._sources = sources
         backend = backend_named(plan.config.model.backend)
         self._device, self._accounting = backend.device, backend.parts.accounting
+        self._held_format = backend.parts.held_format
         self._formulas = formulas(plan)
 
     def tree(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class MemoryReport:
         return [
             {
                 "part": component,
-                "format": held_format(component, model.format, model.quantization),
+                "format": self._held_format(self._plan.layout.model, component, model),
                 "bytes": nbytes,
                 "planned_bytes": planned.get(component, 0),
             }

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
 
 from kernels.backends import NATIVE_CPU
 from kernels.cpu.native.levels import chosen_level
 from kernels.cpu.native.library import NativeUnavailable, level, library
-from kernels.footprint.native_linear import packed_bytes, product_scratch_bytes
+from kernels.footprint.native_linear import (
+    channel_bytes,
+    packed_bytes,
+    product_scratch_bytes,
+)
 from server.engine.engine_config import EngineConfig, ModelConfig
 from server.memory.backends.parts import Parts
 from server.memory.backends.record import FoundDevice, Unusable
@@ -16,9 +22,11 @@ from server.memory.intermediates import LOGPROB_TEMPORARY, SAMPLE_TEMPORARY, sam
 from server.memory.kinds import Shapes
 from server.memory.phases import Phase, logit_phases
 from server.memory.program_values import value_places
-from weights.inventory import Component, inventory
+from weights.formats import tensor_bytes
+from weights.inventory import QUANTISABLE, Component, Parameter, inventory
 from weights.loading.fusion import fused_linears
 from weights.spec import ModelSpec, NormPlacement
+from weights.tensor_parallel import rank_shape
 
 
 def find_native() -> FoundDevice:
@@ -41,33 +49,58 @@ def check_level(asked: str | None) -> None:
         raise Unusable(str(error)) from error
 
 
+def quantised(model: ModelSpec) -> Container[str]:
+    """Every matrix that is multiplied; the unembedding too, which is the embedding where it is
+    tied."""
+    unembedding = Component.EMBEDDING if model.tied_unembedding else Component.UNEMBEDDING
+    return QUANTISABLE | {Component.PROJECTION, unembedding}
+
+
+def parameter_bytes(model: ModelSpec, parameter: Parameter, how: ModelConfig) -> int:
+    """Of a matrix, its channels packed; all else as its format says."""
+    if parameter.component not in quantised(model):
+        return tensor_bytes(parameter.shape, how.format)
+    channels, inputs = parameter.shape
+    return channels * channel_bytes(inputs, product_format(how))
+
+
+def product_format(how: ModelConfig) -> str:
+    """What every matrix is packed in."""
+    return how.quantization or how.format
+
+
 def weights(model: ModelSpec, how: ModelConfig) -> dict[str, int]:
-    """Matrices in tiles, each with its padding; all else as its format says."""
-    shapes = {parameter.name: parameter for parameter in inventory(model)}
-    in_linears: set[str] = set()
+    """Matrices in tiles, each with its padding, which counts as its last part's."""
+    return dict(_weights(model, how))
+
+
+@lru_cache(maxsize=16)  # a plan asks for one model's at every size that it tries
+def _weights(model: ModelSpec, how: ModelConfig) -> Mapping[str, int]:
     held: dict[str, int] = {}
+    of_rank = {
+        parameter.name: replace(parameter, shape=rank_shape(parameter, how.ranks))
+        for parameter in inventory(model)
+    }
+    for parameter in of_rank.values():
+        nbytes = parameter_bytes(model, parameter, how)
+        held[parameter.component] = held.get(parameter.component, 0) + nbytes
+    for parts in _matrices(model):
+        if parts[-1] not in of_rank:
+            continue  # of a layer of experts, which plans alone have
+        last = of_rank[parts[-1]]
+        channels, inputs = sum(of_rank[part].shape[0] for part in parts), last.shape[1]
+        format = product_format(how)
+        padding = packed_bytes(channels, inputs, format) - channels * channel_bytes(inputs, format)
+        held[last.component] += padding
+    return {str(component): nbytes for component, nbytes in held.items()}
 
-    def add(component: str, nbytes: int) -> None:
-        held[component] = held.get(component, 0) + nbytes
 
+def _matrices(model: ModelSpec) -> Iterator[tuple[str, ...]]:
+    """Of each packed matrix the parameters that are its rows."""
     for linear in fused_linears(model):
-        parts = [shapes[f"{part}.weight"] for part in linear.parts]
-        channels, inputs = sum(part.shape[0] for part in parts), parts[0].shape[1]
-        left = packed_bytes(channels, inputs, how.format)
-        for part in parts[:-1]:
-            add(str(part.component), part.num_bytes(how.format))
-            left -= part.num_bytes(how.format)
-        add(str(parts[-1].component), left)  # with the padding
-        in_linears |= {f"{name}.weight" for name in linear.parts}
-    for name, parameter in shapes.items():
-        if name in in_linears:
-            continue
-        tied = model.tied_unembedding and name == "embedding.weight"
-        plain, packed = parameter.num_bytes(how.format), 0
-        if tied:
-            packed = packed_bytes(parameter.shape[0], parameter.shape[1], how.format)
-        add(str(parameter.component), packed or plain)
-    return held
+        yield tuple(f"{part}.weight" for part in linear.parts)
+    if model.tied_unembedding:
+        yield ("embedding.weight",)
 
 
 def program_buffers(model: ModelSpec, config: EngineConfig) -> Shapes:
@@ -76,7 +109,7 @@ def program_buffers(model: ModelSpec, config: EngineConfig) -> Shapes:
     tokens = config.scheduler.max_num_batched_tokens
     threads = config.model.num_threads
     scratch = max(
-        product_scratch_bytes(tokens, inputs, config.model.format, threads)
+        product_scratch_bytes(tokens, inputs, product_format(config.model), threads)
         for inputs in _inputs(model)
     )
     return (
@@ -124,7 +157,7 @@ def _logit_phases(model: ModelSpec, config: EngineConfig, rows: int) -> Iterator
     product: tuple[tuple[str, int], ...] = ()
     if model.embedding_size:  # narrowed first, by a product of its own
         scratch = product_scratch_bytes(
-            rows, model.hidden_size, config.model.format, config.model.num_threads
+            rows, model.hidden_size, product_format(config.model), config.model.num_threads
         )
         product = (("product_scratch", scratch),)
     return logit_phases(
@@ -157,6 +190,8 @@ PARTS = Parts(
     logit_limits=torch_cpu.logit_limits,
     phases=step_phases,
     auto_format=auto_format,
+    quantised=quantised,
     weights=weights,
+    parameter_bytes=parameter_bytes,
     buffers=program_buffers,
 )
