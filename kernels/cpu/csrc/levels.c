@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-static int runs_portable(void) { return 1; }
+static int runs_always(void) { return 1; }
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -30,11 +30,16 @@ static int keeps(unsigned registers) {
     return has(low, registers);
 }
 
-enum { XCR0_YMM = 0x06 };
+enum { XCR0_YMM = 0x06, XCR0_ZMM = 0xe0 };
 
 static int runs_avx2(void) {
     return keeps(XCR0_YMM) && has(leaf(1).ecx, bit_AVX | bit_FMA | bit_F16C) &&
            has(leaf(7).ebx, bit_AVX2);
+}
+
+static int runs_avx512(void) {
+    return runs_avx2() && keeps(XCR0_ZMM) &&
+           has(leaf(7).ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
 }
 #endif
 
@@ -43,9 +48,12 @@ static const struct {
     int (*runs)(void);
 } levels[] = {
 #if defined(__x86_64__)
+    {&qr_avx512, runs_avx512},
     {&qr_avx2, runs_avx2},
+#elif defined(__aarch64__)
+    {&qr_neon, runs_always}, /* all of it is in the first version of the architecture */
 #endif
-    {&qr_portable, runs_portable},
+    {&qr_portable, runs_always},
 };
 
 enum { LEVELS = sizeof levels / sizeof *levels };

@@ -27,7 +27,9 @@ struct qr_kernels {
 
 extern QR_EXPORT const struct qr_kernels qr_portable;
 #if defined(__x86_64__)
-extern QR_EXPORT const struct qr_kernels qr_avx2;
+extern QR_EXPORT const struct qr_kernels qr_avx2, qr_avx512;
+#elif defined(__aarch64__)
+extern QR_EXPORT const struct qr_kernels qr_neon;
 #endif
 
 #endif

@@ -66,6 +66,95 @@ INLINE vf vf_from_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
+#elif defined(QR_LEVEL_NEON)
+#include <arm_neon.h>
+#define LANES 8 /* two registers: the lanes of a sum are the same as on other levels */
+typedef struct {
+    float32x4_t low, high;
+} vf;
+
+INLINE vf vf_all(float x) { return (vf){vdupq_n_f32(x), vdupq_n_f32(x)}; }
+INLINE vf vf_zero(void) { return vf_all(0); }
+INLINE vf vf_load(const float *p) { return (vf){vld1q_f32(p), vld1q_f32(p + 4)}; }
+INLINE void vf_store(float *p, vf x) {
+    vst1q_f32(p, x.low);
+    vst1q_f32(p + 4, x.high);
+}
+INLINE vf vf_fma(vf a, vf b, vf c) {
+    return (vf){vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
+}
+INLINE vf vf_add(vf a, vf b) { return (vf){vaddq_f32(a.low, b.low), vaddq_f32(a.high, b.high)}; }
+INLINE vf vf_sub(vf a, vf b) { return (vf){vsubq_f32(a.low, b.low), vsubq_f32(a.high, b.high)}; }
+INLINE vf vf_mul(vf a, vf b) { return (vf){vmulq_f32(a.low, b.low), vmulq_f32(a.high, b.high)}; }
+INLINE vf vf_div(vf a, vf b) { return (vf){vdivq_f32(a.low, b.low), vdivq_f32(a.high, b.high)}; }
+INLINE vf vf_where_less(vf a, vf b, vf x, vf y) {
+    return (vf){vbslq_f32(vcltq_f32(a.low, b.low), x.low, y.low),
+                vbslq_f32(vcltq_f32(a.high, b.high), x.high, y.high)};
+}
+INLINE int vf_any_equal(vf a, vf b) {
+    uint32x4_t equal = vorrq_u32(vceqq_f32(a.low, b.low), vceqq_f32(a.high, b.high));
+    return vmaxvq_u32(equal) != 0;
+}
+/* Not vmaxq_f32, which has another answer where one is no number. */
+INLINE vf vf_max(vf a, vf b) { return vf_where_less(b, a, a, b); }
+INLINE vf vf_min(vf a, vf b) { return vf_where_less(a, b, a, b); }
+INLINE vf vf_round(vf x) { return (vf){vrndnq_f32(x.low), vrndnq_f32(x.high)}; }
+INLINE float32x4_t exp2_whole(float32x4_t n) {
+    int32x4_t bits = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
+    return vreinterpretq_f32_s32(bits);
+}
+INLINE vf vf_exp2_whole(vf n) { return (vf){exp2_whole(n.low), exp2_whole(n.high)}; }
+INLINE void vf_sums_of_four(vf a, vf b, vf c, vf d, float to[4]) {
+    float32x4_t low = vpaddq_f32(vpaddq_f32(a.low, b.low), vpaddq_f32(c.low, d.low));
+    float32x4_t high = vpaddq_f32(vpaddq_f32(a.high, b.high), vpaddq_f32(c.high, d.high));
+    vst1q_f32(to, vaddq_f32(low, high));
+}
+INLINE vf vf_from_f16(const uint16_t *p) {
+    float16x8_t x = vreinterpretq_f16_u16(vld1q_u16(p));
+    return (vf){vcvt_f32_f16(vget_low_f16(x)), vcvt_high_f32_f16(x)};
+}
+INLINE vf vf_from_bf16(const uint16_t *p) {
+    uint16x8_t x = vld1q_u16(p);
+    return (vf){vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(x), 16)),
+                vreinterpretq_f32_u32(vshll_high_n_u16(x, 16))};
+}
+INLINE void vf_from_bf16_pairs(const uint16_t *p, vf *first, vf *second) {
+    uint32x4_t low = vreinterpretq_u32_u16(vld1q_u16(p));
+    uint32x4_t high = vreinterpretq_u32_u16(vld1q_u16(p + 8)), odd = vdupq_n_u32(0xffff0000);
+    *first = (vf){vreinterpretq_f32_u32(vshlq_n_u32(low, 16)),
+                  vreinterpretq_f32_u32(vshlq_n_u32(high, 16))};
+    *second = (vf){vreinterpretq_f32_u32(vandq_u32(low, odd)),
+                   vreinterpretq_f32_u32(vandq_u32(high, odd))};
+}
+
+typedef struct {
+    int32x4_t low, high;
+} vi;
+
+INLINE vi vi_all(int32_t x) { return (vi){vdupq_n_s32(x), vdupq_n_s32(x)}; }
+INLINE vi vi_zero(void) { return vi_all(0); }
+INLINE vi vi_load(const void *p) {
+    const int8_t *bytes = p;
+    return (vi){vreinterpretq_s32_s8(vld1q_s8(bytes)), vreinterpretq_s32_s8(vld1q_s8(bytes + 16))};
+}
+INLINE vi vi_add(vi a, vi b) { return (vi){vaddq_s32(a.low, b.low), vaddq_s32(a.high, b.high)}; }
+INLINE vf vf_from_vi(vi x) { return (vf){vcvtq_f32_s32(x.low), vcvtq_f32_s32(x.high)}; }
+INLINE int32x4_t pairs_of_s16(int16x8_t a, int16x8_t b) {
+    return vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+}
+INLINE vi vi_pairs(vi a, vi b) {
+    return (vi){pairs_of_s16(vreinterpretq_s16_s32(a.low), vreinterpretq_s16_s32(b.low)),
+                pairs_of_s16(vreinterpretq_s16_s32(a.high), vreinterpretq_s16_s32(b.high))};
+}
+INLINE int32x4_t odd_bytes(int32x4_t x) {
+    return vreinterpretq_s32_s16(vshrq_n_s16(vreinterpretq_s16_s32(x), 8));
+}
+INLINE int32x4_t even_bytes(int32x4_t x) {
+    return odd_bytes(vreinterpretq_s32_s16(vshlq_n_s16(vreinterpretq_s16_s32(x), 8)));
+}
+INLINE vi vi_even(vi x) { return (vi){even_bytes(x.low), even_bytes(x.high)}; }
+INLINE vi vi_odd(vi x) { return (vi){odd_bytes(x.low), odd_bytes(x.high)}; }
+
 #else /* portable: vectors that the compiler makes of what there is */
 #define LANES 8
 typedef float vf __attribute__((vector_size(32)));
@@ -152,7 +241,7 @@ INLINE vi vi_pairs(vi a, vi b) {
 INLINE vi vi_even(vi x) { return (vi)(((vs)x << 8) >> 8); }
 INLINE vi vi_odd(vi x) { return (vi)((vs)x >> 8); }
 INLINE vf vf_from_bf16(const uint16_t *p) {
-    vu x;
+    vu x = {0};
     for (int i = 0; i < LANES; i++) x[i] = (uint32_t)p[i] << 16;
     return (vf)x;
 }

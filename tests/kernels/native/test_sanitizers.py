@@ -7,7 +7,6 @@ runs some of this folder's tests: whatever either finds ends that Python.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -15,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent.parent
-SOURCES = ROOT / "kernels" / "cpu" / "csrc"
-FLAGS = "-std=gnu11 -O1 -g -fPIC -fvisibility=hidden -fno-omit-frame-pointer -ffp-contract=off"
+from tests.kernels.native.compiling import ROOT, compile_objects
+
 CHECKS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-LEVELS = {"avx2": ("-mavx2", "-mfma", "-mf16c")}
+FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", *CHECKS)
 
 RUN = """
 import sys
@@ -50,15 +48,7 @@ def runtime_library(compiler: str, name: str) -> str | None:
 
 
 def build(compiler: str, folder: Path) -> Path:
-    names = ["levels", "pool", "portable"]
-    names += ["avx2"] if platform.machine() in ("x86_64", "AMD64") else []
-    objects = []
-    for name in names:
-        made = folder / f"{name}.o"
-        source = str(SOURCES / f"{name}.c")
-        flags = (*FLAGS.split(), *CHECKS, *LEVELS.get(name, ()))
-        subprocess.run([compiler, *flags, "-c", source, "-o", str(made)], check=True)
-        objects.append(str(made))
+    objects = compile_objects(compiler, folder, extra=FLAGS)
     library = folder / "checked.so"
     link = [compiler, "-shared", *CHECKS, *objects, "-o", str(library), "-pthread", "-lm"]
     subprocess.run(link, check=True)

@@ -1,0 +1,4 @@
+#define QR_LEVEL_NEON
+#include "kernels.inc"
+
+KERNELS(qr_neon, "neon")
