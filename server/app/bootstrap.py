@@ -1,10 +1,12 @@
 """The composition root of the API process: every part is made and joined here, and nowhere else.
 
-    main thread:  check the folder, plan --> bind --> spawn engine --> import the web parts
-    engine:                                         import torch --> settings --> load --> Ready
+    main thread:  spawn engine --> check the folder, plan --> bind --> import the web parts
+    engine:                        import torch ---------------------> settings --> load --> Ready
 
-What is refused is refused before a process is started to import torch. To read a good folder takes
-some 20 ms; a bad one takes two seconds at most, by the bounds of weights.checkpoint.limits.
+The engine's process is started first: torch takes longer to import than all that is done here
+meanwhile. It is told nothing before everything has been checked, and killed where something is
+refused. To read a good folder takes some 20 ms; a bad one takes two seconds at most, by the bounds
+of weights.checkpoint.limits.
 
 Start-up is over when the engine says Ready; requests before that get a 503. SIGTERM or SIGINT
 drains: new requests get a 503, open ones finish for at most --drain-timeout, the exit code is 0. A
@@ -33,7 +35,6 @@ from server.ipc.engine_info import GAUGE_NAMES
 from server.ipc.gauges import GaugeBlock
 from server.startup.descriptors import connection_limits
 from server.startup.listener import bind, explain
-from server.startup.model_info import read_model
 
 ENGINE_COMMAND = (sys.executable, "-m", "server.worker")
 # -m looks in the working directory first: it is ours, not the user's, who may have a folder of the
@@ -51,22 +52,24 @@ def serve(config: ServerConfig) -> int:
     logs.configure(config.log_format)
     starting = _Starting()
     connections = connection_limits(config.max_connections)
-    model = read_model(config)
-    with contextlib.closing(_listen(config)) as listener:
-        gauges = GaugeBlock.create(GAUGE_NAMES)
+    gauges = GaugeBlock.create(GAUGE_NAMES)
 
-        def spawn() -> EngineProcess:
-            return spawn_engine(ENGINE_COMMAND, gauges.fd, ENGINE_FOLDER)
+    def spawn() -> EngineProcess:
+        return spawn_engine(ENGINE_COMMAND, gauges.fd, ENGINE_FOLDER)
 
-        first = starting.spawn(spawn)  # it imports torch while this process imports the web parts
-        try:
+    first = starting.spawn(spawn)  # it imports torch while this process does all of the rest
+    try:
+        from server.startup.model_info import read_model  # the families, late
+
+        model = read_model(config)
+        with contextlib.closing(_listen(config)) as listener:
             from server.app.api_process import HttpServer  # the web packages, late
 
             server = HttpServer(config, model, connections, listener, gauges, spawn, started)
             return asyncio.run(server.run(first))
-        finally:
-            first.close()
-            gauges.close()
+    finally:
+        first.close()
+        gauges.close()
 
 
 class _Starting:

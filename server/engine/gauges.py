@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from server.engine.scheduler_state import SchedulerState
+if TYPE_CHECKING:  # not needed by those who read gauges only, before an engine is there
+    from server.engine.scheduler_state import SchedulerState
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def read_model(config: ServerConfig) -> ModelInfo:
 
 
 def _refuse_tensors(checkpoint: Checkpoint, family: Family, spec: ModelSpec) -> None:
-    """What the loader would refuse: told here, before an engine is started to import torch.
+    """What the loader would refuse: told here, before the engine is told anything.
 
     Raises:
         StartupError: a tensor is missing, not expected, or of the wrong shape or dtype.

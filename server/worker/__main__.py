@@ -21,8 +21,10 @@ from server.errors import StartupError
 from server.ipc.engine_info import GAUGE_NAMES, EngineSettings
 from server.ipc.frames import Failed, FrameError, Progress, Ready, Start
 from server.ipc.gauges import GaugeBlock
+from server.memory.accounting.gpu_device import torch_has_cuda
 from server.memory.accounting.process import limit_malloc_arenas
 from server.worker.channel import ChannelClosed, EngineChannel
+from server.worker.late_imports import UNUSED_ON_A_CPU, defer
 from server.worker.loop import run_engine
 
 EXIT_STARTUP = 2  # as the server's own
@@ -37,6 +39,8 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     limit_malloc_arenas()
     limit_thread_spinning()
+    if not torch_has_cuda():
+        defer(UNUSED_ON_A_CPU)
     channel = EngineChannel(socket.socket(fileno=socket_fd))
     try:
         _serve(channel, GaugeBlock(gauges_fd, GAUGE_NAMES))

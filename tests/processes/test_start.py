@@ -82,17 +82,23 @@ def test_a_signal_while_the_engine_is_spawned_leaves_no_engine() -> None:
 
 
 TELLS_WHAT_IT_TOOK = """
-import atexit, re
+import atexit, json, re
 import server.app.bootstrap
-def spawn_engine(*arguments):
-    raise AssertionError("an engine was started")
+class AllIsChecked:
+    def find_spec(self, name, path=None, target=None):
+        if name == "server.app.api_process":
+            raise AssertionError("all is checked")
+sys.meta_path.insert(0, AllIsChecked())
+spawn = server.app.bootstrap.spawn_engine
+def spawn_engine(command, *arguments):
+    engine = spawn(("sleep", "60"), *arguments)  # and as many seconds as its arguments say
+    atexit.register(tell, engine)
+    return engine
 server.app.bootstrap.spawn_engine = spawn_engine
-def tell():
+def tell(engine):
     peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)
     loaded = {"torch", "numpy", "tokenizers", "fastapi"} & set(sys.modules)
-    print(json.dumps([sorted(loaded), int(peak) // 1024]))
-import json
-atexit.register(tell)
+    print(json.dumps([sorted(loaded), int(peak) // 1024, engine.popen.returncode]))
 """
 
 
@@ -103,7 +109,7 @@ atexit.register(tell)
         *("index_names_a_million_tensors_in_few_bytes", "snapshot_mounted_without_its_blobs"),
     ],
 )
-def test_what_headers_and_config_tell_is_told_before_an_engine_is_started(
+def test_what_headers_and_config_tell_is_told_before_the_engine_is_told_anything(
     name: str, tmp_path: Path
 ) -> None:
     mutation = MUTATIONS[name]
@@ -112,8 +118,9 @@ def test_what_headers_and_config_tell_is_told_before_an_engine_is_started(
     ended = run(TELLS_WHAT_IT_TOOK, "serve", str(tmp_path / "model"), "--device", "cpu")
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
     assert all(word in ended.stderr for word in mutation.words)
-    loaded, peak_mib = json.loads(ended.stdout)
+    loaded, peak_mib, engine = json.loads(ended.stdout)
     assert loaded == []
+    assert engine == -signal.SIGKILL
     assert peak_mib < 128
 
 
@@ -128,7 +135,7 @@ def test_positions_that_cannot_be_meant_ask_for_a_length(tmp_path: Path) -> None
     assert "--max-model-len TOKENS" in ended.stderr
     assert json.loads(ended.stdout)[0] == []
     served = run(TELLS_WHAT_IT_TOOK, *arguments, "--max-model-len", "4096", "--port", "0")
-    assert "AssertionError: an engine was started" in served.stderr
+    assert "AssertionError: all is checked" in served.stderr
 
 
 STANDS_IN_FOR_THE_ENGINE = """
