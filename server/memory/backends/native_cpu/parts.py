@@ -23,7 +23,7 @@ from server.memory.kinds import Shapes
 from server.memory.phases import Phase, logit_phases
 from server.memory.program_values import value_places
 from weights.formats import tensor_bytes
-from weights.inventory import QUANTISABLE, Component, Parameter, inventory
+from weights.inventory import QUANTISABLE, Component, Parameter, inventory, tally
 from weights.loading.fusion import fused_linears
 from weights.spec import ModelSpec, NormPlacement
 from weights.tensor_parallel import rank_shape
@@ -133,11 +133,8 @@ def _wide_vectors(model: ModelSpec, format: str) -> int:
 
 
 def _inputs(model: ModelSpec) -> set[int]:
-    shapes = {parameter.name: parameter.shape for parameter in inventory(model)}
-    return {
-        model.table_width,
-        *(shapes[f"{linear.parts[0]}.weight"][1] for linear in fused_linears(model)),
-    }
+    matrices = quantised(model)
+    return {parameter.shape[1] for parameter in tally(model) if parameter.component in matrices}
 
 
 def step_phases(
