@@ -77,12 +77,11 @@ def _engine(model: str, format: str, bench: Bench) -> list[Comparison]:
     decode, prefill, eight = Pairs(), Pairs(), Pairs()
     bench.measure_limits()
     for turn in bench.rounds():
-        decode.ours.append(rates(serve_batch(built, ONE, turn), 1).decode)
-        decode.theirs.append(_theirs(bench, gguf, ONE).decode)
-        prefill.ours.append(rates(serve_batch(built, PROMPT, turn), 1).prefill)
-        prefill.theirs.append(_theirs(bench, gguf, PROMPT).prefill)
-        eight.ours.append(rates(serve_batch(built, EIGHT, turn), 8).decode)
-        eight.theirs.append(_theirs(bench, gguf, EIGHT).decode)
+        for pairs, batch in ((decode, ONE), (eight, EIGHT)):
+            ours = rates(serve_batch(built, batch, turn), batch.size).decode
+            pairs.add(ours, _theirs(bench, gguf, batch).decode)
+        ours = rates(serve_batch(built, PROMPT, turn), 1).prefill
+        prefill.add(ours, _theirs(bench, gguf, PROMPT).prefill)
     bench.measure_limits()
     name = f"{model} {format}"
     goal = _DECODE_GOALS.get(model) or _DECODE_GOALS[format]

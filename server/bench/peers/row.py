@@ -23,8 +23,8 @@ class NotServed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One figure of ours beside llama.cpp's, over the rounds. ``more_is_better`` says how to read
-    ``ratio``, which is ours to theirs of the same round, and above 1 where we are ahead.
+    """One figure of ours beside llama.cpp's, over the rounds. ``ratio`` is of the same round, and
+    above 1 where we are ahead, whichever way the figure is read.
 
     ``shares`` are of the run's limits, by name. ``goals`` are in words.
     """
@@ -75,10 +75,14 @@ class Row:
 
 @dataclass(slots=True)
 class Pairs:
-    """The rounds' figures, ours and theirs, which are rates where ``more_is_better``."""
+    """The rounds' figures, ours and theirs."""
 
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
+
+    def add(self, ours: float, theirs: float) -> None:
+        self.ours.append(ours)
+        self.theirs.append(theirs)
 
     def comparison(
         self,

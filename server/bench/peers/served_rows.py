@@ -33,7 +33,7 @@ USERS = (8, 16)
 PROMPT_TOKENS = OUTPUT_TOKENS = 128
 LONG = (16, 1008, 16)  # users, prompt, output: 1,024 tokens each
 DEMO_OUTPUT = 512
-CONTEXT = 2048  # tokens of one of llama-server's slots at most; whole prompts and answers fit
+SLACK_TOKENS = 16  # of llama-server's slots, beside a prompt and its answer
 POLL_S = 0.01
 
 
@@ -53,7 +53,11 @@ class Served:
 
 def served_rows() -> list[Row]:
     return [
-        *(Row(f"served/M/{format}", partial(_users, "M", format)) for format in ("bf16", INT8)),
+        *(
+            Row(f"served/M/{format}/{users}", partial(_users, "M", format, users))
+            for format in ("bf16", INT8)
+            for users in USERS
+        ),
         *(Row(f"demo/{format}", partial(_demo, format)) for format in ("f32", "bf16")),
         *(
             Row(f"start/{model}/bf16", partial(_start, model, goal))
@@ -89,65 +93,52 @@ def _vocabulary(folder: Path) -> int:
 # -- users at once -----------------------------------------------------------------------------
 
 
-def _users(model: str, format: str, bench: Bench) -> list[Comparison]:
+def _users(model: str, format: str, users: int, bench: Bench) -> list[Comparison]:
     folder = MODELS[model].folder(bench.cache)
-    ours = _ours(folder, format)
-    batches = {users: Batch(users, PROMPT_TOKENS, OUTPUT_TOKENS) for users in USERS}
-    built = build(folder, format, bench.threads, *batches.values())
     vocabulary = _vocabulary(folder)
-    rate, first, gap = ({users: Pairs() for users in USERS} for _ in range(3))
-    offline: dict[int, list[float]] = {users: [] for users in USERS}
-    waits: dict[int, list[float]] = {users: [] for users in USERS}
+    batch = Batch(users, PROMPT_TOKENS, OUTPUT_TOKENS)
+    built = build(folder, format, bench.threads, batch)
+    ours = _ours(folder, format)
+    theirs = _theirs(bench, model, format, users, batch.num_tokens + SLACK_TOKENS)
+    rate, first, gap = Pairs(), Pairs(), Pairs()
+    kept: list[float] = []
+    waits: list[float] = []
 
-    def ask(served: Served, turn: int) -> dict[int, Answered]:
-        found: dict[int, Answered] = {}
+    def ask(served: Served, turn: int) -> Answered:
         with served.running() as (port, _):
-            ask_together(port, prompts(1, 8, vocabulary, seed=-1), 4)
-            for users in USERS:
-                asked = prompts(users, PROMPT_TOKENS, vocabulary, 100 * turn + users)
-                found[users] = ask_together(port, asked, OUTPUT_TOKENS)
-        return found
+            ask_together(port, prompts(1, 8, vocabulary, seed=-1), 4)  # warms it up
+            return ask_together(
+                port, prompts(users, PROMPT_TOKENS, vocabulary, turn), OUTPUT_TOKENS
+            )
 
-    theirs = _theirs(bench, model, format, max(USERS), PROMPT_TOKENS + OUTPUT_TOKENS + 16)
     for turn in bench.rounds():
-        for users in USERS:
-            begun = time.perf_counter()
-            serve_batch(built, batches[users], turn)
-            tokens = users * OUTPUT_TOKENS
-            offline[users].append(tokens / (time.perf_counter() - begun))
-        for users, one in ask(ours, turn).items():
-            rate[users].ours.append(one.tokens_per_second)
-            first[users].ours.append(one.median_first)
-            gap[users].ours.append(one.median_gap)
-            waits[users].append(one.median_first / max(one.first))
-        for users, one in ask(theirs, turn).items():
-            rate[users].theirs.append(one.tokens_per_second)
-            first[users].theirs.append(one.median_first)
-            gap[users].theirs.append(one.median_gap)
-    found: list[Comparison] = []
+        begun = time.perf_counter()
+        serve_batch(built, batch, turn)
+        offline = users * OUTPUT_TOKENS / (time.perf_counter() - begun)
+        mine, other = ask(ours, turn), ask(theirs, turn)
+        kept.append(mine.tokens_per_second / offline)
+        waits.append(mine.median_first / max(mine.first))
+        rate.add(mine.tokens_per_second, other.tokens_per_second)
+        first.add(mine.median_first, other.median_first)
+        gap.add(mine.median_gap, other.median_gap)
+    name = f"{model} {format} served to {users}"
     goal = ">= 1.3x" if format == INT8 else ">= 1.25x"
-    for users in USERS:
-        name = f"{model} {format} served to {users}"
-        kept = [
-            over / without for over, without in zip(rate[users].ours, offline[users], strict=True)
-        ]
-        found += [
-            rate[users].comparison(
-                name,
-                "tokens/s",
-                f"{goal}, >= 95 % of offline",
-                {"of offline": statistics.median(kept)},
-            ),
-            first[users].comparison(
-                f"{name}, first token",
-                "s",
-                "<= 60 % of the last one's",
-                {"of the last one's": statistics.median(waits[users])},
-                more_is_better=False,
-            ),
-            gap[users].comparison(f"{name}, between tokens", "s", more_is_better=False),
-        ]
-    return found
+    return [
+        rate.comparison(
+            name,
+            "tokens/s",
+            f"{goal}, >= 95 % of offline",
+            {"of offline": statistics.median(kept)},
+        ),
+        first.comparison(
+            f"{name}, first token",
+            "s",
+            "<= 60 % of the last one's",
+            {"of the last one's": statistics.median(waits)},
+            more_is_better=False,
+        ),
+        gap.comparison(f"{name}, between tokens", "s", more_is_better=False),
+    ]
 
 
 def _demo(format: str, bench: Bench) -> list[Comparison]:
@@ -212,7 +203,7 @@ def _resident(model: str, bench: Bench) -> list[Comparison]:
     pairs = Pairs()
     for served, found in (
         (_ours(folder, STORED), pairs.ours),
-        (_theirs(bench, model, STORED, users, prompt + output + 16), pairs.theirs),
+        (_theirs(bench, model, STORED, users, prompt + output + SLACK_TOKENS), pairs.theirs),
     ):
         with served.running() as (port, process):
             ask_together(port, prompts(users, prompt, vocabulary, 0), output)
