@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from server.bench.peers.engine_rows import build
 from server.bench.peers.http_load import Answered, ask_together, prompts
 from server.bench.peers.models import MODELS, STORED
 from server.bench.peers.row import (
@@ -24,10 +23,15 @@ from server.bench.peers.row import (
     quantization_of,
 )
 from server.bench.server import free_port, serve_command, started
-from server.bench.serving import Batch, serve_batch
+from server.bench.serving import Batch
+from server.config.server_config import resolve as resolve_config
+from server.engine.core import EngineCore
+from server.engine.request import EngineRequest
 from server.memory.backends.native_cpu import NATIVE
+from server.startup.model_info import engine_settings, read_model
+from server.worker.build import build_engine
 from weights.checkpoint.folder import open_checkpoint
-from weights.families import resolve
+from weights.families import resolve as resolve_family
 
 USERS = (8, 16)
 PROMPT_TOKENS = OUTPUT_TOKENS = 128
@@ -67,13 +71,17 @@ def served_rows() -> list[Row]:
     ]
 
 
-def _ours(folder: Path, format: str) -> Served:
+def _options(folder: Path, format: str) -> dict[str, str]:
     """With the defaults that a user gets. Raises NotServed."""
     quantization = quantization_of(format)
-    arguments = [str(folder), "--backend", NATIVE.name]
-    arguments += ["--dtype", DTYPES[STORED if quantization else format]]
-    if quantization is not None:
-        arguments += ["--quantization", quantization]
+    options = {"model-dir": str(folder), "backend": NATIVE.name}
+    options["dtype"] = DTYPES[STORED if quantization else format]
+    return options if quantization is None else options | {"quantization": quantization}
+
+
+def _ours(folder: Path, format: str) -> Served:
+    options = _options(folder, format)
+    arguments = [options.pop("model-dir"), *(f"--{name}={one}" for name, one in options.items())]
     return Served(partial(serve_command, arguments), "/ready")
 
 
@@ -87,7 +95,7 @@ def _theirs(bench: Bench, model: str, format: str, users: int, context: int) -> 
 
 def _vocabulary(folder: Path) -> int:
     config = open_checkpoint(folder).config
-    return resolve(config).spec(config).vocab_size
+    return resolve_family(config).spec(config).vocab_size
 
 
 # -- users at once -----------------------------------------------------------------------------
@@ -97,7 +105,8 @@ def _users(model: str, format: str, users: int, bench: Bench) -> list[Comparison
     folder = MODELS[model].folder(bench.cache)
     vocabulary = _vocabulary(folder)
     batch = Batch(users, PROMPT_TOKENS, OUTPUT_TOKENS)
-    built = build(folder, format, bench.threads, batch)
+    config = resolve_config(_options(folder, format), {})
+    core = build_engine(engine_settings(config, read_model(config)), lambda text: None).core
     ours = _ours(folder, format)
     theirs = _theirs(bench, model, format, users, batch.num_tokens + SLACK_TOKENS)
     rate, first, gap = Pairs(), Pairs(), Pairs()
@@ -112,9 +121,7 @@ def _users(model: str, format: str, users: int, bench: Bench) -> list[Comparison
             )
 
     for turn in bench.rounds():
-        begun = time.perf_counter()
-        serve_batch(built, batch, turn)
-        offline = users * OUTPUT_TOKENS / (time.perf_counter() - begun)
+        offline = users * OUTPUT_TOKENS / _offline(core, batch.requests(vocabulary, turn))
         mine, other = ask(ours, turn), ask(theirs, turn)
         kept.append(mine.tokens_per_second / offline)
         waits.append(mine.median_first / max(mine.first))
@@ -139,6 +146,17 @@ def _users(model: str, format: str, users: int, bench: Bench) -> list[Comparison
         ),
         gap.comparison(f"{name}, between tokens", "s", more_is_better=False),
     ]
+
+
+def _offline(core: EngineCore, requests: Sequence[EngineRequest]) -> float:
+    """Seconds that the same engine takes for them without HTTP. Raises ValueError if it refuses."""
+    begun = time.perf_counter()
+    core.submit(requests)
+    while core.has_work:
+        frame = core.step()
+        if frame is not None and frame.refused:
+            raise ValueError(f"the engine refused a request: {frame.refused[0].message}")
+    return time.perf_counter() - begun
 
 
 def _demo(format: str, bench: Bench) -> list[Comparison]:
