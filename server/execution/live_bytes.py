@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -39,36 +38,40 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
         self.made: list[int] = []
         self._record_above = record_above
-        self._live: dict[StorageWeakRef, int] = {}
-        self._foreign: set[StorageWeakRef] = set()
+        # By the storage's place, which nothing else takes while there is a weak reference to it.
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._most = 0  # bytes of those, some of which may have died
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for tensor in _tensors((args, kwargs)):
-            ref = _ref(tensor.untyped_storage())
-            if ref not in self._live:
-                self._foreign.add(ref)  # weights, buffers: made before or outside
+        # What comes out of an operation that was given it is a view, or was written in place.
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        self._forget()
         for tensor in _tensors(out):
-            self._see(tensor.untyped_storage())
-        self.peak_bytes = max(self.peak_bytes, sum(self._live.values()))
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given:
+                self._see(storage)
+        if self._most > self.peak_bytes:
+            self._forget()
+            self.peak_bytes = max(self.peak_bytes, self._most)
         return out
 
     def _see(self, storage: torch.UntypedStorage) -> None:
-        ref = _ref(storage)
-        if ref in self._live or ref in self._foreign:
+        if storage._cdata in self._live:
             return
-        self._live[ref] = storage.nbytes()
-        if storage.nbytes() >= self._record_above:
-            self.made.append(storage.nbytes())
+        nbytes = storage.nbytes()
+        self._live[storage._cdata] = StorageWeakRef(storage), nbytes  # type: ignore[no-untyped-call]
+        self._most += nbytes
+        if nbytes >= self._record_above:
+            self.made.append(nbytes)
 
     def _forget(self) -> None:
-        """Drops what has died; an address may be used again for something new."""
-        for ref in [ref for ref in self._live if _expired(ref)]:
-            del self._live[ref]
-        self._foreign = {ref for ref in self._foreign if not _expired(ref)}
+        """Drops what has died: asked only where the peak may have risen, since it takes long."""
+        for place, (ref, nbytes) in list(self._live.items()):
+            if ref.expired():  # type: ignore[no-untyped-call]
+                del self._live[place]
+                self._most -= nbytes
 
 
 class AllocatorStatistics(Protocol):
@@ -142,13 +145,13 @@ def storage_bytes(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.untyped_storage().nbytes()
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-def _ref(storage: torch.UntypedStorage) -> StorageWeakRef:
-    return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-
-
-def _expired(ref: StorageWeakRef) -> bool:
-    return bool(ref.expired())  # type: ignore[no-untyped-call]
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    """Those of an operation's arguments or results: tensors, and sequences and mappings of them."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _tensors(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _tensors(value)
