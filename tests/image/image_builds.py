@@ -78,7 +78,7 @@ def _wheels(folder: Path) -> Path:
         [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder)),
             *("--only-binary=:all:", "--python-version", PYTHON, "-c", str(constraints)),
-            *(f"{torch}+cpu", *wanted),
+            *(f"{torch}+cpu", "ziglang", *wanted),
         ]
     )
     return folder

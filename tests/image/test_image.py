@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kernels.cpu.native.levels import default_level
 from tests.e2e.server_process import free_port
 from tests.image.container_engine import ContainerEngine
 from tests.image.image_builds import QUIRE, Images
@@ -15,6 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MEMORY_LIMIT = 1 << 30
 MOST_IMAGE_BYTES = 1_200_000_000
+MOST_LIBRARY_BYTES = 1 << 20
 COMPILERS = "cc gcc g++ c++ clang tcc ld as make pip pip3"
 
 
@@ -26,7 +28,7 @@ def quire(engine: ContainerEngine, images: Images) -> Iterator[RunningQuire]:
         # Docker mounts nothing at /tmp: podman shall not either. There is no place to write.
         *("--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL"),
         *("--security-opt=no-new-privileges", f"--memory={MEMORY_LIMIT}"),
-        *("--env", "QUIRE_DRAIN_TIMEOUT=120", QUIRE),
+        *("--env", "QUIRE_DRAIN_TIMEOUT=120", "--env", "QUIRE_BACKEND=native", QUIRE),
     )
     running.wait_ready()
     yield running
@@ -55,6 +57,16 @@ def test_it_is_nobody_with_nothing_to_build_with_and_nowhere_to_write(quire: Run
         )
         == ""
     )
+
+
+def test_its_native_kernels_were_built_before(quire: RunningQuire) -> None:
+    """For the best level of this machine; nothing is left of their compiler."""
+    report = quire.logs()
+    assert "backend       native" in report
+    assert f"({default_level().upper()})" in report
+    (size,) = quire.sh("stat -c %s /app/kernels/cpu/native/quire_cpu.so").split()
+    assert int(size) < MOST_LIBRARY_BYTES
+    assert quire.sh("find / -xdev -iname '*ziglang*' 2>/dev/null; ls -d /app/build || true") == ""
 
 
 def test_it_serves_a_completion_and_is_healthy(quire: RunningQuire) -> None:
