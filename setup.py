@@ -34,7 +34,7 @@ COMMON = (
 # By the kernel's word for a machine: its levels, each a file, and the flags of each file that needs
 # any. The portable one takes half as long to compile for the same speed where -O2 does for it.
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
-AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 LEVELS = {
     "x86_64": {"portable": ("-O2",), "avx2": AVX2, "avx512": (*AVX2, *AVX512)},
     "aarch64": {"portable": ("-O2",), "neon": ()},

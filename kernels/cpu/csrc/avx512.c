@@ -1,4 +1,4 @@
-/* Foundation, BW, DQ and VL. Has not run on such a processor yet: see native/tested_levels.toml. */
+/* Foundation, BW, DQ, VL and VNNI, as processors since 2019 have them. Has not run on such a processor yet: see native/tested_levels.toml. */
 #define QR_LEVEL_AVX2
 #define QR_WIDE_PRODUCTS
 #include "kernels.inc"

@@ -39,7 +39,8 @@ static int runs_avx2(void) {
 
 static int runs_avx512(void) {
     return runs_avx2() && keeps(XCR0_ZMM) &&
-           has(leaf(7).ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
+           has(leaf(7).ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL) &&
+           has(leaf(7).ecx, bit_AVX512VNNI);
 }
 #endif
 

@@ -16,8 +16,7 @@
 #undef vi_zero
 #undef vi_all
 #undef vi_load
-#undef vi_add
 #undef vf_from_vi
-#undef vi_pairs
+#undef vi_add_pairs
 #undef vi_even
 #undef vi_odd

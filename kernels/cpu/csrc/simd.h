@@ -247,4 +247,7 @@ INLINE vf vf_from_bf16(const uint16_t *p) {
 }
 #endif
 
+/* sum, and the products of pairs that vi_pairs adds up. */
+INLINE vi vi_add_pairs(vi sum, vi a, vi b) { return vi_add(sum, vi_pairs(a, b)); }
+
 #define VECTORS (QR_TILE / LANES) /* of a tile's channels */

@@ -28,9 +28,8 @@ typedef __m512i wi;
 INLINE wi wi_zero(void) { return _mm512_setzero_si512(); }
 INLINE wi wi_all(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE wi wi_load(const void *p) { return _mm512_loadu_si512(p); }
-INLINE wi wi_add(wi a, wi b) { return _mm512_add_epi32(a, b); }
 INLINE wf wf_from_wi(wi x) { return _mm512_cvtepi32_ps(x); }
-INLINE wi wi_pairs(wi a, wi b) { return _mm512_madd_epi16(a, b); }
+INLINE wi wi_add_pairs(wi sum, wi a, wi b) { return _mm512_dpwssd_epi32(sum, a, b); }
 INLINE wi wi_even(wi x) { return _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8); }
 INLINE wi wi_odd(wi x) { return _mm512_srai_epi16(x, 8); }
 
@@ -51,8 +50,7 @@ INLINE wi wi_odd(wi x) { return _mm512_srai_epi16(x, 8); }
 #define vi_zero wi_zero
 #define vi_all wi_all
 #define vi_load wi_load
-#define vi_add wi_add
 #define vf_from_vi wf_from_wi
-#define vi_pairs wi_pairs
+#define vi_add_pairs wi_add_pairs
 #define vi_even wi_even
 #define vi_odd wi_odd

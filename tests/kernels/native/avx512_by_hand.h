@@ -57,14 +57,12 @@ HAND hand_i hand_slli_epi32(hand_i x, int n) {
 HAND hand_i hand_and_si512(hand_i a, hand_i b) {
     return (hand_i){_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
 }
-HAND hand_i hand_add_epi32(hand_i a, hand_i b) {
-    return (hand_i){_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
-}
 HAND hand_ps hand_cvtepi32_ps(hand_i x) {
     return (hand_ps){_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)};
 }
-HAND hand_i hand_madd_epi16(hand_i a, hand_i b) {
-    return (hand_i){_mm256_madd_epi16(a.low, b.low), _mm256_madd_epi16(a.high, b.high)};
+HAND hand_i hand_dpwssd_epi32(hand_i sum, hand_i a, hand_i b) {
+    return (hand_i){_mm256_add_epi32(sum.low, _mm256_madd_epi16(a.low, b.low)),
+                    _mm256_add_epi32(sum.high, _mm256_madd_epi16(a.high, b.high))};
 }
 HAND hand_i hand_slli_epi16(hand_i x, int n) {
     return (hand_i){_mm256_slli_epi16(x.low, n), _mm256_slli_epi16(x.high, n)};
@@ -88,8 +86,7 @@ HAND hand_i hand_srai_epi16(hand_i x, int n) {
 #define _mm512_loadu_si512 hand_loadu_si512
 #define _mm512_slli_epi32 hand_slli_epi32
 #define _mm512_and_si512 hand_and_si512
-#define _mm512_add_epi32 hand_add_epi32
 #define _mm512_cvtepi32_ps hand_cvtepi32_ps
-#define _mm512_madd_epi16 hand_madd_epi16
+#define _mm512_dpwssd_epi32 hand_dpwssd_epi32
 #define _mm512_slli_epi16 hand_slli_epi16
 #define _mm512_srai_epi16 hand_srai_epi16
