@@ -12,6 +12,8 @@ import pytest
 
 from kernels.cpu.native.levels import choose_level, chosen_level
 from kernels.cpu.native.library import NativeUnavailable, library
+from server.memory.backends.native_cpu import NATIVE
+from server.memory.backends.torch_cpu import TORCH
 
 
 def why_no_native() -> str | None:
@@ -38,3 +40,5 @@ def native_is_there() -> bool:
 needs_native = pytest.mark.skipif(
     not native_is_there(), reason=f"no native kernels: {why_no_native()}"
 )
+
+ON_A_CPU = NATIVE if native_is_there() else TORCH  # the backend that serves there by itself

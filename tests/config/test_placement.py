@@ -11,7 +11,8 @@ from server.config.server_config import resolve
 from server.errors import StartupError
 from server.memory.accounting.gpu_device import GpuDevice, find_gpu
 from server.memory.accounting.nvml import DeviceUse
-from server.memory.backends.record import Backend, FoundDevice
+from server.memory.backends.native_cpu import NATIVE
+from server.memory.backends.record import Backend, FoundDevice, Unusable
 from server.memory.backends.torch_cpu import TORCH
 from server.memory.backends.torch_cpu import parts as torch_parts
 from server.memory.backends.triton_cuda import TRITON
@@ -22,6 +23,7 @@ from server.memory.planner.resolve_args import resolve_engine
 from server.startup.dtype_choice import choose_dtype
 from server.startup.placement import Placement, place, refuse_model
 from server.startup.report import determinism
+from tests.native_kernels import ON_A_CPU, needs_native
 from weights.formats import FORMATS
 from weights.presets import find_preset
 from weights.spec import ModelSpec, QkNorm
@@ -59,11 +61,24 @@ def test_auto_takes_a_gpu_that_can_be_used_and_else_the_cpu() -> None:
     assert (placed().backend, placed().found.title) == (TRITON, H200.name)
     assert placed().passed_over == ()
     for found in (placed(gpu=None), placed(torch_cuda=False), placed(gpu=OLD)):
-        assert found.backend is TORCH
-        (reason,) = found.passed_over
-        assert reason.startswith("triton: ")
+        assert found.backend is ON_A_CPU
+        assert [why.split(": ")[0] for why in found.passed_over][:1] == ["triton"]
     assert "no NVIDIA driver" in placed(gpu=None).passed_over[0]
-    assert (placed(device="cpu").backend, placed(device="cpu").passed_over) == (TORCH, ())
+    assert placed(device="cpu").backend is ON_A_CPU
+
+
+@needs_native
+def test_a_cpu_has_native_kernels_where_they_are_built_and_else_torch() -> None:
+    assert (placed(device="cpu").backend, placed(device="cpu").passed_over) == (NATIVE, ())
+
+    def find(backend: Backend) -> FoundDevice:
+        if backend is NATIVE:
+            raise Unusable("its kernels were not built")
+        return backend.find_device()
+
+    without = place(resolve({"device": "cpu"}, {}), find=find)
+    assert without.backend is TORCH
+    assert without.passed_over == ("native: its kernels were not built",)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +194,7 @@ def test_a_model_that_a_backend_lacks_something_for_is_refused_by_name() -> None
     refuse_model(wide, TORCH)
     with pytest.raises(StartupError, match=r"on a GPU: heads of 512"):
         placed(wide)  # auto takes a device, whatever the model
-    assert placed(wide, gpu=None).backend is TORCH
+    assert placed(wide, gpu=None).backend is ON_A_CPU
 
 
 def test_answers_are_equal_to_the_bit_in_batch_invariant_mode_only() -> None:

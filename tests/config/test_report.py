@@ -102,7 +102,7 @@ def test_it_says_why_there_is_no_chat() -> None:
 
 
 def test_the_version_says_the_device_and_its_guarantee() -> None:
-    config = resolve({"device": "cpu", "dtype": "bfloat16"}, {})
+    config = resolve({"device": "cpu", "backend": "torch", "dtype": "bfloat16"}, {})
     model = read_model(config)
     told = version_report(config, model)
     assert (told["device"], told["dtype"]) == ("cpu", "bf16")

@@ -93,13 +93,13 @@ def test_it_serves_and_its_books_balance(folder: Path, dtype: str, quantization:
     assert "bit for bit, in any batch" in served_determinism(plan)
 
 
-def test_it_is_taken_where_it_is_named(tmp_path: Path) -> None:
+def test_it_is_taken_on_a_cpu_where_no_other_is_named(tmp_path: Path) -> None:
     folder = written(tmp_path, MODELS["tied"])
-    assert read(folder).placement.backend is TORCH
-    assert read(folder, device="cpu").placement.backend is TORCH
+    assert read(folder, device="cpu").placement.backend is NATIVE
     for device in ("auto", "cpu"):
-        placed = read(folder, device=device, backend="native").placement
-        assert (placed.backend, placed.passed_over) == (NATIVE, ())
+        for backend in (NATIVE, TORCH):
+            placed = read(folder, device=device, backend=backend.name).placement
+            assert (placed.backend, placed.passed_over) == (backend, ())
     with pytest.raises(StartupError, match="--backend native computes on a CPU, and --device is"):
         read(folder, device="cuda", backend="native")
     with pytest.raises(StartupError, match="not one of torch, native, triton"):

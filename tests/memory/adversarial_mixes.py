@@ -1,8 +1,9 @@
 """Mixes of requests that are made to exceed a memory plan, and an engine that serves them.
 
-Run as ``python -m tests.memory.adversarial_mixes MODEL_DIR KV_BYTES FIRST COUNT``: builds an engine
-as its process does, serves the mixes with these seeds through the in-process client, and prints one
-JSON object: what became of the requests, what was planned, and the most that was measured.
+Run as ``python -m tests.memory.adversarial_mixes MODEL_DIR KV_BYTES FIRST COUNT BACKEND``: builds
+an engine as its process does, serves the mixes with these seeds through the in-process client, and
+prints one JSON object: what became of the requests, what was planned, and the most that was
+measured.
 """
 
 from __future__ import annotations
@@ -181,10 +182,11 @@ def watch_every_step() -> None:
 
 def main() -> None:
     folder, kv_bytes, first, count = sys.argv[1], *(int(text) for text in sys.argv[2:5])
+    backend = sys.argv[5]
     limit_malloc_arenas()
     exact_malloc()
     options: dict[str, Any] = {"model-dir": folder, "threads": "1", "dtype": "float32", **LIMITS}
-    flags = {**options, "kv-cache-memory": str(kv_bytes)}
+    flags = {**options, "kv-cache-memory": str(kv_bytes), "backend": backend}
     config = resolve(flags, {"QUIRE_DEBUG_CHECK_INVARIANTS": "on"})
     model = read_model(config)
     engine = build_engine(engine_settings(config, model), lambda text: None)
