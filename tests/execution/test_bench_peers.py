@@ -93,10 +93,11 @@ def test_a_row_that_the_time_does_not_reach_is_told_of(tmp_path: Path) -> None:
 
 def test_int8_has_no_figure_until_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quantization_of("bf16") is None
-    monkeypatch.setattr(row, "NATIVE", replace(NATIVE, quantisations=()))
+    without = replace(NATIVE, quantisations=(), suggested_quantisations=())
+    monkeypatch.setattr(row, "NATIVE", without)
     with pytest.raises(NotServed, match="int8"):
         quantization_of("int8")
-    monkeypatch.setattr(row, "NATIVE", replace(NATIVE, quantisations=("int8",)))
+    monkeypatch.setattr(row, "NATIVE", replace(without, quantisations=("int8",)))
     assert quantization_of("int8") == "int8"
 
 

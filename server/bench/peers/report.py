@@ -6,6 +6,7 @@ A file is written anew with every row, so that a run which is stopped leaves wha
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -61,6 +62,7 @@ def machine_facts() -> dict[str, str]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor(),
+        "load average at the start": f"{os.getloadavg()[0]:.1f}",
         "level": f"{runtime().level.name} of {', '.join(levels_here())}",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "quire": f"{server.__version__} {commit}".strip(),
@@ -120,7 +122,7 @@ class Report:
 
     def table(self) -> str:
         facts = {**self.facts, **self.llama}.items()
-        loops = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in self.limits.loops.items())
+        loops = "; ".join(f"{name} {rate / 1e9:.1f}" for name, rate in self.limits.loops.items())
         lines = [
             f"# Beside llama.cpp, {self.started:%Y-%m-%d %H:%M} UTC",
             "",
