@@ -1,9 +1,10 @@
 """Parts of torch that an engine on a CPU does not use, imported when they are first asked for.
 
 To import torch takes longer than to load a small model, and a third of that goes to what computes
-shapes without values (``_meta_registrations``), traces programs (``export``) and replaces
-operations of GPUs (``_native``). A module that is deferred is there, by its name, file and place;
-its code runs when one of its attributes is wanted. So nothing is missing, it only comes late.
+shapes without values (``_meta_registrations``), traces programs (``export``), holds tensors of
+unlike lengths (``nested``) and replaces operations of GPUs (``_native``). A module that is deferred
+is there, by its name, file and place; its code runs when one of its attributes is wanted. So
+nothing is missing, it only comes late.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-UNUSED_ON_A_CPU = ("torch._meta_registrations", "torch.export", "torch._native")
+UNUSED_ON_A_CPU = ("torch._meta_registrations", "torch.export", "torch._native", "torch.nested")
 
 
 def defer(names: Iterable[str]) -> None:
