@@ -62,8 +62,8 @@ def _rows(inputs: int, channels: int) -> tuple[CpuRow, ...]:
     return one + tuple(CpuRow(512, inputs, channels, format, 0.9) for format, _ in formats)
 
 
-# A Llama of 1 B's gate and up, and its way down.
-ROWS = (*_rows(2048, 16384), *_rows(8192, 2048))
+# A Llama of 1 B's gate and up, and its way down; the narrow rows of one of 0.5 B.
+ROWS = (*_rows(2048, 16384), *_rows(8192, 2048), *_rows(896, 9728))
 
 
 @dataclass(frozen=True, slots=True)
