@@ -25,6 +25,7 @@ from weights.spec import ModelSpec
 from weights.synthetic.checkpoint import tiny_gpt2, tiny_llama
 
 LIMITS = CpuLimits({"torch.sum": 20e9}, 100e9)
+FACTS = {"processor": "one"}
 LLAMA = LlamaCpp(Path("sources"), Path("programs"), 2)
 
 
@@ -70,7 +71,9 @@ def rows_that_fail() -> list[Row]:
 
 
 def test_a_row_that_fails_costs_the_others_nothing_and_is_told_of(tmp_path: Path) -> None:
-    report = Report(tmp_path / "results", {"commit": "abc"}, LIMITS, recorded={"decode": 6.0})
+    report = Report(
+        tmp_path / "results", {"commit": "abc"}, LIMITS, recorded={"decode": 6.0}, facts=FACTS
+    )
     command.run(rows_that_fail(), bench(tmp_path), report, 60)
     [one] = report.found
     assert one.name == "decode"
@@ -85,7 +88,7 @@ def test_a_row_that_fails_costs_the_others_nothing_and_is_told_of(tmp_path: Path
 
 
 def test_a_row_that_the_time_does_not_reach_is_told_of(tmp_path: Path) -> None:
-    report = Report(None, {}, LIMITS, recorded={})
+    report = Report(None, {}, LIMITS, recorded={}, facts=FACTS)
     command.run(rows_that_fail(), bench(tmp_path), report, 0)
     assert set(report.missing.values()) == {"the time is over"}
     assert not report.found

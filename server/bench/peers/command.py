@@ -30,6 +30,8 @@ import torch
 
 from kernels.bench.cpu import rows as kernel_rows
 from kernels.bench.cpu.limits import measure_limits
+from kernels.cpu.native.library import NativeUnavailable
+from kernels.cpu.native.program import runtime
 from server.bench.engine import EXIT_REFUSED, Spread
 from server.bench.peers.engine_rows import engine_rows
 from server.bench.peers.llama_cpp import PeerError, build
@@ -61,10 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(row.name for row in rows))
         return 0
     try:
+        runtime()
         llama = build(options.cache, threads)
         small = MODELS["demo"].gguf(options.cache, "bf16", llama.gguf_package)
         facts = {**llama.facts(small), "its system line": llama.system_line(small)}
-    except PeerError as error:
+    except (NativeUnavailable, PeerError) as error:
         print(f"server.bench peers: {error}", file=sys.stderr)
         return EXIT_REFUSED
     bench = Bench(options.cache, threads, options.rounds, llama, measure_limits())
