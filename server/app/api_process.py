@@ -95,10 +95,11 @@ class HttpServer:
         self._signalled = 0.0
 
     async def run(self, first: EngineProcess) -> int:
-        """Serves until a signal or the engine's end; returns the exit code."""
+        """Serves until a signal or the engine's end; returns the exit code. ``first`` has been told
+        its settings."""
         fix_mmap_threshold()
         self._handle_signals()
-        engine = asyncio.create_task(self.supervisor.run(first))
+        engine = asyncio.create_task(self.supervisor.run(first, told=True))
         http = asyncio.create_task(self._http.serve(sockets=[self._socket]))
         stop = asyncio.create_task(self._stop.wait())
         try:

@@ -1,12 +1,12 @@
 """The composition root of the API process: every part is made and joined here, and nowhere else.
 
-    main thread:  spawn engine --> check the folder, plan --> bind --> import the web parts
-    engine:                        import torch ---------------------> settings --> load --> Ready
+    main thread:  spawn engine -> check the folder, plan -> bind -> tell settings -> the web parts
+    engine:                       import torch ---------------------------> load -> Ready
 
-The engine's process is started first: torch takes longer to import than all that is done here
-meanwhile. It is told nothing before everything has been checked, and killed where something is
-refused. To read a good folder takes some 20 ms; a bad one takes two seconds at most, by the bounds
-of weights.checkpoint.limits.
+The engine's process is started first: torch takes longer to import than the folder to check. It is
+told nothing before that has passed, and is killed where something is refused. Then it loads while
+the web packages and the tokenizer come here. To read a good folder takes some 20 ms; a bad one
+takes two seconds at most, by the bounds of weights.checkpoint.limits.
 
 Start-up is over when the engine says Ready; requests before that get a 503. SIGTERM or SIGINT
 drains: new requests get a 503, open ones finish for at most --drain-timeout, the exit code is 0. A
@@ -59,10 +59,13 @@ def serve(config: ServerConfig) -> int:
 
     first = starting.spawn(spawn)  # it imports torch while this process does all of the rest
     try:
-        from server.startup.model_info import read_model  # the families, late
+        from server.ipc.frames import Start, encode
+        from server.startup.model_info import engine_settings, read_model  # the families, late
 
         model = read_model(config)
         with contextlib.closing(_listen(config)) as listener:
+            with contextlib.suppress(ConnectionError):  # it has died: its supervisor says of what
+                first.connection.sendall(encode(Start(engine_settings(config, model))))
             from server.app.api_process import HttpServer  # the web packages, late
 
             server = HttpServer(config, model, connections, listener, gauges, spawn, started)

@@ -117,8 +117,10 @@ class Supervisor:
     def _standing(self) -> Standing:
         return Standing.MOVES if self._stillness is None else self._stillness.standing
 
-    async def run(self, first: EngineProcess) -> None:
+    async def run(self, first: EngineProcess, *, told: bool = False) -> None:
         """Attends to ``first`` and its successors; returns when it gave up or was stopped.
+
+        ``told``: the first has its settings already.
 
         Raises:
             StartupError: the first engine could not be built, or died before it was ready.
@@ -127,7 +129,7 @@ class Supervisor:
         while process is not None:
             self._process = process
             try:
-                reason = await self._attend(process)
+                reason = await self._attend(process, told=told and process is first)
             finally:
                 self._process = None
                 process.close()
@@ -168,10 +170,11 @@ class Supervisor:
         self._metrics.observe_engine_restart()
         return self._spawn()
 
-    async def _attend(self, process: EngineProcess) -> str:
+    async def _attend(self, process: EngineProcess, *, told: bool) -> str:
         """Serves one process until it ends; returns why it ended."""
         reader, writer = await asyncio.open_unix_connection(sock=process.connection)
-        writer.write(encode(Start(self._settings)))
+        if not told:
+            writer.write(encode(Start(self._settings)))
         stillness = Stillness(self._policy, lambda: activity_of(process.pid))
         self._stillness = stillness
         watchdog = asyncio.create_task(self._watch(process, stillness))
