@@ -28,7 +28,7 @@ def quire(engine: ContainerEngine, images: Images) -> Iterator[RunningQuire]:
         # Docker mounts nothing at /tmp: podman shall not either. There is no place to write.
         *("--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL"),
         *("--security-opt=no-new-privileges", f"--memory={MEMORY_LIMIT}"),
-        *("--env", "QUIRE_DRAIN_TIMEOUT=120", "--env", "QUIRE_BACKEND=native", QUIRE),
+        *("--env", "QUIRE_DRAIN_TIMEOUT=120", QUIRE),
     )
     running.wait_ready()
     yield running

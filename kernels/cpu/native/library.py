@@ -27,8 +27,8 @@ def library() -> ctypes.CDLL:
     """The library, its functions declared. Raises NativeUnavailable."""
     if not FILE.is_file():
         raise NativeUnavailable(
-            "its kernels were not built: the installation found no C compiler (install one, then"
-            " install quire again)"
+            "its kernels were not built: the installation found no C compiler (install one, or"
+            " ziglang from PyPI, then install quire again)"
         )
     try:
         made = ctypes.CDLL(str(FILE))
