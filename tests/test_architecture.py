@@ -33,11 +33,11 @@ from server.client.process import EngineProcess
 from server.client.supervisor import EngineState
 from server.config.server_config import resolve
 from server.ipc.engine_info import GAUGE_NAMES
-from server.ipc.frames import Ready, Start
+from server.ipc.frames import Ready, Start, encode
 from server.ipc.gauges import GaugeBlock
 from server.startup.descriptors import ConnectionLimits
 from server.startup.listener import bind
-from server.startup.model_info import read_model
+from server.startup.model_info import engine_settings, read_model
 from server.worker.build import build_engine
 from server.worker.channel import EngineChannel
 from server.worker.gauge_publisher import GaugePublisher
@@ -175,9 +175,11 @@ async def served(trace: Trace) -> dict[str, Any]:
     engine = EngineThread(gauges, trace.note_engine)
     process = EngineProcess(cast(Any, engine), engine.connection, FileIO(os.devnull, "w"))
     listener = bind("127.0.0.1", 0)
+    model = read_model(config)
+    engine.connection.sendall(encode(Start(engine_settings(config, model))))
     server = HttpServer(
         config,
-        read_model(config),
+        model,
         ConnectionLimits(8, 8),
         listener,
         gauges,
