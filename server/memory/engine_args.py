@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from server.errors import StartupError
 
 MAX_MODEL_LEN = 2**24  # tokens: no published context comes near it
-LEAST_PROMPT_TOKENS = 32  # of a step by default, beside a token of each sequence
+LEAST_PROMPT_TOKENS = 16  # of a step by default, beside a token of each sequence
 USUAL_TOKENS = 512  # of a sequence, where a CPU's KV cache is sized by itself
 MAX_QUEUED_REQUESTS = 256
 QUEUE_TIMEOUT_S = 60

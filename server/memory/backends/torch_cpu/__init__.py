@@ -5,7 +5,7 @@ from __future__ import annotations
 from server.memory.backends.record import Backend, Defaults
 
 # What a thread with AVX2 computes in some 0.4 s, so that what runs gets a token twice a second.
-_THREAD_STEP_FLOPS = 24 * 10**9
+_THREAD_STEP_FLOPS = 18 * 10**9
 CPU_DEFAULTS = Defaults(
     block_size=16,
     max_num_seqs=32,
