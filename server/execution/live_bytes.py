@@ -53,9 +53,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if storage._cdata not in given:
                 self._see(storage)
         if self._most > self.peak_bytes:
-            self._forget()
-            self.peak_bytes = max(self.peak_bytes, self._most)
+            self.peak_bytes = max(self.peak_bytes, self.alive_bytes())
         return out
+
+    def alive_bytes(self) -> int:
+        """Of what is alive now."""
+        self._forget()
+        return self._most
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata in self._live:

@@ -189,8 +189,8 @@ def _keys_not_rotated(real: Any) -> Any:
 
 @BUGS.wraps("tied head permuted", "logits parity", Decoder, "__init__", family="gpt2")
 def _tied_head_permuted(real: Any) -> Any:
-    def init(self: Decoder, spec: Any, linears: Any, tensors: Any, table: Any) -> None:
-        real(self, spec, linears, tensors, table)
+    def init(self: Decoder, *given: Any) -> None:
+        real(self, *given)
         rolled = kernels.pack_linear(self.embedding.roll(1, 0), "f32")
         self.unembedding = replace(self.unembedding, weight=rolled)
 

@@ -24,7 +24,7 @@ from server.execution.buffers import allocate
 from server.execution.cpu_device import CpuDevice
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
-from server.execution.model import Decoder, fill_position_tables
+from server.execution.model import build_decoder, fill_position_tables
 from server.execution.model_runner import ModelRunner
 from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import Layout, build_layout
@@ -69,8 +69,13 @@ class TwoGroups(Setting):
             fake_device.install(late, self.patch)
             device = late  # type: ignore[assignment]
         runner = ModelRunner(
-            Decoder(
-                model, loaded.linears, loaded.tensors, fill_position_tables(model, 256, buffers)
+            build_decoder(
+                model,
+                loaded.linears,
+                loaded.tensors,
+                fill_position_tables(model, 256, buffers),
+                layout,
+                buffers,
             ),
             layout,
             buffers,

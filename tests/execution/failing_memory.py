@@ -76,7 +76,7 @@ class Bounded(LiveBytes):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        if sum(self._live.values()) > self.most:
+        if self.alive_bytes() > self.most:
             raise RuntimeError(WORDS)
         return out
 

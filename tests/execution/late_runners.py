@@ -15,7 +15,7 @@ from server.engine.kv_spec import KVCacheSpec
 from server.execution.buffers import allocate
 from server.execution.cuda_graphs import GraphMode
 from server.execution.device import Device
-from server.execution.model import Decoder, fill_position_tables
+from server.execution.model import build_decoder, fill_position_tables
 from server.execution.model_runner import ModelRunner
 from server.memory.kv_groups import kv_cache_spec
 from server.memory.layout import Layout, build_layout
@@ -77,7 +77,7 @@ def build_from(
     if isinstance(device, FakeDevice):
         install(device, patch)
     eos_token_ids = end_of_sequence_ids(model, checkpoint.generation_config)
-    decoder = Decoder(model, loaded.linears, loaded.tensors, tables)
+    decoder = build_decoder(model, loaded.linears, loaded.tensors, tables, layout, buffers)
     runner = ModelRunner(
         decoder, layout, buffers, eos_token_ids, device, graphs=graphs, poison=True
     )

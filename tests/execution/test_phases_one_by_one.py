@@ -51,8 +51,7 @@ class Phases(LiveBytes):
     ) -> Any:
         out = super().__torch_dispatch__(func, types, args, kwargs)
         if self._now is not None:
-            alive = sum(self._live.values())
-            self.peaks[self._now] = max(self.peaks.get(self._now, 0), alive)
+            self.peaks[self._now] = max(self.peaks.get(self._now, 0), self.alive_bytes())
         return out
 
     def watch(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from server.memory.kinds import MemoryKind
 from tests.execution import stepping
 from tests.parity import oracle
 from tests.parity.family_checkpoints import VOCAB
@@ -34,7 +35,7 @@ def test_a_publishers_folder_gives_the_logits_of_transformers(family: str, tmp_p
     theirs = oracle.logits(model, PROMPT)
     error = (stepping.all_logits(built.runner, PROMPT) - theirs).abs().max() / theirs.abs().max()
     assert float(error) <= 1e-4
-    assert built.report.held_bytes == 4 * num_parameters(built.model)
+    assert built.layout.bytes(MemoryKind.WEIGHTS) == 4 * num_parameters(built.model)
     assert len(open_checkpoint(tmp_path).file_sizes) == 2
 
 

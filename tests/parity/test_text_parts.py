@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from server.memory.kinds import MemoryKind
 from tests.execution import stepping
 from tests.parity import oracle
 from tests.parity.family_checkpoints import BASE, GEMMA4, VOCAB, WINDOW, Case, sharpen
@@ -150,7 +151,7 @@ def test_text_is_answered_as_transformers_does_and_images_take_no_bytes(
     theirs = oracle.logits(model, PROMPT)
     error = (stepping.all_logits(built.runner, PROMPT) - theirs).abs().max() / theirs.abs().max()
     assert float(error) <= 1e-4
-    assert built.report.held_bytes == 4 * num_parameters(built.model)
+    assert built.layout.bytes(MemoryKind.WEIGHTS) == 4 * num_parameters(built.model)
     skipped = {item.name.partition("*")[0]: item.reason for item in built.report.skipped}
     if name == "gemma4":
         parts = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.")
