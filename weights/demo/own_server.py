@@ -22,8 +22,9 @@ DRAIN_S = 30.0
 
 
 @contextmanager
-def own_server(checkpoint: Path) -> Iterator[str]:
-    """Serves ``checkpoint`` on a free port of this machine; yields the server's root URL.
+def own_server(checkpoint: Path, *options: str) -> Iterator[str]:
+    """Serves ``checkpoint`` on a free port of this machine, with these options of serve beside;
+    yields the server's root URL.
 
     Raises:
         RuntimeError: the server ended, or was not ready in time.
@@ -32,6 +33,7 @@ def own_server(checkpoint: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "server", "serve", str(checkpoint), "--port", str(port)]
+    command += options
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
