@@ -38,14 +38,19 @@ def server_of(serves: Callable[[Backend], bool], device: str) -> str:
 
 
 def by_place(words: Callable[[Backend], object], separator: str) -> str:
-    """What holds for auto's last resort, then for each place where something else does."""
-    last = candidates(AUTO)[-1]
-    told = {last.place: str(words(last))}
-    for backend in backends():
+    """What holds on the device of auto's last resort, then for each place where something else
+    does, and for each backend that is not the first of its place."""
+    first = candidates(candidates(AUTO)[-1].device)[0]
+    told = {first.place: str(words(first))}
+    for backend in sorted(backends(), key=lambda each: -(each.preference or 0)):
         told.setdefault(backend.place, str(words(backend)))
-    base = told.pop(last.place)
-    others = [f"on {place} {text}" for place, text in told.items() if text != base]
-    return separator.join((base, *others))
+    others = [f"on {place} {text}" for place, text in told.items() if text != told[first.place]]
+    others += [
+        f"with --backend {backend.name} {words(backend)}"
+        for backend in backends()
+        if str(words(backend)) != told[backend.place]
+    ]
+    return separator.join((told[first.place], *others))
 
 
 def quantisations() -> tuple[str, ...]:
