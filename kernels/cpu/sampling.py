@@ -31,12 +31,12 @@ def sample(logits: Tensor, params: SamplingTensors) -> SampleOutput:
         empty = torch.empty(0, dtype=torch.int64)
         return SampleOutput(empty, empty.bool())
     best, token_ids = logits.max(dim=1)
-    special = _special_rows(logits, params)
+    special = special_rows(logits, params)
     processed = logits.index_select(0, special)
     if special.shape[0]:
-        _process(processed, special, params)
+        process(processed, special, params)
         best[special], token_ids[special] = processed.max(dim=1)
-    non_finite = _non_finite(logits) | ~best.isfinite()
+    non_finite = non_finite_rows(logits) | ~best.isfinite()
     drawing = ((params.temperature > 0) & ~non_finite).nonzero().view(-1)
     if drawing.shape[0]:
         chosen = _padded_rows(logits, processed, special, drawing)
@@ -46,7 +46,7 @@ def sample(logits: Tensor, params: SamplingTensors) -> SampleOutput:
     return SampleOutput(token_ids.masked_fill_(non_finite, 0), non_finite)
 
 
-def _non_finite(logits: Tensor) -> Tensor:
+def non_finite_rows(logits: Tensor) -> Tensor:
     """Which rows hold a NaN or an infinity: their sum does too. A sum alone may overflow."""
     flagged = ~logits.sum(dim=1).isfinite()
     rows = flagged.nonzero().view(-1)
@@ -55,7 +55,7 @@ def _non_finite(logits: Tensor) -> Tensor:
     return flagged
 
 
-def _special_rows(logits: Tensor, params: SamplingTensors) -> Tensor:
+def special_rows(logits: Tensor, params: SamplingTensors) -> Tensor:
     """Rows whose logits change before the temperature, in rising order."""
     special = torch.zeros(logits.shape[0], dtype=torch.bool)
     for value, neutral in ((params.repetition, 1), (params.frequency, 0), (params.presence, 0)):
@@ -69,7 +69,7 @@ def _special_rows(logits: Tensor, params: SamplingTensors) -> Tensor:
     return special.nonzero().view(-1)
 
 
-def _process(processed: Tensor, rows: Tensor, params: SamplingTensors) -> None:
+def process(processed: Tensor, rows: Tensor, params: SamplingTensors) -> None:
     """In place on the special rows: penalties, bias, forbidden tokens, bitmask."""
     if params.output_counts is not None:
         _penalise(processed, rows, params, params.output_counts.index_select(0, rows))

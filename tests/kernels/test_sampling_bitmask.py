@@ -66,7 +66,7 @@ def test_a_mask_that_denies_nothing_costs_no_copy():
     bitmask[2, 2] = (1 << 5) - 1
     bitmask[3, 0] = -2
     params = SamplingTensors(temperature=torch.zeros(4), bitmask=bitmask)
-    assert cpu_sampling._special_rows(logits, params).tolist() == [2, 3]
+    assert cpu_sampling.special_rows(logits, params).tolist() == [2, 3]
 
 
 def test_bits_of_many_rows_are_spread_a_few_rows_at_a_time(monkeypatch):

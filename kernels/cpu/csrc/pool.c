@@ -40,6 +40,7 @@ struct qr_pool {
     const struct qr_step *step;
     const struct qr_kernels *kernels;
     int64_t count;
+    int32_t passes;
 };
 
 struct member {
@@ -93,16 +94,18 @@ void qr_end_phase(struct qr_worker *worker) {
 }
 
 static void work(struct qr_pool *pool, int number) {
-    struct qr_worker worker = {pool, number, pool->threads, 0};
+    struct qr_worker worker = {pool, number, pool->threads, 0, 0};
     /* Read now: behind the last phase the next program may be here already. */
     const struct qr_call *calls = pool->calls;
     const struct qr_step *step = pool->step;
     const struct qr_kernels *kernels = pool->kernels;
     const int64_t count = pool->count;
-    for (int64_t i = 0; i < count; i++) {
-        kernels->operations[calls[i].operation](calls[i].arguments, step, &worker);
-        qr_end_phase(&worker);
-    }
+    const int32_t passes = pool->passes;
+    for (; worker.pass < passes; worker.pass++)
+        for (int64_t i = 0; i < count; i++) {
+            kernels->operations[calls[i].operation](calls[i].arguments, step, &worker);
+            qr_end_phase(&worker);
+        }
 }
 
 static void *serve(void *argument) {
@@ -159,14 +162,16 @@ QR_EXPORT struct qr_pool *qr_pool_new(int threads, const int *cpus) {
     return pool;
 }
 
-/* Runs a program and returns when all of it is done. One caller at a time. */
+/* Runs a program so many times, and returns when all of it is done. One caller at a time. */
 QR_EXPORT void qr_run(struct qr_pool *pool, const struct qr_kernels *kernels,
-                      const struct qr_call *calls, int64_t count, const struct qr_step *step) {
+                      const struct qr_call *calls, int64_t count, int32_t passes,
+                      const struct qr_step *step) {
     /* With no phase to end nothing keeps the next program from beginning while a thread still
      * reads this one. */
-    if (count < 1) return;
+    if (count < 1 || passes < 1) return;
     pool->calls = calls;
     pool->count = count;
+    pool->passes = passes;
     pool->step = step;
     pool->kernels = kernels;
     for (int i = 0; i < COUNTERS; i++)

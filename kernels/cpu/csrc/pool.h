@@ -12,6 +12,7 @@ struct qr_worker {
     int number;   /* 0 is the thread that asked for the work */
     int threads;
     unsigned phase; /* how many phases this thread has ended in the program */
+    int32_t pass;   /* how often the program ran before, of the times that it was asked for */
 };
 
 /* The next unit of work of this phase that no thread has taken: 0, 1, 2 ... */

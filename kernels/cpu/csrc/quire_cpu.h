@@ -2,7 +2,8 @@
  *
  * A step is a program: an array of calls that all threads of a pool run one after the other, each
  * doing its share of every call. What changes from step to step is in one place, struct qr_step;
- * a call's arguments are written once, when the program is made.
+ * a call's arguments are written once, when the program is made. A program that ends by writing
+ * down the tokens it chose, and begins by reading them, runs several times over as one.
  */
 #ifndef QUIRE_CPU_H
 #define QUIRE_CPU_H
@@ -242,7 +243,7 @@ struct qr_commit_tokens {
     int64_t words;
     const int64_t *token_ids;  /* [tokens] */
     const uint8_t *non_finite; /* [tokens] */
-    int32_t *results;          /* [tokens] the token, or -1 */
+    int32_t *results;          /* [passes, tokens] the token, or -1 */
     int32_t *output_counts;    /* [rows, vocab] */
     int64_t vocab;
     int64_t max_tokens;
@@ -250,18 +251,27 @@ struct qr_commit_tokens {
     int32_t num_rows;
 };
 
-/* A token for each row of logits [tokens, vocab]; 0 where these are not all numbers. */
+/* A token for each row of logits [tokens, vocab]; 0 where these are not all numbers. A forbidden
+ * token has the least number. */
 struct qr_sample {
     const float *logits;
     int64_t vocab;
     const float *temperature; /* [tokens], 0: the best one */
     const int64_t *keys;      /* [tokens], read where a token is drawn */
     const int64_t *positions;
+    const int64_t *top_k; /* [tokens], 0: all; or NULL, as the next two */
+    const float *top_p;   /* 1: all */
+    const float *min_p;   /* 0: all */
+    void *scratch;        /* QR_SCORED_TOKEN_BYTES for each thread and token of the vocabulary */
     int64_t *token_ids;
     uint8_t *non_finite;
 };
 
 /* Between the most and the least Gumbel noise, with room for rounding (kernels/cpu/sampling.py). */
 #define QR_GUMBEL_SPAN 26.1f
+/* The most noise, rounded up. */
+#define QR_MOST_NOISE 22.9f
+/* A token set apart with its value. */
+#define QR_SCORED_TOKEN_BYTES 8
 
 #endif

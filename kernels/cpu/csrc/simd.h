@@ -1,5 +1,6 @@
 /* Vectors of floats of the level that a file is compiled for. Included once by each level's file:
  * everything is static, so no level can be linked to another's code. */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -41,7 +41,7 @@ def library() -> ctypes.CDLL:
         ("qr_struct_bytes", whole, (whole,)),
         ("qr_pool_new", pointer, (number, pointer)),
         ("qr_pool_free", None, (pointer,)),
-        ("qr_run", None, (pointer, pointer, pointer, whole, pointer)),
+        ("qr_run", None, (pointer, pointer, pointer, whole, ctypes.c_int32, pointer)),
     ):
         function = getattr(made, name, None)
         if function is None:
@@ -118,6 +118,15 @@ class Pool:
         self._address = address
         weakref.finalize(self, library().qr_pool_free, address)
 
-    def run(self, level: Level, calls: ctypes.Array[Call], count: int, step: Step) -> None:
-        """The first ``count`` calls, in order; returns when all is done. One caller at a time."""
-        library().qr_run(self._address, level.address, calls, count, ctypes.byref(step))
+    def run(
+        self,
+        level: Level,
+        calls: ctypes.Array[Call],
+        count: int,
+        step: Step,
+        passes: int = 1,
+    ) -> None:
+        """The first ``count`` calls, in order, ``passes`` times over; returns when all is done. One
+        caller at a time."""
+        run = library().qr_run
+        run(self._address, level.address, calls, count, passes, ctypes.byref(step))

@@ -56,10 +56,10 @@ class Program:
     def __len__(self) -> int:
         return len(self._arguments)
 
-    def run(self, step: Step, count: int | None = None) -> None:
-        """The first ``count`` calls, or all of them."""
+    def run(self, step: Step, count: int | None = None, passes: int = 1) -> None:
+        """The first ``count`` calls, or all of them, ``passes`` times over."""
         how = runtime()
-        how.pool.run(how.level, self._calls, len(self) if count is None else count, step)
+        how.pool.run(how.level, self._calls, len(self) if count is None else count, step, passes)
 
 
 _OneCall = Call * 1

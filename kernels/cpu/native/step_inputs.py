@@ -10,19 +10,17 @@ from kernels.footprint.row_state import RowLayout, StepTable
 from kernels.types import StepBuffers
 
 
-def gather_step(
+def gather_call(
     rows: Tensor,
-    packet: Tensor,
     buffers: StepBuffers,
     layout: RowLayout,
     table: StepTable,
-    num_rows: int,
     block_size: int,
     group: int = 0,
-) -> None:
-    """As kernels.gather_step."""
-    call = structs.GatherStep(
-        table=_columns(packet, table),
+) -> structs.GatherStep:
+    """Of any packet, which it is given with the number of rows."""
+    return structs.GatherStep(
+        table=_columns(table),
         records=address(rows),
         words=layout.words,
         token_ids=address(buffers.token_ids),
@@ -39,10 +37,40 @@ def gather_step(
         floats_stride=buffers.floats.shape[1],
         table_at=layout.table_at(group),
         tokens_at=layout.tokens_at,
-        num_rows=num_rows,
         block_size=block_size,
     )
+
+
+def gather_step(
+    rows: Tensor,
+    packet: Tensor,
+    buffers: StepBuffers,
+    layout: RowLayout,
+    table: StepTable,
+    num_rows: int,
+    block_size: int,
+    group: int = 0,
+) -> None:
+    """As kernels.gather_step."""
+    call = gather_call(rows, buffers, layout, table, block_size, group)
+    call.table.packet, call.num_rows = address(packet), num_rows
     run_alone(call, of_tokens(0))
+
+
+def commit_call(
+    rows: Tensor, output_counts: Tensor, layout: RowLayout, table: StepTable
+) -> structs.CommitTokens:
+    """Of any packet, which it is given with the number of rows, the tokens and where the results
+    go."""
+    return structs.CommitTokens(
+        table=_columns(table),
+        records=address(rows),
+        words=layout.words,
+        output_counts=address(output_counts),
+        vocab=output_counts.shape[1],
+        max_tokens=layout.max_tokens,
+        tokens_at=layout.tokens_at,
+    )
 
 
 def commit_tokens(
@@ -57,25 +85,16 @@ def commit_tokens(
     num_rows: int,
 ) -> None:
     """As kernels.commit_tokens."""
-    call = structs.CommitTokens(
-        table=_columns(packet, table),
-        records=address(rows),
-        words=layout.words,
-        token_ids=address(token_ids),
-        non_finite=address(non_finite),
-        results=address(results),
-        output_counts=address(output_counts),
-        vocab=output_counts.shape[1],
-        max_tokens=layout.max_tokens,
-        tokens_at=layout.tokens_at,
-        num_rows=num_rows,
-    )
+    call = commit_call(rows, output_counts, layout, table)
+    call.table.packet, call.num_rows = address(packet), num_rows
+    call.token_ids, call.non_finite = address(token_ids), address(non_finite)
+    call.results = address(results)
     run_alone(call, of_tokens(token_ids.shape[0]))
 
 
-def _columns(packet: Tensor, table: StepTable) -> structs.StepTable:
+def _columns(table: StepTable) -> structs.StepTable:
     return structs.StepTable(
-        address(packet),
+        None,
         table.rows_at,
         table.starts_at,
         table.computed_at,

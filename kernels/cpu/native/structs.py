@@ -261,6 +261,10 @@ class Sample(Structure):
         ("temperature", c_void_p),
         ("keys", c_void_p),
         ("positions", c_void_p),
+        ("top_k", c_void_p),
+        ("top_p", c_void_p),
+        ("min_p", c_void_p),
+        ("scratch", c_void_p),
         ("token_ids", c_void_p),
         ("non_finite", c_void_p),
     )

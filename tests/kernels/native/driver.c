@@ -15,7 +15,7 @@ const struct qr_kernels *qr_level(const char *name);
 struct qr_pool *qr_pool_new(int threads, const int *cpus);
 void qr_pool_free(struct qr_pool *pool);
 void qr_run(struct qr_pool *pool, const struct qr_kernels *kernels, const struct qr_call *calls,
-            int64_t count, const struct qr_step *step);
+            int64_t count, int32_t passes, const struct qr_step *step);
 
 enum { SCRATCH = 1 << 23, PARTIALS = 64 };
 
@@ -64,7 +64,7 @@ struct machine {
 static void run(const struct machine *on, int operation, const void *arguments,
                 const struct qr_step *step) {
     const struct qr_call call = {operation, arguments};
-    qr_run(on->pool, on->kernels, &call, 1, step);
+    qr_run(on->pool, on->kernels, &call, 1, 1, step);
 }
 
 static void say(const struct machine *on, const char *what, const void *made, size_t bytes) {

@@ -68,6 +68,21 @@ def test_thousands_of_short_programs(count: int, native_level: str) -> None:
             assert torch.equal(chains[case[0]].run(*case[1:]), right[case]), case
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_program_that_runs_several_times_over(count: int, native_level: str) -> None:
+    """Each time on what the time before has made, with the units of work from the start again."""
+    chain = Chain(2, "f32")
+    with threads(count):
+        for passes in (0, 1, 2, 3, 17):
+            chain.run(ROWS, 0)
+            for _ in range(passes):
+                chain.program.run(of_tokens(ROWS))
+            right = torch.cat((chain.x, chain.y))
+            chain.run(ROWS, 0)
+            chain.program.run(of_tokens(ROWS), passes=passes)
+            assert torch.equal(torch.cat((chain.x, chain.y)), right), passes
+
+
 def test_programs_right_behind_each_other(native_level: str) -> None:
     """With nothing of Python's between them but the call itself."""
     chain = Chain(2, "f32")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import SampleOutput, SamplingTensors, reference
+from kernels import SampleOutput, SamplingTensors, SparseIds, reference
 from kernels.backends import NATIVE_CPU
 from kernels.cpu.native import sampling as native
 from kernels.dispatch import using
@@ -47,6 +47,54 @@ def test_rows_that_ask_for_more() -> None:
     for seed in range(12):
         logits, params = random_case(seed, 100)
         assert_same(sampled(logits, params), reference.sample(logits, params))
+
+
+@pytest.mark.parametrize("vocab", [7, 64, 515, 5003])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"top_k": 1},
+        {"top_k": 5},
+        {"top_k": 40},
+        {"top_p": 0.0},
+        {"top_p": 0.5},
+        {"top_p": 0.9},
+        {"top_p": 0.999},
+        {"min_p": 0.3},
+        {"top_k": 6, "top_p": 0.7},
+        {"top_p": 0.9, "min_p": 0.05},
+        {"top_k": 30, "top_p": 0.95, "min_p": 0.01},
+    ],
+    ids=str,
+)
+def test_draws_from_the_best_tokens_alone(cut: dict[str, float], vocab: int) -> None:
+    """Often enough that each token that is kept is drawn, and none that is not; with many equals,
+    some of which are cut off."""
+    rows = 400
+    torch.manual_seed(vocab)
+    one = torch.randn(vocab) * 2
+    logits = torch.stack((one, (one * 2).round() / 2)).repeat(rows // 2, 1)
+    params = SamplingTensors(
+        torch.full((rows,), 3.0),
+        top_k=torch.full((rows,), int(cut.get("top_k", 0))),
+        top_p=torch.full((rows,), cut.get("top_p", 1.0)),
+        min_p=torch.full((rows,), cut.get("min_p", 0.0)),
+        key=torch.arange(rows),
+        position=torch.arange(rows) * 3,
+    )
+    assert_same(sampled(logits, params), kernels.sample(logits, params))
+
+
+def test_a_row_that_is_no_number_where_a_token_is_forbidden() -> None:
+    """What forbids the token does not hide it."""
+    logits = torch.zeros(3, 40)
+    logits[1, 7] = math.nan
+    forbidden = SparseIds(torch.tensor([0, 1, 2]), torch.tensor([7, 7, 7]))
+    got = sampled(logits, SamplingTensors(torch.zeros(3), forbidden=forbidden))
+    assert got.non_finite.tolist() == [False, True, False]
+    everything = SparseIds(torch.full((40,), 2), torch.arange(40))
+    got = sampled(logits, SamplingTensors(torch.zeros(3), forbidden=everything))
+    assert got.non_finite.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 30.0])

@@ -14,6 +14,7 @@ from kernels.footprint.native_linear import (
     packed_bytes,
     product_scratch_bytes,
 )
+from kernels.footprint.native_sampling import scratch_bytes
 from server.engine.engine_config import EngineConfig, ModelConfig
 from server.memory.backends.parts import Parts
 from server.memory.backends.record import FoundDevice, Unusable
@@ -172,6 +173,7 @@ def _logit_phases(model: ModelSpec, config: EngineConfig, rows: int) -> Iterator
         sample=(
             ("logits", 4 * sampled * vocab),
             ("sample_temporary", SAMPLE_TEMPORARY * drawn),
+            ("truncation_scratch", scratch_bytes(vocab, config.model.num_threads)),
         ),
     )
 
