@@ -200,7 +200,7 @@ async def served(trace: Trace) -> dict[str, Any]:
 
 
 async def streamed(port: int, trace: Trace) -> dict[str, Any]:
-    wish = {"prompt": "def", "max_tokens": 1, "stream": True, "temperature": 0}
+    wish = {"prompt": "def add(a, b):", "max_tokens": 1, "stream": True, "temperature": 0}
     body = json.dumps({**wish, "stream_options": {"include_usage": True}}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     trace.is_on = True

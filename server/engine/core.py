@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from server.engine.admission import Admission
 from server.engine.constraints import TokenConstraints, Unconstrained
+from server.engine.decode_pace import DecodePace
 from server.engine.engine_config import SchedulerConfig
 from server.engine.events import Accepted, EngineFrame, RequestMemory
 from server.engine.gauges import EngineGauges, LoopCounts, read_gauges
@@ -92,6 +93,7 @@ class EngineCore:
         self._in_flight: deque[StepInFlight] = deque()
         self._num_void = 0  # steps in flight that followed one that raised
         self._last_end = clock()
+        self._pace = DecodePace()
         self._num_arrivals = 0
         self._steps = 0
         self._failed_steps = 0
@@ -129,6 +131,7 @@ class EngineCore:
             timeout_s=self._config.queue_timeout_s if timeout is None else timeout,
             eos_token_ids=self._config.eos_token_ids,
             num_groups=self._kv.num_groups,
+            max_decode_steps=self._executor.max_decode_steps(request.sampling),
         )
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -181,7 +184,7 @@ class EngineCore:
         if not self._may_begin():
             return None
         began = self._clock()
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(self._pace.decode_steps)
         self._check_if_strict()
         if not plan.rows:
             return None
@@ -219,6 +222,7 @@ class EngineCore:
         self._last_end = now
         num_computed = step.plan.num_tokens if result is not None else 0
         self._admission.throughput.note(num_computed, seconds)
+        self._pace.note(step.plan, seconds)
         self._check_if_strict()
         return self._roster.outputs.flush(
             step_stats(step, result, seconds, self.scheduler.take_discarded())

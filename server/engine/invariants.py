@@ -214,12 +214,11 @@ def _prefix_of(entry: CacheEntry | None) -> tuple[int, ...]:
 
 def _check_pending(state: SchedulerState) -> None:
     """A sequence waits for as many tokens as steps in flight choose for its present life."""
-    expected = Counter(
-        row.sequence
-        for rows in state.in_flight.values()
-        for row in rows
-        if row.is_current and row.chunk.samples
-    )
+    expected: Counter[Sequence] = Counter()
+    for rows in state.in_flight.values():
+        for row in rows:
+            if row.is_current:
+                expected[row.sequence] += row.chunk.num_sampled
     for request in state.requests.values():
         for sequence in request.live_sequences:
             if sequence.num_in_flight_tokens != expected[sequence]:

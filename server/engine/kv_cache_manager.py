@@ -221,6 +221,15 @@ class KVCacheManager:
         )
         return True
 
+    def can_extend(self, wanted: Iterable[tuple[Sequence, int]]) -> bool:
+        """Whether ``extend`` will succeed for each of these, one after the other."""
+        lacking = sum(
+            sum(self._lacking(sequence, num_tokens))
+            for sequence, num_tokens in wanted
+            if not self._recycles(sequence)
+        )
+        return lacking <= self.pool.num_available
+
     def extend(self, sequence: Sequence, num_tokens: int) -> BlockIds | None:
         """Grows the tables to hold ``num_tokens`` tokens. Returns the new blocks, or None."""
         counts = self._lacking(sequence, num_tokens)

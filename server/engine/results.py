@@ -48,9 +48,9 @@ def check_result(plan: StepPlan, result: StepResult) -> None:
     if [row.row for row in result.rows] != [row.row for row in plan.rows]:
         raise ValueError(f"the result's rows are not those of step {plan.step_id}")
     for planned, row in zip(plan.rows, result.rows, strict=True):
-        wanted = 1 if planned.samples and not row.non_finite else 0
-        if len(row.token_ids) != wanted:
-            raise ValueError(f"row {row.row} gave {len(row.token_ids)} tokens, not {wanted}")
+        wanted, given = plan.num_decode_steps if planned.samples else 0, len(row.token_ids)
+        if given >= max(1, wanted) if row.non_finite else given != wanted:
+            raise ValueError(f"row {row.row} gave {given} tokens, not {wanted}")
         scored = 0 if row.prompt_logprobs is None else row.prompt_logprobs.num_positions
         if scored != planned.num_prompt_logits and not row.non_finite:
             raise ValueError(
@@ -76,13 +76,19 @@ def _apply_row(state: SchedulerState, row: ScheduledRow, result: RowResult) -> N
     3. Prompt log-probabilities are delivered, where they are numbers.
     4. Where the prompt is complete, the other choices fork.
     5. What is behind the windows now is freed, once those choices have what they see of it.
-    6. The token is appended and delivered, and may end the sequence.
+    6. The tokens are delivered, and may end the sequence.
+
+    Of several tokens those behind one that ends the sequence are discarded, and with them what was
+    computed of them.
     """
     sequence, request = row.sequence, row.sequence.request
     state.quarantined.pop(request.id, None)
-    sequence.num_in_flight_tokens -= row.chunk.samples
+    sequence.num_in_flight_tokens -= row.chunk.num_sampled
+    taken, ending = _take_tokens(state, sequence, result.token_ids)
+    in_vain = max(0, row.chunk.num_sampled - max(1, len(taken)))  # computed behind the end
+    sequence.num_computed_tokens -= in_vain
     if not result.non_finite:
-        sequence.num_committed_tokens = row.chunk.end
+        sequence.num_committed_tokens = row.chunk.end - in_vain
         state.kv.commit(sequence)
     if result.prompt_logprobs is not None and not result.non_finite:
         _deliver_prompt_logprobs(state, row, result)
@@ -90,11 +96,11 @@ def _apply_row(state: SchedulerState, row: ScheduledRow, result: RowResult) -> N
     if not request.is_forked and prompt_is_computed:
         state.fork(request, reserve=is_protected(sequence, state.config.max_preemptions))
     state.kv.free_behind_window(sequence)
-    if result.non_finite:
+    if taken:
+        _deliver_tokens(state, row, result, taken, ending)
+    if result.non_finite and ending is None:
         _end_non_finite(state, row)
-    elif result.token_ids:
-        _append_token(state, row, result)
-    elif prompt_is_computed and not sequence.wants_tokens:
+    elif not result.token_ids and prompt_is_computed and not sequence.wants_tokens:
         _end_scored_prompt(state, row)
 
 
@@ -111,17 +117,34 @@ def _deliver_prompt_logprobs(state: SchedulerState, row: ScheduledRow, result: R
     )
 
 
-def _append_token(state: SchedulerState, row: ScheduledRow, result: RowResult) -> None:
+def _take_tokens(
+    state: SchedulerState, sequence: Sequence, token_ids: tuple[int, ...]
+) -> tuple[tuple[int, ...], StopDecision | None]:
+    """Appends the tokens up to one that ends the sequence; the others are discarded."""
+    for taken, token_id in enumerate(token_ids, start=1):
+        sequence.token_ids.append(token_id)
+        ending = check_stop(sequence, state.config.max_model_len)
+        if ending is not None:
+            state.num_discarded_tokens += len(token_ids) - taken
+            return token_ids[:taken], ending
+    return token_ids, None
+
+
+def _deliver_tokens(
+    state: SchedulerState,
+    row: ScheduledRow,
+    result: RowResult,
+    token_ids: tuple[int, ...],
+    ending: StopDecision | None,
+) -> None:
     sequence = row.sequence
-    sequence.token_ids.extend(result.token_ids)
-    ending = check_stop(sequence, state.config.max_model_len)
     if ending is not None:
         state.end(sequence, ending.reason)
     state.outputs.choices.append(
         ChoiceOutput(
             request_id=sequence.request.id,
             choice=sequence.choice,
-            token_ids=result.token_ids,
+            token_ids=token_ids,
             logprobs=result.logprobs,
             finish_reason=None if ending is None else ending.reason,
             stop_token_id=None if ending is None else ending.stop_token_id,

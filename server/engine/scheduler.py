@@ -17,6 +17,7 @@ decides (an end, a failure) is found out one step late, and that step's result i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from server.engine.constraints import TokenConstraints
 from server.engine.engine_config import SchedulerConfig
@@ -58,13 +59,15 @@ class Scheduler:
 
     # -- a step ------------------------------------------------------------------------------
 
-    def schedule(self) -> StepPlan:
-        """The next step. A plan without rows is not to be run: there is nothing to compute.
+    def schedule(self, max_decode_steps: int = 1) -> StepPlan:
+        """The next step, which gives each row at most ``max_decode_steps`` tokens. A plan without
+        rows is not to be run: there is nothing to compute.
 
         1. Waiting requests past their deadline end.
         2. Running sequences get their next tokens; one that lacks a block makes room.
         3. If nothing lacked blocks, waiting sequences are admitted while budgets last.
-        4. What was decided becomes a plan.
+        4. Where every row decodes and nobody waits, they may be given several tokens.
+        5. What was decided becomes a plan.
 
         While a request is quarantined because it was in a step that failed, it runs alone once.
         """
@@ -75,6 +78,8 @@ class Scheduler:
             self._fill(builder, only=quarantined)
         if not builder.rows:
             self._fill(builder)
+        if max_decode_steps > 1 and not self.state.waiting:
+            self._repeat_decode(builder, max_decode_steps)
         return self._seal(builder)
 
     @property
@@ -305,7 +310,37 @@ class Scheduler:
         )
         self.turns.count(sequence, chunk.num_tokens, self.state.waiting.oldest())
         sequence.num_computed_tokens = chunk.end
-        sequence.num_in_flight_tokens += chunk.samples
+        sequence.num_in_flight_tokens += chunk.num_sampled
+
+    def _repeat_decode(self, builder: StepBuilder, most: int) -> None:
+        """As many tokens for each row as all of them want, and as the step's budget and the free
+        blocks are enough for. None gives way for another's: that is for a step of one token."""
+        rows = tuple(builder.rows.values())
+        most = min(most, self.config.max_num_batched_tokens // max(1, len(rows)))
+        steps = min((self._decode_steps(row, most) for row in rows), default=1)
+        if steps < 2 or not self.kv.can_extend(
+            (row.sequence, row.chunk.start + steps) for row in rows
+        ):
+            return
+        builder.num_decode_steps = steps
+        for row in rows:
+            sequence, chunk = row.sequence, row.chunk.repeated(steps)
+            more = self.kv.extend(sequence, chunk.end)
+            if more is None:
+                raise ValueError(f"{sequence!r} lacks blocks that were there")
+            if row.new_block_ids:
+                more = tuple(a + b for a, b in zip(row.new_block_ids, more, strict=True))
+            builder.rows[sequence] = replace(row, chunk=chunk, new_block_ids=more)
+            sequence.num_computed_tokens = chunk.end
+            sequence.num_in_flight_tokens += steps - row.chunk.num_sampled
+
+    def _decode_steps(self, row: ScheduledRow, most: int) -> int:
+        """The most tokens that a row can be given at once."""
+        sequence = row.sequence
+        if not row.chunk.is_decode or row.min_tokens_pending or self._constraints.waits(sequence):
+            return 1
+        wanted = min(sequence.max_num_tokens, self.config.max_model_len) - sequence.num_tokens
+        return min(most, sequence.request.max_decode_steps, wanted)
 
     def _seal(self, builder: StepBuilder) -> StepPlan:
         step_id = self._next_step_id
@@ -319,6 +354,7 @@ class Scheduler:
             admitted=tuple(row.admitted() for row in rows if row.is_admitted),
             released=self.state.rows.collect_released(),
             block_copies=self.state.collect_copies(step_id),
+            num_decode_steps=builder.num_decode_steps,
         )
         for row in rows:
             self.state.rows.mark_known(row.row)

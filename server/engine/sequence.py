@@ -237,7 +237,8 @@ class Request:
     A priority level is worth ``SECONDS_PER_PRIORITY_LEVEL`` seconds of waiting: requests are
     ranked by ``virtual_arrival``, so a lower priority number goes first, equal numbers go in order
     of arrival, and nothing is overtaken by what arrives later than its own level's worth. How much
-    may go first by rank is bounded by server.engine.turns.
+    may go first by rank is bounded by server.engine.turns. ``max_decode_steps`` is the most tokens
+    that one step may give each choice.
     """
 
     def __init__(
@@ -249,6 +250,7 @@ class Request:
         timeout_s: float,
         eos_token_ids: tuple[int, ...],
         num_groups: int,
+        max_decode_steps: int,
     ) -> None:
         self.request = request
         self.arrival = arrival
@@ -260,6 +262,7 @@ class Request:
         )
         self.namespace = Namespace(request.cache_salt, request.adapter_id, request.adapter_version)
         self.blocks = RequestBlocks()
+        self.max_decode_steps = max_decode_steps
         self.was_scheduled = False
         self.was_short_of_memory = False  # in a step that found none for several requests
         self.is_forked = request.n == 1

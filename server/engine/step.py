@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.engine.events import StepStats
 from server.engine.prefix_hit import BlockIds
@@ -14,12 +14,17 @@ from server.engine.step_plan import AdmittedRow, PendingResult, PlannedRow, Step
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A sequence's next tokens, and what their logits are for."""
+    """A sequence's next tokens, and what their logits are for.
+
+    In a step that gives each row several tokens (``StepPlan.num_decode_steps``) only the first of
+    ``num_tokens`` is known before.
+    """
 
     start: int
     num_tokens: int
     num_prompt_logits: int
     samples: bool
+    num_decode_steps: int = 1
 
     @property
     def end(self) -> int:
@@ -28,6 +33,20 @@ class Chunk:
     @property
     def num_logit_rows(self) -> int:
         return self.num_prompt_logits + self.samples
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that are chosen."""
+        return self.num_decode_steps if self.samples else 0
+
+    @property
+    def is_decode(self) -> bool:
+        """One known token is computed, and its logits choose the next."""
+        return self.samples and self.num_tokens == 1 and not self.num_prompt_logits
+
+    def repeated(self, num_decode_steps: int) -> Chunk:
+        """A decode chunk, so many times over."""
+        return replace(self, num_tokens=num_decode_steps, num_decode_steps=num_decode_steps)
 
 
 def next_chunk(sequence: Sequence, start: int, max_tokens: int, max_logits: int) -> Chunk | None:
@@ -112,6 +131,7 @@ class StepBuilder:
     logits_left: int
     rows: dict[Sequence, ScheduledRow] = field(default_factory=dict)
     was_short_of_blocks: bool = False
+    num_decode_steps: int = 1
 
     def add(self, scheduled: ScheduledRow) -> None:
         self.tokens_left -= scheduled.chunk.num_tokens

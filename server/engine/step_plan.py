@@ -60,6 +60,9 @@ class StepPlan:
     ``block_copies`` are (source, destination) block ids; all sources are read before any write.
     ``released`` may name a row that the executor does not hold,
     which is not an error: after a step that raised, every row of that step is released again.
+
+    ``num_decode_steps`` above 1 gives each row so many tokens, one behind the other. Then every row
+    samples, and of its ``num_scheduled_tokens``, which are as many, only the first is known.
     """
 
     step_id: int
@@ -67,6 +70,7 @@ class StepPlan:
     admitted: tuple[AdmittedRow, ...] = ()
     released: tuple[int, ...] = ()
     block_copies: tuple[tuple[int, int], ...] = ()
+    num_decode_steps: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -90,7 +94,10 @@ class LogprobArrays:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What one planned row gave: 0..k+1 tokens, and what was asked about them."""
+    """What one planned row gave: its tokens, and what was asked about them.
+
+    Where the logits of one were not all numbers, ``non_finite``, the tokens are those before it.
+    """
 
     row: int
     token_ids: tuple[int, ...] = ()
@@ -159,6 +166,10 @@ class Executor(Protocol):
 
     @property
     def supported_tasks(self) -> frozenset[Task]: ...
+
+    def max_decode_steps(self, sampling: SamplingParams) -> int:
+        """The most tokens that one plan may give a row that samples so; 1 where it overlaps."""
+        ...
 
     def forward(self, plan: StepPlan) -> ForwardHandle: ...
 

@@ -12,6 +12,7 @@ import torch
 
 import kernels
 from kernels import LinearWeight
+from server.execution.decode_program import DecodeProgram, RowBuffers
 from server.execution.layer_parts import (
     Linear,
     PositionTables,
@@ -92,6 +93,10 @@ class Decoder:
             x = x.index_select(0, rows)
             residual = None if residual is None else residual.index_select(0, rows)
         return x if self.final_norm is None else self.final_norm(x, residual)[0]
+
+    def decode_program(self, rows: RowBuffers) -> DecodeProgram | None:
+        """Whole decode steps as one piece of work; None where there is no such program."""
+        return None
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[R, D] -> [R, V] float32, in ``out`` where it is given."""

@@ -30,7 +30,7 @@ from server.execution.live_bytes import PeakMeter
 from server.execution.model import Decoder
 from server.execution.out_of_memory import attribute_oom
 from server.execution.packet import EMPTY, PacketDraft
-from server.execution.rows import RowChanges, Rows, StepRows
+from server.execution.rows import Feature, RowChanges, Rows, StepRows, features
 from server.execution.sampling_batch import SampleWork, plan_sampling
 from server.execution.step import BlockChanges, DeviceStep, OnDevice
 from server.execution.step_slots import PendingStep, Slots, StepEvents, StepSlot
@@ -141,6 +141,12 @@ class ModelRunner:
         """What ``sample`` makes of hidden states: tokens and their log-probabilities."""
         return frozenset({Task.GENERATE})
 
+    def max_decode_steps(self, sampling: SamplingParams) -> int:
+        """As Executor.max_decode_steps: many where tokens are chosen by logits as they are, by a
+        decoder that needs no host for it."""
+        changes = features(sampling) & ~(Feature.RANDOM | Feature.TRUNCATES)
+        return 1 if changes or self.step.decode_program is None else self._backend.max_decode_steps
+
     @property
     def peak(self) -> PeakMeter:
         return self.step.peak
@@ -206,12 +212,17 @@ class ModelRunner:
                 self._hand_over(packet, blocks, changes)
             self._last = RowsChanged(plan.step_id)
             return self._last
-        rows = self.rows.step(plan.rows)
+        rows = self.rows.step(plan.rows, plan.num_decode_steps)
         params = tuple(self.rows.params_of(row.row) for row in plan.rows)
         packet.set_rows(rows.rows, rows.starts, rows.computed, rows.places, rows.outputs)
         work = plan_sampling(
             plan, self.rows, rows, packet, limits=self.limits, eos_token_ids=self._eos_token_ids
         )
+        if plan.num_decode_steps > 1 and (self.step.decode_program is None or not work.is_plain):
+            raise ValueError(
+                f"step {plan.step_id} gives each row {plan.num_decode_steps} tokens, which this"
+                " runner does not do for all of its rows"
+            )
         size = self._graph_size(plan) if num_layers is None else None
         # Captured before the packet is uploaded: a capture takes every row out of the batch.
         graph = None if size is None else self.graphs.graph(size)

@@ -19,11 +19,13 @@ from kernels.cpu.native.attention import (
 )
 from kernels.cpu.native.program import Program, address, runtime
 from kernels.footprint.native_linear import product_scratch_bytes
+from server.execution.decode_program import RowBuffers
 from server.execution.layer_parts import (
     PositionTables,
     StepTensors,
 )
 from server.execution.model import Decoder
+from server.execution.native_decode import Head, NativeDecodeProgram
 from server.execution.native_head import NativeFinalNorm, NativeUnembedding
 from server.execution.native_program import ProgramMaker, Room
 from server.memory.layout import Layout
@@ -60,6 +62,7 @@ class NativeDecoder(Decoder):
                 raise ValueError(
                     f"products work in {needed} bytes; the layout has {room.scratch.nbytes}"
                 )
+        self._maker, self._calls = maker, calls
         self._program = Program(calls)
         self._unembedding = NativeUnembedding(maker.unembedding())
         normed = self.final_norm is not None
@@ -76,10 +79,7 @@ class NativeDecoder(Decoder):
         """As Decoder.forward; the values are the program's own, until the next step."""
         tokens = step.token_ids.shape[0]
         first = step.metadata[0]
-        if step.workspace.buffer is not self._workspace:
-            self._workspace = step.workspace.buffer
-            for call in self._attention:
-                share_contexts(call, self._workspace)
+        self._work_in(step.workspace.buffer)
         native = structs.Step(
             tokens=tokens,
             rows=first.seq_lens.shape[0],
@@ -93,6 +93,30 @@ class NativeDecoder(Decoder):
         self._program.run(native, self._ends[-1 if num_layers is None else num_layers])
         residual = None if self._residual is None else self._residual[:tokens]
         return self._hidden[:tokens], residual
+
+    def decode_program(self, rows: RowBuffers) -> NativeDecodeProgram | None:
+        """As Decoder.decode_program. None where logits are no mere product: computed from a
+        narrower state, or capped."""
+        if self.project_out is not None or self.spec.logit_soft_cap is not None:
+            return None
+        self._work_in(rows.workspace)
+        normed = self.final_norm is not None
+        vocab, factor = self.spec.vocab_size, self.spec.logit_scale
+        head = Head(
+            self._hidden,
+            self._residual,
+            self._maker.final_norm() if normed else None,
+            self._maker.unembedding(),
+            structs.Sum(width=vocab, factor=factor) if factor != 1.0 else None,
+        )
+        return NativeDecodeProgram(rows, self._calls, head)
+
+    def _work_in(self, workspace: Tensor | None) -> None:
+        """Where attention has its partial results."""
+        if workspace is not self._workspace and workspace is not None:
+            self._workspace = workspace
+            for call in self._attention:
+                share_contexts(call, workspace)
 
     def pick(self, x: Tensor, residual: Tensor | None, rows: Tensor | None) -> Tensor:
         """As Decoder.pick."""

@@ -56,9 +56,10 @@ class StepRows:
     computed: Int64  # [B] tokens of its context before this step
     samples: npt.NDArray[np.bool_]  # [B]
     all_sample: bool
+    num_decode_steps: int  # tokens that each row is given; above 1 each computes one at a time
     outputs: Int64  # [B] index of the token to choose among the generated ones
     max_query_len: int
-    max_seq_len: int  # contexts with this step's tokens
+    max_seq_len: int  # contexts with this step's tokens, at its end
 
     @property
     def num_rows(self) -> int:
@@ -111,33 +112,39 @@ class Rows:
                     segments += self._extend(planned.row, group, block_ids, packet)
         return RowChanges(packet.put(segments), packet.put(counted))
 
-    def step(self, planned: tuple[PlannedRow, ...]) -> StepRows:
-        """The rows of one forward pass; then counts its tokens as computed.
+    def step(self, planned: tuple[PlannedRow, ...], num_decode_steps: int = 1) -> StepRows:
+        """The rows of one forward pass, or of several of one token a row; then counts their tokens
+        as computed.
 
         Raises:
             ValueError: a row is asked for tokens that it does not have or has no slots for.
         """
-        asked = [(row.row, row.num_scheduled_tokens, row.samples) for row in planned]
+        later = num_decode_steps - 1  # tokens that each row is given before its last
+        asked = [(row.row, row.num_scheduled_tokens - later, row.samples) for row in planned]
         rows, counts, chooses = np.array(asked, dtype=np.int64).T
         samples = chooses.astype(np.bool_)
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
         counts.cumsum(out=starts[1:])
         known, computed, prompt, blocks = self._lengths[:, rows]
         ends = computed + counts
-        bad = (ends > known) | (ends > blocks * self.block_size) | samples & (ends < known)
+        stored = ends + later
+        bad = (ends > known) | (stored > blocks * self.block_size) | samples & (ends < known)
+        if later:
+            bad |= (counts != 1) | ~samples
         if bad.any():
             index = int(bad.argmax())
-            self._refuse(int(rows[index]), int(ends[index]))
-        self.num_computed[rows] = ends
+            self._refuse(int(rows[index]), int(ends[index]), later)
+        self.num_computed[rows] = stored
         return StepRows(
             rows,
             starts,
             computed,
             samples,
             all_sample=bool(samples.all()),
+            num_decode_steps=num_decode_steps,
             outputs=ends - prompt,
             max_query_len=int(counts.max()),
-            max_seq_len=int(ends.max()),
+            max_seq_len=int(stored.max()),
         )
 
     def append(self, step: StepRows) -> None:
@@ -147,13 +154,15 @@ class Rows:
             ValueError: a row is full.
         """
         if step.max_seq_len >= self.layout.max_tokens:
-            full = step.samples & (self.num_tokens[step.rows] >= self.layout.max_tokens)
+            room = self.layout.max_tokens - self.num_tokens[step.rows]
+            full = step.samples & (room < step.num_decode_steps)
             if full.any():
                 row = int(step.rows[np.argmax(full)])
                 raise ValueError(
-                    f"row {row} already holds max_model_len = {self.layout.max_tokens} tokens"
+                    f"row {row} holds {self.num_tokens[row]} tokens, and has no room for"
+                    f" {step.num_decode_steps} more: max_model_len is {self.layout.max_tokens}"
                 )
-        self.num_tokens[step.rows] += step.samples
+        self.num_tokens[step.rows] += step.samples * step.num_decode_steps
 
     def params_of(self, row: int) -> SamplingParams:
         params = self.params[row]
@@ -165,12 +174,16 @@ class Rows:
         """Every Feature that one of ``rows`` has."""
         return int(np.bitwise_or.reduce(self._features[rows]))
 
-    def _refuse(self, row: int, end: int) -> NoReturn:
+    def _refuse(self, row: int, end: int, later: int) -> NoReturn:
         known, blocks = self.num_tokens[row], self.num_blocks[row]
         if end > known:
             raise ValueError(f"row {row} knows {known} tokens: more are scheduled")
-        if end > blocks * self.block_size:
+        if end + later > blocks * self.block_size:
             raise ValueError(f"row {row} has {blocks} blocks: too few for its tokens")
+        if end == known:
+            raise ValueError(
+                f"row {row} is to be given {later + 1} tokens and computes more than one"
+            )
         raise ValueError(f"row {row} is to choose a token before its last one is computed")
 
     def _admit(self, admitted: AdmittedRow, packet: PacketDraft) -> list[int]:

@@ -36,6 +36,11 @@ class Part:
     asked: Span  # rows within the part that report log-probabilities
     asked_before: int  # how many in the parts before
 
+    @property
+    def is_plain(self) -> bool:
+        """Tokens are chosen by their logits as they are, and nothing is reported."""
+        return not (self.penalises or self.bias[0] or self.forbidden[0] or self.asked)
+
 
 @dataclass(frozen=True, slots=True)
 class SampleWork:
@@ -52,6 +57,16 @@ class SampleWork:
     asked_width: int  # 1 + most alternatives asked for
     scored_rows: tuple[int, ...]  # [P] the row that asked; for the host alone
     sampled_rows: tuple[int, ...]  # [S] likewise
+
+    @property
+    def is_plain(self) -> bool:
+        """Every token of the step chooses one by its logits as they are, and all of these may
+        exist at once."""
+        return self.picks_all and len(self.parts) == 1 and all(p.is_plain for p in self.parts[0])
+
+    @property
+    def truncates(self) -> bool:
+        return any(part.truncates for parts in self.parts for part in parts)
 
 
 def plan_sampling(

@@ -14,6 +14,7 @@ import torch
 import kernels
 from kernels import AttentionMetadata, AttentionShape
 from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
+from server.execution.decode_program import RowBuffers
 from server.execution.device import Device
 from server.execution.layer_parts import StepTensors
 from server.execution.live_bytes import PeakMeter, storage_bytes
@@ -45,6 +46,7 @@ class OnDevice:
 
     packet: torch.Tensor  # where the host wrote it, until it was uploaded
     hidden: torch.Tensor | None = None  # [P + S, D]; None after a captured step
+    is_decoded: bool = False  # tokens are chosen already
 
 
 class DeviceStep:
@@ -79,6 +81,16 @@ class DeviceStep:
         self._copies = bool(layout.pinned)  # else a slot is where the device writes itself
         self._inputs = tuple(_step_buffers(buffers, n) for n in range(self._layout.groups))
         self._sampler = Sampler(buffers, decoder.logits, limits)
+        self.decode_program = decoder.decode_program(
+            RowBuffers(
+                buffers,
+                self._inputs,
+                self._layout,
+                self.table,
+                config.cache.block_size,
+                self.workspace.buffer,
+            )
+        )
 
     def clear(self) -> None:
         """Scratch starts as zeros, which its kernels may count on."""
@@ -138,6 +150,13 @@ class DeviceStep:
     ) -> None:
         """Any step: the model over its tokens, then the final norm of those that need logits."""
         packet = tensors.packet
+        if self.decode_program is not None and work.is_plain and num_layers is None:
+            with self.peak.watch(0, work.num_sampled):
+                self.decode_program.run(
+                    packet, step.num_rows, step.num_decode_steps, truncates=work.truncates
+                )
+            tensors.is_decoded = True
+            return
         self._gather(packet, step.num_rows)
         with self.peak.watch(step.num_tokens, 0):
             x, residual = self.decoder.forward(
@@ -166,6 +185,8 @@ class DeviceStep:
         slot: Mapping[str, torch.Tensor],
     ) -> None:
         """Scores prompts and chooses tokens; these go into their rows and into the slot."""
+        if tensors.is_decoded:
+            return
         packet, hidden, scored = tensors.packet, tensors.hidden, work.num_scored
         logit_rows = min(scored + work.num_sampled, self._config.scheduler.logit_rows)
         with self.peak.watch(0, logit_rows, storage_bytes(hidden)):

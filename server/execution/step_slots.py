@@ -83,7 +83,7 @@ class Slots:
         )
         self._slots = [StepSlot(device, one, is_pinned=True) for one in sets]
         if not sets:
-            names = [name for name, *_ in slot_shapes(layout.model, layout.config)]
+            names = [name for name, *_ in slot_shapes(layout.model, layout.config, 1)]
             shared = {name: buffers[name] for name in names}
             self._slots.append(StepSlot(device, shared, is_pinned=False))
         self._next = 0
@@ -165,7 +165,8 @@ def read_rows(
     views: Mapping[str, np.ndarray],
 ) -> tuple[RowResult, ...]:
     """What a finished step left in its slot, in the order of the plan."""
-    tokens = views["chosen"][: work.num_sampled].tolist()
+    steps = plan.num_decode_steps
+    tokens = views["chosen"][: work.num_sampled * steps].reshape(steps, -1).T.tolist()
     chosen = _Report(views["chosen_logprob_ids"], views["chosen_logprobs"], work.asked_width)
     scored = _Report(views["scored_ids"], views["scored_logprobs"], work.scored_width)
     results: list[RowResult] = []
@@ -183,12 +184,19 @@ def read_rows(
                 asked = None
                 if given.logprobs is not None:
                     asked, _ = chosen.next(1, given.logprobs)
-                finite = finite and tokens[choice] >= 0
                 if finite:
-                    token_ids, logprobs = (tokens[choice],), asked
+                    token_ids, finite = _up_to_non_finite(tokens[choice])
+                    logprobs = asked if finite else None
                 choice += 1
             results.append(RowResult(planned.row, token_ids, not finite, logprobs, prompt))
     return tuple(results)
+
+
+def _up_to_non_finite(tokens: list[int]) -> tuple[tuple[int, ...], bool]:
+    """A row's tokens before the first that could not be chosen, and whether those are all."""
+    if min(tokens) >= 0:
+        return tuple(tokens), True
+    return tuple(tokens[: next(n for n, token in enumerate(tokens) if token < 0)]), False
 
 
 class _Report:

@@ -124,15 +124,19 @@ def build_layout(model: ModelSpec, config: EngineConfig) -> Layout:
             sizes.logit_rows,
         ),
         weights=backend.parts.weights(model, config.model),
-        pinned=io_buffers(slot_shapes(part, config)) if backend.own_memory else (),
+        pinned=io_buffers(_slot(backend, part, config)) if backend.own_memory else (),
         graph_phase=graph_phase,
     )
+
+
+def _slot(backend: Backend, part: ModelSpec, config: EngineConfig) -> Shapes:
+    return slot_shapes(part, config, backend.max_decode_steps)
 
 
 def _runner_shapes(backend: Backend, part: ModelSpec, config: EngineConfig) -> Shapes:
     return (
         *row_shapes(part, config),
-        *(own_memory_shapes(part, config) if backend.own_memory else slot_shapes(part, config)),
+        *(own_memory_shapes(part, config) if backend.own_memory else _slot(backend, part, config)),
         *(captured_shapes(part, config) if backend.captures_graphs else ()),
         *backend.parts.buffers(part, config),
     )

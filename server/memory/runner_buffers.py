@@ -116,13 +116,14 @@ def captured_shapes(model: ModelSpec, config: EngineConfig) -> Shapes:
     return (("logits", (config.scheduler.logit_rows, model.vocab_size), "f32"),)
 
 
-def slot_shapes(model: ModelSpec, config: EngineConfig) -> Shapes:
-    """One slot: a packet on its way, and what comes of its step."""
+def slot_shapes(model: ModelSpec, config: EngineConfig, max_decode_steps: int) -> Shapes:
+    """One slot: a packet on its way, and what comes of its step, which gives a row at most so many
+    tokens."""
     rows, width = config.scheduler.max_num_seqs, 1 + config.scheduler.max_logprobs
     scored = config.scheduler.max_num_batched_tokens
     return (
         ("packet", (packet_words(model, config),), "i32"),
-        ("chosen", (rows,), "i32"),
+        ("chosen", (rows * max_decode_steps,), "i32"),
         ("chosen_logprob_ids", (rows * width,), "i32"),
         ("chosen_logprobs", (rows * width,), "f32"),
         ("scored_ids", (scored * width,), "i32"),

@@ -172,7 +172,8 @@ STEP_SECONDS = _seconds(
 )
 FORWARD_SECONDS = _seconds(
     "quire_step_forward_seconds",
-    "Seconds per engine step in the model's forward pass.",
+    "Seconds per engine step in the model's forward pass. A step that chooses tokens in the same "
+    "call (native kernels, every row decodes) has them here.",
     _INTER_TOKEN,
 )
 SAMPLE_SECONDS = _seconds(

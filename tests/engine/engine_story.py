@@ -77,6 +77,7 @@ class Story:
         constraints: TokenConstraints | None = None,
         prefix_caching: bool = True,
         tasks: frozenset[Task] = frozenset({Task.GENERATE}),
+        decode_steps: int = 1,
         **limits: Any,
     ) -> None:
         wide: dict[str, Any] = {
@@ -98,6 +99,7 @@ class Story:
             poison_tokens=poison,
             overlaps=overlaps,
             supported_tasks=tasks,
+            decode_steps=decode_steps,
         )
         self.shortages: list[OutOfMemoryEvent] = []
         self.core = EngineCore(

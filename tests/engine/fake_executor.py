@@ -10,7 +10,7 @@ Until then none of its rows' blocks may be handed out again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.engine.constraints import Masks
 from server.engine.kv_spec import GroupKind, KVCacheGroup, KVCacheSpec
@@ -83,6 +83,12 @@ class FakePending:
         return self.step.result
 
 
+def one_of(planned: PlannedRow, num_decode_steps: int) -> PlannedRow:
+    """What a row computes first."""
+    later = num_decode_steps - 1
+    return replace(planned, num_scheduled_tokens=planned.num_scheduled_tokens - later)
+
+
 class FakeExecutor:
     """
     Args:
@@ -91,6 +97,7 @@ class FakeExecutor:
             "result" (after them): the next step raises there, once. What a device was given after
             a step that failed on it fails as well.
         poison_tokens: a row that knows one of these gives non-finite logits.
+        decode_steps: tokens that a plan may give a row that reports no log-probabilities.
     """
 
     def __init__(
@@ -102,8 +109,10 @@ class FakeExecutor:
         poison_tokens: tuple[int, ...] = (),
         overlaps: bool = False,
         supported_tasks: frozenset[Task] = frozenset({Task.GENERATE}),
+        decode_steps: int = 1,
     ) -> None:
         self.overlaps = overlaps
+        self.decode_steps = 1 if overlaps else decode_steps
         self.supported_tasks = supported_tasks
         self.vocab = vocab
         self.eos_token_ids = eos_token_ids
@@ -120,6 +129,9 @@ class FakeExecutor:
     @property
     def violations(self) -> list[str]:
         return self.rows.violations
+
+    def max_decode_steps(self, sampling: SamplingParams) -> int:
+        return 1 if sampling.logprobs is not None else self.decode_steps
 
     def maybe_fail(self, point: str) -> None:
         if self.fail_at == point:
@@ -215,7 +227,8 @@ class FakeExecutor:
             return
         try:
             rows = tuple(
-                self._result(planned, step.masks.get(planned.row)) for planned in step.plan.rows
+                self._repeated(planned, step.masks.get(planned.row), step.plan.num_decode_steps)
+                for planned in step.plan.rows
             )
         except Exception as error:
             step.error = error.with_traceback(None)
@@ -234,14 +247,34 @@ class FakeExecutor:
         for admitted in plan.admitted:
             self.rows.admit(admitted)
         self.maybe_fail("device")
-        for planned in plan.rows:
+        first = [one_of(planned, plan.num_decode_steps) for planned in plan.rows]
+        for planned in first:
             self.rows.write(planned)
-        for planned in plan.rows:
+        for planned in first:
             self.rows.verify(planned)
         if any(self.fail_always_for in self.rows[row.row].token_ids for row in plan.rows):
             raise FakeFailure("a row has the token that always fails")
 
     # -- results -----------------------------------------------------------------------------
+
+    def _repeated(
+        self, planned: PlannedRow, mask: bytes | None, num_decode_steps: int
+    ) -> RowResult:
+        """Each token is computed behind the one before it, whatever that one is."""
+        if num_decode_steps == 1:
+            return self._result(planned, mask)
+        if planned.num_scheduled_tokens != num_decode_steps or not planned.samples or mask:
+            raise self.rows.violation(f"row {planned.row} is not given {num_decode_steps} tokens")
+        one, tokens = replace(planned, num_scheduled_tokens=1, new_block_ids=()), []
+        for step in range(num_decode_steps):
+            if step:
+                self.rows.write(one)
+                self.rows.verify(one)
+            result = self._result(one, None)
+            if result.non_finite:
+                return replace(result, token_ids=tuple(tokens))
+            tokens += result.token_ids
+        return RowResult(planned.row, tuple(tokens))
 
     def _result(self, planned: PlannedRow, mask: bytes | None) -> RowResult:
         row = self.rows[planned.row]

@@ -1,4 +1,5 @@
-"""Whole workloads, overlapped and not: each request is sent the same, in the same order."""
+"""Whole workloads, overlapped and not, and of several tokens a step: each request is sent the same,
+in the same order."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from tests.engine.engine_story import Story
 SEEDS = range(40)
 
 
-def story_of(seed: int, *, overlaps: bool) -> Story:
+def story_of(seed: int, *, overlaps: bool, decode_steps: int = 1) -> Story:
     """One engine of a drawn size; the workload follows from the seed as well."""
     draw = random.Random(seed)
     return Story(
         overlaps=overlaps,
+        decode_steps=decode_steps,
         num_blocks=draw.choice((8, 12, 24)),
         block_size=draw.choice((1, 2, 4)) * 2,
         windows=draw.choice(((None,), (None, 5) if seed % 2 else (3,), (None, None))),
@@ -65,14 +67,17 @@ def told(story: Story) -> dict[str, list[Any]]:
 
 
 @cache
-def run(seed: int, *, overlaps: bool) -> Story:
-    story = story_of(seed, overlaps=overlaps)
+def run(seed: int, *, overlaps: bool = False, decode_steps: int = 1, scored: bool = True) -> Story:
+    story = story_of(seed, overlaps=overlaps, decode_steps=decode_steps)
     draw = random.Random(seed + 1000)
     prefix = [draw.randrange(900) for _ in range(8)]
     for index in range(draw.choice((3, 8, 14))):
         own = [draw.randrange(900) for _ in range(draw.randrange(1, 6))]
         tokens = prefix[: draw.choice((0, 4, 8))] + own
-        story.ask(f"r{index}", tokens, **wishes(draw, story))
+        wished = wishes(draw, story)
+        if not scored:
+            wished |= {"logprobs": None, "max_tokens": wished["max_tokens"] + 4}
+        story.ask(f"r{index}", tokens, **wished)
         if draw.random() < 0.5:
             story.step()
     story.run()
@@ -89,6 +94,38 @@ def test_a_workload_is_answered_alike(seed: int) -> None:
     preemptions = overlapped.core.gauges().preemptions
     assert overlapped.num_discarded <= stops + preemptions, "at most a step for each late end"
     assert overlapped.blocks()[:2] == (0, 0)
+
+
+def one_by_one(events: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The same, as if each token had been told by itself."""
+    return {
+        key: [
+            (event[0][n : n + 1], *(event[1:3] if last else (None, None)), event[3])
+            for event in told
+            for n in range(len(event[0]) or 1)
+            for last in [n + 1 >= len(event[0])]
+        ]
+        if not key.endswith("prompt")
+        else told
+        for key, told in events.items()
+    }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_several_tokens_a_step_are_the_same_tokens(seed: int) -> None:
+    plain, several = run(seed, scored=False), run(seed, decode_steps=seed % 7 + 2, scored=False)
+    assert one_by_one(told(several)) == told(plain)
+    assert several.refused == plain.refused
+    assert several.blocks()[:2] == (0, 0)
+
+
+def test_the_workloads_are_given_several_tokens() -> None:
+    """And discard some, where an end is met before the last of them."""
+    stories = [run(seed, decode_steps=seed % 7 + 2, scored=False) for seed in SEEDS]
+    steps = [plan.num_decode_steps for story in stories for plan in story.executor.plans]
+    assert sum(count > 1 for count in steps) > 40
+    assert max(steps) > 4
+    assert sum(story.num_discarded for story in stories) > 10
 
 
 def test_the_workloads_meet_what_they_are_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -100,8 +101,12 @@ def run(
     prefix_caching: bool = False,
     on_step: OnStep | None = None,
     one_by_one: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Run:
-    """Runs the requests to their ends, together or one after the other, invariants checked."""
+    """Runs the requests to their ends, together or one after the other, invariants checked.
+
+    By a ``clock`` that stands still steps take no time, and give as many tokens as they may.
+    """
     config = replace(
         built.layout.config.scheduler,
         max_num_batched_tokens=budget,
@@ -109,7 +114,9 @@ def run(
         max_preemptions=1000,
         eos_token_ids=built.eos_token_ids,
     )
-    core = EngineCore(built.runner, built.kv, config, prefix_caching=prefix_caching, strict=True)
+    core = EngineCore(
+        built.runner, built.kv, config, prefix_caching=prefix_caching, strict=True, clock=clock
+    )
     outcome = Run()
     groups = [[request] for request in requests] if one_by_one else [list(requests)]
     for group in groups:

@@ -16,7 +16,7 @@ from server.bench.peers import transformers as bench_peers
 from server.bench.record import EngineRow
 from server.bench.serving import Batch, serve
 from server.bench.shapes import gpu_shapes
-from server.engine.request import Task
+from server.engine.request import SamplingParams, Task
 from server.engine.step_plan import ForwardHandle, RowResult, StepPlan, StepResult
 from server.memory.backends.torch_cpu import TORCH
 from server.memory.backends.triton_cuda import TRITON
@@ -138,6 +138,9 @@ class Overlapping:
 
     overlaps = True
     supported_tasks = frozenset({Task.GENERATE})
+
+    def max_decode_steps(self, sampling: SamplingParams) -> int:
+        return 1
 
     def forward(self, plan: StepPlan) -> StepPlan:
         return plan

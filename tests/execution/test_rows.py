@@ -251,5 +251,7 @@ def test_a_row_that_is_full_takes_no_token() -> None:
     batch = Batch()
     batch.apply(admit(0, list(range(LENGTH)), tuple(range(8)), computed=LENGTH - 1))
     batch.step(PlannedRow(0, 1, samples=True))
-    with pytest.raises(ValueError, match="row 0 already holds max_model_len = 32 tokens"):
+    with pytest.raises(
+        ValueError, match="row 0 holds 32 tokens, and has no room for 1 more: max_model_len is 32"
+    ):
         batch.choose(1)

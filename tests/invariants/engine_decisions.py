@@ -175,14 +175,15 @@ class Decisions:
             sequence = scheduled.sequence
             promise = self.promises[sequence.request.id]
             under_way = sum(
-                row.chunk.samples and row.is_current and row.sequence is sequence
+                row.chunk.num_sampled * (row.is_current and row.sequence is sequence)
                 for step_id, rows in self.state.in_flight.items()
                 for row in rows
                 if step_id < plan.step_id
             )
             known = sequence.num_tokens - len(promise.request.prompt_token_ids)
             generated = known + under_way
-            assert generated < max(1, promise.request.sampling.max_tokens), (
+            last = generated + plan.num_decode_steps - 1
+            assert last < max(1, promise.request.sampling.max_tokens), (
                 "what is known to end is never planned past its end"
             )
             pending = generated < promise.request.sampling.min_tokens

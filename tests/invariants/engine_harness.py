@@ -40,6 +40,7 @@ class Harness:
             eos_token_ids=self.eos,
             poison_tokens=(config["vocab"],),
             overlaps=config["overlaps"],
+            decode_steps=config["decode_steps"],
         )
         self.core = EngineCore(
             self.executor,
@@ -220,13 +221,14 @@ class Harness:
         """Tokens that nobody gets are those of rows that ended or moved, and are counted."""
         assert frame.stats is not None
         delivered = sum(len(output.token_ids) for output in frame.choices)
-        chosen = sum(row.samples for row in step.plan.rows)
+        chosen = sum(row.samples for row in step.plan.rows) * step.plan.num_decode_steps
         stale = sum(
             row.samples and not is_current
             for row, (_, is_current) in zip(step.plan.rows, in_step, strict=True)
         )
         on_the_way = frame.stats.num_discarded_tokens - self.num_overrun
         assert 0 <= on_the_way <= max(stale, chosen - delivered)
+        self.visits.events["several tokens a row"] += step.plan.num_decode_steps > 1
         self.num_overrun = 0
         self.visits.events["token dropped"] += frame.stats.num_discarded_tokens
 

@@ -51,6 +51,7 @@ def config_of(seed: int) -> dict[str, Any]:
         "caching": draw.choice((True, True, True, False)),
         "digest": draw.choice(("sha256", "sha256", "constant", "1 byte")),
         "overlaps": draw.choice((True, False)),
+        "decode_steps": draw.choice((1, 2, 3, 16)),
         "queue": draw.choice((3, 8, 30)),
     }
 

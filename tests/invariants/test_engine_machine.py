@@ -26,7 +26,13 @@ EVENTS = (
     *("prefix hit", "freed behind a window", "hit behind whose window blocks are gone"),
     *("preempted", "block copied", "fork or resumed choice", "mixed step"),
     *("step failed", "step void", "two in flight", "token dropped", "error NON_FINITE"),
-    *("error INTERNAL", "error QUEUE_TIMEOUT", "refused CAPACITY", "refused CONTEXT_LENGTH"),
+    *(
+        "several tokens a row",
+        "error INTERNAL",
+        "error QUEUE_TIMEOUT",
+        "refused CAPACITY",
+        "refused CONTEXT_LENGTH",
+    ),
     *("refused QUEUE_FULL", "refused SHUTTING_DOWN"),
 )
 

@@ -146,9 +146,16 @@ def _kernel_seconds() -> Iterator[list[float]]:
     spent: list[float] = []
     run = Pool.run
 
-    def timed(pool: Pool, level: Level, calls: ctypes.Array[Call], count: int, step: Step) -> None:
+    def timed(
+        pool: Pool,
+        level: Level,
+        calls: ctypes.Array[Call],
+        count: int,
+        step: Step,
+        passes: int = 1,
+    ) -> None:
         started = time.perf_counter()
-        run(pool, level, calls, count, step)
+        run(pool, level, calls, count, step, passes)
         spent.append(time.perf_counter() - started)
 
     setattr(Pool, "run", timed)  # noqa: B010 - an assignment to a method is no assignment to mypy

@@ -104,6 +104,7 @@ class Backend:
     head_dim_multiple: int = 1
     max_kv_groups: int | None = None  # that one step can name
     max_width: int | None = None  # of a row that is normalised
+    max_decode_steps: int = 1  # tokens that one plan may give a row
 
     def __post_init__(self) -> None:
         missing = set(self.suggested_quantisations) - set(self.quantisations)

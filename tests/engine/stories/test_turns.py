@@ -44,6 +44,7 @@ def live(arrival: int) -> Request:
     return Request(
         Story.request(f"r{arrival}", prompt(1), priority=-arrival),
         arrival=arrival, arrival_time=0.0, timeout_s=1.0, eos_token_ids=(), num_groups=1,
+        max_decode_steps=1,
     )  # fmt: skip
 
 

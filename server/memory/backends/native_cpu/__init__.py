@@ -28,4 +28,5 @@ NATIVE = Backend(
     max_head_dim=512,
     head_dim_multiple=8,
     max_kv_groups=128,
+    max_decode_steps=16,
 )
