@@ -282,7 +282,8 @@ OPTIONS: tuple[Option, ...] = (
         auto_or(integer(1, 4096)),
         "auto",
         "auto|N",
-        "compute threads; auto is the number of cores this process may use",
+        "compute threads; auto is the number of cores this process may use, its container's quota "
+        "counted",
     ),
 )
 

@@ -93,11 +93,6 @@ def limit_thread_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
 
 
-def available_cores() -> int:
-    """Cores that this process may use: its affinity mask, not the machine's count."""
-    return len(os.sched_getaffinity(0))
-
-
 def _first_source(
     option: Option,
     flags: Mapping[str, str],

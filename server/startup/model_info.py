@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from server.config.server_config import ServerConfig, available_cores
+from server.cgroups import available_cores
+from server.config.server_config import ServerConfig
 from server.engine.response_budget import answer_limits
 from server.errors import StartupError
 from server.ipc.engine_info import EngineSettings

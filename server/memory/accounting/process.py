@@ -24,11 +24,13 @@ import ctypes
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import cast
+
+from server.cgroups import CGROUPS, PROC, cgroup_folders
 
 _M_ARENA_MAX = -8
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -104,13 +106,11 @@ def take(proc: Path = Path("/proc")) -> Snapshot:
     )
 
 
-def machine_memory(
-    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
-) -> tuple[int, int]:
+def machine_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> tuple[int, int]:
     """(total, free) bytes that this process may use: the tighter of the machine and its cgroup."""
     fields = _key_values((proc / "meminfo").read_text())
     total, free = fields["MemTotal:"] * 1024, fields["MemAvailable:"] * 1024
-    for limit, used in _cgroup_limits((proc / "self" / "cgroup").read_text(), cgroups):
+    for limit, used in _cgroup_limits(proc, cgroups):
         total, free = min(total, limit), min(free, max(0, limit - used))
     return total, free
 
@@ -175,26 +175,16 @@ def _mallinfo() -> Callable[[], _MallInfo] | None:
     return cast("Callable[[], _MallInfo] | None", function)
 
 
-def _cgroup_limits(membership: str, root: Path) -> list[tuple[int, int]]:
+def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
     """(limit, used) of every memory cgroup above this process, version 1 or 2."""
-    found = []
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            names, base = ("memory.max", "memory.current", ""), root
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-            base = root / "memory"
-        else:
-            continue
-        folder = base / path.lstrip("/")
-        for level in (folder, *folder.parents):
-            if level == base.parent:
-                break
-            limit = _cgroup_limit(level, *names)
-            if limit is not None:
-                found.append(limit)
-    return found
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        2: ("memory.max", "memory.current", ""),
+    }
+    for version, folder in cgroup_folders("memory", proc, cgroups):
+        limit = _cgroup_limit(folder, *names[version])
+        if limit is not None:
+            yield limit
 
 
 def _cgroup_limit(folder: Path, limit: str, usage: str, prefix: str) -> tuple[int, int] | None:
