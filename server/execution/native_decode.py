@@ -25,13 +25,13 @@ from server.execution.sampler import MIN_P, TEMPERATURE, TOP_P
 @dataclass(frozen=True, slots=True)
 class Head:
     """The calls behind the layers: the final norm, where there is one, the product with the
-    unembedding, and the factor of its logits, where that is not 1."""
+    unembedding, and what scales or caps its logits, where something does."""
 
     hidden: Tensor  # [most tokens, D], what the layers leave
     residual: Tensor | None
     norm: structs.Norm | None
     unembedding: structs.Linear
-    scale: structs.Sum | None
+    scale: structs.Logits | None
 
 
 class NativeDecodeProgram:
@@ -79,7 +79,7 @@ class NativeDecodeProgram:
             head.norm.total = head.norm.out = address(hidden)
         head.unembedding.rows, head.unembedding.out = address(hidden), address(logits)
         if head.scale is not None:
-            head.scale.x = head.scale.out = address(logits)
+            head.scale.x = address(logits)
         self._sample.logits, self._sample.scratch = address(logits), address(scratch)
         self._sample.token_ids = self._commit.token_ids = address(token_ids)
         self._sample.non_finite = self._commit.non_finite = address(non_finite)

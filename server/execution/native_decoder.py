@@ -17,7 +17,7 @@ from kernels.cpu.native.attention import (
     kv_group,
     share_contexts,
 )
-from kernels.cpu.native.program import Program, address, runtime
+from kernels.cpu.native.program import Program, address, of_tokens, run_once, runtime
 from kernels.footprint.native_linear import product_scratch_bytes
 from server.execution.decode_program import RowBuffers
 from server.execution.layer_parts import (
@@ -95,21 +95,34 @@ class NativeDecoder(Decoder):
         return self._hidden[:tokens], residual
 
     def decode_program(self, rows: RowBuffers) -> NativeDecodeProgram | None:
-        """As Decoder.decode_program. None where logits are no mere product: computed from a
-        narrower state, or capped."""
-        if self.project_out is not None or self.spec.logit_soft_cap is not None:
+        """As Decoder.decode_program. None where logits are computed from a narrower state."""
+        if self.project_out is not None:
             return None
         self._work_in(rows.workspace)
         normed = self.final_norm is not None
-        vocab, factor = self.spec.vocab_size, self.spec.logit_scale
         head = Head(
             self._hidden,
             self._residual,
             self._maker.final_norm() if normed else None,
             self._maker.unembedding(),
-            structs.Sum(width=vocab, factor=factor) if factor != 1.0 else None,
+            self._scale_call(),
         )
         return NativeDecodeProgram(rows, self._calls, head)
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """As Decoder.scaled."""
+        call = self._scale_call()
+        if call is not None:
+            call.x = address(logits)
+            run_once(call, of_tokens(logits.shape[0]))
+        return logits
+
+    def _scale_call(self) -> structs.Logits | None:
+        """Of logits anywhere; None where they are as the product gives them."""
+        factor, cap = self.spec.logit_scale, self.spec.logit_soft_cap or 0.0
+        if factor == 1.0 and not cap:
+            return None
+        return structs.Logits(width=self.spec.vocab_size, factor=factor, cap=cap)
 
     def _work_in(self, workspace: Tensor | None) -> None:
         """Where attention has its partial results."""

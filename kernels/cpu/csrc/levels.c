@@ -89,6 +89,7 @@ QR_EXPORT int64_t qr_struct_bytes(int64_t operation) {
     case QR_OP_GATHER_STEP: return sizeof(struct qr_gather_step);
     case QR_OP_COMMIT_TOKENS: return sizeof(struct qr_commit_tokens);
     case QR_OP_SAMPLE: return sizeof(struct qr_sample);
+    case QR_OP_LOGITS: return sizeof(struct qr_logits);
     default: return 0;
     }
 }

@@ -17,6 +17,7 @@ enum {
     QR_OP_GATHER_STEP,
     QR_OP_COMMIT_TOKENS,
     QR_OP_SAMPLE,
+    QR_OP_LOGITS,
     QR_OPERATIONS
 };
 

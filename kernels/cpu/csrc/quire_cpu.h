@@ -134,6 +134,14 @@ struct qr_sum {
     float limit;
 };
 
+/* x[tokens, width] = cap * tanh(x * factor / cap), in place; without a cap x * factor. */
+struct qr_logits {
+    float *x;
+    int64_t width;
+    float factor;
+    float cap; /* 0: none */
+};
+
 /* x[token, first width] *= log(1 + floor(position / length)) * beta + 1, in place */
 struct qr_query_scale {
     float *x;

@@ -26,6 +26,7 @@ class Operation(IntEnum):
     GATHER_STEP = 9
     COMMIT_TOKENS = 10
     SAMPLE = 11
+    LOGITS = 12
 
 
 class NumberFormat(IntEnum):
@@ -270,6 +271,15 @@ class Sample(Structure):
     )
 
 
+class Logits(Structure):
+    _fields_ = (
+        ("x", c_void_p),
+        ("width", c_int64),
+        ("factor", c_float),
+        ("cap", c_float),
+    )
+
+
 ARGUMENTS: dict[Operation, type[Structure]] = {
     Operation.LINEAR: Linear,
     Operation.ATTENTION: Attention,
@@ -283,4 +293,5 @@ ARGUMENTS: dict[Operation, type[Structure]] = {
     Operation.GATHER_STEP: GatherStep,
     Operation.COMMIT_TOKENS: CommitTokens,
     Operation.SAMPLE: Sample,
+    Operation.LOGITS: Logits,
 }

@@ -215,6 +215,16 @@ static void choices(const struct machine *on) {
                                .token_ids = made->tokens, .non_finite = made->non_finite};
     run(on, QR_OP_SAMPLE, &sample, &step);
     say(on, "tokens", made, sizeof *made);
+    const int64_t top_k[FEW] = {9, 0, 40, 300};
+    const float top_p[FEW] = {0.5f, 0.9f, 0.95f, 1}, min_p[FEW] = {0, 0.01f, 0, 0};
+    sample.top_k = top_k, sample.top_p = top_p, sample.min_p = min_p;
+    sample.scratch = room((size_t)3 * VOCAB * QR_SCORED_TOKEN_BYTES);
+    run(on, QR_OP_SAMPLE, &sample, &step);
+    say(on, "truncated-tokens", made, sizeof *made);
+    float *const logits = numbers(FEW * VOCAB, QR_F32);
+    struct qr_logits capped = {.x = logits, .width = VOCAB, .factor = 3, .cap = 2};
+    run(on, QR_OP_LOGITS, &capped, &step);
+    say(on, "logits", logits, FEW * VOCAB * sizeof *logits);
 }
 
 static void run_level(const struct qr_kernels *kernels) {

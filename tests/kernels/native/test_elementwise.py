@@ -198,6 +198,21 @@ def test_sums_are_scaled_and_clipped(count: int) -> None:
             torch.testing.assert_close(out, right, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("width", [1, 7, 8, 4096, 9001])
+@pytest.mark.parametrize(("factor", "cap"), [(0.25, 0.0), (1.0, 30.0), (3.0, 2.0)])
+def test_logits_are_scaled_and_capped(width: int, factor: float, cap: float) -> None:
+    torch.manual_seed(width)
+    before = torch.randn(3, width) * 20
+    before[1, width // 2] = torch.nan
+    after = before.clone()
+    call = structs.Logits(address(after), width, factor, cap)
+    with threads(2):
+        run_once(call, of_tokens(3))
+    right = before.double() * factor
+    right = ((right / cap).tanh() * cap if cap else right).float()
+    torch.testing.assert_close(after, right, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
 def test_queries_are_scaled_by_their_positions() -> None:
     positions = torch.tensor([0, 1, 8191, 8192, 100_000, 16384])
     wide = torch.randn(6, 50)
