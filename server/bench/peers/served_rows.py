@@ -72,9 +72,10 @@ def served_rows() -> list[Row]:
 
 
 def _options(folder: Path, format: str) -> dict[str, str]:
-    """With the defaults that a user gets. Raises NotServed."""
+    """With the defaults that a user gets, but for the queue: the peer's requests wait there as long
+    as it takes. Raises NotServed."""
     quantization = quantization_of(format)
-    options = {"model-dir": str(folder), "backend": NATIVE.name}
+    options = {"model-dir": str(folder), "backend": NATIVE.name, "queue-timeout": "600"}
     options["dtype"] = DTYPES[STORED if quantization else format]
     return options if quantization is None else options | {"quantization": quantization}
 
