@@ -80,8 +80,8 @@ def load(
 
     With a ``quantization``, the matrices of ``quantised`` components are packed in that format
     instead, each as soon as it was read; their biases keep ``format``. ``copies`` are a GPU's:
-    tensors then pass through pinned memory, read by several threads; without, one thread reads into
-    place.
+    tensors then pass through pinned memory; without, they are read into place. Either way several
+    threads read.
 
     Raises CheckpointError, before any tensor is read, where tensors are missing, unexpected or of
     the wrong shape; ValueError for a format that there is not.

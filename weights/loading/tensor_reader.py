@@ -9,7 +9,9 @@ filled in is looked at by weights.loading.finite, beside the reading.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +27,7 @@ from weights.strict_json import shown
 
 CHUNK_BYTES = 8 << 20
 READ_BYTES = 4 << 20  # of one system call, so that progress shows, and that is looked at next
+READERS = 2  # pieces of a tensor under way at once: what takes time is to fill new pages
 
 
 class TensorReader:
@@ -46,6 +49,7 @@ class TensorReader:
         self._files: dict[str, int] = {}
         self._staging = torch.empty(0, dtype=torch.uint8)
         self._checker = Checker()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self.staging_bytes = 0
 
     def __enter__(self) -> Self:
@@ -57,6 +61,7 @@ class TensorReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._readers.shutdown(cancel_futures=True)
         self._checker.close()
         for descriptor in self._files.values():
             os.close(descriptor)
@@ -155,11 +160,37 @@ class TensorReader:
             return
         memory = target.view(-1).view(torch.uint8).numpy().data
         descriptor = self._open(entry.file)
+        if len(memory) <= READ_BYTES:
+            read_span(descriptor, entry, offset, memory)
+            self._was_read(entry, offset, memory, held)
+            return
+        under_way: deque[tuple[int, memoryview, Future[None]]] = deque()
         for start, size in chunks(len(memory), READ_BYTES):
-            piece = memory[start : start + size]
-            read_span(descriptor, entry, offset + start, piece, self._on_bytes)
-            if held is not None:
-                self._checker.submit(Span(entry, offset + start, piece, format_of(held)))
+            piece, place = memory[start : start + size], offset + start
+            reading = self._readers.submit(read_span, descriptor, entry, place, piece)
+            under_way.append((place, piece, reading))
+            if len(under_way) > READERS:
+                self._wait_for(entry, *under_way.popleft(), held)
+        while under_way:
+            self._wait_for(entry, *under_way.popleft(), held)
+
+    def _wait_for(
+        self,
+        entry: TensorEntry,
+        offset: int,
+        piece: memoryview,
+        reading: Future[None],
+        held: torch.dtype | None,
+    ) -> None:
+        reading.result()
+        self._was_read(entry, offset, piece, held)
+
+    def _was_read(
+        self, entry: TensorEntry, offset: int, piece: memoryview, held: torch.dtype | None
+    ) -> None:
+        self._on_bytes(len(piece))
+        if held is not None:
+            self._checker.submit(Span(entry, offset, piece, format_of(held)))
 
     def _open(self, file: str) -> int:
         if file not in self._files:
@@ -170,14 +201,8 @@ class TensorReader:
         return self._files[file]
 
 
-def read_span(
-    descriptor: int,
-    entry: TensorEntry,
-    offset: int,
-    memory: memoryview,
-    on_bytes: Callable[[int], None] | None = None,
-) -> None:
-    """Fills ``memory`` with the file's bytes from ``offset``, and says so as they come. Any thread.
+def read_span(descriptor: int, entry: TensorEntry, offset: int, memory: memoryview) -> None:
+    """Fills ``memory`` with the file's bytes from ``offset``. Any thread.
 
     Raises CheckpointError, naming file and tensor, where the file ends before.
     """
@@ -189,8 +214,6 @@ def read_span(
                 f"{entry.file}: tensor {shown(entry.name)} is cut off: the file shrank"
             )
         done += count
-        if on_bytes is not None:
-            on_bytes(count)
 
 
 def torch_dtype(format: str) -> torch.dtype:
