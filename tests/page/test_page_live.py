@@ -87,14 +87,14 @@ def test_under_load_the_numbers_are_those_of_the_same_poll(
 @pytest.mark.usefixtures("load")
 def test_the_playground_streams_and_stops(visit: Open, server: ServerProcess) -> None:
     page = visit(server.base_url + "/")
-    page.page.fill("#max-tokens", "40")
+    page.page.fill("#max-tokens", "600")
     page.page.fill("#temperature", "0")
     page.page.click("#run")
     expect(page.page.locator("#output")).not_to_be_empty()
     assert page.page.get_attribute("#output", "aria-busy") == "true", "it came in one piece"
     page.ended("done")
     prompt = page.page.input_value("#prompt")
-    whole = server.post(prompt=prompt, max_tokens=40, temperature=0, seed=1).json()
+    whole = server.post(prompt=prompt, max_tokens=600, temperature=0, seed=1).json()
     assert page.text("#output") == whole["choices"][0]["text"]
     usage = whole["usage"]
     said = f"{usage['prompt_tokens']} + {usage['completion_tokens']} tokens · first after "

@@ -230,7 +230,7 @@ class Traffic:
             self.counts.overloaded += 1
             return
         self.counts.crashed += 1
-        for _ in range(draw.randint(0, 20)):
+        for _ in range(draw.randint(0, 5)):  # of ten or more, however many tokens come together
             await reader.readuntil(b"\n\n")
 
     _crashes = (_in_the_head, _in_the_body, _before_the_answer, _in_the_stream)

@@ -19,7 +19,7 @@ from server.engine.engine_config import EngineConfig, ModelConfig
 from server.memory.backends.parts import Parts
 from server.memory.backends.record import FoundDevice, Unusable
 from server.memory.backends.torch_cpu import parts as torch_cpu
-from server.memory.intermediates import LOGPROB_TEMPORARY, SAMPLE_TEMPORARY, sample_rows
+from server.memory.intermediates import LOGPROB_TEMPORARY, sample_rows
 from server.memory.kinds import Shapes
 from server.memory.phases import Phase, logit_phases
 from server.memory.program_values import value_places
@@ -28,6 +28,12 @@ from weights.inventory import QUANTISABLE, Component, Parameter, inventory, tall
 from weights.loading.fusion import fused_linears
 from weights.spec import ModelSpec, NormPlacement
 from weights.tensor_parallel import rank_shape
+
+# Bytes of a logit that is sampled, beside its own: while penalties change it, the counts and the
+# mask of its row (5), the row set apart (4) and what is made of it (19); while a token is chosen,
+# counts and mask still, and the row as it was changed (4).
+PENALISED = 28
+CHOSEN = 9
 
 
 def find_native() -> FoundDevice:
@@ -172,8 +178,13 @@ def _logit_phases(model: ModelSpec, config: EngineConfig, rows: int) -> Iterator
         ),
         sample=(
             ("logits", 4 * sampled * vocab),
-            ("sample_temporary", SAMPLE_TEMPORARY * drawn),
-            ("truncation_scratch", scratch_bytes(vocab, config.model.num_threads)),
+            (
+                "sample_temporary",
+                max(
+                    PENALISED * drawn,
+                    CHOSEN * drawn + scratch_bytes(vocab, config.model.num_threads),
+                ),
+            ),
         ),
     )
 
