@@ -145,7 +145,9 @@ class ModelRunner:
         """As Executor.max_decode_steps: many where tokens are chosen by logits as they are, by a
         decoder that needs no host for it."""
         changes = features(sampling) & ~(Feature.RANDOM | Feature.TRUNCATES)
-        return 1 if changes or self.step.decode_program is None else self._backend.max_decode_steps
+        if changes or self.overlaps or self.step.decode_program is None:
+            return 1
+        return self._backend.max_decode_steps
 
     @property
     def peak(self) -> PeakMeter:

@@ -185,6 +185,9 @@ def test_rows_that_need_the_host_are_not_given_several(built: BuiltRunner) -> No
         {"logit_bias": ((3, 1.0),)},
     ):
         assert runner.max_decode_steps(replace(CHAT, **asked)) == 1, asked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(runner), "overlaps", property(lambda _: True))
+        assert runner.max_decode_steps(CHAT) == 1, "of steps in flight the host knows no tokens"
     ran(built, admit(built, prompt(1, 9), replace(GREEDY, logprobs=1)))
     with pytest.raises(ValueError, match="gives each row 2 tokens, which this runner does not do"):
         runner.forward(decode(2))

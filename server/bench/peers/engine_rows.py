@@ -3,16 +3,15 @@ step costs beside its kernels."""
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from kernels.cpu.native.library import Level, Pool
-from kernels.cpu.native.structs import Call, Step
+from kernels.cpu.native.library import Pool
 from server.bench.engine import rates
 from server.bench.peers.llama_cpp import BatchSpeed
 from server.bench.peers.models import MODELS, STORED
@@ -146,16 +145,9 @@ def _kernel_seconds() -> Iterator[list[float]]:
     spent: list[float] = []
     run = Pool.run
 
-    def timed(
-        pool: Pool,
-        level: Level,
-        calls: ctypes.Array[Call],
-        count: int,
-        step: Step,
-        passes: int = 1,
-    ) -> None:
+    def timed(*arguments: Any, **named: Any) -> None:
         started = time.perf_counter()
-        run(pool, level, calls, count, step, passes)
+        run(*arguments, **named)
         spent.append(time.perf_counter() - started)
 
     setattr(Pool, "run", timed)  # noqa: B010 - an assignment to a method is no assignment to mypy
