@@ -39,7 +39,7 @@ def check_cache_layer(cache_layer: Tensor, kv_scales: Tensor | None = None) -> N
     if kv_scales is not None:
         check_shape("kv_scales", kv_scales, tuple(cache_layer.shape[:4]))
         check_dtype("kv_scales", kv_scales, (torch.float32,))
-        check_contiguous("kv_scales", kv_scales)
+        check_contiguous("kv_scales", kv_scales[:1])
     row = cache_layer.shape[3] * cache_layer.shape[4]
     if not cache_layer[:1].is_contiguous() or cache_layer.stride(0) % row:
         raise ValueError(

@@ -75,6 +75,8 @@ def paged(
     if not isinstance(work, AttentionWork | InvariantWork):
         raise ValueError("metadata was not made by prepare_attention for a GPU")
     _check_step(q, cache_layer, work.shape)
+    if kv_scales is not None:
+        check_contiguous("kv_scales", kv_scales)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if isinstance(work, AttentionWork):
         if buffer is not None and buffer.data_ptr() != work.scratch.lists.data_ptr():

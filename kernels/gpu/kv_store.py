@@ -39,6 +39,8 @@ def rotary_store_kv(
     if tokens == 0:
         return
     check_contiguous("cache_layer", cache_layer)
+    if kv_scales is not None:
+        check_contiguous("kv_scales", kv_scales)
     kv_heads, block_size = cache_layer.shape[2:4]
     shape = _Shape(
         # Queries that neither norm nor turn changes need no programs.

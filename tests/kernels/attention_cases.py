@@ -25,6 +25,7 @@ class Step:
     metadata: AttentionMetadata
     shape: AttentionShape
     scale: float
+    kv_scales: Tensor | None = None  # of a quantised cache
 
 
 def make_step(
@@ -105,7 +106,7 @@ def free_behind(step: Step, window: int) -> None:
     for row, context in enumerate(step.metadata.seq_lens.tolist()):
         oldest = context - (starts[row + 1] - starts[row]) - window + 1
         gone = step.metadata.block_tables[row, : max(0, oldest) // block_size]
-        step.cache[gone.long()] = torch.nan
+        (step.cache if step.kv_scales is None else step.kv_scales)[gone.long()] = torch.nan
         gone.fill_(2**30)
 
 

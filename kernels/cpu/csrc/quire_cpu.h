@@ -161,10 +161,12 @@ struct qr_rotary_store {
     const float *k_norm;
     const float *cos_sin; /* [positions, turned], or NULL */
     void *cache;          /* [blocks][2][kv_heads][block_size][head_dim] */
+    float *scales;        /* of an int8 cache: [blocks][2][kv_heads][block_size] */
     int64_t q_stride;     /* from token to token */
     int64_t k_stride;
     int64_t v_stride;
     int64_t block_stride; /* elements from block to block */
+    int64_t scale_stride; /* scales from block to block */
     float epsilon;
     int32_t query_heads;
     int32_t kv_heads;
@@ -183,12 +185,14 @@ struct qr_attention {
     const float *q;
     float *out;
     const void *cache;
+    const float *scales;       /* of an int8 cache: [blocks][2][kv_heads][block_size] */
     const float *alibi_slopes; /* [query_heads], or NULL */
     const float *sinks;        /* [query_heads], or NULL */
     void *scratch; /* so many partials, of units and their spans; see qr_partial_bytes */
     int64_t q_stride;          /* from token to token */
     int64_t out_stride;
     int64_t block_stride; /* elements from block to block */
+    int64_t scale_stride; /* scales from block to block */
     int64_t partials;
     float scale;
     float soft_cap; /* 0: none */

@@ -62,6 +62,9 @@ INLINE vi vi_pairs(vi a, vi b) { return _mm256_madd_epi16(a, b); }
 /* Of int8, widened to int16: the even ones, and the odd ones. */
 INLINE vi vi_even(vi x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); }
 INLINE vi vi_odd(vi x) { return _mm256_srai_epi16(x, 8); }
+INLINE vf vf_from_i8(const int8_t *p) {
+    return vf_from_vi(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 INLINE vf vf_from_bf16(const uint16_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
@@ -140,6 +143,10 @@ INLINE vi vi_load(const void *p) {
 }
 INLINE vi vi_add(vi a, vi b) { return (vi){vaddq_s32(a.low, b.low), vaddq_s32(a.high, b.high)}; }
 INLINE vf vf_from_vi(vi x) { return (vf){vcvtq_f32_s32(x.low), vcvtq_f32_s32(x.high)}; }
+INLINE vf vf_from_i8(const int8_t *p) {
+    int16x8_t x = vmovl_s8(vld1_s8(p));
+    return vf_from_vi((vi){vmovl_s16(vget_low_s16(x)), vmovl_high_s16(x)});
+}
 INLINE int32x4_t pairs_of_s16(int16x8_t a, int16x8_t b) {
     return vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
 }
@@ -241,6 +248,11 @@ INLINE vi vi_pairs(vi a, vi b) {
 }
 INLINE vi vi_even(vi x) { return (vi)(((vs)x << 8) >> 8); }
 INLINE vi vi_odd(vi x) { return (vi)((vs)x >> 8); }
+INLINE vf vf_from_i8(const int8_t *p) {
+    vf x;
+    for (int i = 0; i < LANES; i++) x[i] = p[i];
+    return x;
+}
 INLINE vf vf_from_bf16(const uint16_t *p) {
     vu x = {0};
     for (int i = 0; i < LANES; i++) x[i] = (uint32_t)p[i] << 16;

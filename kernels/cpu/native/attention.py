@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.cpu.attention import checked_rows
 from kernels.cpu.native import structs
-from kernels.cpu.native.program import FORMATS, address, all_float32, run_once
+from kernels.cpu.native.program import CACHE_FORMATS, address, all_float32, run_once
 from kernels.footprint.attention import AttentionShape
 from kernels.footprint.native_attention import PARTIAL_BYTES
 from kernels.types import PLAIN, AttentionFeatures, AttentionMetadata, HeadNorms
@@ -62,6 +62,7 @@ def attention_call(
     *,
     scale: float,
     features: AttentionFeatures,
+    kv_scales: Tensor | None = None,
     group: int = 0,
 ) -> structs.Attention:
     """q and out are [T, Hq, hd], maybe strided from token to token."""
@@ -70,12 +71,14 @@ def attention_call(
         address(q),
         address(out),
         address(cache_layer),
+        address(kv_scales),
         address(features.alibi_slopes),
         address(features.sinks),
         None,
         q.stride(0),
         out.stride(0),
         cache_layer.stride(0),
+        0 if kv_scales is None else kv_scales.stride(0),
         0,
         scale,
         features.soft_cap,
@@ -84,7 +87,7 @@ def attention_call(
         kv_heads,
         head_dim,
         block_size,
-        FORMATS[cache_layer.dtype],
+        CACHE_FORMATS[cache_layer.dtype],
         group,
     )
     if scratch is not None:
@@ -98,6 +101,14 @@ def share_contexts(call: structs.Attention, scratch: Tensor) -> None:
     call.partials = scratch.nbytes // PARTIAL_BYTES
 
 
+def _check_pair(cache_layer: Tensor, kv_scales: Tensor | None) -> None:
+    if (cache_layer.dtype is torch.int8) != (kv_scales is not None):
+        raise ValueError(
+            f"the cache is in {cache_layer.dtype}, with {'no' if kv_scales is None else 'its'} "
+            "scales: int8 has some, and nothing else"
+        )
+
+
 def paged(
     q: Tensor,
     cache_layer: Tensor,
@@ -108,8 +119,7 @@ def paged(
     kv_scales: Tensor | None = None,
 ) -> Tensor:
     """As kernels.paged_attention; q is float32, whatever the cache holds."""
-    if kv_scales is not None:
-        raise NotImplementedError("attention on a CPU reads no quantised KV cache; leave it off")
+    _check_pair(cache_layer, kv_scales)
     if not isinstance(metadata.work, AttentionShape):
         raise ValueError("metadata was not made by prepare_attention for native kernels")
     all_float32((("q", q),))
@@ -124,6 +134,7 @@ def paged(
             buffer,
             scale=scale,
             features=features,
+            kv_scales=kv_scales,
         ),
         step_of(metadata),
     )
@@ -139,6 +150,7 @@ def rotary_store_call(
     cos_sin: Tensor | None,
     interleaved: bool,
     norms: HeadNorms | None,
+    kv_scales: Tensor | None = None,
     group: int = 0,
 ) -> structs.RotaryStore:
     """``norms``' weights are float32, with what is added to them."""
@@ -151,10 +163,12 @@ def rotary_store_call(
         None if norms is None else address(norms.key),
         address(cos_sin),
         address(cache_layer),
+        address(kv_scales),
         q.stride(0),
         0 if k is None else k.stride(0),
         0 if v is None else v.stride(0),
         cache_layer.stride(0),
+        0 if kv_scales is None else kv_scales.stride(0),
         0.0 if norms is None else norms.epsilon,
         q.shape[1],
         kv_heads,
@@ -163,7 +177,7 @@ def rotary_store_call(
         interleaved,
         norms is not None and norms.after_turn,
         block_size,
-        FORMATS[cache_layer.dtype],
+        CACHE_FORMATS[cache_layer.dtype],
         group,
     )
 
@@ -181,8 +195,7 @@ def rotary_store_kv(
     kv_scales: Tensor | None = None,
 ) -> None:
     """As kernels.rotary_store_kv; q, k and v are float32, whatever the cache holds."""
-    if kv_scales is not None:
-        raise NotImplementedError("a CPU writes no quantised KV cache; leave it off")
+    _check_pair(cache_layer, kv_scales)
     all_float32((("q", q), ("k", k), ("v", v)))
     if norms is not None:
         offset = norms.weight_offset
@@ -192,7 +205,14 @@ def rotary_store_kv(
     step.groups[0] = structs.KVGroup(None, 0, address(slot_mapping))
     run_once(
         rotary_store_call(
-            q, k, v, cache_layer, cos_sin=cos_sin, interleaved=interleaved, norms=norms
+            q,
+            k,
+            v,
+            cache_layer,
+            cos_sin=cos_sin,
+            interleaved=interleaved,
+            norms=norms,
+            kv_scales=kv_scales,
         ),
         step,
     )

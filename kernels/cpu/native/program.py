@@ -24,6 +24,7 @@ FORMATS = {
     torch.bfloat16: NumberFormat.BF16,
     torch.float16: NumberFormat.F16,
 }
+CACHE_FORMATS = {**FORMATS, torch.int8: NumberFormat.INT8}
 
 
 @dataclass(frozen=True, slots=True)

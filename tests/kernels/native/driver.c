@@ -35,7 +35,7 @@ static void *room(size_t bytes) {
     return memset(made, 0, bytes);
 }
 
-/* count numbers in a plain format. */
+/* count numbers in a format, of int8 without scales. */
 static void *numbers(size_t count, int format) {
     float *wide = room(count * sizeof *wide);
     uint16_t *narrow = (uint16_t *)wide;
@@ -45,6 +45,7 @@ static void *numbers(size_t count, int format) {
         memcpy(&word, &x, sizeof word);
         if (format == QR_F32) wide[i] = x;
         if (format == QR_BF16) narrow[i] = (uint16_t)(word >> 16);
+        if (format == QR_INT8) ((int8_t *)wide)[i] = (int8_t)(x * 127);
         if (format == QR_F16) narrow[i] = (uint16_t)((bits() & 0x8fff) + 0x2c00); /* 2^-4 to 1 */
     }
     return wide;
@@ -133,13 +134,15 @@ static void attention(const struct machine *on, int head_dim, int format, int fe
     step.groups[0] = (struct qr_kv_group){tables, MOST_BLOCKS, slots};
     state = (uint32_t)(head_dim * 8 + features);
     const size_t block_stride = 2 * kv_width * BLOCK, cached = block_stride * BLOCKS;
+    const int64_t scale_stride = 2 * kv_heads * BLOCK;
     void *cache = numbers(cached, format);
+    float *scales = format == QR_INT8 ? numbers((size_t)scale_stride * BLOCKS, QR_F32) : NULL;
     float *q = numbers(TOKENS * width, QR_F32);
     struct qr_rotary_store store = {
         .q = q, .k = numbers(TOKENS * kv_width, QR_F32), .v = numbers(TOKENS * kv_width, QR_F32),
         .q_norm = numbers((size_t)head_dim, QR_F32), .k_norm = numbers((size_t)head_dim, QR_F32),
-        .cos_sin = numbers(1200 * (size_t)head_dim, QR_F32), .cache = cache,
-        .q_stride = (int64_t)width, .k_stride = (int64_t)kv_width, .v_stride = (int64_t)kv_width,
+        .cos_sin = numbers(1200 * (size_t)head_dim, QR_F32), .cache = cache, .scales = scales,
+        .scale_stride = scale_stride, .q_stride = (int64_t)width, .k_stride = (int64_t)kv_width, .v_stride = (int64_t)kv_width,
         .block_stride = (int64_t)block_stride, .epsilon = 1e-5f, .query_heads = query_heads,
         .kv_heads = kv_heads, .head_dim = head_dim, .turned = head_dim,
         .interleaved = features & 1, .block_size = BLOCK, .cache_format = format};
@@ -147,7 +150,8 @@ static void attention(const struct machine *on, int head_dim, int format, int fe
     float slopes[] = {0.5f, 0.25f, 0.125f, 0.0625f, 0.03125f, 0.015625f};
     const size_t partial = (2 + 512) * 16 * sizeof(float);
     struct qr_attention layer = {
-        .q = q, .out = room(TOKENS * width * 4), .cache = cache,
+        .q = q, .out = room(TOKENS * width * 4), .cache = cache, .scales = scales,
+        .scale_stride = scale_stride,
         .alibi_slopes = features & 1 ? slopes : NULL, .sinks = features & 2 ? slopes : NULL,
         .scratch = room(PARTIALS * partial), .q_stride = (int64_t)width,
         .out_stride = (int64_t)width, .block_stride = (int64_t)block_stride,
@@ -159,7 +163,11 @@ static void attention(const struct machine *on, int head_dim, int format, int fe
     snprintf(what, sizeof what, "attention-%d-%d-%d", head_dim, format, features);
     say(on, what, layer.out, TOKENS * width * 4);
     snprintf(what, sizeof what, "cache-%d-%d-%d", head_dim, format, features);
-    say(on, what, cache, cached * (format == QR_F32 ? 4 : 2));
+    say(on, what, cache, cached * (format == QR_F32 ? 4 : format == QR_INT8 ? 1 : 2));
+    if (scales != NULL) {
+        snprintf(what, sizeof what, "scales-%d-%d", head_dim, features);
+        say(on, what, scales, (size_t)scale_stride * BLOCKS * sizeof *scales);
+    }
     /* The last row alone, whose spans the threads share. */
     struct qr_step alone = {.tokens = 1, .rows = 1, .positions = positions + 61,
                             .query_start_loc = (int32_t[]){0, 1}, .seq_lens = seq_lens + 2};
@@ -232,7 +240,7 @@ static void run_level(const struct qr_kernels *kernels) {
         struct machine on = {kernels, qr_pool_new(threads, NULL)};
         if (on.pool == NULL) abort();
         products(&on);
-        for (int format = QR_F32; format <= QR_F16; format++)
+        for (int format = QR_F32; format <= QR_INT8; format++)
             for (int features = 0; features < 8; features++)
                 attention(&on, features % 2 ? 80 : 64, format, features);
         between_products(&on);

@@ -17,7 +17,8 @@ from kernels.cpu.native.attention import paged
 from kernels.dispatch import using
 from tests.kernels.attention_cases import PLAIN, Step, make_step
 
-CACHES = [torch.float32, torch.bfloat16, torch.float16]
+PLAIN_CACHES = [torch.float32, torch.bfloat16, torch.float16]
+CACHES = [*PLAIN_CACHES, torch.int8]
 
 
 @contextmanager
@@ -52,20 +53,39 @@ def prepared(step: Step, rows: slice, tokens: slice) -> Step:
 
 
 def native_step(rows: list[tuple[int, int]], **options: Any) -> Step:
-    """As make_step; ``dtype`` is the cache's."""
-    step = make_step(rows, **options)
+    """As make_step; ``dtype`` is the cache's. Scales of an int8 one are NaN where nothing is."""
+    if options.get("dtype") is torch.int8:
+        step = _quantised(make_step(rows, **{**options, "dtype": torch.float32}))
+    else:
+        step = make_step(rows, **options)
     return prepared(step, slice(0, len(rows)), slice(0, step.q.shape[0]))
+
+
+def _quantised(step: Step) -> Step:
+    heads = step.cache.view(-1, step.cache.shape[4])
+    scales = reference.quantise_heads(heads, torch.int8)[1]
+    numbers, _ = reference.quantise_heads(heads.nan_to_num(), torch.int8)
+    return replace(
+        step,
+        cache=numbers.view(step.cache.shape),
+        kv_scales=scales.view(step.cache.shape[:4]),
+    )
 
 
 def attend(step: Step, features: AttentionFeatures = PLAIN, *, shared: bool = True) -> Tensor:
     """Attention with poisoned scratch; with none where contexts are not to be ``shared`` out."""
     size = attention_workspace_bytes(step.shape, NATIVE_CPU) if shared else 0
     scratch = torch.full((size,), 0xFF, dtype=torch.uint8) if size else None
-    return paged(step.q, step.cache, step.metadata, step.scale, scratch, features)
+    return paged(step.q, step.cache, step.metadata, step.scale, scratch, features, step.kv_scales)
 
 
 def wanted(step: Step, features: AttentionFeatures = PLAIN) -> Tensor:
     """What the reference says, of the values that the cache has."""
     return reference.paged_attention(
-        step.q, step.cache.float(), step.metadata, scale=step.scale, features=features
+        step.q,
+        step.cache.float(),
+        step.metadata,
+        scale=step.scale,
+        features=features,
+        kv_scales=step.kv_scales,
     )

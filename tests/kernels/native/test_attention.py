@@ -133,10 +133,11 @@ def test_queries_may_be_a_strided_view_of_qkv() -> None:
     assert torch.equal(attend(strided), attend(step))
 
 
-def test_what_lies_outside_a_context_has_no_influence() -> None:
-    step = native_step([(1, 50), (12, 30), (3, 517)])
+@each_cache
+def test_what_lies_outside_a_context_has_no_influence(cache: torch.dtype) -> None:
+    step = native_step([(1, 50), (12, 30), (3, 517)], dtype=cache)
     before = attend(step)
-    step.cache.nan_to_num_(nan=1e30)
+    (step.cache if step.kv_scales is None else step.kv_scales).nan_to_num_(nan=1e30)
     assert torch.equal(attend(step), before)
 
 
@@ -148,13 +149,27 @@ def test_a_layers_blocks_may_lie_apart_with_those_of_others_between() -> None:
     assert torch.equal(attend(apart), attend(step))
 
 
+def test_scales_may_lie_apart_as_well() -> None:
+    step = native_step([(1, 50), (12, 30), (3, 517)], dtype=torch.int8)
+    assert step.kv_scales is not None
+    others = torch.full((step.cache.shape[0], 3, *step.cache.shape[1:]), 99, dtype=torch.int8)
+    others[:, 1] = step.cache
+    scales = torch.full((step.cache.shape[0], 2, *step.cache.shape[1:4]), torch.nan)
+    scales[:, 0] = step.kv_scales
+    apart = replace(step, cache=others[:, 1], kv_scales=scales[:, 0])
+    assert torch.equal(attend(apart), attend(step))
+
+
 def test_what_cannot_be_read_is_refused() -> None:
     step = native_step([(1, 4)])
     arguments = (step.cache, step.metadata, step.scale, None)
     with pytest.raises(ValueError, match="native kernels compute on float32"):
         paged(step.q.bfloat16(), *arguments)
-    with pytest.raises(NotImplementedError, match="reads no quantised KV cache"):
+    with pytest.raises(ValueError, match=r"the cache is in torch.float32, with its scales"):
         paged(step.q, *arguments, kv_scales=torch.ones(step.cache.shape[:4]))
+    whole = native_step([(1, 4)], dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"the cache is in torch.int8, with no scales"):
+        paged(whole.q, whole.cache, whole.metadata, whole.scale, None)
     other = make_step([(1, 4)])
     with pytest.raises(ValueError, match="not made by prepare_attention for native kernels"):
         paged(other.q, other.cache, other.metadata, other.scale, None)

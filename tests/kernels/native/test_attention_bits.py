@@ -34,10 +34,13 @@ def test_a_row_alone_and_among_neighbours(cache: torch.dtype, features: Attentio
 
 
 @each_feature
+@pytest.mark.parametrize("cache", [torch.float32, torch.int8], ids=str)
 @pytest.mark.parametrize("size", [1, 3, 8, 16])
-def test_a_token_alone_and_in_chunks(size: int, features: AttentionFeatures) -> None:
+def test_a_token_alone_and_in_chunks(
+    size: int, cache: torch.dtype, features: AttentionFeatures
+) -> None:
     """Each chunk's window is its own, and what is behind it is gone by then."""
-    step = native_step([(40, 560)], heads=HEADS, features=features)
+    step = native_step([(40, 560)], heads=HEADS, features=features, dtype=cache)
     whole = attend(step, features)
     for start in range(0, 40, size):
         part = slice(start, min(start + size, 40))
@@ -45,17 +48,19 @@ def test_a_token_alone_and_in_chunks(size: int, features: AttentionFeatures) -> 
         if features.window:
             tables = chunk.metadata.block_tables.clone()
             metadata = replace(chunk.metadata, block_tables=tables)
-            chunk = replace(chunk, cache=chunk.cache.clone(), metadata=metadata)
+            scales = None if chunk.kv_scales is None else chunk.kv_scales.clone()
+            chunk = replace(chunk, cache=chunk.cache.clone(), kv_scales=scales, metadata=metadata)
             free_behind(chunk, features.window)
         assert torch.equal(attend(chunk, features), whole[part])
 
 
 @each_feature
+@pytest.mark.parametrize("cache", [torch.float32, torch.int8], ids=str)
 @pytest.mark.parametrize("rows", [ROWS, [(1, 1536)], [(1, 1100), (1, 5)], [(3, 2100)]], ids=str)
 def test_any_number_of_threads_and_shared_contexts_or_none(
-    rows: list[tuple[int, int]], features: AttentionFeatures
+    rows: list[tuple[int, int]], cache: torch.dtype, features: AttentionFeatures
 ) -> None:
-    step = native_step(rows, heads=(3, 1), features=_first_heads(features, 3))
+    step = native_step(rows, heads=(3, 1), features=_first_heads(features, 3), dtype=cache)
     mine = _first_heads(features, 3)
     with threads(1):
         right = attend(step, mine, shared=False)
@@ -106,3 +111,17 @@ def test_what_is_not_finite_stays_in_its_row(where: str, bad: float, shared: boo
     assert torch.equal(after[:3], before[:3])
     assert torch.equal(after[4:], before[4:])
     assert not bool(after[3].isfinite().all(dim=1).any())
+
+
+@pytest.mark.parametrize("where", ["key", "value"])
+def test_a_scale_that_is_no_number_stays_in_its_row(where: str) -> None:
+    """As a head that was not finite when it was stored leaves one."""
+    step = native_step([(3, 90), (1, 1200), (2, 70)], dtype=torch.int8)
+    assert step.kv_scales is not None
+    before = attend(step)
+    table, block = step.metadata.block_tables[1], step.cache.shape[3]
+    step.kv_scales[int(table[600 // block]), int(where == "value"), :, 600 % block] = torch.nan
+    after = attend(step)
+    assert torch.equal(after[:3], before[:3])
+    assert torch.equal(after[4:], before[4:])
+    assert not bool(after[3].isfinite().any())

@@ -12,11 +12,11 @@ import kernels
 from kernels import reference
 from kernels.cpu.native.attention import rotary_store_kv
 from kernels.types import HeadNorms
-from tests.kernels.native.native_steps import CACHES, threads
+from tests.kernels.native.native_steps import PLAIN_CACHES, threads
 
 pytestmark = pytest.mark.usefixtures("native_level")
 
-each_cache = pytest.mark.parametrize("cache", CACHES, ids=str)
+each_cache = pytest.mark.parametrize("cache", PLAIN_CACHES, ids=str)
 
 
 def views(tokens: int, heads: tuple[int, int], head_dim: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -122,7 +122,7 @@ def stored_bits(values: Tensor, cache: torch.dtype) -> tuple[Tensor, Tensor]:
     return keys.view(torch.int16)[numbers], rounded.view(torch.int16)[numbers]
 
 
-@pytest.mark.parametrize("cache", CACHES[1:], ids=str)
+@pytest.mark.parametrize("cache", PLAIN_CACHES[1:], ids=str)
 def test_stores_round_as_torch_does(cache: torch.dtype) -> None:
     """Every 16-bit value, its neighbours in float32, and the middles between two: ties and what is
     just beside them, subnormal, overflowing and infinite ones included."""
@@ -140,19 +140,73 @@ def test_stores_round_as_torch_does(cache: torch.dtype) -> None:
         assert torch.equal(got, right)
 
 
-@pytest.mark.parametrize("cache", CACHES[1:], ids=str)
+@pytest.mark.parametrize("cache", PLAIN_CACHES[1:], ids=str)
 def test_stores_round_random_bit_patterns_as_torch_does(cache: torch.dtype) -> None:
     bits = torch.randint(-(2**31), 2**31, (2**18,), dtype=torch.int64).to(torch.int32)
     got, right = stored_bits(bits.view(torch.float32), cache)
     assert torch.equal(got, right)
 
 
+def quantised_store(k: Tensor, v: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Tokens one after the other in blocks of 8: numbers and scales, NaN where nothing is."""
+    tokens, heads, _ = k.shape
+    numbers = torch.full((tokens // 8 + 1, 2, heads, 8, head_dim), 99, dtype=torch.int8)
+    scales = torch.full(numbers.shape[:4], torch.nan)
+    q, slots = torch.zeros(tokens, heads, head_dim), torch.arange(tokens)
+    rotary_store_kv(q, k, v, numbers, slots, None, None, False, kv_scales=scales)
+    return numbers, scales
+
+
+HEAD_KINDS = {
+    "usual": lambda heads: heads,
+    "zero": torch.zeros_like,
+    "one large": lambda heads: heads.index_fill(2, torch.tensor(3), 1e4),
+    "least": lambda heads: heads.sign() * 1e-45,  # times 127 still below the least normal number
+    "subnormal": lambda heads: heads * 1e-42,
+    "largest": lambda heads: heads.sign() * 3.4028234e38,
+    "ties": lambda heads: (heads * 40).round().clamp(-126, 126).add(0.5).index_fill(
+        2, torch.tensor(0), 127.0
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize("head_dim", [8, 24, 64, 80])
+def test_an_int8_cache_has_the_references_numbers_and_scales(kind: str, head_dim: int) -> None:
+    _, _, k, v = views(13, (2, 3), head_dim, seed=head_dim)
+    k, v = (HEAD_KINDS[kind](one.contiguous()) for one in (k, v))
+    got = quantised_store(k.clone(), v.clone(), head_dim)
+    right = tuple(torch.full_like(one, 99 if i == 0 else torch.nan) for i, one in enumerate(got))
+    reference.rotary_store_kv(
+        torch.zeros(13, 3, head_dim), k, v, right[0], torch.arange(13), kv_scales=right[1]
+    )
+    assert torch.equal(got[0], right[0])
+    torch.testing.assert_close(got[1], right[1], rtol=0, atol=0, equal_nan=True)
+    assert int(got[0][0, :, :, :8].abs().max()) <= 127
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_head_that_is_not_finite_has_no_number_for_a_scale(bad: float) -> None:
+    _, _, k, v = views(5, (2, 2), 16)
+    clean = quantised_store(k.clone(), v.clone(), 16)
+    k = k.clone()
+    k[2, 1, 7] = bad
+    numbers, scales = quantised_store(k, v.clone(), 16)
+    assert bool(scales[0, 0, 1, 2].isnan())
+    assert not bool(numbers[0, 0, 1, 2].any())
+    scales[0, 0, 1, 2], numbers[0, 0, 1, 2] = clean[1][0, 0, 1, 2], clean[0][0, 0, 1, 2]
+    assert torch.equal(numbers, clean[0])
+    torch.testing.assert_close(scales, clean[1], rtol=0, atol=0, equal_nan=True)
+
+
 def test_what_there_is_not_is_refused() -> None:
     _, q, k, v = views(2, (4, 2), 16)
     layer, slots = torch.zeros(1, 2, 2, 8, 16), torch.arange(2)
-    with pytest.raises(NotImplementedError, match="writes no quantised KV cache"):
+    with pytest.raises(ValueError, match=r"the cache is in torch.float32, with its scales"):
         rotary_store_kv(
             q, k, v, layer, slots, None, None, False, kv_scales=torch.ones(layer.shape[:4])
         )
+    with pytest.raises(ValueError, match=r"the cache is in torch.int8, with no scales"):
+        rotary_store_kv(q, k, v, layer.to(torch.int8), slots, None, None, False)
     with pytest.raises(ValueError, match="native kernels compute on float32"):
         rotary_store_kv(q, k.half(), v, layer, slots, None, None, False)
