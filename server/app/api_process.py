@@ -213,6 +213,7 @@ class HttpServer:
             version=__version__,
             block_size=plan.config.cache.block_size,
             num_blocks=plan.kv.num_blocks,
+            cache_dtype=plan.config.cache.format,
         )
 
     def _memory_sources(self) -> MemorySources:

@@ -16,6 +16,7 @@ from server.config.values import (
     choice,
     choice_of,
     integer,
+    named,
     none_or,
     read_switch,
     read_text,
@@ -28,6 +29,7 @@ from server.memory.backends.registry import AUTO, backends, devices
 from server.memory.backends.words import (
     auto_device,
     by_place,
+    kv_cache_dtypes,
     only,
     places,
     quantisations,
@@ -210,6 +212,16 @@ OPTIONS: tuple[Option, ...] = (
         lambda: (
             f"when decode steps are captured on {places(lambda one: one.captures_graphs)}: "
             "before the first request, when first needed, or never"
+        ),
+    ),
+    Option(
+        "kv-cache-dtype",
+        auto_or(named(kv_cache_dtypes)),
+        "auto",
+        lambda: "|".join(("auto", *kv_cache_dtypes())),
+        lambda: (
+            "format of the KV cache; auto is the dtype's; int8 takes half of 16 bits, and a scale "
+            "for each head of a token" + only(lambda backend: bool(backend.kv_formats))
         ),
     ),
     Option(

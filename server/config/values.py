@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from server.units import SIZE_UNITS, format_size
 from weights.strict_json import shown
@@ -69,6 +69,18 @@ def read_size(text: str, low: int, high: int) -> int:
 
 def choice(*allowed: str) -> Reader:
     return choice_of(lambda: allowed)
+
+
+def named(values: Callable[[], Mapping[str, object]]) -> Reader:
+    """What ``values`` has under the text; they are asked for when there is one to read."""
+
+    def read(text: str) -> object:
+        known = values()
+        if text not in known:
+            raise ValueError(f"{text!r} is not one of {', '.join(known)}")
+        return known[text]
+
+    return read
 
 
 def choice_of(values: Callable[[], tuple[str, ...]]) -> Reader:

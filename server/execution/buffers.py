@@ -20,6 +20,7 @@ _DTYPES = {
     "i64": torch.int64,
     "i32": torch.int32,
     "u8": torch.uint8,
+    "int8": torch.int8,
     "bool": torch.bool,
 }
 

@@ -15,6 +15,7 @@ import torch
 
 import kernels
 from kernels import AttentionFeatures, AttentionMetadata, AttentionWorkspace, LinearWeight
+from server.execution.kv_pool import CacheLayer, KVPool
 from server.memory.kv_groups import CachePart, cache_part
 from weights.inventory import XIELU_NUMBERS
 from weights.spec import (
@@ -31,11 +32,11 @@ from weights.spec import (
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:
-    """What the model reads in a step. ``cache`` has kernels' layout and is written in place."""
+    """What the model reads in a step. ``cache`` is written in place."""
 
     token_ids: torch.Tensor  # [T] int64
     positions: torch.Tensor  # [T] int64
-    cache: torch.Tensor  # [places of a page, blocks, 2, Hkv, block_size, hd]
+    cache: KVPool
     metadata: tuple[AttentionMetadata, ...]  # of each group of the KV cache
     workspace: AttentionWorkspace
 
@@ -132,7 +133,8 @@ class Attention:
             q_norm = k_norm = None
         if value is not None:
             v = value.view(tokens, -1, heads.head_dim)
-        cache_layer, metadata = self.cache_layer(step.cache), step.metadata[self.cached.group]
+        cache_layer, kv_scales = self.cache_layer(step.cache)
+        metadata = step.metadata[self.cached.group]
         kernels.rotary_store_kv(
             q,
             k,
@@ -147,6 +149,7 @@ class Attention:
             norm_epsilon=self.norm.epsilon,
             norm_weight_offset=self.norm.weight_offset,
             norm_after_turn=heads.qk_norm_after_rotary,
+            kv_scales=kv_scales,
         )
         attended = kernels.paged_attention(
             q,
@@ -155,6 +158,7 @@ class Attention:
             scale=heads.scale,
             workspace=step.workspace,
             features=self.features,
+            kv_scales=kv_scales,
         )
         return attended.view(tokens, heads.query_size)
 
@@ -162,16 +166,9 @@ class Attention:
         first = self.heads.num_query_heads
         return by_head[:, first : first + self.heads.num_kv_heads]
 
-    def cache_layer(self, cache: torch.Tensor) -> torch.Tensor:
-        """The layer's part of the pool, [blocks, 2, Hkv, block_size, hd]: all of its place, or as
-        many elements of each block as its heads keep."""
-        place, block_size = cache[self.cached.place], cache.shape[-2]
-        if place.shape[2:] == (self.heads.num_kv_heads, block_size, self.heads.head_dim):
-            return place
-        elements = 2 * self.heads.kv_size * block_size
-        start = self.cached.elements_before * block_size
-        part = place.flatten(1)[:, start : start + elements]
-        return part.view(-1, 2, self.heads.num_kv_heads, block_size, self.heads.head_dim)
+    def cache_layer(self, cache: KVPool) -> CacheLayer:
+        """The layer's part of the pool."""
+        return cache.layer(self.cached, self.heads)
 
     def normalised_values(self, qkv: torch.Tensor) -> torch.Tensor:
         """[T, Hkv hd]: each head's values, or keys where there are no others, without weights."""

@@ -128,7 +128,7 @@ class ModelRunner:
         device.synchronize()  # weights and buffers are there
         device.run(self.step.clear)
         if poison:
-            device.run(lambda: _poison(buffers["kv_cache"]))
+            device.run(self.step.cache.poison)
         device.synchronize()
 
     @property
@@ -311,7 +311,3 @@ class ModelRunner:
             for row in plan.rows
         )
         return self.graphs.size_for(len(plan.rows)) if decodes else None
-
-
-def _poison(cache: torch.Tensor) -> None:
-    cache.fill_(float("nan"))

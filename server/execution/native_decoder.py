@@ -20,6 +20,7 @@ from kernels.cpu.native.attention import (
 from kernels.cpu.native.program import Program, address, of_tokens, run_once, runtime
 from kernels.footprint.native_linear import product_scratch_bytes
 from server.execution.decode_program import RowBuffers
+from server.execution.kv_pool import KVPool
 from server.execution.layer_parts import (
     PositionTables,
     StepTensors,
@@ -156,7 +157,7 @@ def build_decoder(
     room = Room(
         buffers["step_values"],
         buffers["product_scratch"],
-        buffers["kv_cache"],
+        KVPool.of(buffers),
         buffers["wide_vectors"],
         layout.config.scheduler.max_num_batched_tokens,
     )

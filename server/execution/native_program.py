@@ -24,6 +24,7 @@ from kernels.cpu.native.elementwise import activation_call, embedding_call, norm
 from kernels.cpu.native.linear import linear_call
 from kernels.cpu.native.program import address
 from kernels.types import HeadNorms
+from server.execution.kv_pool import KVPool
 from server.execution.layer_parts import (
     Attention,
     Norm,
@@ -49,7 +50,7 @@ class Room:
 
     values: Tensor  # [channels, most tokens] float32: each value's channels are one piece of it
     scratch: Tensor
-    cache: Tensor
+    cache: KVPool
     vectors: Tensor  # [numbers of norms and biases] float32, where these are held otherwise
     most: int  # tokens of a step
 
@@ -303,7 +304,8 @@ class ProgramMaker:
             norms = None
         if value is not None:
             v = value.view(most, -1, heads.head_dim)
-        cache_layer, group = attention.cache_layer(self.room.cache), attention.cached.group
+        cache_layer, kv_scales = attention.cache_layer(self.room.cache)
+        group = attention.cached.group
         yield rotary_store_call(
             q,
             k,
@@ -312,6 +314,7 @@ class ProgramMaker:
             cos_sin=attention.rotary_table,
             interleaved=attention.interleaved,
             norms=norms,
+            kv_scales=kv_scales,
             group=group,
         )
         yield attention_call(
@@ -321,6 +324,7 @@ class ProgramMaker:
             None,
             scale=heads.scale,
             features=attention.features,
+            kv_scales=kv_scales,
             group=group,
         )
 

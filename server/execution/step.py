@@ -16,6 +16,7 @@ from kernels import AttentionMetadata, AttentionShape
 from kernels.footprint.row_state import COUNTED_WORDS, SEGMENT_WORDS, StepTable
 from server.execution.decode_program import RowBuffers
 from server.execution.device import Device
+from server.execution.kv_pool import KVPool
 from server.execution.layer_parts import StepTensors
 from server.execution.live_bytes import PeakMeter, storage_bytes
 from server.execution.model import Decoder
@@ -78,6 +79,7 @@ class DeviceStep:
         self._config = config
         self._layout = row_layout(decoder.spec, config)
         self._buffers = buffers
+        self.cache = KVPool.of(buffers)
         self._copies = bool(layout.pinned)  # else a slot is where the device writes itself
         self._inputs = tuple(_step_buffers(buffers, n) for n in range(self._layout.groups))
         self._sampler = Sampler(buffers, decoder.logits, limits)
@@ -121,10 +123,9 @@ class DeviceStep:
     ) -> None:
         """Rows and cache blocks, in the order of a plan's effects."""
         packet = tensors.packet
-        cache = self._buffers["kv_cache"]
         if blocks.sources:
             sources, destinations = blocks.sources.of(packet), blocks.destinations.of(packet)
-            kernels.copy_blocks(cache, sources, destinations)
+            self.cache.copy_blocks(sources, destinations)
         if rows.segments:
             kernels.write_rows(
                 self._buffers["row_state"],
@@ -143,7 +144,7 @@ class DeviceStep:
                 num_counted=rows.counted.length // COUNTED_WORDS,
             )
         if blocks.new:
-            cache.index_fill_(1, blocks.new.of(packet).long(), float("nan"))
+            self.cache.poison(blocks.new.of(packet).long())
 
     def forward(
         self, step: StepRows, work: SampleWork, tensors: OnDevice, num_layers: int | None
@@ -252,7 +253,7 @@ class DeviceStep:
         return StepTensors(
             token_ids=token_ids,
             positions=positions,
-            cache=self._buffers["kv_cache"],
+            cache=self.cache,
             metadata=tuple(metadata),
             workspace=self.workspace,
         )

@@ -18,12 +18,12 @@ class EngineArgs:
     """What the operator asked for, by the names of the options: None or "auto" where it was left.
 
     ``backend`` is None until placement has decided, where it was left to that; ``cpu_level`` is the
-    instruction level that a CPU's own kernels must run. Sizes are in bytes, times in seconds. Of
-    ``quire plan`` alone are: ``kv_format``, the KV cache's where it is another than the model's;
-    ``ranks``, the number of devices that share each layer, of which one is planned; and
-    ``whole_load``, which asks, where both sizes are given, for a cache that holds ``max_num_seqs``
-    sequences of ``max_model_len`` tokens at once; without it, one at least, which is what a server
-    needs to start.
+    instruction level that a CPU's own kernels must run, ``kv_cache_dtype`` the name of the format
+    (weights.formats) of the KV cache, None for the model's. Sizes are in bytes, times in seconds.
+    Of ``quire plan`` alone are: ``ranks``, the number of devices that share each layer, of which
+    one is planned; and ``whole_load``, which asks, where both sizes are given, for a cache that
+    holds ``max_num_seqs`` sequences of ``max_model_len`` tokens at once; without it, one at least,
+    which is what a server needs to start.
     """
 
     device: str = "auto"
@@ -35,13 +35,13 @@ class EngineArgs:
     max_num_batched_tokens: int | None = None
     block_size: int | None = None
     batch_invariant: bool = False
+    kv_cache_dtype: str | None = None
     kv_cache_memory: int | None = None
     prefix_caching: bool = True
     max_queued_requests: int = MAX_QUEUED_REQUESTS
     queue_timeout: float = QUEUE_TIMEOUT_S
     threads: int | None = None
     cpu_level: str | None = None
-    kv_format: str | None = None
     ranks: int = 1
     whole_load: bool = False
 

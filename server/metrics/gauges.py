@@ -27,6 +27,7 @@ class ServedModel:
     version: str
     block_size: int  # tokens
     num_blocks: int
+    cache_dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def read_gauges(sources: GaugeSources) -> Iterator[tuple[MetricSpec, Samples]]:
         model = sources.model
         facts = (model.name, model.dtype, model.quantization, model.version)
         yield registry.MODEL_INFO, [(facts, 1)]
-        cache = (str(model.block_size), str(model.num_blocks))
+        cache = (str(model.block_size), str(model.num_blocks), model.cache_dtype)
         yield registry.KV_CACHE_INFO, [(cache, 1)]
 
 

@@ -355,15 +355,16 @@ MODEL_INFO = _gauge(
     Label("quantization", lambda: ("none", *QUANTISED)),
     Label("version"),
 )
-# The two labels are named as the Kubernetes Gateway API inference extension reads them, on every
-# device.
+# The first two labels are named as the Kubernetes Gateway API inference extension reads them, on
+# every device.
 KV_CACHE_INFO = _gauge(
     "quire_kv_cache_config_info",
-    "Tokens per KV cache block and number of blocks as labels, on any device. The value is "
-    "always 1.",
+    "Tokens per KV cache block, number of blocks and format of the numbers as labels, on any "
+    "device. The value is always 1.",
     Unit.FLAG,
     Label("block_size"),
     Label("num_gpu_blocks"),
+    Label("cache_dtype", lambda: (*FORMATS, *QUANTISED)),
 )
 
 # All of the above: a list by hand could forget one.

@@ -17,7 +17,7 @@ from server.plan_cli.answer import answer
 from server.plan_cli.bars import decimal, table
 from server.plan_cli.devices import DEVICES, this_machine
 from server.plan_cli.make import PlanOptions, make_plan
-from server.plan_cli.options import KV_DTYPES, SHARED
+from server.plan_cli.options import SHARED
 from server.plan_cli.text import WIDTH, plan_text
 from server.units import format_size
 from weights.inventory import num_active_parameters, num_parameters
@@ -109,7 +109,7 @@ def plan_options(parsed: argparse.Namespace) -> PlanOptions:
         model=parsed.model,
         shape=parsed.shape,
         device=parsed.target,
-        kv_format=KV_DTYPES[parsed.kv_cache_dtype],
+        kv_cache_dtype=parsed.kv_cache_dtype,
         ranks=ranks,
         flags={option.name: given[option.field] for option in SHARED if option.field in given},
         config_file=parsed.config,

@@ -42,8 +42,11 @@ def _formats(plan: Plan) -> list[tuple[str, str]]:
     own = (model.quantization or plain, plan.config.cache.format)
     backend = plan.target.placement.backend
     if not backend.own_memory:
-        at_load = ((name, plain) for name in backend.quantisations)
-        return list(dict.fromkeys((own, ("f32", "f32"), ("bf16", "bf16"), *at_load)))
+        at_load = [(name, plain) for name in backend.quantisations]
+        pairs = [("f32", "f32"), ("bf16", "bf16"), *at_load]
+        narrow_kv = [format for format in backend.kv_formats if format in QUANTISED]
+        pairs += [(weights, kv) for weights in (own[0], *backend.quantisations) for kv in narrow_kv]
+        return list(dict.fromkeys((own, *pairs)))
     narrow = plain if get_format(plain).bytes_per_element == 2 else "bf16"
     plains = dict.fromkeys((plain, narrow))
     pairs = [(weights, kv) for weights in plains for kv in (weights, NARROW_KV)]
@@ -61,7 +64,7 @@ def _cell(plan: Plan, weights: str, kv: str, ranks: int, length: int) -> Cell:
         plan.args,
         dtype=FORMATS[format].torch_name,
         quantization=weights if quantised else None,
-        kv_format=None if kv == format else kv,
+        kv_cache_dtype=kv,
         ranks=ranks,
         max_model_len=length,
         whole_load=False,  # the table tells how many are held, be they fewer than asked

@@ -20,6 +20,7 @@ from server.memory.planner.planner import (
 from server.memory.planner.resolve_args import format_of
 from server.memory.planner.suggestions import Change, Larger, more_memory
 from server.plan_cli.model import PlannedModel, find_model, not_served
+from server.plan_cli.options import KV_DTYPES
 from server.plan_cli.target import Target, device_that_leaves, find_target, larger_devices
 from server.startup.model_info import decided_args
 from weights.spec import ModelSpec
@@ -32,12 +33,13 @@ _UNBOUNDED = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What was asked on the command line. ``flags`` are options that ``quire serve`` has too."""
+    """What was asked on the command line. ``flags`` are options that ``quire serve`` has too, as it
+    has them; ``kv_cache_dtype`` may be one that no server keeps yet, None where it was left out."""
 
     model: str | None
     shape: str | None
     device: str | None
-    kv_format: str | None
+    kv_cache_dtype: str | None
     ranks: int
     flags: Mapping[str, str]
     config_file: str | None = None
@@ -88,8 +90,9 @@ def make_plan(options: PlanOptions, environment: Mapping[str, str] | None = None
     except ValueError as error:
         raise StartupError(f"--tensor-parallel-size {options.ranks}: {error}") from None
     args, reason = decided_args(config.engine, target.placement, model.spec, model.stored)
-    kv_format = None if options.kv_format == format_of(args.dtype) else options.kv_format
-    args = replace(args, ranks=options.ranks, kv_format=kv_format, whole_load=True)
+    args = replace(args, ranks=options.ranks, whole_load=True)
+    if options.kv_cache_dtype is not None:
+        args = replace(args, kv_cache_dtype=KV_DTYPES[options.kv_cache_dtype])
     notes = (*model.notes, *_notes(model.spec, args, target, reason))
     available = target.placement.available
     try:
@@ -115,8 +118,11 @@ def _notes(spec: ModelSpec, args: EngineArgs, target: Target, reason: str) -> It
             f"what-if: {args.ranks} devices share each layer, the figures are one's; the server "
             "computes on one device yet"
         )
-    if args.kv_format is not None:
-        yield f"what-if: a KV cache in {args.kv_format}; the server keeps it in --dtype yet"
+    kv_format, backend = args.kv_cache_dtype, target.placement.backend
+    if kv_format not in (None, format_of(args.dtype), *backend.kv_formats):
+        yield (
+            f"what-if: a KV cache in {kv_format}; on {backend.place} the server keeps it in --dtype"
+        )
 
 
 def _start(spec: ModelSpec, args: EngineArgs, available: int) -> MemoryPlan | None:
@@ -141,8 +147,8 @@ def _as_asked(spec: ModelSpec, args: EngineArgs, refusal: DoesNotFit) -> MemoryP
 def _other_hardware(
     args: EngineArgs, target: Target, config: ServerConfig
 ) -> Iterator[list[Change]]:
-    """A larger device. A narrower KV cache and several devices are in the what-if table alone:
-    quire serve has none of them yet."""
+    """A larger device. Several devices are in the what-if table alone: quire serve has one of
+    them yet."""
     yield [
         Change(
             f"--device {other.name}",

@@ -20,6 +20,7 @@ SHARED = tuple(
         *("block-size", "kv-cache-memory", "batch-invariant"),
     )
 )
+
 KV_DTYPES: dict[str, str | None] = {
     "auto": None,
     **{fmt.torch_name: fmt.name for fmt in FORMATS.values()},
@@ -59,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-cache-dtype",
         action=Once,
         choices=tuple(KV_DTYPES),
-        default="auto",
-        help="of the KV cache; what-if: the server keeps it in --dtype (default: auto)",
+        default=None,
+        help="format of the KV cache; what-if where the server keeps it in --dtype (default: auto)",
     )
     add(
         *("--tensor-parallel-size", "--tp"),

@@ -66,6 +66,8 @@ class ModelInfo:
         held = [self.plan.config.model.format]
         if self.plan.config.model.quantization is not None:
             held.append(self.plan.config.model.quantization)
+        if self.plan.config.cache.format != self.plan.config.model.format:
+            held.append(f"KV cache {self.plan.config.cache.format}")
         facts = json.dumps([dict(self.config), *held], sort_keys=True)
         return "quire-" + hashlib.sha256(facts.encode()).hexdigest()[:12]
 

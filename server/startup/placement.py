@@ -11,9 +11,9 @@ from server.errors import StartupError
 from server.memory.accounting.process import machine_memory
 from server.memory.backends.record import Backend, FoundDevice, Unusable
 from server.memory.backends.registry import AUTO, backend_named, backends, candidates
-from server.memory.backends.words import places, server_of
+from server.memory.backends.words import dtype_name, places, server_of
 from server.memory.engine_args import EngineArgs, refuse_few_tokens
-from server.memory.planner.resolve_args import num_seqs
+from server.memory.planner.resolve_args import format_of, num_seqs
 from server.startup.api_memory import api_memory
 from server.startup.supported_models import unserved_by
 from weights.spec import ModelSpec
@@ -140,6 +140,14 @@ def _refuse_options(args: EngineArgs, backend: Backend) -> None:
         raise StartupError(
             f"--quantization {quantization} needs {serving}, {here} with {backend.name}: leave it "
             "out, or take --dtype bfloat16 for half of float32's bytes"
+        )
+    kv_format = args.kv_cache_dtype
+    is_models = args.dtype != AUTO and kv_format == format_of(args.dtype)
+    if kv_format is not None and kv_format not in backend.kv_formats and not is_models:
+        serving = server_of(lambda each: kv_format in each.kv_formats, backend.device)
+        raise StartupError(
+            f"--kv-cache-dtype {dtype_name(kv_format)} needs {serving}, {here} with "
+            f"{backend.name}: leave it out, and the KV cache is in --dtype's format"
         )
     if args.batch_invariant and not backend.batch_invariant:
         serving = server_of(lambda each: each.batch_invariant, backend.device)

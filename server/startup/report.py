@@ -133,8 +133,8 @@ def _facts(facts: ReportInput) -> list[tuple[str, str]]:
         *([("dtype auto", model.dtype_reason)] if model.dtype_reason else []),
         ("max length", length),
         ("KV cache", f"{plan.capacity_tokens:,} tokens in {plan.kv.num_blocks:,} blocks of "
-         f"{config.cache.block_size}: {plan.concurrent_sequences:.1f} sequences of "
-         f"{plan.max_model_len} at once (set by {plan.pool_limit})"),
+         f"{config.cache.block_size}{_kv_format(facts)}: {plan.concurrent_sequences:.1f} sequences "
+         f"of {plan.max_model_len} at once (set by {plan.pool_limit})"),
         ("batch", f"{config.scheduler.max_num_seqs} sequences, "
          f"{config.scheduler.max_num_batched_tokens} tokens a step"),
         ("sampling", _defaults(facts)),
@@ -163,6 +163,11 @@ def _device(facts: ReportInput) -> str:
 def _quantised(facts: ReportInput) -> str:
     quantization = facts.model.plan.config.model.quantization
     return "" if quantization is None else f", matrices in {quantization}"
+
+
+def _kv_format(facts: ReportInput) -> str:
+    held = facts.model.plan.config
+    return "" if held.cache.format == held.model.format else f" in {held.cache.format}"
 
 
 def _widened(facts: ReportInput) -> str:

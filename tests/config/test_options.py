@@ -20,6 +20,7 @@ from server.memory.engine_args import EngineArgs
 from server.memory.planner.resolve_args import resolve_engine
 from server.startup.model_info import read_model
 from server.units import exact_size, format_size
+from tests.native_kernels import needs_native
 from weights.synthetic.tiny_specs import tiny_llama
 
 # A value other than the default for each option: what is written, and what it comes to.
@@ -38,6 +39,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "block-size": ("64", 64),
     "batch-invariant": ("on", True),
     "cuda-graphs": ("off", "off"),
+    "kv-cache-dtype": ("bfloat16", "bf16"),
     "kv-cache-memory": ("1.5GiB", 3 * 2**29),
     "prefix-caching": ("off", False),
     "max-queued-requests": ("5", 5),
@@ -67,7 +69,7 @@ def toml_file(folder: Path, text: str) -> str:
 
 def test_the_table_the_fields_and_the_examples_name_the_same_options() -> None:
     names = [option.field for option in (*OPTIONS, *VARIABLES)]
-    no_options = {"kv_format", "ranks", "whole_load"}
+    no_options = {"ranks", "whole_load"}
     asked = {field.name for field in fields(EngineArgs)} - no_options
     assert set(names) == {field.name for field in fields(ServerConfig)} - {"engine"} | asked
     assert len(names) == len(set(names))
@@ -250,3 +252,24 @@ def test_quantised_matrices_are_refused_where_a_cpu_computes() -> None:
     with pytest.raises(StartupError, match=r"int8 needs a GPU or --backend native, .* with torch:"):
         read_model(resolve({"quantization": "int8", "backend": "torch"}, {}))
     assert resolve({"quantization": "none"}, {}).engine.quantization is None
+
+
+@needs_native
+def test_the_fingerprint_tells_formats_of_answers_apart() -> None:
+    """What is named though it is the model's anyway changes nothing."""
+
+    def fingerprint(**flags: str) -> str:
+        flags = {name.replace("_", "-"): value for name, value in flags.items()}
+        return read_model(resolve({"dtype": "float32", **flags}, {})).fingerprint
+
+    forms = (
+        {},
+        {"dtype": "bfloat16"},
+        {"quantization": "int8"},
+        {"kv_cache_dtype": "int8"},
+        {"kv_cache_dtype": "bfloat16"},
+        {"kv_cache_dtype": "int8", "quantization": "int8"},
+    )
+    assert len({fingerprint(**flags) for flags in forms}) == len(forms)
+    assert fingerprint(kv_cache_dtype="float32") == fingerprint(kv_cache_dtype="auto")
+    assert fingerprint(kv_cache_dtype="auto") == fingerprint()

@@ -137,6 +137,21 @@ def test_what_a_cpu_does_not_serve_is_refused_there(option: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_kv_cache_in_a_format_of_its_own_needs_native_kernels() -> None:
+    """Where the others keep it in the model's, that format may be named too."""
+    for text in ("int8", "float16"):
+        with pytest.raises(
+            StartupError, match=f"--kv-cache-dtype {text} needs a CPU.*leave it out"
+        ):
+            placed(device="cuda", kv_cache_dtype=text)
+        refused = f"--kv-cache-dtype {text} needs .*--backend native"
+        with pytest.raises(StartupError, match=refused):
+            placed(backend="torch", kv_cache_dtype=text)
+        assert placed(kv_cache_dtype=text, device="cpu").backend is NATIVE
+    for device in ("cpu", "cuda"):
+        placed(device=device, dtype="float16", kv_cache_dtype="float16")
+
+
 def test_dtype_auto_on_a_gpu_is_a_16_bit_format() -> None:
     model = tiny_llama()
     for stored, expected in (("bf16", "bf16"), ("f16", "f16"), ("f32", "bf16")):

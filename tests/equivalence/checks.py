@@ -37,6 +37,7 @@ class Setting:
     backend: str = "torch"
     format: str = "f32"
     quantization: str | None = None
+    kv_format: str | None = None  # of the cache; None: that of the numbers
 
     def plain(self, requests: Sequence[EngineRequest]) -> Run:
         """The workload one request at a time: whole prompts, no prefix cache, no preemption."""
@@ -54,6 +55,7 @@ class Setting:
             backend=self.backend,
             format=self.format,
             quantization=self.quantization,
+            kv_format=self.kv_format or self.format,
         )
 
     def crowded(self, requests: Sequence[EngineRequest], budget: int = 64) -> harness.BuiltRunner:

@@ -27,14 +27,18 @@ CHAT = replace(DRAWN, top_p=0.9, top_k=30)
 STOPS = tuple(range(3, 23))  # an eighth of the vocabulary: met in the midst of a step
 
 # Of kinds that differ in what a decode program has: one group and two, norms, biases, formats.
-SETTINGS = (("llama", "bf16", None), ("gpt2", "f32", None), ("llama", "bf16", "int8"))
+SETTINGS = (
+    ("llama", "bf16", None, None),
+    ("gpt2", "f32", None, "int8"),
+    ("llama", "bf16", "int8", None),
+)
 
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=str)
 def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    kind, format, quantization = request.param
+    kind, format, quantization, kv_format = request.param
     folder = checks.write(kind, tmp_path_factory.mktemp("kind"))
-    return Setting(folder, backend="native", format=format, quantization=quantization)
+    return Setting(folder, 16, None, "native", format, quantization, kv_format)
 
 
 def workload() -> list[EngineRequest]:

@@ -13,12 +13,15 @@ from tests.native_kernels import needs_native
 
 pytestmark = needs_native
 
-# Checkpoints by kind, the format of their weights, and that of matrices where they are quantised.
+# Checkpoints by kind, the format of their weights, that of matrices where they are quantised, and
+# of the KV cache where it is another.
 SETTINGS = (
-    ("llama", "bf16", None),
-    ("gpt2", "f32", None),
-    ("bloom", "f16", None),
-    ("llama", "bf16", "int8"),
+    ("llama", "bf16", None, None),
+    ("gpt2", "f32", None, None),
+    ("bloom", "f16", None, None),
+    ("llama", "bf16", "int8", None),
+    ("gpt2", "f32", None, "int8"),
+    ("llama", "bf16", "int8", "f16"),
 )
 
 
@@ -29,9 +32,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=str)
 def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    kind, format, quantization = request.param
+    kind, format, quantization, kv_format = request.param
     folder = checks.write(kind, tmp_path_factory.mktemp("kind"))
-    return Setting(folder, known={}, backend="native", format=format, quantization=quantization)
+    return Setting(folder, 16, {}, "native", format, quantization, kv_format)
 
 
 IN_MAKE_TEST = (
@@ -60,7 +63,7 @@ def test_answers_are_the_same_bits_in_other_blocks(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounding, "APART", 0.0)
-    for quantization in (None, "int8"):
-        setting = Setting(folder, 64, {}, "native", "bf16", quantization)
+    for quantization, kv_format in ((None, None), ("int8", None), (None, "int8")):
+        setting = Setting(folder, 64, {}, "native", "bf16", quantization, kv_format)
         for check in checks.CHECKS.values():
             check(setting)

@@ -13,6 +13,7 @@ import torch
 from kernels.types import PLAIN
 from server.engine.engine_config import CacheConfig
 from server.execution import layer_parts
+from server.execution.kv_pool import KVPool
 from server.execution.layer_parts import Attention
 from server.memory.kv_groups import cache_part, kv_cache_spec, layer_groups, layer_kv_bytes, pages
 from server.memory.layout import build_layout
@@ -75,10 +76,50 @@ def test_each_layer_has_a_part_of_its_groups_pages_for_itself(name: str) -> None
     assert sorted(sum(layer_groups(spec), ())) == list(range(spec.num_layers))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_each_layer_has_scales_for_its_heads_alone(name: str) -> None:
+    spec, config = MODELS[name], engine_config(num_blocks=6, block_size=16, kv_format="int8")
+    layout = build_layout(spec, config)
+    numbers = torch.zeros(layout.buffer("kv_cache").shape, dtype=torch.int8)
+    scales = torch.empty(layout.buffer("kv_scales").shape)
+    pool = KVPool(numbers, scales)
+    for layers_of_group in layer_groups(spec):
+        scales.fill_(torch.nan)
+        parts = []
+        for layer in layers_of_group:
+            heads = spec.layer_attention(layer)
+            layer_numbers, layer_scales = pool.layer(cache_part(spec, layer), heads)
+            assert layer_scales is not None
+            assert layer_scales.shape == layer_numbers.shape[:4]
+            assert layer_scales.isnan().all(), "nothing of another layer lies there"
+            layer_scales.fill_(layer)
+            parts.append((layer, layer_scales))
+        assert all(bool((part == layer).all()) for layer, part in parts)
+
+
+def test_blocks_are_copied_and_poisoned_with_their_scales() -> None:
+    numbers = torch.arange(2 * 5 * 2 * 3 * 4 * 8).remainder(101).to(torch.int8)
+    numbers = numbers.view(2, 5, 2, 3, 4, 8)
+    scales = torch.rand(numbers.shape[:5])
+    pool = KVPool(numbers.clone(), scales.clone())
+    sources, destinations = torch.tensor([1, 4]), torch.tensor([3, 0])
+    pool.copy_blocks(sources, destinations)
+    assert pool.scales is not None
+    for copied, before in ((pool.numbers, numbers), (pool.scales, scales)):
+        wanted = before.clone()
+        wanted[:, destinations] = before[:, sources]
+        assert torch.equal(copied, wanted)
+    pool.poison(torch.tensor([2]))
+    assert bool(pool.scales[:, 2].isnan().all())
+    assert not bool(pool.scales[:, [0, 1, 3, 4]].isnan().any())
+    pool.poison()
+    assert bool(pool.scales.isnan().all())
+
+
 def _part(spec: ModelSpec, layer: int, cache: torch.Tensor) -> torch.Tensor:
     heads = spec.layer_attention(layer)
     part = cache_part(spec, layer)
-    return Attention(part, PLAIN, heads, spec.norm, None, False).cache_layer(cache)
+    return Attention(part, PLAIN, heads, spec.norm, None, False).cache_layer(KVPool(cache))[0]
 
 
 def test_a_page_of_gemma_4_is_full() -> None:

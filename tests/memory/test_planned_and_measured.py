@@ -18,6 +18,7 @@ import pytest
 
 from server.memory.kinds import MemoryKind
 from tests.memory.measured_models import DTYPES, LIMITS, MODELS
+from tests.native_kernels import needs_native
 from weights.synthetic.checkpoint import write_checkpoint
 
 MIB = 2**20
@@ -35,7 +36,8 @@ class Fleet:
         self._process = process
         self._folder = folder
 
-    def measure(self, name: str, dtype: str, limits: str) -> Measured:
+    def measure(self, name: str, dtype: str, limits: str, **more: str) -> Measured:
+        """Of a model of MODELS; ``more`` are options by their fields' names."""
         folder = self._folder / name.replace(" ", "-").replace(",", "")
         if not folder.exists():
             spec = MODELS[name]
@@ -43,6 +45,7 @@ class Fleet:
                 spec, folder, seed=list(MODELS).index(name), format="bf16", sharp=False
             )
         case = {"model-dir": str(folder), "dtype": dtype, **LIMITS[limits]}
+        case |= {name.replace("_", "-"): value for name, value in more.items()}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(case) + "\n")
@@ -107,6 +110,15 @@ def test_an_engine_takes_what_was_planned(index: int, fleet: Fleet) -> None:
 def test_attention_of_wide_heads_takes_what_was_planned(fleet: Fleet) -> None:
     """Its queries are three times the hidden state: what attention holds decides the step."""
     assert_as_planned(fleet.measure("wide heads", "float32", "middle"))
+
+
+@needs_native
+def test_a_cache_in_int8_takes_what_was_planned(fleet: Fleet) -> None:
+    """Its numbers and their scales."""
+    found = fleet.measure("multi-head", "bfloat16", "few", kv_cache_dtype="int8")
+    assert_as_planned(found)
+    wide = fleet.measure("multi-head", "bfloat16", "few")
+    assert found["plan"]["kv_cache"] * 128 == wide["plan"]["kv_cache"] * (64 + 4)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_larger_pool_takes_its_pages_and_nothing_else(
 ) -> None:
     """So what weights and buffers leave is known before the pool is: not a byte more is planned."""
     model = replace(MODEL, windows=windows)
-    asked = replace(ASKED, device=backend, kv_format=kv_format, max_model_len=512)
+    asked = replace(ASKED, device=backend, kv_cache_dtype=kv_format, max_model_len=512)
     small, large = (
         size_memory(model, replace(asked, kv_cache_memory=nbytes), 8 * GIB)
         for nbytes in (64 * MIB, GIB)

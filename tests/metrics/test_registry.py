@@ -17,7 +17,9 @@ from server.metrics.registry import GENERATING_ROUTES, METRICS
 from server.metrics.spec import Label, MetricSpec, MetricType, Unit
 from server.metrics.stats import Outcome, RequestRecord
 
-MODEL = ServedModel("demo", "bf16", "none", "1.0", block_size=16, num_blocks=2560)
+MODEL = ServedModel(
+    "demo", "bf16", "none", "1.0", block_size=16, num_blocks=2560, cache_dtype="int8"
+)
 NOW_S = 1_000.0
 SUFFIXES = {Unit.BYTES: "bytes", Unit.SECONDS: "seconds", Unit.RATIO: "ratio"}
 
@@ -145,7 +147,8 @@ def test_the_queues_age_is_from_the_oldest_arrival_to_now() -> None:
 
 def test_a_gateway_finds_how_the_cache_is_cut_in_labels() -> None:
     text = exporter().render().decode()
-    line = 'quire_kv_cache_config_info{block_size="16",num_gpu_blocks="2560"} 1.0'
+    labels = 'block_size="16",cache_dtype="int8",num_gpu_blocks="2560"'
+    line = f"quire_kv_cache_config_info{{{labels}}} 1.0"
     assert line in text.splitlines()
 
 

@@ -127,3 +127,14 @@ def test_so_does_one_with_a_few_large_channels(
     prompts = [torch.randint(3, 512, (LENGTH,), generator=generator).tolist() for _ in range(2)]
     ours, theirs = divergences(folder, prompts, monkeypatch)
     assert ours < MOST * theirs
+
+
+def test_an_int8_kv_cache_rounds_less_than_q8_0_weights_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself, with all else in float32; and more than bfloat16."""
+    prompts = heldout(2)
+    right = nats(DEMO_MODEL_DIR, prompts)
+    narrow, half = (
+        divergence(right, nats(DEMO_MODEL_DIR, prompts, backend="native", kv_format=format))
+        for format in ("int8", "bf16")
+    )
+    assert 2 * half < narrow < divergence(right, nats_in_q8_0(DEMO_MODEL_DIR, prompts, monkeypatch))

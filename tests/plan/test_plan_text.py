@@ -146,6 +146,24 @@ def test_the_grid_has_the_plans_own_formats_first() -> None:
     assert ("bf16", "bf16") in {(cell["weights"], cell["kv"]) for cell in facts["what_if"]}
 
 
+def test_a_cache_that_no_server_keeps_there_is_a_what_if() -> None:
+    assert told("llama-3.1-8b", "h200", "int8")["notes"] == [
+        "what-if: a KV cache in int8; on a GPU the server keeps it in --dtype"
+    ]
+    for kv in ("int8", "float16", "bfloat16", "auto", None):
+        facts = told("llama-3.2-1b", "cpu", kv)
+        assert not [note for note in facts["notes"] if "KV cache" in note]
+        assert facts["request"]["kv_format"] == {"float16": "f16", "int8": "int8"}.get(kv, "bf16")
+    assert ("int8", "int8") in {(cell["weights"], cell["kv"]) for cell in facts["what_if"]}
+
+
+def test_the_cache_is_what_the_configuration_says_unless_a_flag_does() -> None:
+    variables = {"QUIRE_KV_CACHE_DTYPE": "int8"}
+    for kv, format in ((None, "int8"), ("auto", "bf16"), ("float16", "f16")):
+        made = make_plan(PlanOptions("llama-3.2-1b", None, "cpu", kv, 1, {}), variables)
+        assert made.config.cache.format == format
+
+
 def test_no_rate_is_told_where_one_side_is_unknown() -> None:
     text = text_of("gpt-2-xl", "h100", dtype="float32")
     row = next(line for line in text.splitlines() if line.startswith("prefill"))

@@ -243,7 +243,8 @@ def test_a_device_by_its_size_is_the_smallest_of_whole_gib() -> None:
 def test_nothing_is_offered_that_the_server_does_not_have(
     model: str, device: str, load: dict[str, str]
 ) -> None:
-    """Several devices and a narrower cache are in the what-if table, and nobody can serve so."""
+    """Several devices are in the what-if table, as a GPU's narrower cache is, and nobody can serve
+    so."""
     refused = plan(model, device, **load)
     options = {option.name for option in OPTIONS}
     flags = [
@@ -253,6 +254,26 @@ def test_nothing_is_offered_that_the_server_does_not_have(
         if word.startswith("--")
     ]
     assert set(flags) <= options and (flags or refused.fits)
+
+
+def test_a_narrower_cache_is_offered_where_it_is_served() -> None:
+    asked = EngineArgs(
+        device="cpu",
+        backend="native",
+        dtype="bfloat16",
+        quantization="int8",
+        max_model_len=16384,  # 2 GiB of cache
+        max_num_seqs=1,
+    )
+    whole = size_memory(LLAMA_8B, asked, 64 * GIB).kinds
+    available = sum(whole.values()) - whole["kv_cache"] + GIB + GIB // 8
+    changes = changes_that_fit(LLAMA_8B, asked, available, refusal(LLAMA_8B, asked, available))
+    narrow = next(change for change in changes if change.option == "--kv-cache-dtype int8")
+    assert size_memory(LLAMA_8B, narrow.args, available).config.cache.format == "int8"
+    wide = replace(asked, backend="torch", quantization=None)
+    for fewer in (GIB, 4 * GIB):  # where it is not served nobody hears of it
+        changes = changes_that_fit(LLAMA_8B, wide, fewer, refusal(LLAMA_8B, wide, fewer))
+        assert "kv-cache-dtype" not in " ".join(change.option for change in changes)
 
 
 def test_a_cache_too_small_for_anything_hides_no_other_change() -> None:

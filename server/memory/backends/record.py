@@ -91,6 +91,7 @@ class Backend:
     level_at: str | None = None  # see ``check_level``
     quantisations: tuple[str, ...] = ()  # that --quantization may name
     suggested_quantisations: tuple[str, ...] = ()  # of these, when memory is short
+    kv_formats: tuple[str, ...] = ()  # that --kv-cache-dtype may name: none, the model's alone
     packed_formats: tuple[QuantisedFormat, ...] = ()  # that no other backend knows
     batch_invariant: bool = False  # whether --batch-invariant is served
     bit_equal: bool = False  # an answer is the same bits in any batch, unasked

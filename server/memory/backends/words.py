@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from server.memory.backends.record import Backend
 from server.memory.backends.registry import AUTO, backends, candidates
+from weights.formats import FORMATS
 
 
 def auto_device() -> str:
@@ -56,6 +57,17 @@ def by_place(words: Callable[[Backend], object], separator: str) -> str:
 def quantisations() -> tuple[str, ...]:
     """Every format that --quantization may name, each once."""
     return tuple(dict.fromkeys(name for each in backends() for name in each.quantisations))
+
+
+def kv_cache_dtypes() -> dict[str, str]:
+    """The formats that --kv-cache-dtype may name, by their names there, each once."""
+    served = dict.fromkeys(format for each in backends() for format in each.kv_formats)
+    return {dtype_name(format): format for format in served}
+
+
+def dtype_name(format: str) -> str:
+    """What options call a format: as torch does, where torch has it for all numbers."""
+    return FORMATS[format].torch_name if format in FORMATS else format
 
 
 def _multiplies(format: str) -> Callable[[Backend], bool]:

@@ -53,7 +53,7 @@ def resolve_engine(
         CacheConfig(
             block_size=args.block_size or backend.defaults.block_size,
             num_blocks=num_blocks,
-            format=args.kv_format or format,
+            format=args.kv_cache_dtype or format,
             prefix_caching=args.prefix_caching,
         ),
         SchedulerConfig(

@@ -18,7 +18,7 @@ from server.memory.backends.registry import backend_of
 from server.memory.engine_args import EngineArgs
 from server.memory.planner.resolve_args import format_of
 from server.units import ceil_div, exact_size
-from weights.formats import get_format, get_quantised
+from weights.formats import QUANTISED, get_format, get_quantised
 
 Fits = Callable[[EngineArgs, int], bool]  # (asked, available bytes) -> whether a plan is made
 Larger = Callable[[int, int], str]  # (available bytes, needed ones) -> what gives them
@@ -71,6 +71,7 @@ def smallest_changes(
         *_larger_cache(args, available_bytes, kv_needed_bytes),
         *_smaller_cache(args, available_bytes, kv_fitting_bytes),
         *_narrower_formats(args, available_bytes),
+        *_narrower_cache(args, available_bytes),
         *elsewhere,
     ]
     changes = _sorted(_first_that_fit(groups, fits))
@@ -228,6 +229,22 @@ def _narrower_formats(args: EngineArgs, available: int) -> Iterator[list[Change]
         ]
 
 
+def _narrower_cache(args: EngineArgs, available: int) -> Iterator[list[Change]]:
+    """The KV cache in fewer bits than it is in, the most of those first."""
+    bits = _bits(args.kv_cache_dtype or format_of(args.dtype))
+    narrower = {name: _bits(name) for name in backend_of(args).kv_formats if name in QUANTISED}
+    yield [
+        Change(
+            f"--kv-cache-dtype {name}",
+            replace(args, kv_cache_dtype=name),
+            available,
+            bits / narrow,
+        )
+        for name, narrow in sorted(narrower.items(), key=lambda pair: -pair[1])
+        if narrow < bits
+    ]
+
+
 def _two_at_once(
     args: EngineArgs, available: int, fits: Fits, now: EngineConfig
 ) -> Iterator[Change]:
@@ -264,9 +281,13 @@ def _both(args: EngineArgs, one: Change, other: Change) -> Change:
 
 
 def _matrix_bits(args: EngineArgs) -> int:
-    if args.quantization is not None:
-        return get_quantised(args.quantization).bits
-    return 8 * get_format(format_of(args.dtype)).bytes_per_element
+    return _bits(args.quantization or format_of(args.dtype))
+
+
+def _bits(format: str) -> int:
+    if format in QUANTISED:
+        return QUANTISED[format].bits
+    return 8 * get_format(format).bytes_per_element
 
 
 def _more_memory(

@@ -21,6 +21,7 @@ NATIVE = Backend(
     equal_bits="answers are equal to the bit without it",
     quantisations=("int8",),
     suggested_quantisations=("int8",),
+    kv_formats=("f32", "bf16", "f16", "int8"),
     auto_dtype="the checkpoint's",
     bit_equal=True,
     packs_tables=True,
