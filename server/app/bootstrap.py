@@ -31,6 +31,7 @@ from server import logs
 from server.client.process import EngineProcess, spawn_engine
 from server.config.server_config import ServerConfig
 from server.errors import StartupError
+from server.garbage import lasting
 from server.ipc.engine_info import GAUGE_NAMES
 from server.ipc.gauges import GaugeBlock
 from server.startup.descriptors import connection_limits
@@ -66,7 +67,8 @@ def serve(config: ServerConfig) -> int:
         with contextlib.closing(_listen(config)) as listener:
             with contextlib.suppress(ConnectionError):  # it has died: its supervisor says of what
                 first.connection.sendall(encode(Start(engine_settings(config, model))))
-            from server.app.api_process import HttpServer  # the web packages, late
+            with lasting():
+                from server.app.api_process import HttpServer  # the web packages, late
 
             server = HttpServer(config, model, connections, listener, gauges, spawn, started)
             return asyncio.run(server.run(first))

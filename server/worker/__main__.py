@@ -18,6 +18,7 @@ from server import logs
 from server.client.process import die_with_parent
 from server.config.server_config import limit_thread_spinning
 from server.errors import StartupError
+from server.garbage import lasting
 from server.ipc.engine_info import GAUGE_NAMES, EngineSettings
 from server.ipc.frames import Failed, FrameError, Progress, Ready, Start
 from server.ipc.gauges import GaugeBlock
@@ -53,8 +54,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(channel: EngineChannel, gauges: GaugeBlock) -> None:
-    from server.worker.build import build_engine  # torch, while the parent plans
-    from server.worker.gauge_publisher import GaugePublisher
+    with lasting():
+        from server.worker.build import build_engine  # torch, while the parent plans
+        from server.worker.gauge_publisher import GaugePublisher
 
     settings = _receive_start(channel)
     logs.configure(settings.log_format)

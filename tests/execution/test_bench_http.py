@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from loadtest.workload.scenario import read_scenario
 from server.bench import http as bench_http
+from server.bench.server import free_port, get, started
 from weights.synthetic.checkpoint import tiny_llama, write_checkpoint, write_tokenizer
 
 
@@ -46,6 +48,24 @@ def test_a_row_holds_both_rates_and_the_books_under_load(
 def test_a_server_that_refuses_the_load_is_no_figure_of_zero(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no complete answer: .*must be a token id from 0 to 511"):
         bench_http.main(arguments(tmp_path / "model", 512))
+
+
+def test_a_server_keeps_bytecode_where_the_caller_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    code = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(str(sys.dont_write_bytecode).encode())
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+    port = free_port()
+    with started((sys.executable, "-c", code, str(port)), port) as process:
+        assert get(port, "/ready") == (200, b"False")
+        assert process.poll() is None
 
 
 def test_the_scenario_is_what_was_asked_for() -> None:
