@@ -34,7 +34,13 @@ from server.execution.rows import Feature, RowChanges, Rows, StepRows, features
 from server.execution.sampling_batch import SampleWork, plan_sampling
 from server.execution.step import BlockChanges, DeviceStep, OnDevice
 from server.execution.step_slots import PendingStep, Slots, StepEvents, StepSlot
-from server.execution.warm_up import copy_plans, kernel_plans, largest_plan, step_seconds
+from server.execution.warm_up import (
+    copy_plans,
+    further_parts,
+    kernel_plans,
+    largest_plan,
+    step_seconds,
+)
 from server.memory.backends.registry import backend_named
 from server.memory.layout import Layout, decode_graph_sizes
 from server.memory.runner_buffers import MOST_ROW_WORDS, row_layout
@@ -163,7 +169,8 @@ class ModelRunner:
 
     def warm_up(self) -> int:
         """Runs the largest step, and where kernels are compiled smaller ones that meet the others;
-        leaves no row behind. One layer is enough: all have the same intermediates.
+        leaves no row behind. One layer is enough: all have the same intermediates. So is one part
+        of the sampling, where the rows are cut into several: a second one is for the time alone.
 
         Captures all decode sizes where the mode says so, before anything else: a capture gives back
         what the allocator keeps for later, which is to be the largest step's. Returns the bytes of
@@ -175,15 +182,25 @@ class ModelRunner:
         config, groups = self.layout.config, self.rows.layout.groups
         compiles, layers = self._backend.compiles_kernels, self.layers_to_measure
         smaller = kernel_plans(config, self.limits, groups) if compiles else ()
-        for plan in (largest_plan(config, groups), *smaller):
-            result = self.sample(self.forward_layers(plan, layers), None).result()
-            seconds = step_seconds(result, self.decoder.spec.num_layers / layers)
-            self.largest_step_seconds = max(self.largest_step_seconds, seconds)
-            self.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
+        largest = largest_plan(config, groups, asking=self.limits.penalised_rows)
+        times = self.decoder.spec.num_layers / layers
+        seconds = step_seconds(self._measure(largest, layers), times)
+        more, part = further_parts(largest, config, self.limits, groups)
+        if part is not None:
+            seconds += more * self._measure(part, layers).sample_seconds
+        for plan in smaller:
+            seconds = max(seconds, step_seconds(self._measure(plan, layers), times))
+        self.largest_step_seconds = seconds
         for plan in copy_plans(config) if compiles else ():
             self.forward(plan)
         self.device.synchronize()
         return self.peak.peak_bytes
+
+    def _measure(self, plan: StepPlan, layers: int) -> StepResult:
+        """Runs it through the first ``layers`` layers, and releases its rows."""
+        result = self.sample(self.forward_layers(plan, layers), None).result()
+        self.forward(StepPlan(plan.step_id, released=tuple(row.row for row in plan.rows)))
+        return result
 
     @property
     def layers_to_measure(self) -> int:

@@ -24,10 +24,12 @@ DRAWN = SamplingParams(seed=0)
 TRUNCATED = replace(DRAWN, top_p=0.9)
 
 
-def largest_plan(config: EngineConfig, groups: int = 1) -> StepPlan:
+def largest_plan(config: EngineConfig, groups: int = 1, asking: int | None = None) -> StepPlan:
     """As many tokens, rows and rows of logits as fit, with every sampling feature in use.
 
-    A row has a block table in each of ``groups`` of the KV cache.
+    A row has a block table in each of ``groups`` of the KV cache. All rows have their prompts
+    scored; only the first ``asking`` of them, all by default, choose their token with everything
+    that there is, the others the likeliest.
     """
     cache, sizes = config.cache, config.scheduler
     blocks = cache.num_blocks // groups
@@ -40,13 +42,15 @@ def largest_plan(config: EngineConfig, groups: int = 1) -> StepPlan:
     )
     scored = min(tokens - 1, sizes.logit_rows // rows)
     num_blocks = ceil_div(tokens, cache.block_size)
+    everything = _everything(sizes.max_logprobs)
+    scored_only = replace(GREEDY, prompt_logprobs=everything.prompt_logprobs)
     admitted = tuple(
         AdmittedRow(
             row=row,
             token_ids=(0,) * tokens,
             num_prompt_tokens=tokens,
             num_computed_tokens=0,
-            sampling=_everything(sizes.max_logprobs),
+            sampling=everything if asking is None or row < asking else scored_only,
             choice=0,
             block_tables=_tables(row * num_blocks * groups, num_blocks, groups),
         )
@@ -62,6 +66,18 @@ def largest_plan(config: EngineConfig, groups: int = 1) -> StepPlan:
         for row in range(rows)
     )
     return StepPlan(step_id=0, rows=planned, admitted=admitted)
+
+
+def further_parts(
+    largest: StepPlan, config: EngineConfig, limits: LogitLimits, groups: int = 1
+) -> tuple[int, StepPlan | None]:
+    """How many parts the sampling of the largest step has after its first one, where all rows ask
+    for everything; and a step that is one such part and no more, None where there are none."""
+    size, total = limits.penalised_rows, sum(row.samples for row in largest.rows)
+    more = sum(ceil_div(last - first, size) for first, last in limits.spans(total)) - 1
+    if more < 1:
+        return 0, None
+    return more, _plan([1] * size, _everything(config.scheduler.max_logprobs), config, groups)
 
 
 def step_seconds(measured: StepResult, times: float) -> float:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import kernels
+from server.engine.step_plan import StepPlan, StepResult
 from server.execution.build import BuiltRunner
 from server.execution.layer_parts import Mlp
 from server.execution.live_bytes import LiveBytes
 from server.execution.warm_up import largest_plan
 from server.memory.intermediates import sample_rows
 from server.memory.kinds import Buffer, MemoryKind
+from server.units import ceil_div
 from tests.execution import stepping
 from tests.execution.large_steps import SPECS, build
 
@@ -38,6 +41,35 @@ def test_the_largest_step_stays_within_the_plan(name: str, format: str, tmp_path
     planned = built.layout.bytes(MemoryKind.ACTIVATIONS)
     assert measured <= planned
     assert planned - measured <= max(0.05 * measured, 8 * MIB)
+
+
+@pytest.mark.parametrize("size", [5, 16])
+def test_the_warm_up_samples_one_part_and_knows_what_all_of_them_hold_and_take(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, runner = (build("large vocabulary", "bf16", tmp_path).runner for _ in range(2))
+    for one in (whole, runner):
+        one.limits = replace(one.limits, penalised_rows=size)
+    plan = largest_plan(whole.layout.config)
+    whole.sample(whole.forward_layers(plan, whole.layers_to_measure), None)
+    penalised: list[int] = []
+    sample = kernels.sample
+
+    def counted(logits: torch.Tensor, params: kernels.SamplingTensors) -> kernels.SampleOutput:
+        if params.repetition is not None:
+            penalised.append(logits.shape[0])
+        return sample(logits, params)
+
+    def measure(plan: StepPlan, layers: int) -> StepResult:
+        return replace(real(plan, layers), forward_seconds=0.0, sample_seconds=10.0)
+
+    real = runner._measure
+    monkeypatch.setattr(kernels, "sample", counted)
+    monkeypatch.setattr(runner, "_measure", measure)
+    assert runner.warm_up() == whole.peak.peak_bytes
+    parts = ceil_div(len(plan.rows), size)
+    assert penalised == [size] * min(parts, 2)
+    assert runner.largest_step_seconds == 10.0 * parts
 
 
 @pytest.mark.parametrize("format", ["f32", "bf16"])
