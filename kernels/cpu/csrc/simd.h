@@ -55,7 +55,12 @@ typedef __m256i vi; /* of int32 */
 INLINE vi vi_zero(void) { return _mm256_setzero_si256(); }
 INLINE vi vi_all(int32_t x) { return _mm256_set1_epi32(x); }
 INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+/* Kept: gcc would add up products first, of more vectors than there are registers. */
+INLINE vi vi_add(vi a, vi b) {
+    vi sum = _mm256_add_epi32(a, b);
+    __asm__("" : "+x"(sum));
+    return sum;
+}
 INLINE vf vf_from_vi(vi x) { return _mm256_cvtepi32_ps(x); }
 /* Products of two pairs of int16, each pair added up. */
 INLINE vi vi_pairs(vi a, vi b) { return _mm256_madd_epi16(a, b); }
