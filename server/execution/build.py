@@ -100,6 +100,7 @@ def build_runner(
         format=config.model.format,
         quantization=config.model.quantization,
         quantised=backend.parts.quantised(model),
+        packs_tables=backend.packs_tables,
         device=device.torch_device,
         pack=partial(_pack, backend.parts.kernels, batch_invariant=config.model.batch_invariant),
         progress=progress,

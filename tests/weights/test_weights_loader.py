@@ -302,6 +302,63 @@ def test_the_report_adds_up_and_the_transient_peak_is_one_chunk(tmp_path: Path) 
     assert 0 < report.peak_transient_bytes <= 8 << 20
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_progress_tells_of_packing_too(tmp_path: Path, shards: int) -> None:
+    """Matrices are packed between what is told of reading, and not all of them behind it."""
+    spec = tiny_llama(num_layers=4)
+    write_checkpoint(spec, tmp_path, seed=1, shards=shards)
+    told: list[int] = []
+    packed_at: list[int] = []
+
+    def packing(weight: torch.Tensor, format: str, bias: torch.Tensor | None = None) -> Packed:
+        packed_at.append(told[-1])
+        return pack(weight, format, bias)
+
+    checkpoint = open_checkpoint(tmp_path)
+    loaded = load(
+        checkpoint,
+        spec,
+        format="f32",
+        pack=packing,
+        progress=lambda done, total: told.append(done),
+    )
+    assert len(packed_at) == len(loaded.linears) == 17
+    assert packed_at == sorted(set(packed_at)), "something was read between any two"
+    held = sum(weight.weight.nbytes for weight in loaded.linears.values())
+    assert packed_at[0] < held / 2
+    assert packed_at[-1] <= told[-1] == checkpoint.total_bytes
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_largest_are_read_first_and_of_equals_what_is_packed(
+    tmp_path: Path, tied: bool
+) -> None:
+    """A packed matrix may lie beside the one that was read, while little else is held."""
+    spec = tiny_llama(vocab_size=3000, tied=tied)
+    write_checkpoint(spec, tmp_path, seed=1)
+    read, packed_at = [0], list[int]()
+
+    def packing(weight: torch.Tensor, format: str, bias: torch.Tensor | None = None) -> Packed:
+        packed_at.append(read[-1])
+        return pack(weight, format, bias)
+
+    loaded = load(
+        open_checkpoint(tmp_path),
+        spec,
+        format="f32",
+        pack=packing,
+        packs_tables=True,
+        progress=lambda done, total: read.append(done),
+    )
+    plain = load_folder(tmp_path)
+    table = 4 * 3000 * 64
+    assert packed_at[0] == table
+    assert (read[2] == 2 * table) != tied, "then the embedding"
+    assert ("embedding" in loaded.tensors) != tied
+    assert torch.equal(loaded.linears["unembedding"].weight, plain.linears["unembedding"].weight)
+    assert loaded.linears.keys() == plain.linears.keys()
+
+
 def test_bytes_that_need_no_conversion_pass_no_staging_buffer(tmp_path: Path) -> None:
     write_checkpoint(tiny_llama(), tmp_path, seed=1, format="bf16")
     assert load_folder(tmp_path, "bf16").report.peak_transient_bytes == 0

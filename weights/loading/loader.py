@@ -2,7 +2,8 @@
 
 Peak memory: what is held at the end, plus one staging chunk (LoadReport.peak_transient_bytes), plus
 what ``pack`` allocates for one matrix where it does not keep the tensor that it is given. A matrix
-that is to be quantised exists in the plain format until it is packed: that is counted too. Files
+that is to be quantised exists in the plain format until it is packed: that is counted too. The
+largest, those outside layers, are read first, while there is room for it. Files
 are read with pread, so nothing stays mapped. On a GPU the pinned buffers of
 weights.loading.pinned_reader stand in for the staging chunk.
 """
@@ -12,13 +13,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from math import prod
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from weights import families
 from weights.checkpoint.folder import Checkpoint
-from weights.checkpoint.matching import Matching, SkippedTensor, match, tied_copies_differ
+from weights.checkpoint.matching import (
+    Matching,
+    Placement,
+    SkippedTensor,
+    match,
+    tied_copies_differ,
+)
 from weights.formats import get_format, get_quantised
 from weights.inventory import QUANTISABLE, Component, Parameter, held_format, inventory
 from weights.loading.fusion import FusedLinear, fused_linears, held_name, plain_tensors
@@ -57,7 +65,7 @@ class LoadReport:
 @dataclass(frozen=True, slots=True)
 class LoadedModel(Generic[_Packed]):
     """``linears`` by the names of weights.loading.fusion, packed; ``tensors``: tables and norms. A
-    tied embedding that is quantised is the packed unembedding alone."""
+    tied embedding that is quantised, or whose table is packed, is the unembedding alone."""
 
     linears: dict[str, _Packed]
     tensors: dict[str, torch.Tensor]
@@ -71,6 +79,7 @@ def load(
     format: str,
     quantization: str | None = None,
     quantised: Container[str] = QUANTISABLE,
+    packs_tables: bool = False,
     device: torch.device | str = "cpu",
     pack: Pack[_Packed],
     progress: Progress | None = None,
@@ -79,9 +88,10 @@ def load(
     """Every parameter of ``spec`` in ``format`` on ``device``.
 
     With a ``quantization``, the matrices of ``quantised`` components are packed in that format
-    instead, each as soon as it was read; their biases keep ``format``. ``copies`` are a GPU's:
-    tensors then pass through pinned memory; without, they are read into place. Either way several
-    threads read.
+    instead; their biases keep ``format``. Each matrix is packed as soon as it was read, so
+    ``progress`` tells of both. ``packs_tables`` says that a tied embedding is wanted as the packed
+    unembedding only. ``copies`` are a GPU's: tensors then pass through pinned memory; without, they
+    are read into place. Either way several threads read.
 
     Raises CheckpointError, before any tensor is read, where tensors are missing, unexpected or of
     the wrong shape; ValueError for a format that there is not.
@@ -92,10 +102,12 @@ def load(
     started = time.monotonic()
     matching = match(checkpoint, families.resolve(checkpoint.config), spec)
     counter = _ByteCounter(matching.bytes_to_read, progress)
-    assembly = _Assembly(spec, format, quantization, quantised, torch.device(device), pack)
+    assembly = _Assembly(
+        spec, format, quantization, quantised, torch.device(device), pack, packs_tables
+    )
     with _reader(checkpoint, counter.add, copies) as reader:
         _check_tied_copies(matching, reader)
-        for placement in matching.placements:
+        for placement in sorted(matching.placements, key=assembly.turn):
             names = placement.parameters
             reader.fill(placement, {name: assembly.view(name) for name in names})
             if assembly.would_pack(names):
@@ -154,6 +166,7 @@ class _Assembly(Generic[_Packed]):
         quantised: Container[str],
         device: torch.device,
         pack: Pack[_Packed],
+        packs_tables: bool,
     ) -> None:
         self._spec = spec
         self._format = format
@@ -163,7 +176,8 @@ class _Assembly(Generic[_Packed]):
         self._pack = pack
         self._parameters = {parameter.name: parameter for parameter in inventory(spec)}
         linears = fused_linears(spec)
-        if spec.tied_unembedding and self._held_format(Component.EMBEDDING) != format:
+        packs_tables |= self._held_format(Component.EMBEDDING) != format
+        if spec.tied_unembedding and packs_tables:
             linears += (FusedLinear("unembedding", ("embedding",)),)
         self._owners = {part: linear for linear in linears for part in linear.parts}
         self._waiting = {
@@ -173,7 +187,16 @@ class _Assembly(Generic[_Packed]):
         self._open: dict[str, torch.Tensor] = {}
         self._plain: dict[str, torch.Tensor] = {}
         self._linears: dict[str, _Packed] = {}
+        self._spare: torch.Tensor | None = None  # the last layer's matrix that was quantised
         self.peak_unpacked_bytes = 0  # most of matrices that wait to be quantised
+
+    def turn(self, placement: Placement) -> tuple[int, bool]:
+        """When to read it, by a stable sort: what is outside layers first, the largest before all,
+        and of equals what is packed, since that may take as much again meanwhile."""
+        names = placement.parameters
+        if not _is_outside(names[0]):
+            return 0, False
+        return -placement.entry.nbytes, not self.would_pack(names)
 
     def view(self, name: str) -> torch.Tensor:
         """The place of parameter ``name``, in its parameter's shape."""
@@ -188,7 +211,7 @@ class _Assembly(Generic[_Packed]):
         members = [self._parameters[f"{member}.{kind}"] for member in linear.parts]
         if fused not in self._open:
             rows = sum(member.shape[0] for member in members)
-            self._open[fused] = self._empty((rows, *parameter.shape[1:]))
+            self._open[fused] = self._room((rows, *parameter.shape[1:]))
             if self._quantization is not None:
                 unpacked = sum(tensor.nbytes for tensor in self._open.values())
                 self.peak_unpacked_bytes = max(self.peak_unpacked_bytes, unpacked)
@@ -225,13 +248,38 @@ class _Assembly(Generic[_Packed]):
         weight = self._open.pop(f"{linear.name}.weight")
         bias = self._open.pop(f"{linear.name}.bias", None)
         first = self._parameters[f"{linear.parts[0]}.weight"]
-        return self._pack(weight, self._held_format(first.component), bias)
+        held = self._held_format(first.component)
+        packed = self._pack(weight, held, bias)
+        # A GPU's would be written while the kernels that quantise may still read it.
+        if held != self._format and weight.is_cpu and not _is_outside(linear.name):
+            self._keep(weight)
+        return packed
+
+    def _room(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """For a matrix or a bias: where a matrix was that has been quantised, if it is as large.
+
+        Taken and given back each time, such memory would leave holes in malloc's arena."""
+        spare, size = self._spare, prod(shape)
+        if spare is None or spare.numel() < size or len(shape) < 2:
+            return self._empty(shape)
+        self._spare = None
+        return spare[:size].view(shape)
+
+    def _keep(self, weight: torch.Tensor) -> None:
+        whole = weight.new_empty(0).set_(weight.untyped_storage())
+        if self._spare is None or self._spare.numel() < whole.numel():
+            self._spare = whole
 
     def _held_format(self, component: str) -> str:
         return held_format(component, self._format, self._quantization, self._quantised)
 
     def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=torch_dtype(self._format), device=self._device)
+
+
+def _is_outside(name: str) -> bool:
+    """Of a parameter or a matrix: it is of no layer."""
+    return not name.startswith("layers.")
 
 
 def _rows_before(members: list[Parameter], name: str) -> int:
