@@ -75,7 +75,8 @@ static void say(const struct machine *on, const char *what, const void *made, si
 static void products(const struct machine *on) {
     static const char *const names[] = {"f32", "bf16", "f16", "int8"};
     static const int shapes[][3] = {/* rows, channels, inputs */
-        {1, 50, 65}, {1, 130, 1030}, {2, 33, 258}, {4, 15, 63}, {7, 50, 1030}, {33, 40, 520}};
+        {1, 50, 65}, {1, 130, 1030}, {2, 33, 258}, {4, 15, 63}, {7, 50, 1030}, {33, 40, 520},
+        {4, 1041, 66}};
     for (int format = QR_F32; format <= QR_INT8; format++)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             const int rows = shapes[i][0], channels = shapes[i][1], inputs = shapes[i][2];

@@ -55,8 +55,9 @@ def test_products_of_any_size(channels: int, inputs: int, format: str) -> None:
 
 @each_format
 def test_a_row_is_the_same_bits_in_any_company_and_on_any_threads(format: str) -> None:
-    """As many rows as units of every kind have, in chunks, alone, and behind other rows."""
-    for channels, inputs in ((50, 1030), (130, 65), (16, 512), (33, 1)):
+    """As many rows as units of every kind have, in chunks, alone, and behind other rows. With many
+    channels, for as many threads as have enough of them, few rows read several tiles at once."""
+    for channels, inputs in ((50, 1030), (130, 65), (16, 512), (33, 1), (2081, 65), (1041, 520)):
         packed = pack_linear(matrix(channels, inputs, format), format, torch.randn(channels))
         x, residual = torch.randn(40, inputs), torch.randn(40, channels)
         with threads(1):

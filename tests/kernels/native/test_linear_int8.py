@@ -16,7 +16,7 @@ from kernels.footprint.native_linear import GROUP, ROW_GROUP, TILE
 from kernels.linears import LinearWeight
 from tests.kernels.native.test_linear import product
 
-SHAPES = [(1, 1), (15, 63), (16, 32), (17, 64), (50, 65), (33, 257), (130, 1030)]
+SHAPES = [(1, 1), (15, 63), (16, 32), (17, 64), (50, 65), (33, 257), (130, 1030), (1041, 130)]
 UNFUSED = ("portable",)  # levels that round a product before it is added
 
 
