@@ -70,7 +70,7 @@ def serve(config: ServerConfig) -> int:
             with lasting():
                 from server.app.api_process import HttpServer  # the web packages, late
 
-            server = HttpServer(config, model, connections, listener, gauges, spawn, started)
+                server = HttpServer(config, model, connections, listener, gauges, spawn, started)
             return asyncio.run(server.run(first))
     finally:
         first.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tokenizers
+from tokenizers import models
 
 from server.errors import ErrorCode, QuireError, StartupError
 from server.text.tokenizer import Tokenizer
@@ -57,6 +59,21 @@ def test_a_text_with_a_token_that_the_model_was_never_given_is_refused() -> None
         tokenizer.encode("a [PAD] b")
     assert raised.value.code is ErrorCode.INVALID_VALUE
     assert Tokenizer(backend, vocab_size=known + 1).encode("[PAD]") == [known]
+
+
+@pytest.mark.parametrize("pieces", ["unigram", "wordlevel"])
+def test_a_model_that_was_given_fewer_pieces_refuses_the_others(pieces: str) -> None:
+    """Whether the vocabulary is a list, whose places are the ids, or says them."""
+    words = ["<unk>", "a", "b", "c"]
+    model = (
+        models.Unigram([(word, -1.0) for word in words], 0)
+        if pieces == "unigram"
+        else models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>")
+    )
+    tokenizer = Tokenizer(tokenizers.Tokenizer(model), vocab_size=3)
+    assert tokenizer.encode("b") == [2]
+    with pytest.raises(QuireError, match="whose id 3 is beyond"):
+        tokenizer.encode("c")
 
 
 def test_a_folder_without_a_usable_tokenizer_is_refused_by_file(tmp_path: Path) -> None:
