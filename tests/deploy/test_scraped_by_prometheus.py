@@ -35,7 +35,7 @@ PANELS = [
     for target in panel.get("targets", ())
 ]
 # Of a cache in 16 bits half the bytes: little enough that requests are preempted.
-OPTIONS = {"max-num-seqs": 8, "kv-cache-memory": "2560KiB", "max-model-len": 512}
+OPTIONS = {"max-num-seqs": 8, "kv-cache-memory": "2MiB", "max-model-len": 512}
 CLIENTS = 16
 ENDS = ("stop", "length", "abort", "invalid")
 SEEN_S = 60.0  # what a time series panel is asked for
