@@ -25,7 +25,7 @@ from server.ipc.gauges import GaugeBlock
 from server.memory.accounting.gpu_device import torch_has_cuda
 from server.memory.accounting.process import limit_malloc_arenas
 from server.worker.channel import ChannelClosed, EngineChannel
-from server.worker.late_imports import ASKS_WHERE_IT_IS, UNUSED_ON_A_CPU, defer, place
+from server.worker.late_imports import UNUSED_ON_A_CPU, defer
 from server.worker.loop import run_engine
 
 EXIT_STARTUP = 2  # as the server's own
@@ -42,7 +42,6 @@ def main(arguments: list[str]) -> int:
     limit_thread_spinning()
     if not torch_has_cuda():
         defer(UNUSED_ON_A_CPU)
-    place(ASKS_WHERE_IT_IS)
     channel = EngineChannel(socket.socket(fileno=socket_fd))
     try:
         _serve(channel, GaugeBlock(gauges_fd, GAUGE_NAMES))

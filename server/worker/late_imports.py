@@ -5,14 +5,10 @@ shapes without values (``_meta_registrations``), traces programs (``export``), h
 unlike lengths (``nested``) and replaces operations of GPUs (``_native``). A module that is deferred
 is there, by its name, file and place; its code runs when one of its attributes is wanted. So
 nothing is missing, it only comes late.
-
-One module of torch asks ``inspect`` where it stands itself, which then looks for the place of every
-module that there is, on disk: 0.08 s. ``inspect`` is told beforehand.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -20,32 +16,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 UNUSED_ON_A_CPU = ("torch._meta_registrations", "torch.export", "torch._native", "torch.nested")
-ASKS_WHERE_IT_IS = ("torch.utils._debug_mode._mode",)
 
 
 def defer(names: Iterable[str]) -> None:
     """Modules of these names run when they are first used; to be called before they are loaded."""
     sys.meta_path.insert(0, _Finder(frozenset(names)))
-
-
-def place(names: Iterable[str]) -> None:
-    """``inspect`` knows where these modules are when they are loaded, as it would by a search."""
-    sys.meta_path.insert(0, _Placing(frozenset(names)))
-
-
-class _Placing(MetaPathFinder):
-    def __init__(self, names: frozenset[str]) -> None:
-        self._names = names
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname not in self._names:
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.origin is not None:
-            getattr(inspect, "modulesbyfile", {})[spec.origin] = fullname  # its cache
-        return spec
 
 
 class _Finder(MetaPathFinder):

@@ -55,20 +55,3 @@ print(torch.export.export.__name__)
 """
     assert python(code) == "True [[3.0, 3.0], [3.0, 3.0]]\nexport\n"
     assert UNUSED_ON_A_CPU
-
-
-def test_inspect_is_told_where_the_module_is_that_asks() -> None:
-    """A version of torch that no longer asks, or another of whose modules does, is noticed."""
-    code = """
-import inspect
-defer(UNUSED_ON_A_CPU)
-{}
-import server.worker.build
-from torch.utils._debug_mode import _mode
-print(len(inspect._filesbymodname), inspect.getmodule(_mode.DebugMode).__name__)
-print(inspect.modulesbyfile.get(_mode.__file__))
-"""
-    name = "torch.utils._debug_mode._mode"
-    assert python(code.format("place(ASKS_WHERE_IT_IS)")) == f"0 {name}\n{name}\n"
-    searched = python(code.format("")).partition(" ")[0]
-    assert int(searched) > 500
