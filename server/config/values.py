@@ -85,14 +85,7 @@ def named(values: Callable[[], Mapping[str, object]]) -> Reader:
 
 def choice_of(values: Callable[[], tuple[str, ...]]) -> Reader:
     """One of ``values``, which are asked for when there is a text to read."""
-
-    def read(text: str) -> str:
-        allowed = values()
-        if text not in allowed:
-            raise ValueError(f"{text!r} is not one of {', '.join(allowed)}")
-        return text
-
-    return read
+    return named(lambda: {value: value for value in values()})
 
 
 def read_switch(text: str) -> bool:
