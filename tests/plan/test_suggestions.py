@@ -270,10 +270,19 @@ def test_a_narrower_cache_is_offered_where_it_is_served() -> None:
     changes = changes_that_fit(LLAMA_8B, asked, available, refusal(LLAMA_8B, asked, available))
     narrow = next(change for change in changes if change.option == "--kv-cache-dtype int8")
     assert size_memory(LLAMA_8B, narrow.args, available).config.cache.format == "int8"
-    wide = replace(asked, backend="torch", quantization=None)
-    for fewer in (GIB, 4 * GIB):  # where it is not served nobody hears of it
-        changes = changes_that_fit(LLAMA_8B, wide, fewer, refusal(LLAMA_8B, wide, fewer))
-        assert "kv-cache-dtype" not in " ".join(change.option for change in changes)
+
+
+def test_and_nowhere_else() -> None:
+    def options(backend: str, held: str | None = None) -> list[str]:
+        asked = EngineArgs(device="cpu", backend=backend, dtype="bfloat16", kv_cache_dtype=held)
+        now = resolve_engine(asked, LLAMA_8B, 8192)
+        changes = smallest_changes(
+            asked, GIB, lambda args, _: args.kv_cache_dtype not in (None, held), now=now
+        )
+        return [change.option for change in changes]
+
+    assert options("native") == ["--kv-cache-dtype int8"]
+    assert options("native", "int8") == options("torch") == []
 
 
 def test_a_cache_too_small_for_anything_hides_no_other_change() -> None:
